@@ -1,0 +1,61 @@
+# make demo    run the workflow on the model in data/demo-moe, print the results
+# make test    run the tests
+# make check   lint, formats, types
+# make lock    resolve envs/*.txt anew
+#
+# Each sets up .venv first, from the locked requirements, where they changed. Needed: git, make, Python >= 3.11 with venv.
+# PYTHON=python3.12 makes .venv with that interpreter; TORCH_INDEX=URL takes torch from that index, for example
+# https://download.pytorch.org/whl/cpu, whose build is small and runs on CPUs only.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+
+PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONNOUSERSITE := 1
+
+ifneq ($(words $(CURDIR)),1)
+$(error Snakemake cannot work below a path with a blank: move this folder; it is $(CURDIR))
+endif
+
+.PHONY: demo test check lock
+.DELETE_ON_ERROR:
+
+demo: .venv/run
+	.venv/bin/snakemake --cores all
+	.venv/bin/mergemoe table
+	@echo "report: results/report/index.html"
+
+test: .venv/dev
+	.venv/bin/pytest
+
+check: .venv/dev
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/snakefmt --check Snakefile
+	.venv/bin/pyright
+
+lock: .venv/made
+	.venv/bin/python envs/lock.py
+
+.venv/made:
+	@command -v $(PYTHON) > /dev/null || \
+		{ echo "$(PYTHON) is not here: install Python 3.11 or newer, or name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+		{ echo "$$($(PYTHON) --version) is too old: 3.11 or newer is needed; name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c "import ensurepip, venv" 2> /dev/null || \
+		{ echo "$(PYTHON) comes without venv: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+# One resolution, so that nothing brings another torch. A CPU build of torch wants nothing of cuda.txt.
+.venv/run: .venv/made envs/cpu.txt envs/cuda.txt pyproject.toml
+	@echo "installing the locked requirements into .venv; torch is large"
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement envs/cpu.txt --constraint envs/cuda.txt
+	$(PIP) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+.venv/dev: .venv/run envs/dev.txt
+	$(PIP) --requirement envs/dev.txt
+	@touch $@

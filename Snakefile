@@ -1,0 +1,317 @@
+"""Compress Mixture-of-Experts models by merging experts; the rules stand in the order the data flows."""
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version
+
+from mergemoe import preflight, store
+from mergemoe.errors import UserError
+from mergemoe.params import read_params
+from stages.graph import CAPTURE, CLUSTER, LAYOUT, MODEL, PATTERNS, PROFILE, REFERENCE, SCORE, SOLVE, TOKENS, Graph
+from stages.tracking import code, files_below
+
+min_version("9.0")
+
+
+configfile: "params.yaml"
+
+
+try:
+    params = read_params(config)
+    preflight.check(params)
+    graph = Graph(params)
+except UserError as mistake:
+    raise WorkflowError(str(mistake)) from None
+
+
+wildcard_constraints:
+    **PATTERNS,
+
+
+onstart:
+    store.sweep("results")
+    preflight.check_texts(params)
+
+
+rule all:
+    """The report, and with it everything else."""
+    default_target: True
+    input:
+        "results/report/index.html",
+
+
+rule layout:
+    """Where the experts of a checkpoint lie and how they compute."""
+    input:
+        checkpoint=graph.checkpoint_files,
+    output:
+        LAYOUT,
+    log:
+        "logs/layout/{model}.log",
+    benchmark:
+        "logs/bench/layout/{model}.jsonl"
+    params:
+        cfg=graph.choice("model"),
+        code=code("stages.layout"),
+    shell:
+        "python -m stages.layout --cfg {params.cfg:q} --code {params.code} --out {output:q} 2> {log:q}"
+
+
+rule calibrate:
+    """The sequences that compressions are fitted on, and the manifest of their documents."""
+    input:
+        layout=LAYOUT,
+        source=graph.calibration_text,
+    output:
+        TOKENS + ".safetensors",
+        TOKENS + ".json",
+    log:
+        "logs/calibrate/{model}/{calibrate}.log",
+    benchmark:
+        "logs/bench/calibrate/{model}/{calibrate}.jsonl"
+    params:
+        cfg=graph.choice("calibrate"),
+        code=code("stages.calibrate"),
+    shell:
+        "python -m stages.calibrate --cfg {params.cfg:q} --code {params.code}"
+        " --layout {input.layout:q} --out {output[0]:q} 2> {log:q}"
+
+
+rule capture:
+    """One pass of the model over the sequences: a folder with one file per MoE layer."""
+    input:
+        layout=LAYOUT,
+        tokens=TOKENS + ".safetensors",
+    output:
+        directory(CAPTURE),
+    log:
+        "logs/capture/{model}/{calibrate}.log",
+    benchmark:
+        "logs/bench/capture/{model}/{calibrate}.jsonl"
+    threads: params.capture.threads
+    params:
+        cfg=graph.section("capture"),
+        code=code("stages.capture"),
+    shell:
+        "python -m stages.capture --cfg {params.cfg:q} --code {params.code}"
+        " --layout {input.layout:q} --tokens {input.tokens:q} --out {output:q} 2> {log:q}"
+
+
+rule profile:
+    """Usage, saliency and router geometry of one layer's experts."""
+    input:
+        layout=LAYOUT,
+        capture=CAPTURE,
+    output:
+        PROFILE,
+    log:
+        "logs/profile/{model}/{calibrate}/layer_{layer}.log",
+    benchmark:
+        "logs/bench/profile/{model}/{calibrate}/layer_{layer}.jsonl"
+    threads: params.profile.threads
+    params:
+        cfg=graph.section("profile"),
+        code=code("stages.profile"),
+    shell:
+        "python -m stages.profile --cfg {params.cfg:q} --code {params.code} --layer {wildcards.layer}"
+        " --layout {input.layout:q} --capture {input.capture:q}/layer_{wildcards.layer}.h5 --out {output:q} 2> {log:q}"
+
+
+rule cluster:
+    """Which experts of one layer become one."""
+    input:
+        layout=LAYOUT,
+        capture=CAPTURE,
+        profile=PROFILE,
+    output:
+        CLUSTER,
+    log:
+        "logs/cluster/{model}/{calibrate}/{cluster}/layer_{layer}.log",
+    benchmark:
+        "logs/bench/cluster/{model}/{calibrate}/{cluster}/layer_{layer}.jsonl"
+    threads: lambda wildcards: params.cluster[wildcards.cluster].threads
+    params:
+        cfg=graph.cluster_choice,
+        code=code("stages.cluster"),
+    shell:
+        "python -m stages.cluster --cfg {params.cfg:q} --code {params.code} --layer {wildcards.layer}"
+        " --layout {input.layout:q} --capture {input.capture:q}/layer_{wildcards.layer}.h5"
+        " --profile {input.profile:q} --out {output:q} 2> {log:q}"
+
+
+rule solve:
+    """The merged experts of one layer, by one method, and the record of their errors."""
+    input:
+        layout=LAYOUT,
+        capture=CAPTURE,
+        profile=PROFILE,
+        cluster=CLUSTER,
+    output:
+        SOLVE + ".safetensors",
+        SOLVE + ".json",
+    log:
+        "logs/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}.log",
+    benchmark:
+        "logs/bench/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}.jsonl"
+    threads: lambda wildcards: params.solve[wildcards.solve].threads
+    params:
+        cfg=graph.choice("solve"),
+        code=graph.solve_code,
+    shell:
+        "python -m stages.solve --cfg {params.cfg:q} --code {params.code} --layer {wildcards.layer}"
+        " --layout {input.layout:q} --capture {input.capture:q}/layer_{wildcards.layer}.h5"
+        " --profile {input.profile:q} --cluster {input.cluster:q} --out {output[0]:q} 2> {log:q}"
+
+
+rule assemble:
+    """The compact Hugging Face checkpoint of one run."""
+    input:
+        layout=LAYOUT,
+        solved=graph.per_layer(SOLVE + ".safetensors"),
+    output:
+        directory(MODEL),
+    log:
+        "logs/assemble/{model}/{calibrate}/{cluster}/{solve}.log",
+    benchmark:
+        "logs/bench/assemble/{model}/{calibrate}/{cluster}/{solve}.jsonl"
+    params:
+        cfg=graph.run_choice,
+        code=code("stages.assemble"),
+    shell:
+        "python -m stages.assemble --cfg {params.cfg:q} --code {params.code}"
+        " --layout {input.layout:q} --solved {input.solved:q} --out {output:q} 2> {log:q}"
+
+
+rule reference:
+    """The full model's states on the held-out text, which fidelity compares with."""
+    input:
+        layout=LAYOUT,
+        source=graph.heldout_text,
+    output:
+        directory(REFERENCE),
+    log:
+        "logs/reference/{model}.log",
+    benchmark:
+        "logs/bench/reference/{model}.jsonl"
+    threads: params.evaluate.threads
+    params:
+        cfg=graph.evaluate("heldout", "dtype", "batch_tokens", "threads"),
+        code=code("stages.reference"),
+    shell:
+        "python -m stages.reference --cfg {params.cfg:q} --code {params.code}"
+        " --layout {input.layout:q} --out {output:q} 2> {log:q}"
+
+
+rule fidelity:
+    """How near one model is to the full one, on the held-out text."""
+    input:
+        layout=LAYOUT,
+        made=graph.made,
+        reference=REFERENCE,
+    output:
+        SCORE.format(model="{model}", subject="{subject}", task="fidelity"),
+    log:
+        "logs/fidelity/{model}/{subject}.log",
+    benchmark:
+        "logs/bench/fidelity/{model}/{subject}.jsonl"
+    threads: params.evaluate.threads
+    params:
+        cfg=graph.evaluate("dtype", "batch_tokens", "threads"),
+        code=code("stages.fidelity"),
+        model=graph.folder,
+        made=graph.digests,
+    shell:
+        "python -m stages.fidelity --cfg {params.cfg:q} --code {params.code}"
+        " --layout {input.layout:q} --model {params.model:q} --made {params.made:q}"
+        " --reference {input.reference:q} --out {output:q} 2> {log:q}"
+
+
+rule evaluate:
+    """The score of one model on one task of lm-eval."""
+    input:
+        made=graph.made,
+        task=graph.task_files,
+    output:
+        SCORE,
+    log:
+        "logs/evaluate/{model}/{subject}/{task}.log",
+    benchmark:
+        "logs/bench/evaluate/{model}/{subject}/{task}.jsonl"
+    threads: params.evaluate.threads
+    params:
+        cfg=graph.task_choice,
+        code=code("stages.evaluate"),
+        model=graph.folder,
+        made=graph.digests,
+    shell:
+        "python -m stages.evaluate --cfg {params.cfg:q} --code {params.code} --task {wildcards.task}"
+        " --model {params.model:q} --made {params.made:q} --out {output:q} 2> {log:q}"
+
+
+rule report:
+    """metrics.json, a card per run, and the page."""
+    input:
+        layouts=graph.every(LAYOUT),
+        profiles=graph.every(PROFILE),
+        clusters=graph.every(CLUSTER),
+        solves=graph.every(SOLVE + ".json"),
+        models=graph.every(MODEL),
+        scores=graph.scores(*params.evaluate.tasks, "fidelity"),
+        templates=files_below("mergemoe/templates"),
+    output:
+        metrics="results/metrics.json",
+        page="results/report/index.html",
+        cards=directory("results/cards"),
+    log:
+        "logs/report.log",
+    params:
+        cfg=graph.report(),
+        code=code("stages.report"),
+    shell:
+        "python -m stages.report --cfg {params.cfg:q} --code {params.code} --results results"
+        " --metrics {output.metrics:q} --page {output.page:q} --cards {output.cards:q} 2> {log:q}"
+
+
+# One target per DVC stage.
+rule stage_layout:
+    input:
+        graph.every(LAYOUT),
+
+
+rule stage_calibrate:
+    input:
+        graph.every(TOKENS + ".safetensors"),
+
+
+rule stage_capture:
+    input:
+        graph.every(CAPTURE),
+
+
+rule stage_profile:
+    input:
+        graph.every(PROFILE),
+
+
+rule stage_cluster:
+    input:
+        graph.every(CLUSTER),
+
+
+rule stage_solve:
+    input:
+        graph.every(SOLVE + ".json"),
+
+
+rule stage_assemble:
+    input:
+        graph.every(MODEL),
+
+
+rule stage_evaluate:
+    input:
+        graph.scores(*params.evaluate.tasks, "fidelity"),
+
+
+rule stage_report:
+    input:
+        rules.report.output,

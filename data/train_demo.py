@@ -1,0 +1,179 @@
+"""Train data/demo-moe, the Mixture-of-Experts model that the demo compresses.
+
+    python data/train_demo.py --text DIR [--steps 2600] [--out data/demo-moe]
+
+A qwen3_moe of 6 million parameters, 16 experts of which 4 work on a token, with a byte-level BPE
+tokenizer of its own, trained on seven domains of text so that its experts specialize. The run is
+seeded; its bits repeat on one machine with one thread count. data/README.md has the command that
+made the committed model, its time and what it scored.
+"""
+
+import argparse
+import copy
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from passages import DOMAINS, read_passages
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+END = "<|endoftext|>"
+LENGTH = 256
+# Share of the training rows. Simple prose first: it teaches the grammar that BLiMP asks for.
+WEIGHTS = dict(books=0.18, code=0.14, math=0.12, speeches=0.08, stories=0.22, tinystories=0.10, wiki=0.16)
+
+
+def train_tokenizer(passages: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer; the one special token ends and begins every text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(passages, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, model_max_length=2 * LENGTH
+    )
+
+
+def rows_of(tokenizer: PreTrainedTokenizerFast, passages: list[str]) -> Tensor:
+    """Return the passages as rows [n, LENGTH + 1] of token ids, each passage begun by the end token."""
+    encoded = tokenizer(passages, add_special_tokens=False)["input_ids"]
+    stream = torch.tensor([token for ids in encoded for token in (tokenizer.eos_token_id, *ids)])
+    return stream[: len(stream) // (LENGTH + 1) * (LENGTH + 1)].view(-1, LENGTH + 1)
+
+
+def batches(rows: dict[str, Tensor], size: int, generator: torch.Generator):
+    """Yield batches [size, LENGTH + 1] for ever: domains by WEIGHTS, every row of a domain once per epoch."""
+    order = {domain: torch.randperm(len(r), generator=generator).tolist() for domain, r in rows.items()}
+    weights = torch.tensor([WEIGHTS[domain] for domain in DOMAINS])
+    while True:
+        batch = []
+        for k in torch.multinomial(weights, size, replacement=True, generator=generator).tolist():
+            domain = DOMAINS[k]
+            if not order[domain]:
+                order[domain] = torch.randperm(len(rows[domain]), generator=generator).tolist()
+            batch.append(rows[domain][order[domain].pop()])
+        yield torch.stack(batch)
+
+
+@torch.no_grad()
+def perplexity(model: Qwen3MoeForCausalLM, rows: Tensor) -> float:
+    """Return exp of the mean negative log-likelihood per token."""
+    model.eval()
+    total = 0.0
+    for batch in rows.split(16):
+        logits = model(batch[:, :-1]).logits.float().flatten(0, 1)
+        total += torch.nn.functional.cross_entropy(logits, batch[:, 1:].flatten(), reduction="sum").item()
+    model.train()
+    return math.exp(total / rows[:, 1:].numel())
+
+
+def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Any:
+    """Save a bfloat16 copy, ready to be loaded by transformers, and return it."""
+    saved: Any = copy.deepcopy(model)
+    saved = saved.to(torch.bfloat16)
+    saved.config.output_router_logits = False
+    saved.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return saved
+
+
+def main() -> None:
+    """Read the text, train tokenizer and model, report the held-out perplexities, save in bfloat16."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True, help="folder of <domain>.txt.gz files")
+    parser.add_argument("--out", type=Path, default=Path("data/demo-moe"))
+    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--batch", type=int, default=16, help="rows of 256 tokens a step")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--autocast", choices=["bfloat16", "none"], default="bfloat16", help="none where a CPU has no bfloat16 units"
+    )
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+
+    train = {domain: read_passages(args.text, domain, "train") for domain in DOMAINS}
+    # A tenth of the passages is enough for 4,096 tokens, and takes every domain's share of the text.
+    tokenizer = train_tokenizer([passage for p in train.values() for passage in p[::10]], vocab_size=4096)
+    rows = {domain: rows_of(tokenizer, passages) for domain, passages in train.items()}
+    heldout = {d: rows_of(tokenizer, read_passages(args.text, d, "heldout"))[:64] for d in DOMAINS}
+    print({domain: r.numel() for domain, r in rows.items()}, "training tokens", flush=True)
+
+    make_config: Any = Qwen3MoeConfig  # type checkers do not see all of its fields
+    config = make_config(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=32,
+        intermediate_size=512,
+        moe_intermediate_size=128,
+        num_experts=16,
+        num_experts_per_tok=4,
+        norm_topk_prob=True,
+        tie_word_embeddings=True,
+        max_position_embeddings=2 * LENGTH,
+        router_aux_loss_coef=0.01,
+        output_router_logits=True,  # adds the load-balancing loss; switched off in the saved configuration
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = Qwen3MoeForCausalLM(config)
+    model.set_experts_implementation("eager")  # on CPU several times as fast as grouped_mm
+    print(f"{model.num_parameters():,} parameters", flush=True)
+
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=args.lr,
+        betas=(0.9, 0.98),
+    )
+    warmup = max(1, args.steps // 25)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, (args.steps - step) / (args.steps - warmup))
+    )
+
+    start = time.monotonic()
+    draw = batches(rows, args.batch, torch.Generator().manual_seed(args.seed))
+    for step in range(args.steps):
+        batch = next(draw)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.autocast == "bfloat16"):
+            output = model(batch[:, :-1])
+        logits = output.logits.float().flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, batch[:, 1:].flatten())
+        (loss + config.router_aux_loss_coef * output.aux_loss).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        if step % 50 == 0 or step == args.steps - 1:
+            seconds = time.monotonic() - start
+            print(
+                f"step {step} loss {loss.item():.3f} balance {output.aux_loss.item():.3f} {seconds:.0f} s", flush=True
+            )
+        if step % 500 == 499:
+            save(model, tokenizer, args.out)  # for a look while it trains
+
+    saved = save(model, tokenizer, args.out).float()  # what is reported is what was saved
+    report = {domain: round(perplexity(saved, r), 2) for domain, r in heldout.items()}
+    print(json.dumps({"seconds": round(time.monotonic() - start), "heldout_perplexity": report}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

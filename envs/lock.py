@@ -1,0 +1,64 @@
+"""Write envs/cpu.txt, cuda.txt and dev.txt from pyproject.toml and pins.txt: `make lock`.
+
+pip resolves everything once in a throw-away environment, against an index whose torch is the CUDA build,
+and installs nothing. The CPU build of torch needs the same packages, only fewer.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+import venv
+from collections.abc import Iterable
+from pathlib import Path
+
+ENVS = Path(__file__).parent
+EXTRAS = ".[workflow,eval,report,slurm]"
+CUDA_ONLY = re.compile(r"(nvidia|cuda)-.*|triton")
+
+CPU = """\
+# Locked by `make lock`: what a run needs. The torch line takes the build of the index that pip asks:
+# the CUDA build from the default one, a CPU build with TORCH_INDEX (see Makefile)."""
+CUDA = """\
+# Locked by `make lock`: what torch's CUDA build adds on Linux.
+-r cpu.txt"""
+DEV = """\
+# Locked by `make lock`: what tests and checks add.
+-r cpu.txt"""
+
+
+def resolve(pip: list[str], *what: str) -> dict[str, str]:
+    """Return name and version, without the build's local suffix, of all that `what` needs."""
+    command = [*pip, "install", "--dry-run", "--ignore-installed", "--report", "-", "--quiet"]
+    command += ["--constraint", str(ENVS / "pins.txt"), *what]
+    report = json.loads(subprocess.run(command, cwd=ENVS.parent, stdout=subprocess.PIPE, check=True).stdout)
+    found = {p["metadata"]["name"]: p["metadata"]["version"].split("+")[0] for p in report["install"]}
+    return {re.sub("[-_.]+", "-", name).lower(): version for name, version in found.items()}
+
+
+def write(name: str, head: str, versions: dict[str, str], names: Iterable[str]) -> None:
+    """Write one lock, sorted."""
+    lines = [head, *(f"{package}=={versions[package]}" for package in sorted(names))]
+    (ENVS / name).write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Resolve with and without the tools of the developers, and split."""
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        pip = [f"{folder}/bin/python", "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "--quiet", "--upgrade", "pip"], check=True)  # --group needs pip 25.1
+        run = resolve(pip, EXTRAS)
+        versions = resolve(pip, EXTRAS, "--group", "dev")
+    if changed := {name for name in run if run[name] != versions[name]}:
+        raise SystemExit(f"the tools of the developers change what a run needs: {sorted(changed)}")
+    cuda = {name for name in run if CUDA_ONLY.fullmatch(name)}
+    if not cuda:
+        raise SystemExit("torch resolved to a CPU build: lock against the default index")
+    write("cpu.txt", CPU, run, run.keys() - cuda - {"mergemoe"})
+    write("cuda.txt", CUDA, run, cuda)
+    write("dev.txt", DEV, versions, versions.keys() - run.keys())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The HDF5 file of one layer's calibration activations: written batch by batch, checked, read in chunks.
+
+Datasets: hidden [n, H], expert_index [n, K], expert_weight [n, K], router_logits [n, N], sequence [n], and
+heldout [S], which of the S sequences are never fitted on. Padding is left out. bfloat16 is stored as its 16
+bits; compression is lossless. The digest in the provenance covers names, types, shapes and bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergemoe import store
+
+CHUNK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Some tokens of a layer: hidden [n, H] in float32, index [n, K], weight [n, K], logits [n, N]."""
+
+    hidden: Tensor
+    index: Tensor
+    weight: Tensor
+    logits: Tensor
+
+
+class Writer:
+    """Append batches to a new file; `close` seals it with its provenance."""
+
+    def __init__(self, path: Path, heldout: Tensor):
+        self.file: Any = h5py.File(path, "w")
+        self.file["heldout"] = heldout.bool().cpu().numpy()
+
+    def append(self, **arrays: Tensor) -> None:
+        """Add rows to every dataset."""
+        for name, rows in arrays.items():
+            array = _bits(rows)
+            if name not in self.file:
+                options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+                chunk = (CHUNK_ROWS, *array.shape[1:])
+                empty = (0, *array.shape[1:])
+                dataset = self.file.create_dataset(
+                    name, empty, array.dtype, maxshape=(None, *array.shape[1:]), chunks=chunk, **options
+                )
+                dataset.attrs["dtype"] = str(rows.dtype).removeprefix("torch.")
+            dataset = self.file[name]
+            dataset.resize(len(dataset) + len(array), axis=0)
+            dataset[-len(array) :] = array
+
+    def close(self, provenance: Mapping[str, Any]) -> None:
+        """Write provenance and digest, and close."""
+        self.file.attrs[store.KEY] = store.canonical({**provenance, "payload": _digest(self.file)})
+        self.file.close()
+
+
+class Reader:
+    """A sealed file, checked when it is opened."""
+
+    def __init__(self, path: str | Path):
+        """Open the file.
+
+        Raises:
+            ArtifactError: where it is truncated, or not what its writer wrote.
+        """
+        try:
+            self.file: Any = h5py.File(path, "r")
+            expected = json.loads(self.file.attrs[store.KEY])["payload"]
+            same = _digest(self.file) == expected
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            raise store.damaged(path, f"cannot be read as captured activations ({error})") from error
+        if not same:
+            raise store.damaged(path, "does not hold what was captured (its digest differs)")
+        sequence = torch.from_numpy(self.file["sequence"][:].astype(np.int64))
+        self.top_k = self.file["expert_index"].shape[1]
+        self.held = torch.from_numpy(self.file["heldout"][:])[sequence]
+
+    def __enter__(self) -> "Reader":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self.file.close()
+
+    def count(self, heldout: bool = False) -> int:
+        """Return the number of tokens of the fitted (or the held-out) sequences."""
+        return int((self.held == heldout).sum())
+
+    def chunks(self, heldout: bool = False, rows: int = 4096, device: torch.device | str = "cpu") -> Iterator[Tokens]:
+        """Yield the tokens of the fitted (or the held-out) sequences, at most `rows` at a time."""
+        for start in range(0, len(self.held), rows):
+            keep = self.held[start : start + rows] == heldout
+            if keep.any():
+                yield Tokens(
+                    hidden=self._read("hidden", start, rows)[keep].float().to(device),
+                    index=self._read("expert_index", start, rows)[keep].long().to(device),
+                    weight=self._read("expert_weight", start, rows)[keep].float().to(device),
+                    logits=self._read("router_logits", start, rows)[keep].float().to(device),
+                )
+
+    def _read(self, name: str, start: int, rows: int) -> Tensor:
+        dataset = self.file[name]
+        tensor = torch.from_numpy(dataset[start : start + rows])
+        return tensor.view(torch.bfloat16) if dataset.attrs["dtype"] == "bfloat16" else tensor
+
+
+def _bits(rows: Tensor) -> np.ndarray:
+    rows = rows.detach().cpu().contiguous()
+    return (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
+
+
+def _digest(file: Any) -> str:
+    whole = hashlib.sha256()
+    for name in sorted(file):
+        dataset = file[name]
+        whole.update(store.canonical([name, str(dataset.dtype), list(dataset.shape)]).encode())
+        for start in range(0, len(dataset), 16 * CHUNK_ROWS):
+            whole.update(np.ascontiguousarray(dataset[start : start + 16 * CHUNK_ROWS]).data)
+    return whole.hexdigest()

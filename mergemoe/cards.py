@@ -1,0 +1,101 @@
+"""Model cards: what a compressed checkpoint is, how it was made, how to load it, and what it scores.
+
+`describe` goes beside the weights before anything is measured; `full` is the same text with the scores.
+A run's parameters are {stage: parameters} of the stages in `STAGES`. Those in `CHOICES` have a `name`, too;
+`model` has a `path`, `solve` a `method`.
+
+Assembling a checkpoint imports this file: what only the report needs stands elsewhere.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Parameters = Mapping[str, Mapping[str, Any]]
+
+CHOICES = ("model", "calibrate", "cluster", "solve")
+STAGES = ("model", "calibrate", "capture", "cluster", "solve")
+
+LOADING = """\
+import mergemoe
+
+model = mergemoe.load("PATH")
+"""
+LOADING_WITHOUT = """\
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
+"""
+
+_TEXT = """\
+---
+{front}
+---
+
+# {model} with merged experts
+
+A compressed copy of `{model}`: in its Mixture-of-Experts layers, groups of experts became one expert each
+(method `{method}`). Everything else is the original's. It is run `{run}`:
+
+{made}
+
+## Load it
+
+`PATH` is the folder of the weights.
+
+```python
+{loading}```
+
+or, where mergemoe is not installed,
+
+```python
+{loading_without}```
+"""
+
+
+def describe(parameters: Parameters) -> str:
+    """Return the card of a run without its scores."""
+    made = [[stage, parameters[stage].get("name", ""), listed(parameters[stage])] for stage in STAGES]
+    return _TEXT.format(
+        front=_front(parameters["model"]["path"]),
+        model=parameters["model"]["name"],
+        run="/".join(parameters[stage]["name"] for stage in CHOICES),
+        method=parameters["solve"]["method"],
+        made=table(["stage", "choice", "parameters"], made),
+        loading=LOADING,
+        loading_without=LOADING_WITHOUT,
+    )
+
+
+def full(parameters: Parameters, scores: str, provenance: str) -> str:
+    """Return the card of a run with a section of scores, and their provenance as a comment of the front matter."""
+    return describe(parameters).replace("---\n", f"---\n# provenance: {provenance}\n", 1) + "\n" + scores
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    head = list(head)
+    cells = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+
+
+def listed(choice: Mapping[str, Any]) -> str:
+    """Return the parameters of a choice on one line."""
+    values = {key: _base(value) if key == "path" else value for key, value in choice.items() if key != "name"}
+    spelled = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    return ", ".join(f"{key}: {value}" for key, value in spelled.items() if value != "null")
+
+
+def _front(path: str) -> str:
+    """Return the card's metadata."""
+    return f"""\
+base_model: {json.dumps(_base(path))}
+library_name: transformers
+pipeline_tag: text-generation
+tags: [mergemoe, moe, model-compression]"""
+
+
+def _base(path: str) -> str:
+    """Return the original's path; of an absolute one only the folder's name is anyone's business."""
+    return Path(path).name if Path(path).is_absolute() else path

@@ -1,0 +1,94 @@
+"""The command `mergemoe`."""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from mergemoe.errors import UserError
+
+
+def main() -> None:
+    """Parse the command line and run one command; a user's mistake ends it in one clear line."""
+    parser = argparse.ArgumentParser(
+        prog="mergemoe", description="Compress Mixture-of-Experts models by merging experts."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("inspect", help="what a checkpoint is, and what each ratio would save")
+    command.add_argument("model", help="a checkpoint folder")
+    command.set_defaults(run=inspect)
+
+    command = commands.add_parser("plan", help="parameters, bytes, jobs, disk and tokens, before anything runs")
+    command.add_argument("--params", default="params.yaml", metavar="FILE")
+    command.set_defaults(run=plan)
+
+    command = commands.add_parser("table", help="the scores of results/metrics.json as a table")
+    command.set_defaults(run=table)
+
+    command = commands.add_parser("export", help="copy a run's checkpoint with its full card")
+    command.add_argument("name", metavar="RUN", help="MODEL/CALIBRATE/CLUSTER/SOLVE")
+    command.add_argument("folder", metavar="DIR", help="a new folder")
+    command.set_defaults(run=export)
+
+    args = parser.parse_args()
+    try:
+        args.run(args)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """Print a checkpoint's family, layers, experts and sizes; or why it cannot be compressed."""
+    from mergemoe import plan
+
+    print(plan.inspect(args.model))
+    from mergemoe import layout  # transformers: slow, and what is above needs it not
+
+    layout.describe(args.model, digests=False)
+    print("\nThis version can compress it.")
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Print what params.yaml will cost."""
+    import yaml
+
+    from mergemoe import plan, preflight
+    from mergemoe.params import read_params
+
+    if not Path(args.params).is_file():
+        raise UserError(f"{args.params}: no such file; run this beside a params.yaml, or name one with --params")
+    params = read_params(yaml.safe_load(Path(args.params).read_text()), args.params)
+    preflight.check(params)
+    print(plan.describe(params))
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print the scores."""
+    from mergemoe import metrics
+
+    path = Path("results/metrics.json")
+    if not path.is_file():
+        raise UserError(f"{path} is not there: run `snakemake --cores all` first")
+    print(metrics.table(json.loads(path.read_text())), end="")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Copy a checkpoint that is what was recorded, with the card that has its scores."""
+    from mergemoe import store
+
+    source, card = Path("results/models", args.name), Path("results/cards", f"{args.name}.md")
+    if not (source / "provenance.json").is_file() or not card.is_file():
+        done = sorted(
+            str(path.parent.relative_to("results/models"))
+            for path in Path("results/models").glob("*/*/*/*/config.json")
+        )
+        raise UserError(f"no finished run {args.name}; there are: {', '.join(done) or 'none'}")
+    if Path(args.folder).exists():
+        raise UserError(f"{args.folder} exists: export writes a new folder")
+    store.check_files(source, store.read_json(source / "provenance.json")["files"])
+    with store.atomic(args.folder) as folder:
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".*"))
+        shutil.copyfile(card, folder / "README.md")
+    print(f"{args.folder}: load it with mergemoe.load({args.folder!r})")

@@ -1,0 +1,94 @@
+"""How near a compressed model is to the full one, on held-out text.
+
+perplexity; mean KL(full || compressed) per token in nats; share of equal top-1 tokens; and per layer the relative
+squared error of the routed output on the full model's own inputs. Standard errors are over sequences, since
+the tokens of one sequence are not independent. The full model's final hidden states are kept; logits are made
+from them in chunks.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mergemoe.activations import Reader
+from mergemoe.features import activation_of
+from mergemoe.progress import track
+from mergemoe.solve import output_error
+from mergemoe.weights import read_expert_map, read_experts
+
+
+@torch.no_grad()
+def language_scores(
+    head: nn.Module,
+    hidden: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    device: torch.device | str = "cpu",
+    full_hidden: Tensor | None = None,
+) -> dict[str, float]:
+    """Return perplexity and, against `full_hidden`, KL and top-1 agreement, each with its standard error.
+
+    Args:
+        head: final hidden states to logits.
+        hidden: [S, L, H] final hidden states of the model that is measured.
+        ids: [S, L] tokens.
+        mask: [S, L] 1 on tokens.
+        device: where the head is.
+        full_hidden: [S, L, H] of the full model.
+    """
+    per_sequence: dict[str, list[tuple[float, int]]] = {"nll": [], "kl": [], "top1": []}
+    for row in range(len(ids)):
+        real = mask[row, 1:].bool()
+        targets = ids[row, 1:][real].long().to(device)
+        logp = head(hidden[row, :-1][real].to(device)).float().log_softmax(-1)
+        count = len(targets)
+        per_sequence["nll"].append((-logp.gather(1, targets[:, None]).double().sum().item(), count))
+        if full_hidden is not None:
+            full = head(full_hidden[row, :-1][real].to(device)).float().log_softmax(-1)
+            per_sequence["kl"].append(((full.exp() * (full - logp)).double().sum().item(), count))
+            per_sequence["top1"].append(((full.argmax(-1) == logp.argmax(-1)).double().sum().item(), count))
+    nll, nll_error = _mean(per_sequence["nll"])
+    scores = {"perplexity": math.exp(nll), "perplexity_stderr": math.exp(nll) * nll_error}
+    for name in ("kl", "top1") if full_hidden is not None else ():
+        scores[name], scores[f"{name}_stderr"] = _mean(per_sequence[name])
+    return scores
+
+
+def _mean(sums: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """Return the mean per token, and its standard error with sequences as the units (a ratio estimate)."""
+    tokens = sum(count for _, count in sums)
+    mean = sum(total for total, _ in sums) / tokens
+    residual = sum((total - mean * count) ** 2 for total, count in sums)
+    units = len(sums)
+    return mean, math.sqrt(residual * units / max(1, units - 1)) / tokens
+
+
+def layer_errors(
+    layout: Mapping[str, Any], folder: str | Path, reference: str | Path, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Return {layer_007: {output_error}} of the compressed layers, on the full model's own inputs."""
+    errors = {}
+    for entry in layout["layers"]:
+        layer, name = entry["layer"], f"layer_{entry['layer']:03d}"
+        expert_map = read_expert_map(layout, layer, folder)
+        full, compact = (
+            read_experts(layout, layer, device, where).map(lambda m: m.float()) for where in (None, folder)
+        )
+        with Reader(Path(reference, f"{name}.h5")) as reader:
+            act = activation_of(entry["activation"])
+            error = output_error(full, compact, expert_map, reader, act, heldout=False)
+        if len(compact) < len(full) and error is not None:
+            errors[name] = {"output_error": error}
+    return errors
+
+
+def final_states(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Return the final hidden states [S, L, H] of a loaded model."""
+    decoder = model.get_decoder()
+    with torch.no_grad():
+        batches_done = track(batches, "fidelity: batches")
+        return torch.cat([decoder(**batch, use_cache=False).last_hidden_state.cpu() for batch in batches_done])

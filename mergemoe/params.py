@@ -1,0 +1,208 @@
+"""params.yaml: every number a result depends on, checked before the first job.
+
+A section per stage; `model`, `calibrate`, `cluster` and `solve` hold named choices, and a run is one of
+each. Only the Snakefile and the command line read this module: a stage gets its own choice, complete and
+checked, as JSON, so that a new method or key changes nothing that exists.
+"""
+
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mergemoe.errors import UserError
+
+
+class Section(BaseModel):
+    """A part of params.yaml; unknown keys are errors, types are strict, values cannot be changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Model(Section):
+    """A checkpoint."""
+
+    path: str = Field(description="folder with config.json, safetensors and a tokenizer")
+
+
+class Text(Section):
+    """Where text comes from: a local file, or a Hugging Face data set at one commit."""
+
+    source: str | None = Field(default=None, description="a .jsonl, .jsonl.gz, .txt or .txt.gz file")
+    dataset: str | None = Field(default=None, description="a Hugging Face data set, in place of `source`")
+    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$", description="its full commit hash")
+    subset: str | None = Field(default=None, description="its configuration, if it has several")
+    split: str = "train"
+    field: str = Field(default="text", description="the key of the text in each row")
+    samples: int = Field(gt=0, description="sequences")
+    length: int = Field(gt=1, description="tokens per sequence")
+    seed: int = 0
+    pack: bool = Field(default=True, description="join documents and cut; false: a document a sequence, cut or padded")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Text":
+        if (self.source is None) == (self.dataset is None):
+            raise ValueError("give `source` (a local file) or `dataset` (a Hugging Face data set), one of them")
+        if self.dataset is not None and self.revision is None:
+            raise ValueError("`dataset` needs `revision`, its full commit hash: a name alone changes under you")
+        return self
+
+
+class Calibrate(Text):
+    """The sequences that a compression is fitted on."""
+
+    holdout: float = Field(default=0.125, ge=0, lt=1, description="share of sequences never fitted on, to measure with")
+
+
+class Capture(Section):
+    """The one pass of the model over the calibration sequences."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    batch_tokens: int = Field(default=16384, gt=0, description="tokens of one forward batch; memory grows with it")
+    threads: int = Field(default=1, gt=0, description="CPU threads; the last bits depend on it")
+
+
+class Profile(Section):
+    """Usage, saliency and router geometry."""
+
+    threads: int = Field(default=1, gt=0)
+
+
+class Cluster(Section):
+    """Which experts become one."""
+
+    by: Literal["weights"]
+    experts: int | float = Field(gt=0, description="int: experts kept; float in (0, 1]: share kept, rounded up")
+    layers: str = Field(default="all", description="all, or a range such as 2-3 of the model's layer numbers")
+    threads: int = Field(default=1, gt=0)
+
+    @model_validator(mode="after")
+    def _range(self) -> "Cluster":
+        if isinstance(self.experts, float) and self.experts > 1:
+            raise ValueError(f"experts: {self.experts} is a share above 1; a whole number keeps that many experts")
+        first, last = self.bounds()
+        if first > last:
+            raise ValueError(f"layers: {self.layers!r} is an empty range")
+        return self
+
+    def bounds(self) -> tuple[int, float]:
+        """Return the first and the last layer number of the range."""
+        if self.layers == "all":
+            return 0, float("inf")
+        if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", self.layers)):
+            raise ValueError(f"layers: {self.layers!r} is neither `all` nor a range such as '2-3'")
+        return int(match[1]), int(match[2] or match[1])
+
+
+class Average(Section):
+    """Plain averages of all three matrices: the baseline."""
+
+    method: Literal["average"]
+    threads: int = Field(default=1, gt=0)
+
+
+class MergeMoE(Section):
+    """The paper's method: usage-weighted features, least squares for the down-projection."""
+
+    method: Literal["mergemoe"]
+    ridge: float = Field(
+        default=0.0, ge=0, description="damping, a share of the mean squared feature; 0 is the paper's"
+    )
+    threads: int = Field(default=1, gt=0, description="CPU threads; the last bits depend on it")
+
+
+class Task(Section):
+    """One task of lm-eval."""
+
+    include: str | None = Field(default=None, description="folder of task files, for a task that is not lm-eval's own")
+    fewshot: int = Field(default=0, ge=0)
+    limit: int | None = Field(default=None, gt=0, description="examples per (sub)task")
+    batch_size: int = Field(default=32, gt=0)
+
+
+class Evaluate(Section):
+    """What a compressed model is measured by."""
+
+    tasks: dict[str, Task] = {}
+    heldout: Text = Field(description="text for fidelity: perplexity, KL and output error against the full model")
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    batch_tokens: int = Field(default=16384, gt=0, description="tokens of one forward batch of fidelity")
+    threads: int = Field(default=1, gt=0)
+
+
+class Run(NamedTuple):
+    """One choice of each kind."""
+
+    model: str
+    calibrate: str
+    cluster: str
+    solve: str
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    model: dict[str, Model]
+    calibrate: dict[str, Calibrate]
+    capture: Capture = Capture()
+    profile: Profile = Profile()
+    cluster: dict[str, Cluster]
+    solve: dict[str, Annotated[Average | MergeMoE, Field(discriminator="method")]]
+    evaluate: Evaluate
+    runs: Literal["all"] | list[Annotated[list[str], Field(min_length=4, max_length=4)]]
+
+    @model_validator(mode="after")
+    def _names(self) -> "Params":
+        kinds = {"model": self.model, "calibrate": self.calibrate, "cluster": self.cluster, "solve": self.solve}
+        for kind, named in {**kinds, "evaluate.tasks": self.evaluate.tasks}.items():
+            for name in named:
+                if not re.fullmatch(r"\w+", name, re.ASCII):
+                    raise ValueError(f"{kind}: the name {name!r} becomes a folder: letters, digits and _ only")
+        if "fidelity" in self.evaluate.tasks:
+            raise ValueError("evaluate.tasks: `fidelity` is always measured; it is no task of lm-eval")
+        if "full" in self.calibrate:
+            raise ValueError("calibrate: the name `full` is taken by the uncompressed model's scores")
+        for run in self.runs if self.runs != "all" else []:
+            for kind, name in zip(kinds, run, strict=True):
+                if name not in kinds[kind]:
+                    raise ValueError(f"runs: {run} asks for {kind} {name!r}; there are: {', '.join(kinds[kind])}")
+        if len(self.all_runs()) != len(set(self.all_runs())) or not self.all_runs():
+            raise ValueError("runs: the list is empty or names a run twice")
+        return self
+
+    def all_runs(self) -> list[Run]:
+        """Return the runs, in order; `all` is every product."""
+        if self.runs == "all":
+            return [Run(*run) for run in itertools.product(self.model, self.calibrate, self.cluster, self.solve)]
+        return [Run(*run) for run in self.runs]
+
+
+def read_params(config: Mapping[str, Any], source: str | Path = "params.yaml") -> Params:
+    """Validate the content of params.yaml.
+
+    Raises:
+        UserError: one line per mistake, named by its path in the file.
+    """
+    try:
+        return Params.model_validate(config)
+    except ValidationError as error:
+        raise UserError("\n".join([f"{source} is not valid:", *dict.fromkeys(map(_explain, error.errors()))])) from None
+
+
+def _explain(mistake: Any) -> str:
+    of_a_union = ("int", "float", "literal[", "list[")  # pydantic names the alternative it tried, too
+    where = [str(part) for part in mistake["loc"] if not str(part).startswith(of_a_union)]
+    if where[:1] == ["solve"]:
+        del where[2:3]  # and here the method
+    path = ".".join(where)
+    message = mistake["msg"].removeprefix("Value error, ")
+    if mistake["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif isinstance(mistake["input"], str) and re.fullmatch(r"\d+e-?\d+", mistake["input"]):
+        message += f"; YAML reads {mistake['input']} as text: write {mistake['input'].replace('e', '.0e')}"
+    elif isinstance(mistake["input"], str | int | float):
+        message += f" (got {mistake['input']!r})"
+    return f"  {path or 'top level'}: {message}"

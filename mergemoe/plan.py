@@ -1,0 +1,146 @@
+"""What a params.yaml will cost, before anything runs: parameters, bytes, jobs, disk, tokens."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mergemoe import budget, checkpoint, cost
+from mergemoe.params import Params, Run
+
+
+def kept_per_layer(params: Params, run: Run) -> dict[int, tuple[int, int]]:
+    """Return {layer: (N, M)} of a run."""
+    chosen = params.cluster[run.cluster]
+    first, last = chosen.bounds()
+    layers = checkpoint.count_experts(params.model[run.model].path)
+    return {
+        layer: (n, budget.kept_experts(chosen.experts if first <= layer <= last else None, n))
+        for layer, n in layers.items()
+    }
+
+
+def sizes(params: Params, run: Run) -> dict[str, int]:
+    """Return the parameters and bytes of a run's checkpoint: exact for methods that keep the experts' width."""
+    path = params.model[run.model].path
+    whole = cost.count(path)
+    removed = Counter[str]()
+    experts = checkpoint.expert_sizes(path)
+    for layer, (n, m) in kept_per_layer(params, run).items():
+        for what in ("parameters", "bytes"):
+            removed[what] += experts[layer][what] * (n - m) // n
+    return {what: int(whole[what]) - removed[what] for what in ("parameters", "bytes")}
+
+
+def jobs(params: Params) -> dict[str, int]:
+    """Return the number of jobs per rule, if nothing was done yet."""
+    runs = params.all_runs()
+    layers = {model: len(checkpoint.count_experts(params.model[model].path)) for model in {r.model for r in runs}}
+
+    def distinct(depth: int) -> set[tuple[str, ...]]:
+        return {tuple(run[:depth]) for run in runs}
+
+    def per_layer(depth: int) -> int:
+        return sum(layers[choice[0]] for choice in distinct(depth))
+
+    scored = len(runs) + len(layers)
+    return {
+        "layout": len(layers),
+        "calibrate": len(distinct(2)),
+        "capture": len(distinct(2)),
+        "profile": per_layer(2),
+        "cluster": per_layer(3),
+        "solve": per_layer(4),
+        "assemble": len(runs),
+        "reference": len(layers),
+        "fidelity": scored,
+        "evaluate": scored * len(params.evaluate.tasks),
+        "report": 1,
+    }
+
+
+def disk(params: Params) -> dict[str, int]:
+    """Return the bytes of the large artifacts: captures and references before compression (estimates), checkpoints."""
+    runs = params.all_runs()
+    captures = references = 0
+    for model, calibrate in {(run.model, run.calibrate) for run in runs}:
+        chosen = params.calibrate[calibrate]
+        captures += _states(params, model, params.capture.dtype, chosen.samples * chosen.length)
+    for model in {run.model for run in runs}:
+        heldout = params.evaluate.heldout
+        references += _states(params, model, params.evaluate.dtype, heldout.samples * heldout.length)
+    return {
+        "captures": captures,
+        "references": references,
+        "checkpoints": sum(sizes(params, run)["bytes"] for run in runs),
+    }
+
+
+def _states(params: Params, model: str, dtype: str, tokens: int) -> int:
+    config = checkpoint.read_config(params.model[model].path)
+    width = {"float32": 4}.get(dtype, 2)
+    layers = checkpoint.count_experts(params.model[model].path)
+    top_k = config.get("num_experts_per_tok", 0)
+    per_token = sum(width * (config["hidden_size"] + n + top_k) + 2 * top_k + 4 for n in layers.values())
+    return tokens * per_token
+
+
+def describe(params: Params) -> str:
+    """Return the plan as text."""
+    lines = ["run                                       parameters          bytes   of full"]
+    runs = params.all_runs()
+    for model in dict.fromkeys(run.model for run in runs):
+        whole = cost.count(params.model[model].path)
+        lines.append(f"{model:36} {whole['parameters']:15,.0f} {whole['bytes']:14,.0f}")
+        for run in (run for run in runs if run.model == model):
+            size = sizes(params, run)
+            share = size["bytes"] / whole["bytes"]
+            lines.append(f"  {'/'.join(run[1:]):34} {size['parameters']:15,} {size['bytes']:14,} {share:9.1%}")
+    counted = jobs(params)
+    lines += ["", f"jobs, from nothing: {sum(counted.values())}"]
+    lines += [f"  {rule:10} {number:6}" for rule, number in counted.items()]
+    lines += ["", "disk (checkpoints exact; the others estimated, before lossless compression)"]
+    lines += [f"  {what:12} {size / 1e6:12,.1f} MB" for what, size in disk(params).items()]
+    return "\n".join([*lines, "", *_tokens(params)])
+
+
+def _tokens(params: Params) -> list[str]:
+    """Say what each grouping's solve needs and what its calibration gives."""
+    lines = ["tokens a solve must exceed, with margin (group: routed to one group, on average; joint: in the layer)"]
+    for model, calibrate, cluster in dict.fromkeys(tuple(run[:3]) for run in params.all_runs()):
+        run = next(run for run in params.all_runs() if run[:3] == (model, calibrate, cluster))
+        experts = checkpoint.expert_sizes(params.model[model].path)
+        top_k = checkpoint.read_config(params.model[model].path).get("num_experts_per_tok", 1)
+        chosen = params.calibrate[calibrate]
+        tokens = math.floor(chosen.samples * (1 - chosen.holdout)) * chosen.length
+        shapes = {(n, m, experts[layer]["width"]) for layer, (n, m) in kept_per_layer(params, run).items() if m < n}
+        for n, m, width in sorted(shapes):
+            need = budget.needed_tokens(m, width)
+            lines.append(
+                f"  {model}/{calibrate}/{cluster}, {n} -> {m} experts: group {need['group']:,} of about "
+                f"{min(tokens, tokens * top_k // m):,} (estimate), joint {need['joint']:,} of {tokens:,}"
+            )
+    return lines
+
+
+def inspect(path: str | Path) -> str:
+    """Return what a checkpoint is and what each share of its experts would weigh."""
+    config: dict[str, Any] = checkpoint.read_config(path)
+    layers = checkpoint.count_experts(path)
+    whole, experts = cost.count(path), checkpoint.expert_sizes(path)
+    routed = sum(experts[layer]["bytes"] for layer in layers)
+    counts = sorted(set(layers.values()))
+    lines = [
+        f"family       {config.get('model_type')} ({', '.join(config.get('architectures') or ['?'])})",
+        f"MoE layers   {len(layers)} (numbers {min(layers)} to {max(layers)})",
+        f"experts      {', '.join(map(str, counts))} per layer, {config.get('num_experts_per_tok')} work on a token",
+        f"parameters   {whole['parameters']:,.0f}, {routed / whole['bytes']:.0%} of the bytes in routed experts",
+        f"bytes        {whole['bytes']:,.0f}",
+        "",
+        "experts kept   bytes          of full",
+    ]
+    for share in (0.75, 0.5, 0.25):
+        saved = sum(experts[layer]["bytes"] * (n - budget.kept_experts(share, n)) // n for layer, n in layers.items())
+        left = whole["bytes"] - saved
+        lines.append(f"{share:<14} {left:<14,.0f} {left / whole['bytes']:.0%}")
+    return "\n".join(lines)

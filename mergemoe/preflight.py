@@ -1,0 +1,63 @@
+"""Checks before the first job: what can be known to fail later is said now, in one message."""
+
+from pathlib import Path
+
+from mergemoe import budget, checkpoint, text
+from mergemoe.errors import UserError
+from mergemoe.params import Params
+
+
+def check(params: Params) -> None:
+    """Check models, groupings, files; reads JSON headers alone, so every parse of the Snakefile may call it.
+
+    Raises:
+        UserError: with the key of params.yaml to change.
+    """
+    for run in params.all_runs():
+        path = params.model[run.model].path
+        layers = checkpoint.count_experts(path)
+        quantized = checkpoint.read_config(path).get("quantization_config")
+        if quantized is not None:
+            raise UserError(
+                f"model.{run.model}: {path} is quantized ({quantized.get('quant_method')}): not supported yet"
+            )
+        chosen = params.cluster[run.cluster]
+        first, last = chosen.bounds()
+        inside = {layer: count for layer, count in layers.items() if first <= layer <= last}
+        if not inside:
+            raise UserError(
+                f"cluster.{run.cluster}.layers: {chosen.layers} holds no MoE layer of {run.model}; "
+                f"it has {', '.join(map(str, layers))}"
+            )
+        for layer, count in inside.items():
+            try:
+                budget.kept_experts(chosen.experts, count)
+            except UserError as error:
+                raise UserError(f"cluster.{run.cluster}, layer {layer} of {run.model}: {error}") from None
+    texts = {f"calibrate.{run.calibrate}": params.calibrate[run.calibrate] for run in params.all_runs()}
+    for name, wanted in {**texts, "evaluate.heldout": params.evaluate.heldout}.items():
+        if wanted.source is not None and not Path(wanted.source).is_file():
+            raise UserError(f"{name}.source: {wanted.source}: no such file")
+    for name, task in params.evaluate.tasks.items():
+        if task.include is not None and not Path(task.include).is_dir():
+            raise UserError(f"evaluate.tasks.{name}.include: {task.include} is no folder")
+
+
+def check_texts(params: Params) -> None:
+    """Draw every local text once with each model's tokenizer.
+
+    Raises:
+        UserError: where a text is too short, or a row lacks its field.
+    """
+    from transformers import AutoTokenizer  # slow to import: once per run, not once per parse
+
+    for model, calibrate in sorted({(run.model, run.calibrate) for run in params.all_runs()}):
+        tokenizer = AutoTokenizer.from_pretrained(params.model[model].path)
+        chosen = params.calibrate[calibrate]
+        text.heldout_rows(chosen.samples, chosen.holdout, chosen.seed)
+        for name, wanted in {f"calibrate.{calibrate}": chosen, "evaluate.heldout": params.evaluate.heldout}.items():
+            if wanted.source:
+                try:
+                    text.from_source(tokenizer, **wanted.model_dump(exclude={"holdout"}))
+                except UserError as error:
+                    raise UserError(f"{name}: {error}") from None

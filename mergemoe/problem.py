@@ -1,0 +1,55 @@
+"""What a method of `solve` is given, and what it gives back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergemoe.activations import Reader
+from mergemoe.features import Activation
+from mergemoe.weights import Experts
+
+
+@dataclass(frozen=True)
+class Group:
+    """Experts that become one; `weights` are their shares of the group's usage and sum to 1 (Theorem 1)."""
+
+    number: int
+    members: list[int]
+    weights: Tensor
+
+    def mean(self, matrices: Tensor) -> Tensor:
+        """Return the usage-weighted mean [1, ., .] of the members' matrices [|C|, ., .], in float64."""
+        return torch.einsum("c,cij->ij", self.weights.to(matrices.device), matrices.double())[None]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer: its experts in float32, the groups of several experts, and the calibration tokens."""
+
+    experts: Experts
+    groups: list[Group]
+    reader: Reader
+    act: Activation
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One merged expert (E = 1), and what the method has to say of it for the record."""
+
+    expert: Experts
+    record: dict[str, Any]
+
+
+def groups_of(expert_map: Sequence[int], usage: Sequence[int]) -> list[Group]:
+    """Return the groups of several experts; members that no token chose share equally."""
+    groups = []
+    for number in range(max(expert_map) + 1):
+        members = [expert for expert, group in enumerate(expert_map) if group == number]
+        used = torch.tensor([usage[expert] for expert in members], dtype=torch.float64)
+        weights = used / used.sum() if used.sum() else torch.full_like(used, 1 / len(members))
+        if len(members) > 1:
+            groups.append(Group(number, members, weights))
+    return groups

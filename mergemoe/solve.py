@@ -1,0 +1,100 @@
+"""One layer from groups to merged weights, by the method's own file, and what that cost in output."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergemoe.activations import Reader
+from mergemoe.features import Activation, routed_output
+from mergemoe.problem import Problem, groups_of
+from mergemoe.weights import Experts
+
+
+def solve(
+    experts: Experts,
+    expert_map: Sequence[int],
+    usage: Sequence[int],
+    reader: Reader,
+    act: Activation,
+    *,
+    method: str,
+    **options: Any,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Merge the groups of one layer.
+
+    Groups of one expert keep its bytes, so only groups of several are solved and returned.
+
+    Args:
+        experts: all N experts, in the stored dtype.
+        expert_map: [N] the group of each expert.
+        usage: [N] choices of each expert.
+        reader: the layer's calibration activations.
+        act: the activation.
+        method: a file of mergemoe/methods.
+        options: its keys in params.yaml.
+
+    Returns:
+        tensors: per role [G', ., .] in the stored dtype, `groups` [G'] their numbers, `expert_map` [N].
+        record: errors, rank and tokens; `output_error` is ||y' - y||^2 / ||y||^2 of the layer's routed output, with
+        the weights as stored.
+    """
+    groups = groups_of(expert_map, usage)
+    working = experts.map(lambda matrices: matrices.float())
+    merge = importlib.import_module(f"mergemoe.methods.{method}").merge
+    merged = merge(Problem(working, groups, reader, act), **options) if groups else []
+    dtype = experts.up.dtype
+    tensors = {
+        "groups": torch.tensor([group.number for group in groups], dtype=torch.int64),
+        "expert_map": torch.tensor(expert_map, dtype=torch.int64),
+    }
+    for role, like in experts.roles().items():
+        parts = [result.expert.roles()[role].to(dtype) for result in merged]
+        tensors[role] = torch.cat(parts).cpu() if parts else like.new_empty((0, *like.shape[1:])).cpu()
+    compact = compact_experts(working, tensors)
+    record = {
+        "method": method,
+        "experts": len(experts),
+        "kept": len(compact),
+        "width": compact.up.shape[1],
+        "tokens": {"fit": reader.count(), "heldout": reader.count(heldout=True)},
+        "output_error": {
+            part: output_error(working, compact, expert_map, reader, act, heldout=part == "heldout")
+            for part in ("fit", "heldout")
+        },
+        "groups": [
+            {"group": group.number, "members": group.members, "weights": group.weights.tolist(), **result.record}
+            for group, result in zip(groups, merged, strict=True)
+        ],
+    }
+    return tensors, record
+
+
+def compact_experts(experts: Experts, tensors: Mapping[str, Tensor]) -> Experts:
+    """Return the M experts of a solved layer: merged ones from `tensors`, the others as they were."""
+    expert_map = tensors["expert_map"].tolist()
+    first_member = [expert_map.index(group) for group in range(max(expert_map) + 1)]
+
+    def fill(role: str) -> Tensor:
+        whole = experts.roles()[role][first_member].clone()
+        whole[tensors["groups"]] = tensors[role].to(whole)
+        return whole
+
+    return Experts(**{role: fill(role) for role in experts.roles()})
+
+
+def output_error(
+    experts: Experts, compact: Experts, expert_map: Sequence[int], reader: Reader, act: Activation, heldout: bool
+) -> float | None:
+    """Return ||y' - y||^2 / ||y||^2 of the routed output over the tokens; None without tokens."""
+    device = experts.up.device
+    mapped = torch.tensor(expert_map, device=device)
+    squared = energy = 0.0
+    for tokens in reader.chunks(heldout=heldout, device=device):
+        y = routed_output(tokens.hidden, tokens.index, tokens.weight, experts, act).double()
+        approximate = routed_output(tokens.hidden, mapped[tokens.index], tokens.weight, compact, act).double()
+        squared += float((approximate - y).square().sum())
+        energy += float(y.square().sum())
+    return squared / energy if energy else None

@@ -1,0 +1,169 @@
+"""The files between stages: written whole or not at all, with their provenance inside, checked when read.
+
+Provenance is {stage, params, inputs: {path: sha256}, code, payload}. `payload` is the digest of what the
+file says apart from the provenance; it is checked on every read, so a flipped bit or a truncated file is
+named before anything is computed from it. Nothing inside a file depends on time, host or version.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergemoe.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEY = "mergemoe"  # of the one metadata entry of a safetensors file; with two their order is random
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path; sync it and rename it to `path` only if all went well.
+
+    The temporary lies in results/.tmp/ where `path` lies below a folder `results`, else beside `path`.
+    It may be made a file or a folder; a folder takes the place of an older one whole.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = next((parent for parent in path.parents if parent.name == "results"), path.parent)
+    home = results / ".tmp" if results.name == "results" else results
+    home.mkdir(exist_ok=True)
+    temporary = home / f"{path.name}.{socket.gethostname()}.{os.getpid()}"
+    try:
+        yield temporary
+        for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+            _sync(file)
+        if path.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(results: str | Path) -> None:
+    """Remove the temporaries of this host's jobs that no longer run."""
+    for temporary in Path(results, ".tmp").glob(f"*.{socket.gethostname()}.*"):
+        if not Path("/proc", temporary.suffix[1:]).exists():
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+
+
+def sha256(path: str | Path) -> str:
+    """Return the sha256 of a file, or of a folder's files and their names; hidden files (Snakemake's) do not count."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("[!.]*") if p.is_file())
+        return digest_json({p.relative_to(path).as_posix(): sha256(p) for p in files})
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """Return the one JSON text of a value: sorted keys, no blanks, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest_json(value: Any) -> str:
+    """Return the sha256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def digest_tensors(tensors: Mapping[str, "Tensor"]) -> str:
+    """Return the sha256 of named tensors: names, dtypes, shapes and bytes."""
+    import torch  # here, so that reading JSON needs no torch
+
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        whole.update(canonical([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        whole.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return whole.hexdigest()
+
+
+def write_json(path: str | Path, payload: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Write a JSON artifact; `provenance` lacks only the digest of the payload."""
+    whole = {**payload, "provenance": {**provenance, "payload": digest_json(payload)}}
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(whole, sort_keys=True, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON artifact and check its digest.
+
+    Raises:
+        ArtifactError: where the file is not JSON, or not what its writer wrote.
+    """
+    try:
+        whole = json.loads(Path(path).read_text())
+        payload = {key: value for key, value in whole.items() if key != "provenance"}
+        expected = whole["provenance"]["payload"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, f"cannot be read as an artifact ({error})") from error
+    if digest_json(payload) != expected:
+        raise damaged(path, "does not hold what was written (its digest differs)")
+    return whole
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], provenance: Mapping[str, Any]) -> None:
+    """Write a safetensors artifact with its provenance as the one metadata entry."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    metadata = {KEY: canonical({**provenance, "payload": digest_tensors(tensors)})}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def read_tensors(path: str | Path) -> dict[str, "Tensor"]:
+    """Read a safetensors artifact and check its digest.
+
+    Raises:
+        ArtifactError: where the file is truncated, or not what its writer wrote.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            provenance = json.loads((file.metadata() or {})[KEY])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise damaged(path, f"cannot be read as an artifact ({error})") from error
+    if digest_tensors(tensors) != provenance["payload"]:
+        raise damaged(path, "does not hold what was written (its digest differs)")
+    return tensors
+
+
+def check_files(folder: str | Path, digests: Mapping[str, str]) -> None:
+    """Check that a folder's files are those whose digests were recorded.
+
+    Raises:
+        ArtifactError: where one is missing or differs.
+    """
+    for name, digest in digests.items():
+        path = Path(folder, name)
+        if not path.is_file():
+            raise damaged(path, "is missing")
+        if sha256(path) != digest:
+            raise damaged(path, "is not the file that was recorded (its sha256 differs)")
+
+
+def damaged(path: str | Path, fact: str) -> ArtifactError:
+    """Return the error that names a damaged artifact and the way out."""
+    return ArtifactError(f"{path} {fact}. Delete it and run `snakemake` again: it will be made anew.")

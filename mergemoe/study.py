@@ -1,0 +1,105 @@
+"""What the report shows beside the scores: the artifacts of each model and of each run made of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergemoe import store
+from mergemoe.metrics import Metrics, Scores, columns, read, winner
+
+
+@dataclass(frozen=True)
+class Run:
+    """One compressed model."""
+
+    name: str  # calibrate/cluster/solve
+    folder: str
+    parameters: Mapping[str, Mapping[str, Any]]  # as cards.describe takes them
+    code: Mapping[str, str]  # stage -> digest
+    solved: Sequence[Mapping[str, Any]]  # one per layer
+    scores: Scores
+
+    @property
+    def method(self) -> str:
+        """The method that merged the experts."""
+        return self.solved[0]["method"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model, with all that was made of it."""
+
+    name: str
+    layout: Mapping[str, Any]
+    full: Scores
+    columns: Sequence[str]
+    tasks: Mapping[str, Mapping[str, Any]]  # version and samples of each
+    profiles: Mapping[str, Sequence[Mapping[str, Any]]]  # calibrate -> one per layer
+    runs: Sequence[Run]
+    winner: Run | None
+
+    @property
+    def layers(self) -> list[str]:
+        """The file names of the layers' artifacts."""
+        return _files(self.layout)
+
+
+def load(results: Path, runs: Sequence[Sequence[str]], tasks: Sequence[str], metrics: Metrics) -> list[Model]:
+    """Read the artifacts of every model in `metrics`.
+
+    Raises:
+        ArtifactError: where a file is missing or damaged.
+    """
+    return [_model(results, name, [run[1:] for run in runs if run[0] == name], tasks, metrics) for name in metrics]
+
+
+def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[str], metrics: Metrics) -> Model:
+    layout = read(results / "layout" / f"{name}.json")
+    loaded = [_run(results, name, "/".join(run), layout, metrics) for run in runs]
+    best = winner(metrics[name])
+    return Model(
+        name=name,
+        layout=layout,
+        full=metrics[name]["full"],
+        columns=columns({name: metrics[name]}),
+        tasks={task: read(results.joinpath("scores", name, *runs[0], f"{task}.json")) for task in tasks},
+        profiles={
+            calibrate: [read(results / "profile" / name / calibrate / file) for file in _files(layout)]
+            for calibrate in dict.fromkeys(run[0] for run in runs)
+        },
+        runs=loaded,
+        winner=next((run for run in loaded if run.name == best), None),
+    )
+
+
+def _run(results: Path, model: str, name: str, layout: Mapping[str, Any], metrics: Metrics) -> Run:
+    made = read(results / "models" / model / name / "provenance.json")["provenance"]
+    solved = [read(results / "solve" / model / name / file) for file in _files(layout)]
+    return Run(
+        name=name,
+        folder=f"results/models/{model}/{name}",
+        parameters=made["params"],
+        code={"solve": solved[0]["provenance"]["code"], "assemble": made["code"]},
+        solved=solved,
+        scores=metrics[model]["runs"][name],
+    )
+
+
+def _files(layout: Mapping[str, Any]) -> list[str]:
+    return [f"layer_{layer['layer']:03d}.json" for layer in layout["layers"]]
+
+
+def inputs(results: Path, models: Sequence[Model]) -> dict[str, str]:
+    """Return {path: sha256} of the artifacts that `models` and their metrics were read from."""
+    paths = []
+    for model in models:
+        tasks = [f"{task}.json" for task in model.tasks]
+        paths.append(f"layout/{model.name}.json")
+        paths += [f"scores/{model.name}/full/{task}" for task in tasks]
+        paths += [f"profile/{model.name}/{calibrate}/{file}" for calibrate in model.profiles for file in model.layers]
+        for run in model.runs:
+            paths += [f"scores/{model.name}/{run.name}/{task}" for task in tasks]
+            paths += [f"solve/{model.name}/{run.name}/{file}" for file in model.layers]
+            paths.append(f"models/{model.name}/{run.name}/provenance.json")
+    return {f"results/{path}": store.sha256(results / path) for path in paths}

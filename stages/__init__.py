@@ -1,0 +1,13 @@
+"""One thin command-line module per rule: parse, call the library, write.
+
+Threads and MKL's code path are fixed here, before anything imports torch, so that bits repeat; a stage
+then sets its own thread count, which is a parameter.
+"""
+
+import os
+
+os.environ["MKL_CBWR"] = "AVX2"  # one result whatever the memory's alignment; COMPATIBLE takes twice the time
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,0 +1,31 @@
+"""Draw the calibration sequences; beside the tokens stands the manifest of the documents they come from.
+
+python -m stages.calibrate --cfg JSON --code DIGEST --layout LAYOUT.json --out TOKENS.safetensors
+"""
+
+import torch
+from transformers import AutoTokenizer
+
+from mergemoe import store, text
+from stages import common
+
+
+def main() -> None:
+    """Read the text, draw, mark held-out sequences, write tokens and manifest."""
+    args = common.arguments(__doc__, "layout")
+    cfg = dict(args.cfg)
+    holdout = cfg.pop("holdout")
+    tokenizer = AutoTokenizer.from_pretrained(store.read_json(args.layout)["path"])
+    sequences = text.from_source(tokenizer, **cfg)
+    tensors = {
+        "input_ids": torch.tensor(sequences.ids, dtype=torch.int32),
+        "attention_mask": torch.tensor(sequences.mask, dtype=torch.uint8),
+        "heldout": torch.tensor(text.heldout_rows(cfg["samples"], holdout, cfg["seed"]), dtype=torch.uint8),
+    }
+    provenance = common.provenance("calibrate", args)
+    store.write_tensors(args.out, tensors, provenance)
+    store.write_json(args.out.removesuffix(".safetensors") + ".json", {"documents": sequences.documents}, provenance)
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,37 @@
+"""Run the model once over the calibration tokens; write one HDF5 file per MoE layer.
+
+python -m stages.capture --cfg JSON --code DIGEST --layout LAYOUT.json --tokens TOKENS.safetensors --out FOLDER
+
+A killed capture goes on from scratch/capture/<digest of its inputs and parameters>/.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from mergemoe import runtime, store
+from mergemoe.capture import batches_of, capture
+from mergemoe.stream import LayeredModel
+from stages import common
+
+
+def main() -> None:
+    """Capture into the scratch folder, then move the layers into their folder, whole."""
+    args = common.arguments(__doc__, "layout", "tokens")
+    device = runtime.start(args.cfg["threads"], args.device)
+    provenance = common.provenance("capture", args)
+    layout, tokens = store.read_json(args.layout), store.read_tensors(args.tokens)
+    layered = LayeredModel(layout["path"], getattr(torch, args.cfg["dtype"]), device)
+    batches = batches_of(tokens["input_ids"], tokens["attention_mask"], args.cfg["batch_tokens"], device)
+    scratch = Path("scratch", "capture", store.digest_json(provenance))
+    finished, _ = capture(layered, layout, batches, tokens["heldout"], scratch, provenance)
+    with store.atomic(args.out) as folder:
+        folder.mkdir()
+        for path in finished.values():
+            shutil.move(path, folder / path.name)
+    shutil.rmtree(scratch)
+
+
+if __name__ == "__main__":
+    common.run(main)

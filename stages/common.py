@@ -1,0 +1,53 @@
+"""What all stages share: arguments, provenance, and errors said in one line."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mergemoe import store
+from mergemoe.errors import UserError
+
+
+def arguments(doc: str | None, *inputs: str, many: Sequence[str] = (), also: Sequence[str] = ()) -> argparse.Namespace:
+    """Parse a stage's command line.
+
+    Args:
+        doc: the stage's docstring, shown by --help.
+        inputs: names of the files it reads; each becomes an option --NAME, hashed into the provenance.
+        many: the same for options that take several files.
+        also: further options that every call must give.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", type=json.loads, required=True, help="the stage's parameters as JSON")
+    parser.add_argument("--code", required=True, help="digest of the stage's code, for the provenance")
+    for name in (*inputs, *also):
+        parser.add_argument(f"--{name}", required=True)
+    for name in many:
+        parser.add_argument(f"--{name}", required=True, nargs="+")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    args = parser.parse_args()
+    args.inputs = [*(getattr(args, name) for name in inputs), *(path for name in many for path in getattr(args, name))]
+    return args
+
+
+def provenance(stage: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what an artifact says of its making: stage, parameters, inputs, code."""
+    return {
+        "stage": stage,
+        "params": args.cfg,
+        "inputs": {path: store.sha256(path) for path in sorted(args.inputs)},
+        "code": args.code,
+    }
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a stage; a user's mistake ends it in one clear line, and its CPU time is reported."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(f"CPU time: {time.process_time():.1f} s", file=sys.stderr)

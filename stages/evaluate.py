@@ -1,0 +1,29 @@
+"""Score one model on one task of lm-eval.
+
+python -m stages.evaluate --cfg JSON --code DIGEST --task NAME --model FOLDER --made MADE.json --out SCORES.json
+
+MODEL is the full checkpoint or a compressed one; MADE is the artifact that lists the sha256 of its files: the layout
+of the full one, provenance.json of a compressed one.
+"""
+
+import torch
+from transformers import AutoTokenizer
+
+import mergemoe
+from mergemoe import harness, runtime, store
+from stages import common
+
+
+def main() -> None:
+    """Load the model, score it, write the scores."""
+    args = common.arguments(__doc__, "made", also=["task", "model"])
+    cfg = dict(args.cfg)
+    device = runtime.start(cfg.pop("threads"), args.device)
+    store.check_files(args.model, store.read_json(args.made)["files"])
+    model = mergemoe.load(args.model, device, getattr(torch, cfg.pop("dtype")))
+    scored = harness.score(model, AutoTokenizer.from_pretrained(args.model), args.task, **cfg)
+    store.write_json(args.out, {"task": args.task, "settings": cfg, **scored}, common.provenance("evaluate", args))
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,134 @@
+"""The paths of the workflow: which files each choice, run, layer and score has, and what a rule's job depends on."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mergemoe import checkpoint
+from mergemoe.params import Params
+from stages import tracking
+
+LAYOUT = "results/layout/{model}.json"
+TOKENS = "results/calibrate/{model}/{calibrate}/tokens"
+CAPTURE = "results/capture/{model}/{calibrate}"  # a folder of layer_{layer}.h5
+PROFILE = "results/profile/{model}/{calibrate}/layer_{layer}.json"
+CLUSTER = "results/cluster/{model}/{calibrate}/{cluster}/layer_{layer}.json"
+SOLVE = "results/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}"
+MODEL = "results/models/{model}/{calibrate}/{cluster}/{solve}"
+REFERENCE = "results/scores/{model}/full/reference"
+SCORE = "results/scores/{model}/{subject}/{task}.json"
+
+# Of a path's parts. A subject is what is scored: the full model, or a run of it.
+PATTERNS = {
+    **dict.fromkeys(("model", "calibrate", "cluster", "solve"), r"\w+"),
+    "layer": r"\d{3}",
+    "subject": r"full|\w+/\w+/\w+",
+    "task": r"(?!fidelity\b)\w+",
+}
+
+Parameter = Callable[[Any], str]  # of a job: wildcards -> text
+
+
+class Graph:
+    """What the Snakefile asks of one params.yaml."""
+
+    def __init__(self, params: Params):
+        """Read the layers of each model from its safetensors headers."""
+        self.params, self.runs = params, params.all_runs()
+        used = sorted({run.model for run in self.runs})
+        self.layers = {model: list(checkpoint.count_experts(params.model[model].path)) for model in used}
+
+    def per_layer(self, pattern: str) -> Callable[[Any], list[str]]:
+        """Return an input function: the pattern's paths for every MoE layer of a job's model."""
+        return lambda wildcards: [
+            pattern.format(**wildcards, layer=f"{layer:03d}") for layer in self.layers[wildcards.model]
+        ]
+
+    def every(self, pattern: str) -> list[str]:
+        """Return the pattern's paths over all runs and layers; runs that share a choice share its files."""
+        return sorted(
+            {
+                pattern.format(**run._asdict(), layer=f"{layer:03d}")
+                for run in self.runs
+                for layer in self.layers[run.model]
+            }
+        )
+
+    def scores(self, *tasks: str) -> list[str]:
+        """Return the score files of all full models and runs."""
+        subjects = {(run.model, subject) for run in self.runs for subject in ("full", "/".join(run[1:]))}
+        return [SCORE.format(model=m, subject=s, task=task) for m, s in sorted(subjects) for task in tasks]
+
+    def checkpoint_files(self, wildcards: Any) -> list[str]:
+        """Return the files of a model's checkpoint."""
+        return [str(path) for path in checkpoint.files(self.params.model[wildcards.model].path)]
+
+    def calibration_text(self, wildcards: Any) -> list[str]:
+        """Return the local file that a calibration draws from; none for a data set."""
+        source = self.params.calibrate[wildcards.calibrate].source
+        return [source] if source else []
+
+    def heldout_text(self, wildcards: Any) -> list[str]:
+        """Return the local file of the held-out text; none for a data set."""
+        source = self.params.evaluate.heldout.source
+        return [source] if source else []
+
+    def task_files(self, wildcards: Any) -> list[str]:
+        """Return the files that define a task, where it is not lm-eval's own."""
+        return tracking.files_below(self.params.evaluate.tasks[wildcards.task].include)
+
+    def folder(self, wildcards: Any) -> str:
+        """Return the checkpoint folder of a subject."""
+        full = wildcards.subject == "full"
+        return (
+            self.params.model[wildcards.model].path if full else f"results/models/{wildcards.model}/{wildcards.subject}"
+        )
+
+    def made(self, wildcards: Any) -> str:
+        """Return the input that stands for a subject's checkpoint: the layout, or the assembled folder."""
+        return LAYOUT.format(**wildcards) if wildcards.subject == "full" else self.folder(wildcards)
+
+    def digests(self, wildcards: Any) -> str:
+        """Return the artifact that lists the digests of a subject's files."""
+        made = self.made(wildcards)
+        return made if wildcards.subject == "full" else f"{made}/provenance.json"
+
+    def choice(self, kind: str) -> Parameter:
+        """Return a parameter function: the named choice of a job, complete, as one string."""
+        return lambda wildcards: tracking.cfg(getattr(self.params, kind)[wildcards[kind]].model_dump())
+
+    def cluster_choice(self, wildcards: Any) -> str:
+        """Return the grouping of one layer: outside the choice's range, all experts are kept."""
+        chosen = self.params.cluster[wildcards.cluster]
+        first, last = chosen.bounds()
+        merge = first <= int(wildcards.layer) <= last
+        return tracking.cfg(chosen.model_dump(exclude={"layers"}) | ({} if merge else {"experts": None}))
+
+    def solve_code(self, wildcards: Any) -> str:
+        """Return the digest of a solve's code: the stage and its own method, not its neighbours."""
+        return tracking.code("stages.solve", f"mergemoe.methods.{self.params.solve[wildcards.solve].method}")
+
+    def task_choice(self, wildcards: Any) -> str:
+        """Return one task's settings, with how the models run."""
+        evaluate = self.params.evaluate
+        how = evaluate.model_dump(include={"dtype", "threads"})
+        return tracking.cfg(evaluate.tasks[wildcards.task].model_dump() | how)
+
+    def run_choice(self, wildcards: Any) -> str:
+        """Return all that made a compressed checkpoint: names and parameters, for its card."""
+        kinds = ("model", "calibrate", "cluster", "solve")
+        chosen = {k: {"name": wildcards[k], **getattr(self.params, k)[wildcards[k]].model_dump()} for k in kinds}
+        return tracking.cfg(chosen | {"capture": self.params.capture.model_dump()})
+
+    def section(self, name: str) -> str:
+        """Return a section that holds no named choices as one string."""
+        return tracking.cfg(getattr(self.params, name).model_dump())
+
+    def evaluate(self, *keys: str) -> str:
+        """Return keys of section evaluate as one string."""
+        return tracking.cfg(self.params.evaluate.model_dump(include=set(keys)))
+
+    def report(self) -> str:
+        """Return the runs and tasks that the report shows."""
+        return tracking.cfg(
+            {"runs": [list(run) for run in self.runs], "tasks": [*self.params.evaluate.tasks, "fidelity"]}
+        )

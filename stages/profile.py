@@ -1,0 +1,26 @@
+"""Profile the experts of one layer: usage, weights, saliency, router geometry.
+
+python -m stages.profile --cfg JSON --code DIGEST --layer N --layout LAYOUT.json --capture LAYER.h5 --out LAYER.json
+"""
+
+from mergemoe import runtime, store
+from mergemoe.activations import Reader
+from mergemoe.features import activation_of
+from mergemoe.profile import profile
+from mergemoe.weights import layer_entry, read_experts
+from stages import common
+
+
+def main() -> None:
+    """Read one layer's experts and activations, write its profile."""
+    args = common.arguments(__doc__, "layout", "capture", also=["layer"])
+    device = runtime.start(args.cfg["threads"], args.device)
+    layout, layer = store.read_json(args.layout), int(args.layer)
+    with Reader(args.capture) as reader:
+        act = activation_of(layer_entry(layout, layer)["activation"])
+        figures = profile(reader, read_experts(layout, layer, device), act)
+    store.write_json(args.out, {"layer": layer, **figures}, common.provenance("profile", args))
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,43 @@
+"""Run the full model over the held-out text: what fidelity compares with.
+
+python -m stages.reference --cfg JSON --code DIGEST --layout LAYOUT.json --out FOLDER
+
+The folder gets final.safetensors (tokens, final hidden states) and, per MoE layer, its experts' inputs.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from mergemoe import runtime, store, text
+from mergemoe.capture import batches_of, capture
+from mergemoe.stream import LayeredModel, final_hidden
+from stages import common
+
+
+def main() -> None:
+    """Draw the held-out sequences, stream the model, write the folder whole."""
+    args = common.arguments(__doc__, "layout")
+    device = runtime.start(args.cfg["threads"], args.device)
+    provenance = common.provenance("reference", args)
+    layout = store.read_json(args.layout)
+    sequences = text.from_source(AutoTokenizer.from_pretrained(layout["path"]), **args.cfg["heldout"])
+    ids, mask = torch.tensor(sequences.ids, dtype=torch.int32), torch.tensor(sequences.mask, dtype=torch.uint8)
+    layered = LayeredModel(layout["path"], getattr(torch, args.cfg["dtype"]), device)
+    batches = batches_of(ids, mask, args.cfg["batch_tokens"], device)
+    scratch = Path("scratch", "reference", store.digest_json(provenance))
+    finished, hidden = capture(layered, layout, batches, torch.zeros(len(ids)), scratch, provenance)
+    final = torch.cat([final_hidden(layered, b, h).cpu() for b, h in zip(batches, hidden, strict=True)])
+    with store.atomic(args.out) as folder:
+        folder.mkdir()
+        for path in finished.values():
+            shutil.move(path, folder / path.name)
+        tensors = {"input_ids": ids, "attention_mask": mask, "final": final}
+        store.write_tensors(folder / "final.safetensors", tensors, provenance)
+    shutil.rmtree(scratch)
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,36 @@
+"""Merge the groups of one layer; imports neither transformers nor lm-eval nor datasets.
+
+python -m stages.solve --cfg JSON --code DIGEST --layer N --layout LAYOUT.json --capture LAYER.h5
+    --profile LAYER.json --cluster LAYER.json --out LAYER.safetensors
+"""
+
+from mergemoe import runtime, store
+from mergemoe.activations import Reader
+from mergemoe.features import activation_of
+from mergemoe.solve import solve
+from mergemoe.weights import layer_entry, read_experts
+from stages import common
+
+
+def main() -> None:
+    """Read experts, groups and activations, solve, write merged weights and their record."""
+    args = common.arguments(__doc__, "layout", "capture", "profile", "cluster", also=["layer"])
+    cfg = dict(args.cfg)
+    device = runtime.start(cfg.pop("threads"), args.device)
+    layout, layer = store.read_json(args.layout), int(args.layer)
+    with Reader(args.capture) as reader:
+        tensors, record = solve(
+            read_experts(layout, layer, device),
+            store.read_json(args.cluster)["expert_map"],
+            store.read_json(args.profile)["usage"],
+            reader,
+            activation_of(layer_entry(layout, layer)["activation"]),
+            **cfg,
+        )
+    provenance = common.provenance("solve", args)
+    store.write_tensors(args.out, tensors, provenance)
+    store.write_json(args.out.removesuffix(".safetensors") + ".json", {"layer": layer, **record}, provenance)
+
+
+if __name__ == "__main__":
+    common.run(main)

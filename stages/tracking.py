@@ -1,0 +1,68 @@
+"""What a rule depends on besides its files: its parameters as one string, its code as one digest."""
+
+import ast
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cfg(values: dict[str, Any]) -> str:
+    """Return one sorted JSON string: Snakemake compares flat parameters as an unordered set of values."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+@functools.cache
+def code(*modules: str) -> str:
+    """Return the sha256 over what the modules and all they import from the project do.
+
+    Syntax trees are compared, without docstrings: a comment or a line break changes nothing. What is loaded by
+    name at run time, as a method of `solve` is, must be named here.
+    """
+    whole = hashlib.sha256()
+    for path in sources(*modules):
+        whole.update(f"{path.relative_to(ROOT)}\n{_tree(path)}\n".encode())
+    return whole.hexdigest()
+
+
+def sources(*modules: str) -> list[Path]:
+    """Return the project's files that the modules import, directly or not, themselves included."""
+    todo, seen = list(modules), set()
+    while todo:
+        name = todo.pop()
+        base = ROOT / name.replace(".", "/")
+        for path in (base.with_suffix(".py"), base / "__init__.py"):
+            if path.is_file() and path not in seen:
+                seen.add(path)
+                todo += imports(path)
+        if "." in name:
+            todo.append(name.rpartition(".")[0])  # importing a.b runs a/__init__.py, too
+    return sorted(seen)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _tree(path: Path) -> str:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def files_below(folder: str | None) -> list[str]:
+    """Return the files below a folder, sorted; none without a folder."""
+    return sorted(str(path) for path in Path(folder).rglob("*") if path.is_file()) if folder else []

@@ -1,0 +1,107 @@
+"""params.yaml: every mistake is named by its path before the first job."""
+
+import copy
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from mergemoe import budget, preflight
+from mergemoe.errors import UserError
+from mergemoe.params import read_params
+
+GOOD = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def test_the_projects_own_file_is_valid_and_all_is_every_product():
+    params = read_params(GOOD)
+    products = len(params.model) * len(params.calibrate) * len(params.cluster) * len(params.solve)
+    assert len(read_params({**GOOD, "runs": "all"}).all_runs()) == products
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("solve.mergemoe.rigde", 1, "solve.mergemoe.rigde: unknown key"),
+        ("solve.mergemoe.ridge", "1e-3", "YAML reads 1e-3 as text: write 1.0e-3"),
+        ("solve.mergemoe.ridge", -1.0, "solve.mergemoe.ridge: .* (got -1.0)"),
+        ("solve.mergemoe.method", "magic", "'average', 'mergemoe'"),
+        ("capture.threads", 0, "capture.threads"),
+        ("cluster.half.experts", 1.5, "1.5 is a share above 1"),
+        ("cluster.half.experts", "half", "cluster.half.experts: .* (got 'half')"),
+        ("cluster.half.layers", "3-1", "empty range"),
+        ("cluster.half.layers", "last", "neither `all` nor a range"),
+        ("cluster.a b", {"by": "weights", "experts": 2}, "'a b' becomes a folder"),
+        ("calibrate.full", {"source": "x.txt", "samples": 1, "length": 9}, "`full` is taken"),
+        ("calibrate.mixed.dataset", "allenai/c4", "one of them"),
+        ("calibrate.c4", {"dataset": "allenai/c4", "samples": 1, "length": 9}, "needs `revision`"),
+        ("evaluate.tasks.fidelity", {}, "always measured"),
+        ("runs", [["demo", "mixed", "half", "magic"]], "solve 'magic'; there are: average, mergemoe"),
+        ("runs", [["demo", "mixed", "half"]], "runs.0: List should have at least 4 items"),
+        ("runs", [], "empty"),
+    ],
+)
+def test_a_mistake_is_named(path, value, message):
+    config = copy.deepcopy(GOOD)
+    target, (*parents, last) = config, path.split(".")
+    for parent in parents:
+        target = target[parent]
+    target[last] = value
+    with pytest.raises(UserError) as error:
+        read_params(config)
+    head, _, tail = message.partition(" .* ")
+    assert head in str(error.value) and tail in str(error.value)
+
+
+def test_a_missing_section_is_named():
+    with pytest.raises(UserError, match="evaluate: Field required"):
+        read_params({key: value for key, value in GOOD.items() if key != "evaluate"})
+
+
+@pytest.mark.parametrize(
+    ("experts", "total", "kept"),
+    [(0.5, 16, 8), (0.5, 15, 8), (0.1, 10, 1), (0.7, 10, 7), (1.0, 6, 6), (3, 6, 3), (None, 6, 6)],
+)
+def test_a_share_is_rounded_up_and_a_number_is_itself(experts, total, kept):
+    assert budget.kept_experts(experts, total) == kept
+
+
+def small(tiny, **changes):
+    """The demo's parameters on the tiny model."""
+    config = copy.deepcopy(GOOD)
+    config["model"] = {"tiny": {"path": str(tiny)}}
+    config["cluster"] = {"half": {"by": "weights", "experts": 4, **changes}}
+    config["runs"] = "all"
+    return config
+
+
+def test_preflight_passes_what_can_run(tiny, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    preflight.check(read_params(small(tiny)))
+    preflight.check_texts(read_params(small(tiny)))
+
+
+def test_preflight_names_what_cannot_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    dense = tmp_path / "dense"
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 48}
+    Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2)).save_pretrained(dense)
+    missing_text, no_model, no_experts = small(tiny), small(tiny), small(tiny)
+    missing_text["calibrate"]["mixed"]["source"] = "data/calibration/none.jsonl"
+    no_model["model"]["tiny"]["path"] = "data/nowhere"
+    no_experts["model"]["tiny"]["path"] = str(dense)
+    for config, message in [
+        (small(tiny, experts=9), r"asks for more experts than the layer has \(8\)"),
+        (small(tiny, layers="0"), "holds no MoE layer of tiny; it has 1, 2"),
+        (missing_text, "calibrate.mixed.source: data/calibration/none.jsonl: no such file"),
+        (no_model, "data/nowhere: no config.json there"),
+        (no_experts, r"\(qwen3\) has no layer with experts"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            preflight.check(read_params(config))
+    short = small(tiny)
+    short["calibrate"]["mixed"]["samples"] = 100_000
+    with pytest.raises(UserError, match="calibrate.mixed: .* asks for 100000"):
+        preflight.check_texts(read_params(short))

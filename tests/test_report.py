@@ -1,0 +1,127 @@
+"""The report through its real entry point, on a synthetic study."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import synthetic
+
+from mergemoe import cards, metrics, plots
+
+
+def report(results, out):
+    arguments = {
+        "--cfg": json.dumps(synthetic.CFG),
+        "--code": "0" * 64,
+        "--results": results,
+        "--metrics": out / "metrics.json",
+        "--page": out / "report/index.html",
+        "--cards": out / "cards",
+    }
+    command = [sys.executable, "-m", "stages.report", *(str(word) for pair in arguments.items() for word in pair)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    results = synthetic.build(folder / "results")
+    for out in ("first", "second"):
+        done = report(results, folder / out)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(made):
+    return (made / "first/report/index.html").read_text()
+
+
+def block(page: str, name: str):
+    return json.loads(re.search(rf'<script type="application/json" {name}>(.*?)</script>', page)[1])
+
+
+def test_twice_made_is_the_same_to_the_byte(made):
+    first, second = made / "first", made / "second"
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert len(files) == 2 + len(synthetic.RUNS)
+    for file in files:
+        assert (first / file).read_bytes() == (second / file).read_bytes(), file
+
+
+def test_the_page_holds_the_numbers_of_metrics_json(made, page):
+    gathered = json.loads((made / "first/metrics.json").read_text())
+    assert gathered == metrics.gather(made / "results", synthetic.RUNS, synthetic.TASKS)
+    assert block(page, 'id="metrics"') == gathered
+    perplexity = block(page, 'data-plot="quality-demo-2"')
+    drawn = {trace["name"]: trace["y"][0] for trace in perplexity["data"]}
+    assert drawn.pop("full") == gathered["demo"]["full"]["fidelity/perplexity"]
+    assert drawn == {name: run["fidelity/perplexity"] for name, run in gathered["demo"]["runs"].items()}
+    for run in gathered["demo"]["runs"].values():
+        assert f'title="{run["fidelity/kl"]}"' in page
+
+
+def test_the_page_asks_for_nothing_from_outside(page):
+    assert re.findall(r"""\b(?:src|href|action)\s*=\s*["'](?!data:)[^"']*""", page.partition("<script>")[0]) == []
+    assert "default-src 'none'" in page
+    assert page.count("<script>") == 2  # plotly once, and ours
+
+
+def test_the_page_names_its_sources(made, page):
+    provenance = block(page, 'id="provenance"')
+    assert provenance["params"] == synthetic.CFG
+    assert "results/scores/demo/full/blimp.json" in provenance["inputs"]
+    assert str(made) not in page
+
+
+def test_the_winner_and_its_rule_are_told(page):
+    assert "<b>mixed/quarter/mergemoe</b><span>best of the smallest" in page
+    assert "lowest KL to the full model on held-out text" in " ".join(page.split())
+    assert "mergemoe.load(&#34;results/models/demo/mixed/quarter/mergemoe&#34;)" in page
+
+
+def test_a_missing_score_stops_the_report_and_is_named(tmp_path):
+    results = synthetic.build(tmp_path / "results")
+    (results / "scores/demo/full/fidelity.json").unlink()
+    done = report(results, tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {results}/scores/demo/full/fidelity.json is missing")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_card_tells_scores_next_to_the_full_models(made):
+    card = (made / "first/cards/demo/mixed/half/mergemoe.md").read_text()
+    assert "| blimp/acc | 0.701 ± 0.013 | 0.685 ± 0.014 |" in card
+    assert "| fidelity/kl | – | 0.250 ± 0.0063 |" in card
+    assert 'base_model: "data/demo-moe"' in card
+    assert "Measured on blimp (version 2.0, 1,200 samples), fidelity (16,320 tokens)." in card
+    provenance = json.loads(re.search(r"^# provenance: (.*)$", card, re.MULTILINE)[1])
+    assert "results/scores/demo/mixed/half/mergemoe/blimp.json" in provenance["inputs"]
+    assert "results/scores/demo/mixed/half/average/blimp.json" not in provenance["inputs"]
+
+
+def test_the_card_beside_the_weights_is_the_same_text_without_scores(made):
+    folder = made / "results/models/demo/mixed/half/mergemoe"
+    parameters = json.loads((folder / "provenance.json").read_text())["provenance"]["params"]
+    short, card = cards.describe(parameters), (made / "first/cards/demo/mixed/half/mergemoe.md").read_text()
+    assert "Scores" not in short
+    assert re.sub("# provenance.*\n", "", card).startswith(short)
+
+
+def test_an_absolute_path_of_the_model_stays_private():
+    parameters = {stage: {"name": stage, "path": "/home/me/Model-A", "method": "average"} for stage in cards.STAGES}
+    card = cards.describe(parameters)
+    assert 'base_model: "Model-A"' in card
+    assert "/home" not in card
+
+
+def test_cards_need_neither_torch_nor_transformers():
+    code = "import sys, mergemoe.cards; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_each_method_is_drawn_in_its_own_way():
+    drawn = plots.marks(["mergemoe", "average", "mergemoe", "select", "reap", "slim"])
+    assert len(drawn) == len(set(drawn.values())) == len({mark.colour for mark in drawn.values()}) == 5
