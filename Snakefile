@@ -128,7 +128,7 @@ rule cluster:
         "logs/cluster/{model}/{calibrate}/{cluster}/layer_{layer}.log",
     benchmark:
         "logs/bench/cluster/{model}/{calibrate}/{cluster}/layer_{layer}.jsonl"
-    threads: lambda wildcards: params.cluster[wildcards.cluster].threads
+    threads: graph.threads("cluster")
     params:
         cfg=graph.cluster_choice,
         code=code("stages.cluster"),
@@ -152,7 +152,7 @@ rule solve:
         "logs/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}.log",
     benchmark:
         "logs/bench/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}.jsonl"
-    threads: lambda wildcards: params.solve[wildcards.solve].threads
+    threads: graph.threads("solve")
     params:
         cfg=graph.choice("solve"),
         code=graph.solve_code,

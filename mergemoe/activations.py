@@ -94,6 +94,10 @@ class Reader:
         """Return the number of tokens of the fitted (or the held-out) sequences."""
         return int((self.held == heldout).sum())
 
+    def chunk_count(self, rows: int = 4096) -> int:
+        """Return how many chunks of `rows` tokens the file has at most."""
+        return -(-len(self.held) // rows)
+
     def chunks(self, heldout: bool = False, rows: int = 4096, device: torch.device | str = "cpu") -> Iterator[Tokens]:
         """Yield the tokens of the fitted (or the held-out) sequences, at most `rows` at a time."""
         for start in range(0, len(self.held), rows):

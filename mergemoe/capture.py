@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mergemoe import activations, store
 from mergemoe.errors import UserError
-from mergemoe.progress import track
+from mergemoe.progress import Progress
 from mergemoe.stream import Batch, LayeredModel, loaded_layers, prepare, run_layer
 
 
@@ -65,8 +65,8 @@ def capture(
         hidden = [stream[f"{b:06d}"].to(layered.device) for b in range(len(batches))]
         print(f"capture goes on after decoder layer {first - 1}, found in {scratch}", file=sys.stderr)
 
-    remaining = layout["decoder_layers"] - first
-    for i, layer in track(loaded_layers(layered, first), "capture: decoder layers", remaining):
+    progress = Progress("batches through decoder layers", (layout["decoder_layers"] - first) * len(batches))
+    for i, layer in loaded_layers(layered, first):
         recorder = _Recorder(layered.model, modules[i]) if i in modules else None
         with _layer_file(scratch / f"layer_{i:03d}.h5" if recorder else None, heldout, provenance) as file:
             sequence = 0
@@ -76,6 +76,7 @@ def capture(
                 if recorder and file:
                     file.append(**recorder.rows(batch["attention_mask"], sequence))
                 sequence += len(batch["input_ids"])
+                progress.step()
         if recorder:
             recorder.remove()
         with store.atomic(scratch / f"residual_{i:03d}.safetensors") as temporary:

@@ -61,7 +61,7 @@ def plan(args: argparse.Namespace) -> None:
         raise UserError(f"{args.params}: no such file; run this beside a params.yaml, or name one with --params")
     params = read_params(yaml.safe_load(Path(args.params).read_text()), args.params)
     preflight.check(params)
-    print(plan.describe(params))
+    print(plan.describe(params, Path("results")))
 
 
 def table(args: argparse.Namespace) -> None:

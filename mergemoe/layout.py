@@ -10,6 +10,7 @@ from typing import Any
 
 from mergemoe import checkpoint, store
 from mergemoe.errors import UserError
+from mergemoe.progress import track
 from mergemoe.stream import decoder_layers, empty_model, experts_modules, stored_keys
 
 # What the fused parameter of an experts module is made of, in the order transformers joins it.
@@ -59,10 +60,16 @@ def describe(folder: str | Path, digests: bool = True) -> dict[str, Any]:
         "hidden_size": text.hidden_size,
         "vocab_size": text.vocab_size,
         "decoder_layers": len(layers),
-        "files": {path.name: store.sha256(path) for path in checkpoint.files(folder)} if digests else {},
+        "files": _digests(folder) if digests else {},
         "layers": [
             _layer(layer, name, module, stored, headers, model) for layer, (name, module) in sorted(found.items())
         ],
+    }
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        path.name: store.sha256(path) for path in track(checkpoint.files(folder), "sha256 of the checkpoint's files")
     }
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mergemoe import budget, checkpoint, cost
+from mergemoe import budget, checkpoint, cost, store
 from mergemoe.params import Params, Run
 
 
@@ -85,9 +85,9 @@ def _states(params: Params, model: str, dtype: str, tokens: int) -> int:
     return tokens * per_token
 
 
-def describe(params: Params) -> str:
-    """Return the plan as text."""
-    lines = ["run                                       parameters          bytes   of full"]
+def describe(params: Params, results: Path) -> str:
+    """Return the plan as text; what `results` already holds makes estimates exact."""
+    lines = [f"{'run':36} {'parameters':>15} {'bytes':>14} {'of full':>9}"]
     runs = params.all_runs()
     for model in dict.fromkeys(run.model for run in runs):
         whole = cost.count(params.model[model].path)
@@ -101,26 +101,37 @@ def describe(params: Params) -> str:
     lines += [f"  {rule:10} {number:6}" for rule, number in counted.items()]
     lines += ["", "disk (checkpoints exact; the others estimated, before lossless compression)"]
     lines += [f"  {what:12} {size / 1e6:12,.1f} MB" for what, size in disk(params).items()]
-    return "\n".join([*lines, "", *_tokens(params)])
+    return "\n".join([*lines, "", *_tokens(params, results)])
 
 
-def _tokens(params: Params) -> list[str]:
+def _tokens(params: Params, results: Path) -> list[str]:
     """Say what each grouping's solve needs and what its calibration gives."""
-    lines = ["tokens a solve must exceed, with margin (group: routed to one group, on average; joint: in the layer)"]
-    for model, calibrate, cluster in dict.fromkeys(tuple(run[:3]) for run in params.all_runs()):
-        run = next(run for run in params.all_runs() if run[:3] == (model, calibrate, cluster))
-        experts = checkpoint.expert_sizes(params.model[model].path)
-        top_k = checkpoint.read_config(params.model[model].path).get("num_experts_per_tok", 1)
-        chosen = params.calibrate[calibrate]
+    lines = ["tokens that a solve must exceed, with margin (group: those routed to it; joint: those of the layer)"]
+    for run in {run[:3]: run for run in params.all_runs()}.values():
+        path, chosen = params.model[run.model].path, params.calibrate[run.calibrate]
+        widths = {layer: sizes["width"] for layer, sizes in checkpoint.expert_sizes(path).items()}
+        top_k = checkpoint.read_config(path).get("num_experts_per_tok", 1)
         tokens = math.floor(chosen.samples * (1 - chosen.holdout)) * chosen.length
-        shapes = {(n, m, experts[layer]["width"]) for layer, (n, m) in kept_per_layer(params, run).items() if m < n}
-        for n, m, width in sorted(shapes):
-            need = budget.needed_tokens(m, width)
+        shapes: dict[tuple[int, int, int], list[int]] = {}
+        for layer, (n, m) in kept_per_layer(params, run).items():
+            if m < n:
+                shapes.setdefault((n, m, widths[layer]), []).append(layer)
+        for (n, m, width), layers in sorted(shapes.items()):
+            need, exact = budget.needed_tokens(m, width), _smallest_group(results, run, layers)
+            gives = f"{exact:,} in the smallest" if exact else f"about {min(tokens, tokens * top_k // m):,} (estimate)"
             lines.append(
-                f"  {model}/{calibrate}/{cluster}, {n} -> {m} experts: group {need['group']:,} of about "
-                f"{min(tokens, tokens * top_k // m):,} (estimate), joint {need['joint']:,} of {tokens:,}"
+                f"  {'/'.join(run[:3])}, {len(layers)} layers {n} -> {m} experts: "
+                f"group {need['group']:,}, has {gives}; joint {need['joint']:,}, has {tokens:,}"
             )
     return lines
+
+
+def _smallest_group(results: Path, run: Run, layers: list[int]) -> int | None:
+    """Return the fewest tokens routed to any group; None before the layers are clustered."""
+    paths = [results.joinpath("cluster", *run[:3], f"layer_{layer:03d}.json") for layer in layers]
+    if not all(path.is_file() for path in paths):
+        return None
+    return min(group["routed_tokens"] for path in paths for group in store.read_json(path)["groups"])
 
 
 def inspect(path: str | Path) -> str:

@@ -24,7 +24,7 @@ def profile(reader: Reader, experts: Experts, act: Activation) -> dict[str, Any]
     usage = torch.zeros(n, dtype=torch.int64)
     weight_sum, saliency_sum = torch.zeros(2, n, dtype=torch.float64)
     logits_gram = torch.zeros(n, n, dtype=torch.float64)
-    for tokens in track(reader.chunks(device=experts.up.device), "profile: chunks of tokens"):
+    for tokens in track(reader.chunks(device=experts.up.device), "chunks of tokens", reader.chunk_count()):
         logits = tokens.logits.double().cpu()
         logits_gram += logits.T @ logits
         for expert in range(n):

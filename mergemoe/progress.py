@@ -11,19 +11,36 @@ T = TypeVar("T")
 EVERY = 10.0  # seconds between two lines of a log
 
 
-def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items, saying how far the loop is and how long it will go on."""
-    if total is None and isinstance(items, Sized):
-        total = len(items)
-    if sys.stderr.isatty():
-        yield from tqdm(items, desc=label, total=total, leave=False)
-        return
-    start = said = time.monotonic()
-    for done, item in enumerate(items):
+class Progress:
+    """How far a piece of work is; `step` after each of its `total` parts (None where that is not known)."""
+
+    def __init__(self, label: str, total: int | None):
+        self.label, self.total, self.done = label, total, 0
+        self.start = self.said = time.monotonic()
+        self.bar = tqdm(desc=label, total=total, leave=False) if sys.stderr.isatty() else None
+
+    def step(self) -> None:
+        """Count one part, and say so if it is time."""
+        self.done += 1
         now = time.monotonic()
-        if now - said >= EVERY and done:
-            left = f", {(now - start) / done * (total - done):.0f} s left" if total else ""
-            print(f"{label}: {done}/{total or '?'}{f' ({done / total:.0%})' if total else ''}{left}", file=sys.stderr)
-            sys.stderr.flush()
-            said = now
+        if self.bar is not None:
+            self.bar.update()
+            if self.done == self.total:
+                self.bar.close()
+        elif now - self.said >= EVERY:
+            self.said = now
+            print(self._line(now - self.start), file=sys.stderr, flush=True)
+
+    def _line(self, seconds: float) -> str:
+        if not self.total:
+            return f"{self.label}: {self.done} done in {seconds:.0f} s"
+        left = seconds / self.done * (self.total - self.done)
+        return f"{self.label}: {self.done} of {self.total} ({self.done / self.total:.0%}), {left:.0f} s left"
+
+
+def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items, saying how far the loop is."""
+    progress = Progress(label, len(items) if total is None and isinstance(items, Sized) else total)
+    for item in items:
         yield item
+        progress.step()

@@ -10,6 +10,7 @@ from torch import Tensor
 from mergemoe.activations import Reader
 from mergemoe.features import Activation, routed_output
 from mergemoe.problem import Problem, groups_of
+from mergemoe.progress import track
 from mergemoe.weights import Experts
 
 
@@ -92,7 +93,7 @@ def output_error(
     device = experts.up.device
     mapped = torch.tensor(expert_map, device=device)
     squared = energy = 0.0
-    for tokens in reader.chunks(heldout=heldout, device=device):
+    for tokens in track(reader.chunks(heldout=heldout, device=device), "chunks for the error", reader.chunk_count()):
         y = routed_output(tokens.hidden, tokens.index, tokens.weight, experts, act).double()
         approximate = routed_output(tokens.hidden, mapped[tokens.index], tokens.weight, compact, act).double()
         squared += float((approximate - y).square().sum())

@@ -9,8 +9,8 @@ of the full one, provenance.json of a compressed one.
 import torch
 from transformers import AutoTokenizer
 
-import mergemoe
 from mergemoe import harness, runtime, store
+from mergemoe.loading import load
 from stages import common
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     cfg = dict(args.cfg)
     device = runtime.start(cfg.pop("threads"), args.device)
     store.check_files(args.model, store.read_json(args.made)["files"])
-    model = mergemoe.load(args.model, device, getattr(torch, cfg.pop("dtype")))
+    model = load(args.model, device, getattr(torch, cfg.pop("dtype")))
     scored = harness.score(model, AutoTokenizer.from_pretrained(args.model), args.task, **cfg)
     store.write_json(args.out, {"task": args.task, "settings": cfg, **scored}, common.provenance("evaluate", args))
 

@@ -8,9 +8,9 @@ MODEL and MADE as in stages.evaluate. The full model itself gets its perplexity 
 
 import torch
 
-import mergemoe
 from mergemoe import fidelity, runtime, store
 from mergemoe.capture import batches_of
+from mergemoe.loading import load
 from stages import common
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     device = runtime.start(args.cfg["threads"], args.device)
     layout = store.read_json(args.layout)
     store.check_files(args.model, store.read_json(args.made)["files"])
-    model = mergemoe.load(args.model, device, getattr(torch, args.cfg["dtype"]))
+    model = load(args.model, device, getattr(torch, args.cfg["dtype"]))
     head = model.get_output_embeddings()
     kept = store.read_tensors(f"{args.reference}/final.safetensors")
     ids, mask = kept["input_ids"], kept["attention_mask"]

@@ -96,6 +96,10 @@ class Graph:
         """Return a parameter function: the named choice of a job, complete, as one string."""
         return lambda wildcards: tracking.cfg(getattr(self.params, kind)[wildcards[kind]].model_dump())
 
+    def threads(self, kind: str) -> Callable[[Any], int]:
+        """Return the number of threads of a job's named choice."""
+        return lambda wildcards: getattr(self.params, kind)[wildcards[kind]].threads
+
     def cluster_choice(self, wildcards: Any) -> str:
         """Return the grouping of one layer: outside the choice's range, all experts are kept."""
         chosen = self.params.cluster[wildcards.cluster]

@@ -41,6 +41,9 @@ class Kept:
     def __init__(self, x):
         self.x = x
 
+    def chunk_count(self):
+        return None
+
     def chunks(self, heldout=False, device="cpu"):
         from mergemoe.activations import Tokens
 

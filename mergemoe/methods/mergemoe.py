@@ -38,7 +38,8 @@ def sums(problem: Problem, averaged: list[Experts], heldout: bool) -> list[Momen
     hidden_size, width = experts.down.shape[1:]
     moments = [Moments.zeros(width, hidden_size, device) for _ in problem.groups]
     chunks = problem.reader.chunks(heldout=heldout, device=device)
-    for tokens in track(chunks, f"solve: {'held-out' if heldout else 'fitted'} chunks of tokens"):
+    label = f"chunks of {'held-out' if heldout else 'fitted'} tokens"
+    for tokens in track(chunks, label, problem.reader.chunk_count()):
         for group, expert, moment in zip(problem.groups, averaged, moments, strict=True):
             p = features(tokens.hidden, expert, 0, problem.act)
             y = sum(

@@ -1,0 +1,133 @@
+"""Exactly which jobs a change reruns: one dry run of the real Snakefile per row of the table."""
+
+import re
+import shutil
+
+import pytest
+from conftest import make_tiny, snakemake
+
+pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
+
+RUNS = {"assemble": 2, "fidelity": 2, "evaluate": 2, "report": 1}  # both runs anew, the full model's scores stay
+ONE = {"solve": 2, "assemble": 1, "fidelity": 1, "evaluate": 1, "report": 1}  # one solve choice, two layers
+GROUPED = {"cluster": 2, "solve": 4, **RUNS}
+CALIBRATED = {"calibrate": 1, "capture": 1, "profile": 2, **GROUPED}
+SCORED = {"reference": 1, "fidelity": 3, "evaluate": 3, "report": 1}
+EVERYTHING = {"layout": 1, **CALIBRATED, **SCORED}
+PARAMS = "params.yaml"
+
+# what changes: (file, what is there, what stands there then) -> jobs per rule
+TABLE = {
+    "nothing": (PARAMS, "runs: all", "runs: all", {}),
+    "a comment": (PARAMS, "runs: all", "# a remark\nruns: all", {}),
+    "the order of keys": (PARAMS, "{method: mergemoe, ridge: 0.0}", "{ridge: 0.0, method: mergemoe}", {}),
+    "model.path": (PARAMS, "path: tiny-moe", "path: other-moe", EVERYTHING),
+    "calibrate.source": (PARAMS, "calibration/mixed", "calibration/stories", CALIBRATED),
+    "calibrate.seed": (PARAMS, "seed: 0", "seed: 1", CALIBRATED),
+    "calibrate.holdout": (PARAMS, "holdout: 0.25", "holdout: 0.5", CALIBRATED),
+    "calibrate.pack": (PARAMS, "seed: 0", "seed: 0, pack: false", CALIBRATED),
+    "two values of calibrate swapped": (PARAMS, "samples: 8, length: 32", "samples: 32, length: 8", CALIBRATED),
+    "capture.dtype": (
+        PARAMS,
+        "capture: {dtype: float32",
+        "capture: {dtype: bfloat16",
+        {"capture": 1, "profile": 2, **GROUPED},
+    ),
+    "capture.batch_tokens": (PARAMS, "batch_tokens: 64,", "batch_tokens: 32,", {"capture": 1, "profile": 2, **GROUPED}),
+    "capture.threads": (PARAMS, "64, threads: 1", "64, threads: 2", {"capture": 1, "profile": 2, **GROUPED}),
+    "profile.threads": (PARAMS, "cluster:\n", "profile: {threads: 2}\ncluster:\n", {"profile": 2, **GROUPED}),
+    "cluster.experts": (PARAMS, "experts: 0.5", "experts: 0.25", GROUPED),
+    "cluster.layers": (PARAMS, "layers: all", "layers: 1-1", {"cluster": 1, "solve": 2, **RUNS}),
+    "cluster.threads": (PARAMS, "layers: all", "layers: all, threads: 2", GROUPED),
+    "a new grouping": (
+        PARAMS,
+        "solve:\n",
+        "  few: {by: weights, experts: 2}\nsolve:\n",
+        {"cluster": 2, "solve": 4, "assemble": 2, "fidelity": 2, "evaluate": 2, "report": 1},
+    ),
+    "solve.ridge": (PARAMS, "ridge: 0.0", "ridge: 0.1", ONE),
+    "solve.threads": (PARAMS, "ridge: 0.0", "ridge: 0.0, threads: 2", ONE),
+    "solve.method": (PARAMS, "{method: mergemoe, ridge: 0.0}", "{method: average}", ONE),
+    "a new solve": (PARAMS, "evaluate:\n", "  damped: {method: mergemoe, ridge: 0.1}\nevaluate:\n", ONE),
+    "a new task": (
+        PARAMS,
+        "  heldout:",
+        "    blimp_causative: {include: data/blimp, limit: 2}\n  heldout:",
+        {"evaluate": 3, "report": 1},
+    ),
+    "one task's limit": (PARAMS, "limit: 2", "limit: 3", {"evaluate": 3, "report": 1}),
+    "evaluate.heldout": (PARAMS, "samples: 4", "samples: 5", {"reference": 1, "fidelity": 3, "report": 1}),
+    "evaluate.dtype": (PARAMS, "  dtype: float32", "  dtype: bfloat16", SCORED),
+    "evaluate.batch_tokens": (
+        PARAMS,
+        "  batch_tokens: 64",
+        "  batch_tokens: 32",
+        {"reference": 1, "fidelity": 3, "report": 1},
+    ),
+    "evaluate.threads": (PARAMS, "  batch_tokens: 64", "  batch_tokens: 64\n  threads: 2", SCORED),
+    "fewer runs": (PARAMS, "runs: all", "runs: [[tiny, mixed, half, average]]", {"report": 1}),
+    "a comment in a method": (
+        "mergemoe/methods/mergemoe.py",
+        "    results = []",
+        "    # a remark\n    results = []",
+        {},
+    ),
+    "a docstring in the library": (
+        "mergemoe/features.py",
+        '"""Return the activation',
+        '"""Return, in other words, the activation',
+        {},
+    ),
+    "a method's code": ("mergemoe/methods/mergemoe.py", "    results = []", "    results: list = []", ONE),
+    "code of features": (
+        "mergemoe/features.py",
+        "    return act(x @",
+        "    return 1 * act(x @",
+        {"profile": 2, **GROUPED, "fidelity": 3},
+    ),
+    "code of the report": ("mergemoe/metrics.py", "SAME_SIZE = 0.01", "SAME_SIZE = 0.02", {"report": 1}),
+    "a page's template": ("mergemoe/templates/page.html", "</html>", "<!-- a remark --></html>", {"report": 1}),
+    "a task's file": ("data/blimp/causative.yaml", "task:", "# a remark\ntask:", {"evaluate": 3, "report": 1}),
+}
+
+
+@pytest.fixture(scope="module")
+def project(finished, tmp_path_factory):
+    copied = shutil.copytree(finished, tmp_path_factory.mktemp("reruns") / "project")
+    make_tiny(copied / "other-moe", initializer_range=0.3)
+    return copied
+
+
+def planned(project):
+    """The jobs that a dry run counts, per rule."""
+    dry = snakemake(project, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    counts = re.findall(r"^(\w+) +(\d+)$", dry.stdout, re.MULTILINE)
+    return {rule: int(count) for rule, count in counts if rule not in {"all", "total"}}
+
+
+@pytest.mark.parametrize("change", TABLE)
+def test_a_change_reruns_exactly(project, change):
+    name, old, new, expected = TABLE[change]
+    path = project / name
+    before = path.read_text()
+    assert old in before
+    try:
+        path.write_text(before.replace(old, new, 1))
+        assert planned(project) == expected
+    finally:
+        path.write_text(before)
+
+
+def test_a_new_method_reruns_nothing(project):
+    params, method = project / "mergemoe" / "params.py", project / "mergemoe" / "methods" / "new.py"
+    before = params.read_text()
+    try:
+        method.write_text('"""New."""\n\n\ndef merge(problem):\n    return []\n')
+        new = 'class New(Section):\n    method: Literal["new"]\n    threads: int = 1\n\n\nclass Task(Section)'
+        text = before.replace("class Task(Section)", new).replace("Average | MergeMoE", "Average | MergeMoE | New")
+        params.write_text(text)
+        assert planned(project) == {}
+    finally:
+        params.write_text(before)
+        method.unlink()

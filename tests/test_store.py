@@ -1,0 +1,100 @@
+"""Artifacts: written whole or not at all, the same bytes twice, checked when read."""
+
+import os
+
+import pytest
+import torch
+
+from mergemoe import store
+from mergemoe.errors import ArtifactError
+
+MADE = {"stage": "solve", "params": {"ridge": 0.0}, "inputs": {"a": "b"}, "code": "c"}
+TENSORS = {"w": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "n": torch.tensor([1, 2])}
+
+
+def test_what_was_written_is_read_and_carries_its_provenance(tmp_path):
+    store.write_json(tmp_path / "a.json", {"x": [1, 2.5]}, MADE)
+    whole = store.read_json(tmp_path / "a.json")
+    assert whole["x"] == [1, 2.5]
+    assert whole["provenance"] == {**MADE, "payload": store.digest_json({"x": [1, 2.5]})}
+    store.write_tensors(tmp_path / "t.safetensors", TENSORS, MADE)
+    for name, tensor in store.read_tensors(tmp_path / "t.safetensors").items():
+        assert torch.equal(tensor, TENSORS[name])
+
+
+def test_the_same_content_is_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        store.write_tensors(tmp_path / f"{name}.safetensors", TENSORS, MADE)
+        store.write_json(tmp_path / f"{name}.json", {"b": 1, "a": 2}, MADE)
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.json", "t.safetensors"])
+def test_every_flipped_bit_of_the_payload_and_every_cut_is_noticed(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.json":
+        store.write_json(path, {"x": 12345}, MADE)
+        read, where = store.read_json, path.read_bytes().index(b"12345")
+    else:
+        store.write_tensors(path, TENSORS, MADE)
+        read, where = store.read_tensors, path.stat().st_size - 4
+    whole = path.read_bytes()
+    for bit in range(8):
+        flipped = bytearray(whole)
+        flipped[where] ^= 1 << bit
+        path.write_bytes(flipped)
+        with pytest.raises(ArtifactError, match=f"{name} .*run `snakemake` again"):
+            read(path)
+    for length in (0, 5, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ArtifactError, match=name):
+            read(path)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(tmp_path):
+    path = tmp_path / "results" / "solve" / "a.txt"
+    with store.atomic(path) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError), store.atomic(path) as temporary:
+        temporary.write_text("ne")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list((tmp_path / "results" / ".tmp").iterdir()) == []
+
+
+def test_a_folder_takes_the_place_of_an_older_one_whole(tmp_path):
+    path = tmp_path / "results" / "models" / "m"
+    for name in ("first", "second"):
+        with store.atomic(path) as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    assert [file.name for file in path.iterdir()] == ["second"]
+
+
+def test_the_sweep_takes_only_what_dead_jobs_left(tmp_path):
+    home = tmp_path / "results" / ".tmp"
+    home.mkdir(parents=True)
+    host = os.uname().nodename
+    dead, alive, other = (home / f"a.json.{owner}" for owner in (f"{host}.4194305", f"{host}.{os.getpid()}", "else.7"))
+    for path in (dead, alive, other):
+        path.touch()
+    store.sweep(tmp_path / "results")
+    assert sorted(home.iterdir()) == sorted([alive, other])
+
+
+def test_recorded_files_are_compared(tmp_path):
+    (tmp_path / "a").write_text("a")
+    recorded = {"a": store.sha256(tmp_path / "a")}
+    store.check_files(tmp_path, recorded)
+    with pytest.raises(ArtifactError, match="b is missing"):
+        store.check_files(tmp_path, {"b": "0"})
+    (tmp_path / "a").write_text("b")
+    with pytest.raises(ArtifactError, match="sha256 differs"):
+        store.check_files(tmp_path, recorded)
+
+
+def test_numbers_that_json_cannot_hold_are_not_written(tmp_path):
+    with pytest.raises(ValueError):
+        store.write_json(tmp_path / "a.json", {"x": float("nan")}, MADE)
+    assert not (tmp_path / "a.json").exists()

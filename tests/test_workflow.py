@@ -1,0 +1,86 @@
+"""The real Snakefile on tests/tiny/params.yaml: whole, repeatable, and clear where it cannot run."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from conftest import copy_project, snakemake
+
+from mergemoe.store import sha256
+
+pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
+
+
+def digests(project):
+    files = (path for path in (project / "results").rglob("[!.]*") if path.is_file())
+    return {str(path.relative_to(project)): sha256(path) for path in files}
+
+
+def test_every_artifact_is_there_and_nothing_else(finished):
+    results = finished / "results"
+    assert json.loads((results / "metrics.json").read_text())["tiny"]["runs"].keys() == {
+        "mixed/half/average",
+        "mixed/half/mergemoe",
+    }
+    for path in [
+        "layout/tiny.json",
+        "calibrate/tiny/mixed/tokens.safetensors",
+        "calibrate/tiny/mixed/tokens.json",
+        "capture/tiny/mixed/layer_001.h5",
+        "profile/tiny/mixed/layer_002.json",
+        "cluster/tiny/mixed/half/layer_001.json",
+        "solve/tiny/mixed/half/mergemoe/layer_002.safetensors",
+        "models/tiny/mixed/half/average/config.json",
+        "scores/tiny/full/blimp.json",
+        "scores/tiny/mixed/half/mergemoe/fidelity.json",
+        "cards/tiny/mixed/half/mergemoe.md",
+        "report/index.html",
+    ]:
+        assert (results / path).is_file(), path
+    assert list((results / ".tmp").iterdir()) == []
+    assert not list((finished / "scratch").rglob("*.*"))
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    again = snakemake(finished)
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_results_deleted_and_made_again_are_the_same_bytes_also_with_other_cores(finished, tmp_path):
+    project = shutil.copytree(finished, tmp_path / "again")
+    for folder in ("results", ".snakemake", "logs", "scratch"):
+        shutil.rmtree(project / folder)
+    assert snakemake(project, cores=1).returncode == 0
+    assert digests(project) == digests(finished)
+
+
+def test_every_solve_reports_its_cpu_time(finished):
+    for log in (finished / "logs" / "solve").rglob("*.log"):
+        assert "CPU time: " in log.read_text()
+    benchmarks = list((finished / "logs" / "bench" / "solve").rglob("*.jsonl"))
+    assert len(benchmarks) == 4
+    assert all(json.loads(path.read_text().splitlines()[0])["cpu_time"] > 0 for path in benchmarks)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("solve.mergemoe.rigde", 0.1, "solve.mergemoe.rigde: unknown key"),
+        ("calibrate.mixed.source", "data/none.jsonl", "calibrate.mixed.source: data/none.jsonl: no such file"),
+        ("calibrate.mixed.samples", 1000000, "asks for 1000000"),
+        ("cluster.half.experts", 9, "asks for more experts than the layer has (8)"),
+        ("model.tiny.path", "nowhere", "nowhere: no config.json there"),
+    ],
+)
+def test_a_mistake_stops_the_run_before_the_first_job_in_clear_words(tmp_path, path, value, message):
+    project = copy_project(tmp_path)
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    section, name, key = path.split(".")
+    params[section][name][key] = value
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    failed = snakemake(project)
+    assert failed.returncode != 0
+    assert message in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert not (project / "results").exists() or not list((project / "results").rglob("*.json"))
