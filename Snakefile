@@ -1,12 +1,26 @@
 """Compress Mixture-of-Experts models by merging experts; the rules stand in the order the data flows."""
 
-from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 from mergemoe import preflight, store
-from mergemoe.errors import UserError
 from mergemoe.params import read_params
-from stages.graph import CAPTURE, CLUSTER, LAYOUT, MODEL, PATTERNS, PROFILE, REFERENCE, SCORE, SOLVE, TOKENS, Graph
+from stages import mistakes
+from stages.graph import (
+    CAPTURE,
+    CARDS,
+    CLUSTER,
+    LAYOUT,
+    METRICS,
+    MODEL,
+    PAGE,
+    PATTERNS,
+    PROFILE,
+    REFERENCE,
+    SCORE,
+    SOLVE,
+    TOKENS,
+    Graph,
+)
 from stages.tracking import code, files_below
 
 min_version("9.0")
@@ -15,12 +29,10 @@ min_version("9.0")
 configfile: "params.yaml"
 
 
-try:
+with mistakes.told():
     params = read_params(config)
     preflight.check(params)
     graph = Graph(params)
-except UserError as mistake:
-    raise WorkflowError(str(mistake)) from None
 
 
 wildcard_constraints:
@@ -29,14 +41,15 @@ wildcard_constraints:
 
 onstart:
     store.sweep("results")
-    preflight.check_texts(params)
+    with mistakes.told():
+        preflight.check_texts(params)
 
 
 rule all:
     """The report, and with it everything else."""
     default_target: True
     input:
-        "results/report/index.html",
+        PAGE,
 
 
 rule layout:
@@ -47,8 +60,6 @@ rule layout:
         LAYOUT,
     log:
         "logs/layout/{model}.log",
-    benchmark:
-        "logs/bench/layout/{model}.jsonl"
     params:
         cfg=graph.choice("model"),
         code=code("stages.layout"),
@@ -66,8 +77,6 @@ rule calibrate:
         TOKENS + ".json",
     log:
         "logs/calibrate/{model}/{calibrate}.log",
-    benchmark:
-        "logs/bench/calibrate/{model}/{calibrate}.jsonl"
     params:
         cfg=graph.choice("calibrate"),
         code=code("stages.calibrate"),
@@ -105,8 +114,6 @@ rule profile:
         PROFILE,
     log:
         "logs/profile/{model}/{calibrate}/layer_{layer}.log",
-    benchmark:
-        "logs/bench/profile/{model}/{calibrate}/layer_{layer}.jsonl"
     threads: params.profile.threads
     params:
         cfg=graph.section("profile"),
@@ -126,8 +133,6 @@ rule cluster:
         CLUSTER,
     log:
         "logs/cluster/{model}/{calibrate}/{cluster}/layer_{layer}.log",
-    benchmark:
-        "logs/bench/cluster/{model}/{calibrate}/{cluster}/layer_{layer}.jsonl"
     threads: graph.threads("cluster")
     params:
         cfg=graph.cluster_choice,
@@ -171,8 +176,6 @@ rule assemble:
         directory(MODEL),
     log:
         "logs/assemble/{model}/{calibrate}/{cluster}/{solve}.log",
-    benchmark:
-        "logs/bench/assemble/{model}/{calibrate}/{cluster}/{solve}.jsonl"
     params:
         cfg=graph.run_choice,
         code=code("stages.assemble"),
@@ -190,8 +193,6 @@ rule reference:
         directory(REFERENCE),
     log:
         "logs/reference/{model}.log",
-    benchmark:
-        "logs/bench/reference/{model}.jsonl"
     threads: params.evaluate.threads
     params:
         cfg=graph.evaluate("heldout", "dtype", "batch_tokens", "threads"),
@@ -258,9 +259,9 @@ rule report:
         scores=graph.scores(*params.evaluate.tasks, "fidelity"),
         templates=files_below("mergemoe/templates"),
     output:
-        metrics="results/metrics.json",
-        page="results/report/index.html",
-        cards=directory("results/cards"),
+        metrics=METRICS,
+        page=PAGE,
+        cards=directory(CARDS),
     log:
         "logs/report.log",
     params:
@@ -272,46 +273,10 @@ rule report:
 
 
 # One target per DVC stage.
-rule stage_layout:
-    input:
-        graph.every(LAYOUT),
+for _stage, _files in graph.targets().items():
 
-
-rule stage_calibrate:
-    input:
-        graph.every(TOKENS + ".safetensors"),
-
-
-rule stage_capture:
-    input:
-        graph.every(CAPTURE),
-
-
-rule stage_profile:
-    input:
-        graph.every(PROFILE),
-
-
-rule stage_cluster:
-    input:
-        graph.every(CLUSTER),
-
-
-rule stage_solve:
-    input:
-        graph.every(SOLVE + ".json"),
-
-
-rule stage_assemble:
-    input:
-        graph.every(MODEL),
-
-
-rule stage_evaluate:
-    input:
-        graph.scores(*params.evaluate.tasks, "fidelity"),
-
-
-rule stage_report:
-    input:
-        rules.report.output,
+    rule:
+        name:
+            f"stage_{_stage}"
+        input:
+            _files,

@@ -75,14 +75,15 @@ def layer_errors(
     for entry in layout["layers"]:
         layer, name = entry["layer"], f"layer_{entry['layer']:03d}"
         expert_map = read_expert_map(layout, layer, folder)
+        if max(expert_map) + 1 == entry["experts"]:
+            continue
         full, compact = (
             read_experts(layout, layer, device, where).map(lambda m: m.float()) for where in (None, folder)
         )
         with Reader(Path(reference, f"{name}.h5")) as reader:
             act = activation_of(entry["activation"])
             error = output_error(full, compact, expert_map, reader, act, heldout=False)
-        if len(compact) < len(full) and error is not None:
-            errors[name] = {"output_error": error}
+        errors[name] = {"output_error": error or 0.0}
     return errors
 
 

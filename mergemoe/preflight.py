@@ -13,27 +13,21 @@ def check(params: Params) -> None:
     Raises:
         UserError: with the key of params.yaml to change.
     """
-    for run in params.all_runs():
-        path = params.model[run.model].path
-        layers = checkpoint.count_experts(path)
-        quantized = checkpoint.read_config(path).get("quantization_config")
-        if quantized is not None:
-            raise UserError(
-                f"model.{run.model}: {path} is quantized ({quantized.get('quant_method')}): not supported yet"
-            )
-        chosen = params.cluster[run.cluster]
+    layers = {model: _experts(model, params) for model in dict.fromkeys(run.model for run in params.all_runs())}
+    for model, cluster in dict.fromkeys((run.model, run.cluster) for run in params.all_runs()):
+        chosen = params.cluster[cluster]
         first, last = chosen.bounds()
-        inside = {layer: count for layer, count in layers.items() if first <= layer <= last}
+        inside = {layer: count for layer, count in layers[model].items() if first <= layer <= last}
         if not inside:
             raise UserError(
-                f"cluster.{run.cluster}.layers: {chosen.layers} holds no MoE layer of {run.model}; "
-                f"it has {', '.join(map(str, layers))}"
+                f"cluster.{cluster}.layers: {chosen.layers} holds no MoE layer of {model}; "
+                f"it has {', '.join(map(str, layers[model]))}"
             )
         for layer, count in inside.items():
             try:
                 budget.kept_experts(chosen.experts, count)
             except UserError as error:
-                raise UserError(f"cluster.{run.cluster}, layer {layer} of {run.model}: {error}") from None
+                raise UserError(f"cluster.{cluster}, layer {layer} of {model}: {error}") from None
     texts = {f"calibrate.{run.calibrate}": params.calibrate[run.calibrate] for run in params.all_runs()}
     for name, wanted in {**texts, "evaluate.heldout": params.evaluate.heldout}.items():
         if wanted.source is not None and not Path(wanted.source).is_file():
@@ -41,6 +35,14 @@ def check(params: Params) -> None:
     for name, task in params.evaluate.tasks.items():
         if task.include is not None and not Path(task.include).is_dir():
             raise UserError(f"evaluate.tasks.{name}.include: {task.include} is no folder")
+
+
+def _experts(model: str, params: Params) -> dict[int, int]:
+    path = params.model[model].path
+    quantized = checkpoint.read_config(path).get("quantization_config") if checkpoint.shards(path) else None
+    if quantized is not None:
+        raise UserError(f"model.{model}: {path} is quantized ({quantized.get('quant_method')}): not supported yet")
+    return checkpoint.count_experts(path)
 
 
 def check_texts(params: Params) -> None:

@@ -30,7 +30,8 @@ def main() -> None:
         states = fidelity.final_states(model, batches_of(ids, mask, args.cfg["batch_tokens"], device))
         scores = fidelity.language_scores(head, states, ids, mask, device, full_hidden=kept["final"])
         parts = fidelity.layer_errors(layout, args.model, args.reference, device)
-        scores["output_error"] = sum(part["output_error"] for part in parts.values()) / len(parts)
+        errors = [part["output_error"] for part in parts.values()] or [0.0]  # a run may keep every expert
+        scores["output_error"] = sum(errors) / len(errors)
     payload = {"task": "fidelity", "samples": int(mask[:, 1:].sum()), "scores": scores, "parts": parts}
     store.write_json(args.out, payload, common.provenance("fidelity", args))
 

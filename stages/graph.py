@@ -16,6 +16,7 @@ SOLVE = "results/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}"
 MODEL = "results/models/{model}/{calibrate}/{cluster}/{solve}"
 REFERENCE = "results/scores/{model}/full/reference"
 SCORE = "results/scores/{model}/{subject}/{task}.json"
+METRICS, PAGE, CARDS = "results/metrics.json", "results/report/index.html", "results/cards"
 
 # Of a path's parts. A subject is what is scored: the full model, or a run of it.
 PATTERNS = {
@@ -57,6 +58,20 @@ class Graph:
         """Return the score files of all full models and runs."""
         subjects = {(run.model, subject) for run in self.runs for subject in ("full", "/".join(run[1:]))}
         return [SCORE.format(model=m, subject=s, task=task) for m, s in sorted(subjects) for task in tasks]
+
+    def targets(self) -> dict[str, list[str]]:
+        """Return the files of every DVC stage, in data-flow order."""
+        each = {
+            "layout": LAYOUT,
+            "calibrate": TOKENS + ".safetensors",
+            "capture": CAPTURE,
+            "profile": PROFILE,
+            "cluster": CLUSTER,
+            "solve": SOLVE + ".json",
+            "assemble": MODEL,
+        }
+        scores = self.scores(*self.params.evaluate.tasks, "fidelity")
+        return {stage: self.every(path) for stage, path in each.items()} | {"evaluate": scores, "report": [PAGE]}
 
     def checkpoint_files(self, wildcards: Any) -> list[str]:
         """Return the files of a model's checkpoint."""

@@ -10,10 +10,18 @@ import pytest
 import yaml
 from conftest import ROOT, copy_project, snakemake
 
+from mergemoe.params import read_params
 from stages import tracking
+from stages.graph import Graph
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 RULES = re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(), re.MULTILINE)
+
+
+def params_of(tiny):
+    """The project's parameters on the tiny model."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    return read_params({**params, "model": {"tiny": {"path": str(tiny)}}, "runs": "all"})
 
 
 def rules_of(stage):
@@ -21,10 +29,9 @@ def rules_of(stage):
     return re.search(r"--allowed-rules (.+) stage_(\w+) -- stage_\2$", STAGES[stage]["cmd"])[1].split()
 
 
-def test_every_rule_belongs_to_one_stage_in_the_snakefiles_order():
-    steps = [rule for rule in RULES if rule != "all" and not rule.startswith("stage_")]
-    assert [rule for stage in STAGES for rule in rules_of(stage)] == steps
-    assert [f"stage_{stage}" for stage in STAGES] == [rule for rule in RULES if rule.startswith("stage_")]
+def test_every_rule_belongs_to_one_stage_in_the_snakefiles_order(tiny):
+    assert [rule for stage in STAGES for rule in rules_of(stage)] == [rule for rule in RULES if rule != "all"]
+    assert list(STAGES) == list(Graph(params_of(tiny)).targets())
 
 
 @pytest.mark.parametrize("stage", STAGES)
