@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -34,11 +35,12 @@ def project(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "project")
 
 
-def command_of(project, rule, output):
-    """The command line of a job, without its redirection, as the workflow would run it."""
-    dry = snakemake(project, "--dry-run", "--printshellcmds", "--force", "--allowed-rules", rule, "--", output)
-    line = next(line for line in dry.stdout.splitlines() if f"python -m stages.{rule} " in line)
-    return line.strip().rpartition(" 2> ")[0]
+@pytest.fixture(scope="module")
+def commands(finished):
+    """The command line of every job, by its output, as the workflow runs it."""
+    dry = snakemake(finished, "--dry-run", "--printshellcmds", "--forceall")
+    lines = [line.strip() for line in dry.stdout.splitlines() if "python -m stages." in line]
+    return {shlex.split(line)[shlex.split(line).index("--out") + 1]: line for line in lines if "--out" in line}
 
 
 def run(project, command, **options):
@@ -46,8 +48,8 @@ def run(project, command, **options):
     return subprocess.run(command, shell=True, cwd=project, env=environment, capture_output=True, text=True, **options)
 
 
-def test_a_capture_killed_in_layer_2_does_not_compute_layers_0_and_1_again(project, finished):
-    command = command_of(project, "capture", "results/capture/tiny/mixed")
+def test_a_capture_killed_in_layer_2_does_not_compute_layers_0_and_1_again(project, finished, commands):
+    command = commands["results/capture/tiny/mixed"]
     before = sha256(finished / "results" / "capture")
     shutil.rmtree(project / "results" / "capture")
     (project / "dies.py").write_text(DIES_IN_LAYER_2)
@@ -60,9 +62,9 @@ def test_a_capture_killed_in_layer_2_does_not_compute_layers_0_and_1_again(proje
     assert sha256(project / "results" / "capture") == before
 
 
-def test_a_full_disk_leaves_nothing_half_written(project):
+def test_a_full_disk_leaves_nothing_half_written(project, commands):
     output = "results/models/tiny/mixed/half/mergemoe"
-    command = command_of(project, "assemble", output)
+    command = commands[output]
     shutil.rmtree(project / output)
 
     def small_files():
@@ -86,9 +88,9 @@ def test_a_full_disk_leaves_nothing_half_written(project):
         "results/cluster/tiny/mixed/half/layer_001.json",
     ],
 )
-def test_a_damaged_input_is_named_and_nothing_is_computed_from_it(project, path, damage):
-    output = project / "results/solve/tiny/mixed/half/mergemoe/layer_001.safetensors"
-    command = command_of(project, "solve", str(output.relative_to(project)))
+def test_a_damaged_input_is_named_and_nothing_is_computed_from_it(project, commands, path, damage):
+    name = "results/solve/tiny/mixed/half/mergemoe/layer_001.safetensors"
+    command, output = commands[name], project / name
     output.unlink()
     content = bytearray((project / path).read_bytes())
     content[len(content) // 3] ^= 1
@@ -100,9 +102,9 @@ def test_a_damaged_input_is_named_and_nothing_is_computed_from_it(project, path,
     assert not output.exists()
 
 
-def test_a_damaged_checkpoint_is_not_scored(project):
+def test_a_damaged_checkpoint_is_not_scored(project, commands):
     score = "results/scores/tiny/mixed/half/mergemoe/fidelity.json"
-    command = command_of(project, "fidelity", score)
+    command = commands[score]
     weights = project / "results/models/tiny/mixed/half/mergemoe/model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-100] ^= 1
