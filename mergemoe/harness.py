@@ -1,17 +1,13 @@
 """Scores from lm-eval, the real one, on a model in memory."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
-for _variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-    os.environ.setdefault(_variable, "1")  # local task files need no hub; unset both to use its tasks
+import lm_eval
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
-import lm_eval  # noqa: E402
-from lm_eval.models.huggingface import HFLM  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
-
-from mergemoe.errors import UserError  # noqa: E402
+from mergemoe.errors import UserError
 
 
 def score(

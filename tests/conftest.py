@@ -6,18 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import stages  # noqa: F401  # fixes MKL's code path and the thread counts before torch is imported
+import stages  # noqa: F401  # fixes MKL's code path, thread counts and offline mode before torch is imported
 
-os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+# isort: split
+import pytest
+import torch
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM  # noqa: E402
-
-from mergemoe import layout  # noqa: E402
-from mergemoe.activations import Reader  # noqa: E402
-from mergemoe.capture import batches_of, capture  # noqa: E402
-from mergemoe.stream import LayeredModel  # noqa: E402
+from mergemoe import layout
+from mergemoe.activations import Reader
+from mergemoe.capture import batches_of, capture
+from mergemoe.stream import LayeredModel
 
 ROOT = Path(__file__).resolve().parent.parent
 HELDOUT = torch.tensor([0, 0, 1, 0, 0, 1])
