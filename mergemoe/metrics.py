@@ -90,7 +90,7 @@ def shown(value: float | None, error: float | None = None) -> str:
     if value is None:
         return "–"
     text = f"{value:#.3g}".rstrip(".") if 0 < abs(value) < 1000 else f"{value:,.0f}"
-    return text if error is None else f"{text} ± {error:#.2g}"
+    return text if error is None else f"{text} ± {f'{error:#.2g}'.rstrip('.')}"
 
 
 def measured(task: str, artifact: Mapping[str, Any]) -> str:

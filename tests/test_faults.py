@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -39,8 +40,7 @@ def project(finished, tmp_path):
 def commands(finished):
     """The command line of every job, by its output, as the workflow runs it but for the log."""
     dry = snakemake(finished, "--dry-run", "--printshellcmds", "--forceall")
-    lines = [line.strip() for line in dry.stdout.splitlines() if "python -m stages." in line]
-    lines = [line.rpartition(" 2> ")[0] for line in lines]  # what they say is looked at here
+    lines = re.findall(r"(python -m stages\..*) 2> ", dry.stdout)
     return {shlex.split(line)[shlex.split(line).index("--out") + 1]: line for line in lines if "--out" in line}
 
 

@@ -80,6 +80,7 @@ def test_a_task_without_accuracy_shows_all_its_scores():
         (0, None, "0"),
         (None, None, "–"),
         (0.7012, 0.0132, "0.701 ± 0.013"),
+        (192.31, 10.9, "192 ± 11"),
     ],
 )
 def test_numbers_are_shown_with_three_digits(value, error, text):

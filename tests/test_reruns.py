@@ -35,7 +35,7 @@ TABLE = {
     ),
     "capture.batch_tokens": (PARAMS, "batch_tokens: 64,", "batch_tokens: 32,", {"capture": 1, "profile": 2, **GROUPED}),
     "capture.threads": (PARAMS, "64, threads: 1", "64, threads: 2", {"capture": 1, "profile": 2, **GROUPED}),
-    "profile.threads": (PARAMS, "cluster:\n", "profile: {threads: 2}\ncluster:\n", {"profile": 2, **GROUPED}),
+    "profile.threads": (PARAMS, "profile: {threads: 1}", "profile: {threads: 2}", {"profile": 2, **GROUPED}),
     "cluster.experts": (PARAMS, "experts: 0.5", "experts: 0.25", GROUPED),
     "cluster.layers": (PARAMS, "layers: all", "layers: 1-1", {"cluster": 1, "solve": 2, **RUNS}),
     "cluster.threads": (PARAMS, "layers: all", "layers: all, threads: 2", GROUPED),
