@@ -82,7 +82,7 @@ rule calibrate:
         code=code("stages.calibrate"),
     shell:
         "python -m stages.calibrate --cfg {params.cfg:q} --code {params.code}"
-        " --layout {input.layout:q} --out {output[0]:q} 2> {log:q}"
+        " --layout {input.layout:q} --text {input.source:q} --out {output[0]:q} 2> {log:q}"
 
 
 rule capture:
@@ -171,6 +171,7 @@ rule assemble:
     """The compact Hugging Face checkpoint of one run."""
     input:
         layout=LAYOUT,
+        modeling="mergemoe/modeling.py",
         solved=graph.per_layer(SOLVE + ".safetensors"),
     output:
         directory(MODEL),
@@ -181,7 +182,7 @@ rule assemble:
         code=code("stages.assemble"),
     shell:
         "python -m stages.assemble --cfg {params.cfg:q} --code {params.code}"
-        " --layout {input.layout:q} --solved {input.solved:q} --out {output:q} 2> {log:q}"
+        " --layout {input.layout:q} --modeling {input.modeling:q} --solved {input.solved:q} --out {output:q} 2> {log:q}"
 
 
 rule reference:
@@ -199,7 +200,7 @@ rule reference:
         code=code("stages.reference"),
     shell:
         "python -m stages.reference --cfg {params.cfg:q} --code {params.code}"
-        " --layout {input.layout:q} --out {output:q} 2> {log:q}"
+        " --layout {input.layout:q} --text {input.source:q} --out {output:q} 2> {log:q}"
 
 
 rule fidelity:
@@ -245,7 +246,7 @@ rule evaluate:
         made=graph.digests,
     shell:
         "python -m stages.evaluate --cfg {params.cfg:q} --code {params.code} --task {wildcards.task}"
-        " --model {params.model:q} --made {params.made:q} --out {output:q} 2> {log:q}"
+        " --model {params.model:q} --made {params.made:q} --files {input.task:q} --out {output:q} 2> {log:q}"
 
 
 rule report:

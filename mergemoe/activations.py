@@ -57,27 +57,29 @@ class Writer:
 
     def close(self, provenance: Mapping[str, Any]) -> None:
         """Write provenance and digest, and close."""
-        self.file.attrs[store.KEY] = store.canonical({**provenance, "payload": _digest(self.file)})
+        self.file.attrs[store.KEY] = store.canonical(store.sealed(provenance, _digest(self.file)))
         self.file.close()
 
 
 class Reader:
     """A sealed file, checked when it is opened."""
 
-    def __init__(self, path: str | Path):
-        """Open the file.
+    def __init__(self, path: str | Path, layer: int | None = None):
+        """Open the file and check that it is of the layer that is wanted.
 
         Raises:
-            ArtifactError: where it is truncated, or not what its writer wrote.
+            ArtifactError: where it is truncated, not what its writer wrote, or another layer's.
         """
         try:
             self.file: Any = h5py.File(path, "r")
-            expected = json.loads(self.file.attrs[store.KEY])["payload"]
-            same = _digest(self.file) == expected
+            provenance = json.loads(self.file.attrs[store.KEY])
+            same = store.holds(provenance, _digest(self.file))
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise store.damaged(path, f"cannot be read as captured activations ({error})") from error
         if not same:
             raise store.damaged(path, "does not hold what was captured (its digest differs)")
+        if layer is not None and provenance["layer"] != layer:
+            raise store.damaged(path, f"is of layer {provenance['layer']}, not {layer}")
         sequence = torch.from_numpy(self.file["sequence"][:].astype(np.int64))
         self.top_k = self.file["expert_index"].shape[1]
         self.held = torch.from_numpy(self.file["heldout"][:])[sequence]

@@ -21,7 +21,7 @@ def kept_experts(experts: int | float | None, total: int) -> int:
 
 
 def needed_tokens(kept: int, width: int) -> dict[str, int]:
-    """Return the tokens that a solve must exceed, with margin (METHODS, How many tokens).
+    """Return the tokens that a solve must exceed, with margin (docs/method.md).
 
     `group`: tokens of one group for its own least squares, I'; `joint`: tokens of the layer for all groups, M I'.
     """

@@ -60,7 +60,10 @@ def capture(
     hidden, arguments = prepare(layered, batches)
     first = 0
     for saved in sorted(scratch.glob("residual_*.safetensors")):
-        first = int(saved.stem.removeprefix("residual_")) + 1
+        done = int(saved.stem.removeprefix("residual_"))
+        if not all((scratch / f"layer_{i:03d}.h5").is_file() for i in modules if i <= done):
+            continue
+        first = done + 1
         stream = load_file(saved)
         hidden = [stream[f"{b:06d}"].to(layered.device) for b in range(len(batches))]
         print(f"capture goes on after decoder layer {first - 1}, found in {scratch}", file=sys.stderr)
@@ -68,7 +71,8 @@ def capture(
     progress = Progress("batches through decoder layers", (layout["decoder_layers"] - first) * len(batches))
     for i, layer in loaded_layers(layered, first):
         recorder = _Recorder(layered.model, modules[i]) if i in modules else None
-        with _layer_file(scratch / f"layer_{i:03d}.h5" if recorder else None, heldout, provenance) as file:
+        path = scratch / f"layer_{i:03d}.h5" if recorder else None
+        with _layer_file(path, heldout, {**provenance, "layer": i}) as file:
             sequence = 0
             for b, batch in enumerate(batches):
                 hidden[b] = run_layer(layer, hidden[b], arguments[b][i])

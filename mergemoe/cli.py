@@ -85,9 +85,13 @@ def export(args: argparse.Namespace) -> None:
             for path in Path("results/models").glob("*/*/*/*/config.json")
         )
         raise UserError(f"no finished run {args.name}; there are: {', '.join(done) or 'none'}")
+    provenance = source / "provenance.json"
+    made = json.loads(card.read_text().partition("# provenance: ")[2].partition("\n")[0])
+    if made["inputs"].get(provenance.as_posix()) != store.sha256(provenance):
+        raise UserError(f"{card} has the scores of another checkpoint: run `snakemake` to the end, then export")
     if Path(args.folder).exists():
         raise UserError(f"{args.folder} exists: export writes a new folder")
-    store.check_files(source, store.read_json(source / "provenance.json")["files"])
+    store.check_files(source, store.read_json(provenance)["files"])
     with store.atomic(args.folder) as folder:
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".*"))
         shutil.copyfile(card, folder / "README.md")

@@ -40,7 +40,7 @@ def describe(expert_map: Sequence[int], centres: Sequence[int], usage: Sequence[
     """Return a grouping with its figures.
 
     Per group: `share` of all choices; `routed_tokens`, the fitted tokens with at least one choice in it;
-    `effective_tokens`, (sum t^2)^2 / sum t^4 with t the group's routing weight (METHODS, How many tokens).
+    `effective_tokens`, (sum t^2)^2 / sum t^4 with t the group's routing weight (docs/method.md).
     """
     groups = torch.tensor(expert_map)
     routed = torch.zeros(len(centres), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""What an expert computes: features, then the down-projection (METHODS: E(x) = W_D h(x)).
+"""What an expert computes: features, then the down-projection (docs/method.md: E(x) = W_D h(x)).
 
 A test holds these functions against transformers' own experts module.
 """

@@ -41,7 +41,7 @@ def language_scores(
         full_hidden: [S, L, H] of the full model.
     """
     per_sequence: dict[str, list[tuple[float, int]]] = {"nll": [], "kl": [], "top1": []}
-    for row in range(len(ids)):
+    for row in track(range(len(ids)), "logits of sequences"):
         real = mask[row, 1:].bool()
         targets = ids[row, 1:][real].long().to(device)
         logp = head(hidden[row, :-1][real].to(device)).float().log_softmax(-1)
@@ -80,7 +80,7 @@ def layer_errors(
         full, compact = (
             read_experts(layout, layer, device, where).map(lambda m: m.float()) for where in (None, folder)
         )
-        with Reader(Path(reference, f"{name}.h5")) as reader:
+        with Reader(Path(reference, f"{name}.h5"), layer) as reader:
             act = activation_of(entry["activation"])
             error = output_error(full, compact, expert_map, reader, act, heldout=False)
         errors[name] = {"output_error": error or 0.0}

@@ -45,7 +45,7 @@ class Moments:
         if self.energy == 0:
             return None
         squared = self.energy - 2 * float((w * self.cross).sum()) + float(((w @ self.gram) * w).sum())
-        return max(0.0, squared) / self.energy
+        return max(squared, 0.0) / self.energy  # in this order a NaN stays one
 
 
 @dataclass(frozen=True)

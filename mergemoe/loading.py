@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # of the compressed checkpoint
 
 
-def load(path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto") -> "PreTrainedModel":
+def load(path: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto") -> "PreTrainedModel":
     """Return the model of a checkpoint folder, ready for inference.
 
     Args:

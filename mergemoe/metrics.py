@@ -89,7 +89,7 @@ def shown(value: float | None, error: float | None = None) -> str:
     """Return a number as people read it: three digits, and its standard error where there is one."""
     if value is None:
         return "–"
-    text = f"{value:#.3g}".rstrip(".") if 0 < abs(value) < 1000 else f"{value:,.0f}"
+    text = f"{value:#.3g}".rstrip(".") if 0 < abs(value) < 999.5 else f"{value:,.0f}"
     return text if error is None else f"{text} ± {f'{error:#.2g}'.rstrip('.')}"
 
 

@@ -1,6 +1,5 @@
 """What a params.yaml will cost, before anything runs: parameters, bytes, jobs, disk, tokens."""
 
-import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -111,13 +110,14 @@ def _tokens(params: Params, results: Path) -> list[str]:
         path, chosen = params.model[run.model].path, params.calibrate[run.calibrate]
         widths = {layer: sizes["width"] for layer, sizes in checkpoint.expert_sizes(path).items()}
         top_k = checkpoint.read_config(path).get("num_experts_per_tok", 1)
-        tokens = math.floor(chosen.samples * (1 - chosen.holdout)) * chosen.length
+        held = max(1, round(chosen.samples * chosen.holdout)) if chosen.holdout else 0
+        tokens = (chosen.samples - held) * chosen.length
         shapes: dict[tuple[int, int, int], list[int]] = {}
         for layer, (n, m) in kept_per_layer(params, run).items():
             if m < n:
                 shapes.setdefault((n, m, widths[layer]), []).append(layer)
         for (n, m, width), layers in sorted(shapes.items()):
-            need, exact = budget.needed_tokens(m, width), _smallest_group(results, run, layers)
+            need, exact = budget.needed_tokens(m, width), _smallest_group(results, run, layers, m)
             gives = f"{exact:,} in the smallest" if exact else f"about {min(tokens, tokens * top_k // m):,} (estimate)"
             lines.append(
                 f"  {'/'.join(run[:3])}, {len(layers)} layers {n} -> {m} experts: "
@@ -126,18 +126,21 @@ def _tokens(params: Params, results: Path) -> list[str]:
     return lines
 
 
-def _smallest_group(results: Path, run: Run, layers: list[int]) -> int | None:
-    """Return the fewest tokens routed to any group; None before the layers are clustered."""
+def _smallest_group(results: Path, run: Run, layers: list[int], kept: int) -> int | None:
+    """Return the fewest tokens routed to any group; None before the layers are clustered so."""
     paths = [results.joinpath("cluster", *run[:3], f"layer_{layer:03d}.json") for layer in layers]
     if not all(path.is_file() for path in paths):
         return None
-    return min(group["routed_tokens"] for path in paths for group in store.read_json(path)["groups"])
+    clustered = [store.read_json(path) for path in paths]
+    if any(layer["kept"] != kept for layer in clustered):
+        return None
+    return min(group["routed_tokens"] for layer in clustered for group in layer["groups"])
 
 
 def inspect(path: str | Path) -> str:
     """Return what a checkpoint is and what each share of its experts would weigh."""
-    config: dict[str, Any] = checkpoint.read_config(path)
     layers = checkpoint.count_experts(path)
+    config: dict[str, Any] = checkpoint.read_config(path)
     whole, experts = cost.count(path), checkpoint.expert_sizes(path)
     routed = sum(experts[layer]["bytes"] for layer in layers)
     counts = sorted(set(layers.values()))

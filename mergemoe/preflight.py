@@ -1,5 +1,6 @@
 """Checks before the first job: what can be known to fail later is said now, in one message."""
 
+import re
 from pathlib import Path
 
 from mergemoe import budget, checkpoint, text
@@ -35,6 +36,15 @@ def check(params: Params) -> None:
     for name, task in params.evaluate.tasks.items():
         if task.include is not None and not Path(task.include).is_dir():
             raise UserError(f"evaluate.tasks.{name}.include: {task.include} is no folder")
+        if task.include is not None and not _defines(Path(task.include), name):
+            raise UserError(
+                f"evaluate.tasks.{name}: no *.yaml file in {task.include} says `task: {name}` or `group: {name}`"
+            )
+
+
+def _defines(folder: Path, task: str) -> bool:
+    line = re.compile(rf"^(task|group): *[\"']?{task}[\"']? *$", re.MULTILINE)
+    return any(line.search(path.read_text()) for path in folder.rglob("*.yaml"))
 
 
 def _experts(model: str, params: Params) -> dict[int, int]:

@@ -1,8 +1,9 @@
 """The files between stages: written whole or not at all, with their provenance inside, checked when read.
 
-Provenance is {stage, params, inputs: {path: sha256}, code, payload}. `payload` is the digest of what the
-file says apart from the provenance; it is checked on every read, so a flipped bit or a truncated file is
-named before anything is computed from it. Nothing inside a file depends on time, host or version.
+Provenance is {stage, params, inputs: {path: sha256}, code, payload, seal}. `payload` is the digest of what the
+file says apart from the provenance, `seal` that of the provenance; both are checked on every read, so a flipped
+bit or a truncated file is named before anything is computed from it. Nothing inside a file depends on time, host
+or version.
 """
 
 import hashlib
@@ -99,25 +100,38 @@ def digest_tensors(tensors: Mapping[str, "Tensor"]) -> str:
 
 def write_json(path: str | Path, payload: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
     """Write a JSON artifact; `provenance` lacks only the digest of the payload."""
-    whole = {**payload, "provenance": {**provenance, "payload": digest_json(payload)}}
+    whole = {**payload, "provenance": sealed(provenance, digest_json(payload))}
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(whole, sort_keys=True, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON artifact and check its digest.
+def sealed(provenance: Mapping[str, Any], payload: str) -> dict[str, Any]:
+    """Return the provenance with the digest of the payload and that of itself."""
+    made = {**provenance, "payload": payload}
+    return {**made, "seal": digest_json(made)}
+
+
+def holds(provenance: Mapping[str, Any], payload: str) -> bool:
+    """Tell whether a sealed provenance is whole and belongs to a payload of this digest."""
+    return sealed({k: v for k, v in provenance.items() if k not in {"payload", "seal"}}, payload) == provenance
+
+
+def read_json(path: str | Path, layer: int | None = None) -> dict[str, Any]:
+    """Read a JSON artifact and check its digests, and that it is of the layer that is wanted.
 
     Raises:
-        ArtifactError: where the file is not JSON, or not what its writer wrote.
+        ArtifactError: where the file is missing, not JSON, not what its writer wrote, or another layer's.
     """
     try:
         whole = json.loads(Path(path).read_text())
         payload = {key: value for key, value in whole.items() if key != "provenance"}
-        expected = whole["provenance"]["payload"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        provenance = dict(whole["provenance"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, f"cannot be read as an artifact ({error})") from error
-    if digest_json(payload) != expected:
+    if not holds(provenance, digest_json(payload)):
         raise damaged(path, "does not hold what was written (its digest differs)")
+    if layer is not None and payload.get("layer") != layer:
+        raise damaged(path, f"is of layer {payload.get('layer')}, not {layer}")
     return whole
 
 
@@ -126,7 +140,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], provenance:
     from safetensors.torch import save_file
 
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    metadata = {KEY: canonical({**provenance, "payload": digest_tensors(tensors)})}
+    metadata = {KEY: canonical(sealed(provenance, digest_tensors(tensors)))}
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
@@ -143,9 +157,9 @@ def read_tensors(path: str | Path) -> dict[str, "Tensor"]:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             provenance = json.loads((file.metadata() or {})[KEY])
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise damaged(path, f"cannot be read as an artifact ({error})") from error
-    if digest_tensors(tensors) != provenance["payload"]:
+    if not holds(provenance, digest_tensors(tensors)):
         raise damaged(path, "does not hold what was written (its digest differs)")
     return tensors
 

@@ -64,8 +64,14 @@ def from_source(
 ) -> Sequences:
     """Read documents from where params.yaml says and draw sequences with a transformers tokenizer."""
     end = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    documents = read_documents(field=field, **where)
+    if not any(tokenizer.encode(document, add_special_tokens=False) for document in documents[:10]):
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} makes no token of the first documents: "
+            "are its files (tokenizer.json and the like) in the checkpoint's folder, and is there text?"
+        )
     return draw(
-        read_documents(field=field, **where),
+        documents,
         lambda document: tokenizer.encode(document, add_special_tokens=False),
         end,
         samples=samples,

@@ -1,6 +1,9 @@
 """Write the compact checkpoint of one run from its solved layers, with a card that names the run's parameters.
 
-python -m stages.assemble --cfg JSON --code DIGEST --layout LAYOUT.json --solved LAYER.safetensors ... --out FOLDER
+python -m stages.assemble --cfg JSON --code DIGEST --layout LAYOUT.json --modeling mergemoe/modeling.py
+    --solved LAYER.safetensors ... --out FOLDER
+
+MODELING goes into the checkpoint, comments and all, so its text counts and not only what it does.
 """
 
 import re
@@ -12,14 +15,15 @@ from stages import common
 
 def main() -> None:
     """Read the layers, write the checkpoint whole."""
-    args = common.arguments(__doc__, "layout", many=["solved"])
+    args = common.arguments(__doc__, "layout", "modeling", many=["solved"])
     layout = store.read_json(args.layout)
+    store.check_files(layout["path"], layout["files"])
     provenance = common.provenance("assemble", args)
     solved = {int(re.findall(r"\d+", path)[-1]): store.read_tensors(path) for path in args.solved}
     with store.atomic(args.out) as folder:
         assemble(layout, solved, folder)
-        (folder / "README.md").write_text(cards.describe(args.cfg))
         payload = {"files": {path.name: store.sha256(path) for path in sorted(folder.iterdir())}}
+        (folder / "README.md").write_text(cards.describe(args.cfg))  # `mergemoe export` puts another in its place
         store.write_json(folder / "provenance.json", payload, provenance)
 
 

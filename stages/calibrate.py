@@ -1,6 +1,6 @@
 """Draw the calibration sequences; beside the tokens stands the manifest of the documents they come from.
 
-python -m stages.calibrate --cfg JSON --code DIGEST --layout LAYOUT.json --out TOKENS.safetensors
+python -m stages.calibrate --cfg JSON --code DIGEST --layout LAYOUT.json --text FILE --out TOKENS.safetensors
 """
 
 import torch
@@ -12,7 +12,7 @@ from stages import common
 
 def main() -> None:
     """Read the text, draw, mark held-out sequences, write tokens and manifest."""
-    args = common.arguments(__doc__, "layout")
+    args = common.arguments(__doc__, "layout", many=["text"])
     cfg = dict(args.cfg)
     holdout = cfg.pop("holdout")
     tokenizer = AutoTokenizer.from_pretrained(store.read_json(args.layout)["path"])

@@ -22,6 +22,7 @@ def main() -> None:
     device = runtime.start(args.cfg["threads"], args.device)
     provenance = common.provenance("capture", args)
     layout, tokens = store.read_json(args.layout), store.read_tensors(args.tokens)
+    store.check_files(layout["path"], layout["files"])
     layered = LayeredModel(layout["path"], getattr(torch, args.cfg["dtype"]), device)
     batches = batches_of(tokens["input_ids"], tokens["attention_mask"], args.cfg["batch_tokens"], device)
     scratch = Path("scratch", "capture", store.digest_json(provenance))
@@ -29,7 +30,7 @@ def main() -> None:
     with store.atomic(args.out) as folder:
         folder.mkdir()
         for path in finished.values():
-            shutil.move(path, folder / path.name)
+            shutil.copyfile(path, folder / path.name)  # scratch stays whole until all is in place
     shutil.rmtree(scratch)
 
 

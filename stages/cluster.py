@@ -17,11 +17,11 @@ def main() -> None:
     args = common.arguments(__doc__, "layout", "capture", "profile", also=["layer"])
     runtime.start(args.cfg["threads"], args.device)
     layout, layer = store.read_json(args.layout), int(args.layer)
-    usage = store.read_json(args.profile)["usage"]
+    usage = store.read_json(args.profile, layer)["usage"]
     experts = read_experts(layout, layer)
     kept = budget.kept_experts(args.cfg["experts"], len(experts))
     expert_map, centres = cluster.by_weights(experts, usage, kept)
-    with Reader(args.capture) as reader:
+    with Reader(args.capture, layer) as reader:
         groups = cluster.describe(expert_map, centres, usage, reader)
     needs = budget.needed_tokens(kept, experts.up.shape[1])
     payload = {"layer": layer, "by": args.cfg["by"], **groups, "needed_tokens": needs}

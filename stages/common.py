@@ -26,7 +26,7 @@ def arguments(doc: str | None, *inputs: str, many: Sequence[str] = (), also: Seq
     for name in (*inputs, *also):
         parser.add_argument(f"--{name}", required=True)
     for name in many:
-        parser.add_argument(f"--{name}", required=True, nargs="+")
+        parser.add_argument(f"--{name}", required=True, nargs="*")
     parser.add_argument("--out", required=True)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args()

@@ -1,9 +1,10 @@
 """Score one model on one task of lm-eval.
 
-python -m stages.evaluate --cfg JSON --code DIGEST --task NAME --model FOLDER --made MADE.json --out SCORES.json
+python -m stages.evaluate --cfg JSON --code DIGEST --task NAME --model FOLDER --made MADE.json --files FILE ...
+    --out SCORES.json
 
 MODEL is the full checkpoint or a compressed one; MADE is the artifact that lists the sha256 of its files: the layout
-of the full one, provenance.json of a compressed one.
+of the full one, provenance.json of a compressed one. FILES define the task, where it is not lm-eval's own.
 """
 
 import torch
@@ -16,7 +17,7 @@ from stages import common
 
 def main() -> None:
     """Load the model, score it, write the scores."""
-    args = common.arguments(__doc__, "made", also=["task", "model"])
+    args = common.arguments(__doc__, "made", many=["files"], also=["task", "model"])
     cfg = dict(args.cfg)
     device = runtime.start(cfg.pop("threads"), args.device)
     store.check_files(args.model, store.read_json(args.made)["files"])

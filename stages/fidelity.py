@@ -6,6 +6,8 @@ python -m stages.fidelity --cfg JSON --code DIGEST --layout LAYOUT.json --model 
 MODEL and MADE as in stages.evaluate. The full model itself gets its perplexity alone.
 """
 
+from typing import Any
+
 import torch
 
 from mergemoe import fidelity, runtime, store
@@ -21,7 +23,7 @@ def main() -> None:
     layout = store.read_json(args.layout)
     store.check_files(args.model, store.read_json(args.made)["files"])
     model = load(args.model, device, getattr(torch, args.cfg["dtype"]))
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     kept = store.read_tensors(f"{args.reference}/final.safetensors")
     ids, mask = kept["input_ids"], kept["attention_mask"]
     if args.made == args.layout:

@@ -16,7 +16,7 @@ def main() -> None:
     args = common.arguments(__doc__, "layout", "capture", also=["layer"])
     device = runtime.start(args.cfg["threads"], args.device)
     layout, layer = store.read_json(args.layout), int(args.layer)
-    with Reader(args.capture) as reader:
+    with Reader(args.capture, layer) as reader:
         act = activation_of(layer_entry(layout, layer)["activation"])
         figures = profile(reader, read_experts(layout, layer, device), act)
     store.write_json(args.out, {"layer": layer, **figures}, common.provenance("profile", args))

@@ -1,6 +1,6 @@
 """Run the full model over the held-out text: what fidelity compares with.
 
-python -m stages.reference --cfg JSON --code DIGEST --layout LAYOUT.json --out FOLDER
+python -m stages.reference --cfg JSON --code DIGEST --layout LAYOUT.json --text FILE --out FOLDER
 
 The folder gets final.safetensors (tokens, final hidden states) and, per MoE layer, its experts' inputs.
 """
@@ -19,10 +19,11 @@ from stages import common
 
 def main() -> None:
     """Draw the held-out sequences, stream the model, write the folder whole."""
-    args = common.arguments(__doc__, "layout")
+    args = common.arguments(__doc__, "layout", many=["text"])
     device = runtime.start(args.cfg["threads"], args.device)
     provenance = common.provenance("reference", args)
     layout = store.read_json(args.layout)
+    store.check_files(layout["path"], layout["files"])
     sequences = text.from_source(AutoTokenizer.from_pretrained(layout["path"]), **args.cfg["heldout"])
     ids, mask = torch.tensor(sequences.ids, dtype=torch.int32), torch.tensor(sequences.mask, dtype=torch.uint8)
     layered = LayeredModel(layout["path"], getattr(torch, args.cfg["dtype"]), device)
@@ -33,7 +34,7 @@ def main() -> None:
     with store.atomic(args.out) as folder:
         folder.mkdir()
         for path in finished.values():
-            shutil.move(path, folder / path.name)
+            shutil.copyfile(path, folder / path.name)  # scratch stays whole until all is in place
         tensors = {"input_ids": ids, "attention_mask": mask, "final": final}
         store.write_tensors(folder / "final.safetensors", tensors, provenance)
     shutil.rmtree(scratch)

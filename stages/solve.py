@@ -18,11 +18,11 @@ def main() -> None:
     cfg = dict(args.cfg)
     device = runtime.start(cfg.pop("threads"), args.device)
     layout, layer = store.read_json(args.layout), int(args.layer)
-    with Reader(args.capture) as reader:
+    with Reader(args.capture, layer) as reader:
         tensors, record = solve(
             read_experts(layout, layer, device),
-            store.read_json(args.cluster)["expert_map"],
-            store.read_json(args.profile)["usage"],
+            store.read_json(args.cluster, layer)["expert_map"],
+            store.read_json(args.profile, layer)["usage"],
             reader,
             activation_of(layer_entry(layout, layer)["activation"]),
             **cfg,

@@ -107,3 +107,15 @@ def test_a_flipped_bit_and_a_truncated_file_are_named(captured, tmp_path):
         broken.write_bytes(content)
         with pytest.raises(ArtifactError, match="layer_001.h5 .* run `snakemake` again"):
             Reader(broken)
+
+
+def test_another_layers_file_is_not_taken_for_the_wanted_one(captured):
+    with pytest.raises(ArtifactError, match="is of layer 1, not 2"):
+        Reader(captured[1], 2)
+
+
+def test_a_scratch_folder_that_lost_a_layer_is_not_taken_for_finished(described, tokens, captured, tmp_path):
+    _, _, (files, _) = run(described, tokens, tmp_path)
+    files[1].unlink()
+    _, _, (again, _) = run(described, tokens, tmp_path)
+    assert again[1].read_bytes() == captured[1].read_bytes()

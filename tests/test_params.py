@@ -1,6 +1,7 @@
 """params.yaml: every mistake is named by its path before the first job."""
 
 import copy
+import shutil
 
 import pytest
 import yaml
@@ -101,6 +102,16 @@ def test_preflight_names_what_cannot_run(tiny, tmp_path, monkeypatch):
     ]:
         with pytest.raises(UserError, match=message):
             preflight.check(read_params(config))
+    unknown = small(tiny)
+    unknown["evaluate"]["tasks"] = {"blimpp": {"include": "data/blimp"}}
+    with pytest.raises(UserError, match="evaluate.tasks.blimpp: no .* in data/blimp says `task: blimpp`"):
+        preflight.check(read_params(unknown))
+    mute = tmp_path / "mute"
+    shutil.copytree(tiny, mute, ignore=shutil.ignore_patterns("tokenizer*"))
+    nothing = small(tiny)
+    nothing["model"]["tiny"]["path"] = str(mute)
+    with pytest.raises(UserError, match="makes no token"):
+        preflight.check_texts(read_params(nothing))
     short = small(tiny)
     short["calibrate"]["mixed"]["samples"] = 100_000
     with pytest.raises(UserError, match="calibrate.mixed: .* asks for 100000"):

@@ -12,6 +12,7 @@ RUNS = {"assemble": 2, "fidelity": 2, "evaluate": 2, "report": 1}  # both runs a
 ONE = {"solve": 2, "assemble": 1, "fidelity": 1, "evaluate": 1, "report": 1}  # one solve choice, two layers
 GROUPED = {"cluster": 2, "solve": 4, **RUNS}
 CALIBRATED = {"calibrate": 1, "capture": 1, "profile": 2, **GROUPED}
+REFERENCED = {"reference": 1, "fidelity": 3, "report": 1}
 SCORED = {"reference": 1, "fidelity": 3, "evaluate": 3, "report": 1}
 EVERYTHING = {"layout": 1, **CALIBRATED, **SCORED}
 PARAMS = "params.yaml"
@@ -23,6 +24,15 @@ TABLE = {
     "the order of keys": (PARAMS, "{method: mergemoe, ridge: 0.0}", "{ridge: 0.0, method: mergemoe}", {}),
     "model.path": (PARAMS, "path: tiny-moe", "path: other-moe", EVERYTHING),
     "calibrate.source": (PARAMS, "calibration/mixed", "calibration/stories", CALIBRATED),
+    "calibrate.samples": (PARAMS, "samples: 8", "samples: 9", CALIBRATED),
+    "calibrate.length": (PARAMS, "length: 32, seed", "length: 33, seed", CALIBRATED),
+    "calibrate.field": (PARAMS, "seed: 0", "seed: 0, field: domain", CALIBRATED),
+    "a new calibration": (
+        PARAMS,
+        "capture:",
+        "  more: {source: data/calibration/wiki.jsonl.gz, samples: 8, length: 32}\ncapture:",
+        {"calibrate": 1, "capture": 1, "profile": 2, **GROUPED},
+    ),
     "calibrate.seed": (PARAMS, "seed: 0", "seed: 1", CALIBRATED),
     "calibrate.holdout": (PARAMS, "holdout: 0.25", "holdout: 0.5", CALIBRATED),
     "calibrate.pack": (PARAMS, "seed: 0", "seed: 0, pack: false", CALIBRATED),
@@ -56,13 +66,22 @@ TABLE = {
         {"evaluate": 3, "report": 1},
     ),
     "one task's limit": (PARAMS, "limit: 2", "limit: 3", {"evaluate": 3, "report": 1}),
-    "evaluate.heldout": (PARAMS, "samples: 4", "samples: 5", {"reference": 1, "fidelity": 3, "report": 1}),
+    "evaluate.heldout": (PARAMS, "samples: 4", "samples: 5", REFERENCED),
+    "evaluate.heldout.length": (PARAMS, "4, length: 32", "4, length: 31", REFERENCED),
+    "evaluate.heldout.seed": (
+        PARAMS,
+        "samples: 4",
+        "samples: 4, seed: 1",
+        REFERENCED,
+    ),
+    "one task's shots": (PARAMS, "limit: 2", "limit: 2, fewshot: 1", {"evaluate": 3, "report": 1}),
+    "one task's batch": (PARAMS, "limit: 2", "limit: 2, batch_size: 4", {"evaluate": 3, "report": 1}),
     "evaluate.dtype": (PARAMS, "  dtype: float32", "  dtype: bfloat16", SCORED),
     "evaluate.batch_tokens": (
         PARAMS,
         "  batch_tokens: 64",
         "  batch_tokens: 32",
-        {"reference": 1, "fidelity": 3, "report": 1},
+        REFERENCED,
     ),
     "evaluate.threads": (PARAMS, "  batch_tokens: 64", "  batch_tokens: 64\n  threads: 2", SCORED),
     "fewer runs": (PARAMS, "runs: all", "runs: [[tiny, mixed, half, average]]", {"report": 1}),
@@ -86,6 +105,13 @@ TABLE = {
         {"profile": 2, **GROUPED, "fidelity": 3},
     ),
     "code of the report": ("mergemoe/metrics.py", "SAME_SIZE = 0.01", "SAME_SIZE = 0.02", {"report": 1}),
+    "the checkpoint's own code": (
+        "mergemoe/modeling.py",
+        "    class Merged(stock):",
+        "    # a remark\n    class Merged(stock):",
+        RUNS,
+    ),
+    "a file of the model": ("tiny-moe/config.json", "{", "{ ", EVERYTHING),
     "a page's template": ("mergemoe/templates/page.html", "</html>", "<!-- a remark --></html>", {"report": 1}),
     "a task's file": ("data/blimp/causative.yaml", "task:", "# a remark\ntask:", {"evaluate": 3, "report": 1}),
 }

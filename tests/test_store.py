@@ -16,7 +16,7 @@ def test_what_was_written_is_read_and_carries_its_provenance(tmp_path):
     store.write_json(tmp_path / "a.json", {"x": [1, 2.5]}, MADE)
     whole = store.read_json(tmp_path / "a.json")
     assert whole["x"] == [1, 2.5]
-    assert whole["provenance"] == {**MADE, "payload": store.digest_json({"x": [1, 2.5]})}
+    assert whole["provenance"] == store.sealed(MADE, store.digest_json({"x": [1, 2.5]}))
     store.write_tensors(tmp_path / "t.safetensors", TENSORS, MADE)
     for name, tensor in store.read_tensors(tmp_path / "t.safetensors").items():
         assert torch.equal(tensor, TENSORS[name])
@@ -50,6 +50,19 @@ def test_every_flipped_bit_of_the_payload_and_every_cut_is_noticed(tmp_path, nam
         path.write_bytes(whole[:length])
         with pytest.raises(ArtifactError, match=name):
             read(path)
+
+
+def test_an_edited_provenance_and_another_layers_file_are_named(tmp_path):
+    path = tmp_path / "a.json"
+    store.write_json(path, {"layer": 3}, MADE)
+    assert store.read_json(path, 3)["layer"] == 3
+    with pytest.raises(ArtifactError, match="is of layer 3, not 4"):
+        store.read_json(path, 4)
+    path.write_text(path.read_text().replace('"ridge": 0.0', '"ridge": 7.5'))
+    with pytest.raises(ArtifactError, match="digest differs"):
+        store.read_json(path)
+    with pytest.raises(ArtifactError, match="b.json cannot be read"):
+        store.read_json(tmp_path / "b.json")
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(tmp_path):
