@@ -94,3 +94,19 @@ def test_export_gives_a_folder_that_loads_with_its_scores_on_the_card(project, t
     assert again.returncode != 0 and "exists" in again.stderr
     unknown = command(project, "export", "tiny/mixed/half/magic", str(tmp_path / "else"))
     assert "no finished run tiny/mixed/half/magic; there are: tiny/mixed/half/average" in unknown.stderr
+
+
+def test_plan_does_not_call_another_groupings_tokens_exact(project, tmp_path):
+    changed = (project / "params.yaml").read_text().replace("experts: 0.5", "experts: 0.25")
+    (tmp_path / "quarter.yaml").write_text(changed)
+    told = command(project, "plan", "--params", str(tmp_path / "quarter.yaml")).stdout
+    assert "8 -> 2 experts" in told and "(estimate)" in told and "in the smallest" not in told
+
+
+def test_export_refuses_a_card_with_the_scores_of_another_checkpoint(finished, tmp_path):
+    project = shutil.copytree(finished, tmp_path / "project")
+    path = project / "results/models/tiny/mixed/half/mergemoe/provenance.json"
+    path.write_text(path.read_text() + "\n")
+    refused = command(project, "export", "tiny/mixed/half/mergemoe", str(tmp_path / "out"))
+    assert refused.returncode != 0 and "scores of another checkpoint" in refused.stderr
+    assert not (tmp_path / "out").exists()

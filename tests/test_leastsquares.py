@@ -157,3 +157,9 @@ def test_wrong_input_is_named():
     bad.gram[0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         solve_down(bad, 0.0)
+
+
+def test_sums_that_are_not_finite_are_not_a_perfect_error():
+    bad = moments(torch.eye(3).double(), torch.eye(3).double())
+    bad.gram[0, 0] = float("nan")
+    assert np.isnan(bad.error(torch.eye(3).double()))
