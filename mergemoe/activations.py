@@ -7,8 +7,7 @@ bits; compression is lossless. The digest in the provenance covers names, types,
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,9 @@ import torch
 from torch import Tensor
 
 from mergemoe import store
+from mergemoe.tokens import Activations
 
 CHUNK_ROWS = 1024
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Some tokens of a layer: hidden [n, H] in float32, index [n, K], weight [n, K], logits [n, N]."""
-
-    hidden: Tensor
-    index: Tensor
-    weight: Tensor
-    logits: Tensor
 
 
 class Writer:
@@ -61,7 +51,7 @@ class Writer:
         self.file.close()
 
 
-class Reader:
+class Reader(Activations):
     """A sealed file, checked when it is opened."""
 
     def __init__(self, path: str | Path, layer: int | None = None):
@@ -81,8 +71,8 @@ class Reader:
         if layer is not None and provenance["layer"] != layer:
             raise store.damaged(path, f"is of layer {provenance['layer']}, not {layer}")
         sequence = torch.from_numpy(self.file["sequence"][:].astype(np.int64))
-        self.top_k = self.file["expert_index"].shape[1]
-        self.held = torch.from_numpy(self.file["heldout"][:])[sequence]
+        heldout = torch.from_numpy(self.file["heldout"][:])
+        super().__init__(heldout[sequence], self.file["expert_index"].shape[1])
 
     def __enter__(self) -> "Reader":
         """Return itself."""
@@ -92,27 +82,8 @@ class Reader:
         """Close the file."""
         self.file.close()
 
-    def count(self, heldout: bool = False) -> int:
-        """Return the number of tokens of the fitted (or the held-out) sequences."""
-        return int((self.held == heldout).sum())
-
-    def chunk_count(self, rows: int = 4096) -> int:
-        """Return how many chunks of `rows` tokens the file has at most."""
-        return -(-len(self.held) // rows)
-
-    def chunks(self, heldout: bool = False, rows: int = 4096, device: torch.device | str = "cpu") -> Iterator[Tokens]:
-        """Yield the tokens of the fitted (or the held-out) sequences, at most `rows` at a time."""
-        for start in range(0, len(self.held), rows):
-            keep = self.held[start : start + rows] == heldout
-            if keep.any():
-                yield Tokens(
-                    hidden=self._read("hidden", start, rows)[keep].float().to(device),
-                    index=self._read("expert_index", start, rows)[keep].long().to(device),
-                    weight=self._read("expert_weight", start, rows)[keep].float().to(device),
-                    logits=self._read("router_logits", start, rows)[keep].float().to(device),
-                )
-
-    def _read(self, name: str, start: int, rows: int) -> Tensor:
+    def read(self, name: str, start: int, rows: int) -> Tensor:
+        """Return some rows of a dataset in their true type."""
         dataset = self.file[name]
         tensor = torch.from_numpy(dataset[start : start + rows])
         return tensor.view(torch.bfloat16) if dataset.attrs["dtype"] == "bfloat16" else tensor

@@ -1,98 +1,134 @@
 """Write the compact checkpoint: the original's tensors, shard by shard, with the solved layers in place.
 
-Tensors keep their stored names and dtypes. A merged layer stores experts 0..M-1 and the buffer `expert_map`; the
-configuration says how many experts each module has, and modeling_mergemoe.py comes along, so that transformers
-loads it with trust_remote_code and refuses it loudly without.
+Tensors keep their stored names and dtypes. A merged layer stores M experts in the form that N had, and the buffer
+`expert_map`; the configuration says how large each module is, and modeling_mergemoe.py comes along, so that
+transformers loads it with trust_remote_code and refuses it loudly without.
 """
 
-import inspect
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mergemoe import checkpoint, modeling
-from mergemoe.loading import FORMAT
+from mergemoe.compact import CARRIED, compact_config, module_facts
 from mergemoe.progress import track
+from mergemoe.stacking import Stacking
+from mergemoe.weights import StoredTensors
 
-CARRIED = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template", "generation_config")
 
-
-def assemble(layout: Mapping[str, Any], solved: Mapping[int, Mapping[str, Tensor]], out: Path) -> None:
-    """Write a checkpoint folder.
+def assemble(
+    layout: Mapping[str, Any], solved: Mapping[int, Mapping[str, Tensor]], out: Path, shard_bytes: int = 4 << 30
+) -> None:
+    """Write a checkpoint folder; one that keeps all experts is the original, byte for byte.
 
     Args:
         layout: what layout.describe returned.
         solved: {layer: tensors of solve.solve}.
         out: a new folder.
+        shard_bytes: size of a file, and so of the memory that is needed; a larger tensor has a file of its own.
     """
-    folder = Path(layout["path"])
+    folder = checkpoint.locate(layout["path"], layout.get("revision"))
     out.mkdir(parents=True)
-    stored_in = {key: entry["file"] for key, entry in checkpoint.read_headers(folder).items()}
-    new, dropped = _replacements(layout, solved)
-    weight_map: dict[str, str] = {}
-    total = 0
-    for shard in track(checkpoint.shards(folder), "assemble: shards"):
-        with safe_open(shard, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys() if key not in dropped}  # noqa: SIM118
-        for key, (neighbour, content) in new.items():
-            if stored_in[neighbour] == shard.name:
-                tensors[key] = content if isinstance(content, Tensor) else _read(folder / stored_in[content], content)
-        save_file(tensors, out / shard.name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, shard.name)
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    if len(set(weight_map.values())) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (out / "model.safetensors.index.json").write_text(json.dumps(index, sort_keys=True, indent=1) + "\n")
-    _write_config(layout, solved, out)
+    merged = {entry["layer"]: entry for entry in layout["layers"] if _kept(solved[entry["layer"]]) < entry["experts"]}
+    if merged:
+        with StoredTensors(folder) as stored:
+            write_shards(track(_tensors(merged, solved, stored), "assemble: tensors"), out, shard_bytes)
+        facts = {
+            entry["module"]: module_facts(entry, _kept(solved[layer]), entry["width"])
+            for layer, entry in merged.items()
+        }
+        config = compact_config(checkpoint.read_config(folder), layout["architecture"], facts)
+        (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n")
+        (out / "modeling_mergemoe.py").write_text(modeling.source(layout["architecture"]))
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(CARRIED):
+        if path.name.startswith(CARRIED) or (not merged and path in checkpoint.files(folder)):
             shutil.copyfile(path, out / path.name)
 
 
-def _replacements(
-    layout: Mapping[str, Any], solved: Mapping[int, Mapping[str, Tensor]]
-) -> tuple[dict[str, tuple[str, Tensor | str]], set[str]]:
-    """Return {new key: (old key whose shard it goes to, tensor or old key to copy)}, and the old keys not copied."""
-    new: dict[str, tuple[str, Tensor | str]] = {}
-    dropped: set[str] = set()
-    for entry in layout["layers"]:
-        tensors = solved[entry["layer"]]
-        expert_map = tensors["expert_map"].tolist()
-        kept = max(expert_map) + 1
-        if kept == entry["experts"]:
+def write_shards(tensors: Iterable[tuple[str, Tensor]], out: Path, shard_bytes: int) -> None:
+    """Write named tensors into as many safetensors files as it takes, with their index where there are several."""
+    weight_map: dict[str, Path] = {}
+    pending: dict[str, Tensor] = {}
+    total = 0
+
+    def flush() -> None:
+        path = out / f"shard-{len(set(weight_map.values())):05d}.safetensors"
+        save_file(pending, path, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(pending, path))
+        pending.clear()
+
+    for key, tensor in tensors:
+        if pending and sum(t.nbytes for t in pending.values()) + tensor.nbytes > shard_bytes:
+            flush()
+        pending[key] = tensor.contiguous()
+        total += tensor.nbytes
+    flush()
+    files = sorted(set(weight_map.values()))
+    names = {
+        path: "model.safetensors" if len(files) == 1 else f"model-{i:05d}-of-{len(files):05d}.safetensors"
+        for i, path in enumerate(files, 1)
+    }
+    for path, name in names.items():
+        path.rename(out / name)
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": {key: names[p] for key, p in weight_map.items()}}
+        (out / "model.safetensors.index.json").write_text(json.dumps(index, sort_keys=True, indent=1) + "\n")
+
+
+def _tensors(
+    merged: Mapping[int, Mapping[str, Any]], solved: Mapping[int, Mapping[str, Tensor]], stored: StoredTensors
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the new checkpoint's tensors in the order of the old; a merged layer comes whole at its first key."""
+    of_experts = {key: layer for layer, entry in merged.items() for key in _keys(entry)}
+    done = set()
+    for key in stored.headers:
+        layer = of_experts.get(key)
+        if layer is None:
+            yield key, stored[key]
+        elif layer not in done:
+            done.add(layer)
+            yield from _layer(merged[layer], solved[layer], stored)
+
+
+def _keys(entry: Mapping[str, Any]) -> list[str]:
+    return [key for facts in entry["roles"].values() for key in (*facts["keys"], *facts["identity"])]
+
+
+def _kept(tensors: Mapping[str, Tensor]) -> int:
+    return int(tensors["expert_map"].max()) + 1
+
+
+def _layer(
+    entry: Mapping[str, Any], tensors: Mapping[str, Tensor], stored: StoredTensors
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the stored tensors of one merged layer; a group of one expert keeps that expert's bytes."""
+    expert_map, kept = tensors["expert_map"].tolist(), _kept(tensors)
+    first_member = [expert_map.index(group) for group in range(kept)]
+    row_of = {group: row for row, group in enumerate(tensors["groups"].tolist())}
+    written: dict[str, Tensor] = {}
+    for role, facts in entry["roles"].items():
+        keys, where = facts["keys"], Stacking(**facts["stored"])
+        if facts["fused"]:  # one tensor, which may hold another role, too
+            old = stored[keys[0]]
+            if keys[0] not in written:
+                written[keys[0]] = old.new_empty(where.shape([kept, *facts["shape"][1:]]))
+            view = where.view(written[keys[0]], kept)
+            view.copy_(where.view(old, entry["experts"])[first_member])
+            for group, row in row_of.items():
+                view[group] = tensors[role][row]
             continue
-        row_of = {group: row for row, group in enumerate(tensors["groups"].tolist())}
-        for role, stored in entry["roles"].items():
-            keys = stored["keys"]
-            dropped |= set(keys)
-            for group in range(kept):
-                merged = tensors[role][row_of[group]].clone() if group in row_of else keys[expert_map.index(group)]
-                new[keys[group]] = (keys[group], merged)
-        new[f"{entry['module']}.expert_map"] = (entry["roles"]["down"]["keys"][0], tensors["expert_map"])
-    return new, dropped
-
-
-def _read(shard: Path, key: str) -> Tensor:
-    with safe_open(shard, "pt") as file:
-        return file.get_tensor(key)
-
-
-def _write_config(layout: Mapping[str, Any], solved: Mapping[int, Mapping[str, Tensor]], out: Path) -> None:
-    config = checkpoint.read_config(layout["path"])
-    stock = layout["architecture"]
-    kept = {e["module"]: int(solved[e["layer"]]["expert_map"].max()) + 1 for e in layout["layers"]}
-    merged = {e["module"]: kept[e["module"]] for e in layout["layers"] if kept[e["module"]] < e["experts"]}
-    if merged:
-        config["mergemoe"] = {"format": FORMAT, "experts": merged}
-        config["auto_map"] = {"AutoModelForCausalLM": f"modeling_mergemoe.MergeMoe{stock}"}
-        source = inspect.getsource(modeling).replace(
-            "import torch\n", f"import torch\nfrom transformers import {stock}\n", 1
-        )
-        (out / "modeling_mergemoe.py").write_text(f"{source}\n\nMergeMoe{stock} = merged_class({stock})\n")
-    (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n")
+        for group, expert in enumerate(first_member):
+            written[keys[group]] = tensors[role][row_of[group]] if group in row_of else stored[keys[expert]]
+        if "{}" in facts["parameter"]:  # their names stay (modeling.shrink_experts)
+            written |= {key: tensors[role].new_empty([0] * (tensors[role].ndim - 1)) for key in keys[kept:]}
+        every = [*keys, *facts["identity"]]
+        written |= {every[kept + i]: stored[key] for i, key in enumerate(facts["identity"])}
+    yield from written.items()
+    rest = torch.arange(kept, kept + entry["identity"])  # experts that give their input back stay behind the others
+    yield entry["expert_map"]["key"], torch.cat([tensors["expert_map"], rest])

@@ -16,9 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mergemoe import activations, store
+from mergemoe.calls import Recorder
 from mergemoe.errors import UserError
+from mergemoe.forward import Forward, run_layer
 from mergemoe.progress import Progress
-from mergemoe.stream import Batch, LayeredModel, loaded_layers, prepare, run_layer
+from mergemoe.stacks import Batch, stacks
+from mergemoe.stream import LayeredModel
 
 
 def batches_of(ids: Tensor, mask: Tensor, batch_tokens: int, device: torch.device) -> list[Batch]:
@@ -39,7 +42,7 @@ def capture(
     scratch: Path,
     provenance: Mapping[str, Any],
 ) -> tuple[dict[int, Path], list[Tensor]]:
-    """Run the decoder's layers once over the batches.
+    """Run the model's layers once over the batches.
 
     Args:
         layered: the model.
@@ -57,69 +60,50 @@ def capture(
     """
     scratch.mkdir(parents=True, exist_ok=True)
     modules = {entry["layer"]: entry for entry in layout["layers"]}
-    hidden, arguments = prepare(layered, batches)
     first = 0
     for saved in sorted(scratch.glob("residual_*.safetensors")):
         done = int(saved.stem.removeprefix("residual_"))
-        if not all((scratch / f"layer_{i:03d}.h5").is_file() for i in modules if i <= done):
-            continue
-        first = done + 1
-        stream = load_file(saved)
-        hidden = [stream[f"{b:06d}"].to(layered.device) for b in range(len(batches))]
-        print(f"capture goes on after decoder layer {first - 1}, found in {scratch}", file=sys.stderr)
+        if all((scratch / f"layer_{i:03d}.h5").is_file() for i in modules if i <= done):
+            first = done + 1
+    if first:
+        print(f"capture goes on after layer {first - 1}, found in {scratch}", file=sys.stderr)
 
-    progress = Progress("batches through decoder layers", (layout["decoder_layers"] - first) * len(batches))
-    for i, layer in loaded_layers(layered, first):
-        recorder = _Recorder(layered.model, modules[i]) if i in modules else None
+    def restore(done: int) -> list[Tensor]:
+        residual = load_file(scratch / f"residual_{done:03d}.safetensors")
+        return [residual[f"{b:06d}"].to(layered.device) for b in range(len(batches))]
+
+    forward = Forward(layered, batches)
+    ends = {stack.first - 1 for stack in stacks(layered.model)}  # the next stack is prepared from these
+    progress = Progress("batches through layers", (layout["decoder_layers"] - first) * len(batches))
+    for i, layer in forward.layers(first, restore):
+        recorder = Recorder(layered.model, modules[i]) if i in modules else None
         path = scratch / f"layer_{i:03d}.h5" if recorder else None
         with _layer_file(path, heldout, {**provenance, "layer": i}) as file:
-            sequence = 0
-            for b, batch in enumerate(batches):
-                hidden[b] = run_layer(layer, hidden[b], arguments[b][i])
-                _check_finite(hidden[b], i, layered.dtype)
-                if recorder and file:
-                    file.append(**recorder.rows(batch["attention_mask"], sequence))
-                sequence += len(batch["input_ids"])
+            for rows in run_batches(layer, i, forward, recorder):
+                if file:
+                    file.append(**rows)
                 progress.step()
         if recorder:
             recorder.remove()
         with store.atomic(scratch / f"residual_{i:03d}.safetensors") as temporary:
-            save_file({f"{b:06d}": h.cpu().contiguous() for b, h in enumerate(hidden)}, temporary)
-        (scratch / f"residual_{i - 1:03d}.safetensors").unlink(missing_ok=True)
-    return {i: scratch / f"layer_{i:03d}.h5" for i in modules}, hidden
+            save_file({f"{b:06d}": h.cpu().contiguous() for b, h in enumerate(forward.hidden)}, temporary)
+        if i - 1 not in ends:
+            (scratch / f"residual_{i - 1:03d}.safetensors").unlink(missing_ok=True)
+    return {i: scratch / f"layer_{i:03d}.h5" for i in modules}, forward.hidden
 
 
-class _Recorder:
-    """Hooks on one layer's router and experts; `rows` gives what the last batch called them with."""
+def run_batches(layer: Any, number: int, forward: Forward, recorder: Recorder | None) -> Iterator[dict[str, Tensor]]:
+    """Run one layer over all batches; yield what its experts were called with.
 
-    def __init__(self, model: Any, entry: Mapping[str, Any]):
-        experts = model.get_submodule(entry["module"])
-        router = model.get_submodule(entry["router"]["module"])
-        self.handles = [
-            experts.register_forward_pre_hook(lambda _, args: setattr(self, "call", args)),
-            router.register_forward_hook(lambda _, args, output: setattr(self, "logits", output[0])),
-        ]
-        self.call: tuple[Tensor, Tensor, Tensor] | None = None
-        self.logits: Tensor | None = None
-
-    def rows(self, mask: Tensor, sequence: int) -> dict[str, Tensor]:
-        """Return the rows of real tokens; `sequence` is the number of the batch's first sequence."""
-        assert self.call is not None and self.logits is not None
-        hidden, index, weight = self.call
-        keep = mask.flatten().bool()
-        numbers = torch.arange(sequence, sequence + len(mask), dtype=torch.int32)
-        return {
-            "hidden": hidden.reshape(-1, hidden.shape[-1])[keep],
-            "expert_index": index[keep].to(torch.int16),
-            "expert_weight": weight[keep],
-            "router_logits": self.logits.reshape(-1, self.logits.shape[-1])[keep],
-            "sequence": numbers.repeat_interleave(mask.shape[1])[keep.cpu()],
-        }
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self.handles:
-            handle.remove()
+    Raises:
+        UserError: where hidden states are not finite.
+    """
+    sequence = 0
+    for b, batch in enumerate(forward.inputs):
+        forward.hidden[b] = run_layer(layer, forward.hidden[b], forward.arguments[b][number])
+        _check_finite(forward.hidden[b], number)
+        yield recorder.rows(batch["attention_mask"], sequence) if recorder else {}
+        sequence += len(batch["input_ids"])
 
 
 @contextmanager
@@ -133,10 +117,10 @@ def _layer_file(path: Path | None, heldout: Tensor, provenance: Mapping[str, Any
         writer.close(provenance)
 
 
-def _check_finite(hidden: Tensor, layer: int, dtype: torch.dtype) -> None:
+def _check_finite(hidden: Tensor, layer: int) -> None:
     if not hidden.isfinite().all():
         raise UserError(
-            f"decoder layer {layer}: {int((~hidden.isfinite()).sum())} of {hidden.numel()} hidden values are NaN or "
-            f"infinite in {str(dtype).removeprefix('torch.')}. float16 overflows in many models: set `capture.dtype` "
-            "to bfloat16 or float32; if it is one of these, the checkpoint itself is damaged"
+            f"layer {layer}: {int((~hidden.isfinite()).sum())} of {hidden.numel()} hidden values are NaN or "
+            f"infinite in {str(hidden.dtype).removeprefix('torch.')}. float16 overflows in many models: set "
+            "`capture.dtype` to bfloat16 or float32; if it is one of these, the checkpoint itself is damaged"
         )

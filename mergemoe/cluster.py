@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergemoe.activations import Reader
+from mergemoe.tokens import Activations
 from mergemoe.weights import Experts
 
 
@@ -36,7 +36,9 @@ def cosine(parts: Sequence[Tensor]) -> Tensor:
     return gram / norms / norms[:, None]
 
 
-def describe(expert_map: Sequence[int], centres: Sequence[int], usage: Sequence[int], reader: Reader) -> dict[str, Any]:
+def describe(
+    expert_map: Sequence[int], centres: Sequence[int], usage: Sequence[int], reader: Activations
+) -> dict[str, Any]:
     """Return a grouping with its figures.
 
     Per group: `share` of all choices; `routed_tokens`, the fitted tokens with at least one choice in it;

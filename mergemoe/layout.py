@@ -5,65 +5,80 @@ the experts and features.py computes them with safetensors and torch alone.
 """
 
 import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers.core_model_loading import revert_weight_conversion
+
 from mergemoe import checkpoint, store
 from mergemoe.errors import UserError
+from mergemoe.families import Family, attribute, experts_modules, parameter_of, router_of, top_k
+from mergemoe.features import FUNCTIONS, RULES, Activation
 from mergemoe.progress import track
-from mergemoe.stream import decoder_layers, empty_model, experts_modules, stored_keys
+from mergemoe.stacking import Stacking
+from mergemoe.stacks import stacks
+from mergemoe.stream import Source, empty_model, stored_keys
 
-# What the fused parameter of an experts module is made of, in the order transformers joins it.
-_ROLES = {"gate_up_proj": ("gate", "up"), "up_proj": ("up",), "down_proj": ("down",)}
-# Families whose router takes the top-k of a softmax over all experts; of others only the class is told.
-_SOFTMAX = {"qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "flex_olmo", "mixtral"}
+Stored = dict[str, list[tuple[str, Source]]]  # parameter -> [(stored key, how it comes into the parameter)]
 
-Stored = dict[str, list[tuple[str, int]]]  # parameter -> [(stored key, which part of the parameter it is)]
+# How routers choose, for the reader of a report; of others only the class is told.
+_SOFTMAX = {"qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "flex_olmo", "mixtral", "jamba", "deepseek_v2"}
+_SOFTMAX |= {"switch_transformers"}
 
 
-def describe(folder: str | Path, digests: bool = True) -> dict[str, Any]:
+def describe(path: str | Path, revision: str | None = None, digests: bool = True) -> dict[str, Any]:
     """Return the layout of a checkpoint.
 
     Per MoE layer: `module`, `experts` N, `width` I, `top_k` K, `activation`, `router`, and per role (gate, up,
-    down) the stored `keys`, one per expert, and the `shape` of one expert's matrix.
+    down, their biases) the stored `keys`, the `shape` of all N experts, and how both the stored tensors and the
+    module's `parameter` hold it (stacking.py).
 
-    `files` holds the sha256 of every file of the checkpoint, unless `digests` is off.
+    Args:
+        path: a folder; with `revision` the id of a hub model, brought by `mergemoe fetch`.
+        revision: a full commit hash.
+        digests: whether to hash every file of the checkpoint into `files`.
 
     Raises:
         UserError: where this version cannot read the experts, with the reason.
     """
-    folder = Path(folder)
-    headers = checkpoint.read_headers(folder)
-    counted = checkpoint.count_experts(folder)
-    config = checkpoint.read_config(folder)
-    if "quantization_config" in config:
-        raise UserError(f"{folder} is quantized ({config['quantization_config'].get('quant_method')}): not supported")
-    model = empty_model(folder)
-    _, layers, prefix = decoder_layers(model)
-    stored: Stored = {}
-    for key, (parameter, part) in stored_keys(model, headers).items():
-        stored.setdefault(parameter, []).append((key, part))
-    found = {
-        int(name[len(prefix) :].split(".")[0]): (name, module)
-        for name, module in experts_modules(model).items()
-        if name.startswith(prefix)
+    folder = checkpoint.locate(path, revision)
+    return {
+        "path": str(path),
+        **({"revision": revision} if revision else {}),
+        **of_model(empty_model(folder), checkpoint.read_headers(folder)),
+        "files": _digests(folder) if digests else {},
     }
-    configured = {layer: module.num_experts for layer, (_, module) in sorted(found.items())}
-    if configured != counted:
-        raise UserError(f"{folder}: experts per layer are {counted} in the files, {configured} by its config.json")
+
+
+def of_model(model: Any, headers: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the layout of a model, its parameters on any device; without headers nothing is said of stored keys."""
+    every = stacks(model)
+    stored: Stored = {}
+    for key, source in stored_keys(model, headers or {}).items():
+        stored.setdefault(source.parameter, []).append((key, source))
+    found = {
+        stack.first + int(name[len(stack.prefix) :].split(".")[0]): (name, module, family)
+        for name, (module, family) in experts_modules(model).items()
+        for stack in every
+        if name.startswith(stack.prefix)
+    }
+    if not found:
+        raise UserError(
+            f"{type(model).__name__} has no experts that this version can read: either they are no feed-forward "
+            "experts, or their class is not one of transformers' own (docs/models.md)"
+        )
     text = model.config.get_text_config()
     return {
-        "path": str(folder),
         "model_type": model.config.model_type,
         "architecture": type(model).__name__,
         "dtype": str(model.config.dtype).removeprefix("torch."),
         "hidden_size": text.hidden_size,
         "vocab_size": text.vocab_size,
-        "decoder_layers": len(layers),
-        "files": _digests(folder) if digests else {},
-        "layers": [
-            _layer(layer, name, module, stored, headers, model) for layer, (name, module) in sorted(found.items())
-        ],
+        "decoder_layers": sum(len(stack.layers) for stack in every),
+        "layers": [{"layer": layer, **_layer(*found[layer], stored, headers, model)} for layer in sorted(found)],
     }
 
 
@@ -73,50 +88,123 @@ def _digests(folder: Path) -> dict[str, str]:
     }
 
 
-def _layer(layer: int, name: str, module: Any, stored: Stored, headers: dict[str, Any], model: Any) -> dict[str, Any]:
-    _refuse_unsupported(name, module)
-    roles: dict[str, dict[str, Any]] = {}
-    for parameter, parts in _ROLES.items():
-        for i, role in enumerate(parts if f"{name}.{parameter}" in stored else ()):
-            keys = [key for key, part in stored[f"{name}.{parameter}"] if part == i]
-            keys.sort(key=lambda key: [int(number) for number in re.findall(r"\d+", key)])
-            if len(keys) != module.num_experts:
-                raise UserError(
-                    f"{name}: {len(keys)} stored keys hold the {role} projections of {module.num_experts} experts; "
-                    "experts stored as one tensor are not supported yet"
-                )
-            roles[role] = {"keys": keys, "shape": headers[keys[0]]["shape"], "dtype": headers[keys[0]]["dtype"]}
-    text = model.config.get_text_config()
-    block = name.rpartition(".")[0]
-    router_name = next(n for n in ("gate", "router") if hasattr(model.get_submodule(block), n))
-    router = model.get_submodule(f"{block}.{router_name}")
+def _layer(
+    name: str, module: Any, family: Family, stored: Stored, headers: Mapping[str, Any] | None, model: Any
+) -> dict[str, Any]:
+    count = attribute(module, family.experts)
+    roles = {role: _held(module, path, how, count) for role, (path, how) in family.roles.items()}
+    for role, facts in roles.items() if headers else ():
+        facts |= _stored(f"{name}.{facts['parameter']}", role, facts, stored, headers)
+    identity = attribute(module, family.identity) if family.identity else 0
+    norm = f"{name}.post_expert_norm"
+    normed = getattr(module, "has_post_expert_norm", False)
     return {
-        "layer": layer,
         "module": name,
-        "experts": module.num_experts,
-        "width": roles["down"]["shape"][1],
-        "top_k": text.num_experts_per_tok,
-        "activation": {"name": text.hidden_act, "gated": module.has_gate, "limit": None},
-        "router": {
-            "module": f"{block}.{router_name}",
-            "class": type(router).__name__,
-            "rule": "softmax" if model.config.model_type in _SOFTMAX else None,
-            "normalized": bool(getattr(text, "norm_topk_prob", True)),
-            "bias": hasattr(router, "e_score_correction_bias"),
-            "groups": getattr(text, "n_group", 1) or 1,
-            "scaling": float(getattr(text, "routed_scaling_factor", 1.0)),
-        },
+        "experts": count,
+        "identity": identity,
+        "width": roles["down"]["shape"][2],
+        "hidden_size": roles["down"]["shape"][1],
+        "top_k": top_k(model.config, family),
+        "activation": _activation(name, module, family),
+        "norm": {"key": _stored_name(model, f"{norm}.weight")} if normed else None,
+        "router": _router(model, name, family),
         "roles": roles,
+        "expert_map": {"key": _stored_name(model, f"{name}.{family.expert_map}"), "buffer": family.expert_map},
     }
 
 
-def _refuse_unsupported(name: str, module: Any) -> None:
-    traits = {
-        "biases": module.has_bias,
-        "transposed weights": module.is_transposed,
-        "interleaved gate and up": not module.is_concatenated,
-        "a norm after each expert": module.has_post_expert_norm,
-        "a gate computed in its own way": type(module)._apply_gate.__name__ != "_default_apply_gate",
+def _held(module: Any, parameter: str, how: Stacking, count: int) -> dict[str, Any]:
+    """Return where one role lies in the module: the shape of its N experts, and the rows that no expert uses."""
+    whole = parameter_of(module, parameter, count)
+    spare = 0 if how.flat else len(whole) - count
+    shape = list(how.view(whole[: len(whole) - spare], count).shape)
+    return {"parameter": parameter, "held": asdict(how), "shape": shape, "spare": spare}
+
+
+def _stored(
+    parameter: str, role: str, facts: Mapping[str, Any], stored: Stored, headers: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return where one role lies in the files: its keys, and how their tensors hold it."""
+    held, shape = Stacking(**facts["held"]), facts["shape"]
+    alone = "{}" in parameter
+    names = [parameter.format(expert) for expert in range(shape[0])] if alone else [parameter]
+    found = [pair for name in names for pair in stored.get(name, [])]
+    operations = {op for _, source in found for op in source.operations}
+    fused = not alone and "MergeModulelist" not in operations
+    known = {"Concatenate", "Transpose", "Interleave"} if fused else {"Concatenate", "MergeModulelist"}
+    if unknown := operations - known:
+        raise UserError(f"{parameter} is made of stored tensors by {', '.join(sorted(unknown))}: not known here")
+    joined = len({source.part for _, source in found}) > 1
+    keys = [key for key, source in found if not joined or source.part == held.part]
+    keys.sort(key=lambda key: [int(number) for number in re.findall(r"\d+", key)])
+    count = 1 if fused else shape[0]
+    if len(keys) < count:
+        raise UserError(f"{parameter}: {len(keys)} stored keys hold the {role} projections of {shape[0]} experts")
+    how = held if fused and not joined else Stacking()
+    if "Interleave" in operations:
+        how = replace(how, interleaved=not how.interleaved)
+    if "Transpose" in operations and headers[keys[0]]["shape"] != how.shape(shape):  # it is used where it must be
+        how = replace(how, transposed=not how.transposed)
+    expected = how.shape(shape) if fused else shape[1:]
+    if headers[keys[0]]["shape"] != expected:
+        raise UserError(f"{keys[0]} has the shape {headers[keys[0]]['shape']}; by config.json it is {expected}")
+    return {
+        "keys": keys[:count],
+        "identity": [] if fused else keys[count:],
+        "fused": fused,
+        "dtype": headers[keys[0]]["dtype"],
+        "stored": asdict(how),
     }
-    if found := [trait for trait, present in traits.items() if present]:
-        raise UserError(f"{name} ({type(module).__name__}) has {', '.join(found)}: not supported yet")
+
+
+def _stored_name(model: Any, name: str) -> str:
+    """Return the key under which transformers saves a tensor of the model."""
+    ((key, _),) = revert_weight_conversion(model, {name: torch.empty(0)}).items()
+    return key
+
+
+def _router(model: Any, name: str, family: Family) -> dict[str, Any]:
+    router = router_of(model, name, family)
+    text = model.config.get_text_config()
+    return {
+        "module": router,
+        "class": type(model.get_submodule(router)).__name__,
+        "logits": family.logits,
+        "rule": "softmax" if model.config.model_type in _SOFTMAX else None,
+        "normalized": bool(getattr(text, "norm_topk_prob", family.top_k != 1)),
+        "bias": hasattr(model.get_submodule(router), "e_score_correction_bias"),
+        "groups": getattr(text, "n_group", 1) or 1,
+        "scaling": float(getattr(text, "routed_scaling_factor", 1.0) or 1.0),
+    }
+
+
+def _activation(name: str, module: Any, family: Family) -> dict[str, Any]:
+    """Find the rule that computes what the module's own gate does, on numbers that reach every limit."""
+    x = torch.linspace(-30, 30, 2 * 241, dtype=torch.float64)
+    gate, up = x[torch.randperm(482, generator=torch.Generator().manual_seed(0))].chunk(2)
+    constants = {
+        "limit": _constant(module, "limit", "swiglu_limit"),
+        "alpha": _constant(module, "alpha", "swiglu_alpha"),
+    }
+    norm_eps = float(module.post_expert_norm.eps) if getattr(module, "has_post_expert_norm", False) else None
+    gated = "gate" in family.roles
+    if gated and hasattr(module, "_apply_gate"):
+        interleaved = family.roles["gate"][1].interleaved
+        expected = module._apply_gate(torch.stack([gate, up], 1).flatten() if interleaved else torch.cat([gate, up]))
+    else:
+        act = attribute(module, family.activation)
+        expected = act(gate) * up if gated else act(up)
+    for rule, needed in RULES.items():
+        if any(constants[constant] is None for constant in needed):
+            continue
+        used = {constant: constants[constant] if constant in needed else None for constant in constants}
+        for function in FUNCTIONS:
+            known = Activation(function, rule, **used, norm_eps=norm_eps)
+            if torch.allclose(known(up, gate if gated else None).to(expected), expected, rtol=1e-6, atol=1e-6):
+                return asdict(known)
+    raise UserError(f"{name} ({type(module).__name__}) computes its features in a way that is not known here")
+
+
+def _constant(module: Any, *names: str) -> float | None:
+    """Return a constant of a module under the first of its possible names that is there and not 0."""
+    return next((float(value) for name in names if (value := getattr(module, name, None))), None)

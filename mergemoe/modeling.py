@@ -2,38 +2,141 @@
 
 Every merged experts module holds M experts and a buffer `expert_map` [N] -> [0, M); the stock kernel runs on
 expert_map[index], and the routing weights of merged experts add up by themselves. The text of this file is also
-modeling_mergemoe.py of every compressed checkpoint, so it imports torch alone, and a checkpoint loads without
-this package.
+modeling_mergemoe.py of every compressed checkpoint, so it imports torch and transformers alone, and a checkpoint
+loads without this package.
 """
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+
+
+def _mapped(stock: Any) -> Any:
+    """Nearly all: experts(inputs, chosen, weights)."""
+
+    def forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
+        top_k_index = self.expert_map[top_k_index]
+        if self.deduplicate and self.config._experts_implementation == "grouped_mm":
+            # A token's equal experts become one; the rest goes to number M, which this kernel skips.
+            equal = top_k_index[:, :, None] == top_k_index[:, None, :]
+            repeated = equal.tril(-1).any(-1)
+            top_k_weights = (equal * top_k_weights[:, None, :]).sum(-1).masked_fill(repeated, 0).to(top_k_weights.dtype)
+            top_k_index = top_k_index.masked_fill(repeated, self.num_experts)
+        return stock.forward(self, hidden_states, top_k_index, top_k_weights)
+
+    return forward
+
+
+def _mapped_llama4(stock: Any) -> Any:
+    """llama4 gives every expert a batch of its own, already scaled: the batches of merged experts become one."""
+
+    def forward(self: Any, hidden_states: Any) -> Any:
+        inputs = hidden_states.view(len(self.expert_map), -1, self.hidden_size)
+        outputs = torch.empty_like(inputs)
+        for expert in range(self.num_experts):
+            members = torch.where(self.expert_map == expert)[0]
+            gate, up = (inputs[members].flatten(0, 1) @ self.gate_up_proj[expert]).chunk(2, dim=-1)
+            outputs[members] = ((up * self.act_fn(gate)) @ self.down_proj[expert]).view(len(members), *inputs.shape[1:])
+        return outputs.view(-1, self.hidden_size)
+
+    return forward
+
+
+def _mapped_jetmoe_router(stock: Any) -> Any:
+    """Jetmoe's router sorts the choices by expert: sort them by merged expert instead."""
+
+    def forward(self: Any, hidden_states: Any) -> Any:
+        order, _, gates, sizes, logits = stock.forward(self, hidden_states)
+        chosen = self.expert_map.repeat_interleave(torch.tensor(sizes, device=order.device))
+        again = chosen.argsort(stable=True)
+        order, gates = order[again], gates[again]
+        sizes = torch.bincount(chosen, minlength=self.kept_experts).tolist()
+        return order, order.div(self.top_k, rounding_mode="trunc"), gates, sizes, logits
+
+    return forward
+
+
+def _mapped_switch(stock: Any) -> Any:
+    """Switch's choices are one-hot, [n, 1, N]: make them [n, 1, M]."""
+
+    def forward(self: Any, hidden_states: Any, selected_experts: Any, routing_weights: Any) -> Any:
+        mapped = selected_experts.new_zeros(*selected_experts.shape[:-1], self.kept_experts)
+        mapped = mapped.index_add(-1, self.expert_map, selected_experts)
+        return stock.forward(self, hidden_states, mapped, routing_weights)
+
+    return forward
+
+
+_FORWARDS = {
+    "Llama4TextExperts": _mapped_llama4,
+    "JetMoeTopKGating": _mapped_jetmoe_router,
+    "SwitchTransformersExperts": _mapped_switch,
+}
+_COUNTS = ("num_experts", "num_routed_experts", "moe_num_experts")
+_WIDTHS = ("intermediate_dim", "intermediate_size", "expert_dim", "ffn_hidden_size")
 
 
 def mapped_class(stock: type) -> type:
-    """Return a subclass of a stock experts class that maps the chosen experts, then runs any stock kernel."""
-
-    def forward(self: Any, hidden_states: Any, top_k_index: Any, top_k_weights: Any) -> Any:
-        return stock.forward(self, hidden_states, self.expert_map[top_k_index], top_k_weights)  # type: ignore[attr-defined]
-
+    """Return a subclass of a stock class that maps the chosen experts, then runs what it ran before."""
+    forward = _FORWARDS.get(stock.__name__, _mapped)(stock)
     return type("Mapped" + stock.__name__, (stock,), {"forward": forward, "__module__": stock.__module__})
 
 
-def shrink_experts(experts: Any, count: int) -> None:
-    """Turn a stock experts module of N experts into one of `count`, in place; the checkpoint fills in the values."""
-    total = experts.num_experts
-    for name, parameter in list(experts.named_parameters(recurse=False)):
-        smaller = parameter.new_empty((count, *parameter.shape[1:]))
-        experts.register_parameter(name, torch.nn.Parameter(smaller, requires_grad=parameter.requires_grad))
-    device = next(experts.parameters()).device
-    experts.__class__ = mapped_class(type(experts))
-    experts.num_experts = count
-    experts.register_buffer("expert_map", torch.zeros(total, dtype=torch.int64, device=device))
+def shrink_experts(module: Any, facts: dict[str, Any], deduplicate: bool = False) -> None:
+    """Turn a stock experts module into a smaller one, in place; the checkpoint fills in the values.
+
+    Where each expert has parameters of its own, those of the experts that are gone stay, with no numbers in them: of
+    parameters that are missing stock code only warns, these it refuses.
+
+    Args:
+        module: the stock module of N experts.
+        facts: `experts` [N, M], `width` [I, I'], `parameters` {name: shape}, `expert_map` {name of the buffer: length};
+            a name with {} stands for the parameters of M experts, the first of its shape.
+        deduplicate: let grouped_mm compute a token's equal experts once.
+    """
+    owners = {module}
+    for path, shape in _each(facts):
+        owner, _, name = path.rpartition(".")
+        owners.add(module.get_submodule(owner))
+        old = module.get_parameter(path)
+        smaller = torch.nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad)
+        module.get_submodule(owner).register_parameter(name, smaller)
+        if isinstance(module.get_submodule(owner), torch.nn.Linear):
+            module.get_submodule(owner).out_features, module.get_submodule(owner).in_features = shape
+    device = next(module.parameters()).device
+    for owner in owners:
+        for names, (before, after) in ((_COUNTS, facts["experts"]), (_WIDTHS, facts["width"])):
+            for name in names:
+                if getattr(owner, name, None) == before:
+                    setattr(owner, name, after)
+    if hasattr(module, "total_experts"):  # longcat_flash: its identity experts keep their place behind the others
+        module.total_experts += facts["experts"][1] - facts["experts"][0]
+    ((path, length),) = facts["expert_map"].items()
+    owner, _, name = path.rpartition(".")
+    router = module.get_submodule(owner)  # jetmoe's; else the module itself
+    router.register_buffer(name, torch.zeros(length, dtype=torch.int64, device=device))
+    router.__class__ = mapped_class(type(router))
+    router.kept_experts, router.deduplicate = facts["experts"][1], deduplicate
+    if hasattr(module, "_is_expert_parallel"):
+        module._is_expert_parallel = deduplicate  # makes the kernel honour the number M
 
 
-def merged_class(stock: Any) -> Any:
-    """Return a subclass of a stock causal LM whose experts are as few as config.mergemoe says."""
+def _each(facts: dict[str, Any]) -> Iterator[tuple[str, list[int]]]:
+    before, after = facts["experts"]
+    for path, shape in facts["parameters"].items():
+        if "{}" not in path:
+            yield path, shape
+            continue
+        for expert in range(before):
+            yield path.format(expert), shape[1:] if expert < after else [0] * len(shape[1:])
+
+
+def merged_class(name: str) -> Any:
+    """Return a subclass of transformers' class `name` whose experts are as few as config.mergemoe says."""
+    stock: Any = getattr(transformers, name)
 
     class Merged(stock):
         # The stock methods search the source text of the class's own module: answer for the stock class.
@@ -45,10 +148,25 @@ def merged_class(stock: Any) -> Any:
         def _can_set_attn_implementation(cls) -> bool:
             return stock._can_set_attn_implementation()
 
+        @classmethod
+        def is_custom_code(cls) -> bool:
+            return False  # else the stored names that only the stock outer class knows would not be read
+
         def __init__(self, config: Any, *args: Any, **kwargs: Any):
             super().__init__(config, *args, **kwargs)
-            for name, count in config.mergemoe["experts"].items():
-                shrink_experts(self.get_submodule(name), count)
+            for module, facts in config.mergemoe["experts"].items():
+                shrink_experts(self.get_submodule(module), facts, config.mergemoe.get("deduplicate", False))
 
-    Merged.__name__ = Merged.__qualname__ = "MergeMoe" + stock.__name__
+        def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+            super().save_pretrained(save_directory, *args, **kwargs)
+            Path(save_directory, "modeling_mergemoe.py").write_text(source(name))
+
+    Merged.__name__ = Merged.__qualname__ = "MergeMoe" + name
     return Merged
+
+
+def source(stock: str) -> str:
+    """Return the text of modeling_mergemoe.py for a stock class: this file and the one class that is meant."""
+    text = Path(__file__).read_text().split("\n# The class of this checkpoint.")[0].rstrip()
+    line = f'MergeMoe{stock} = merged_class("{stock}")'
+    return f"{text}\n\n\n# The class of this checkpoint.\n{line}\n"

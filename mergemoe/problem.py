@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergemoe.activations import Reader
 from mergemoe.features import Activation
+from mergemoe.tokens import Activations
 from mergemoe.weights import Experts
 
 
@@ -21,8 +21,8 @@ class Group:
     weights: Tensor
 
     def mean(self, matrices: Tensor) -> Tensor:
-        """Return the usage-weighted mean [1, ., .] of the members' matrices [|C|, ., .], in float64."""
-        return torch.einsum("c,cij->ij", self.weights.to(matrices.device), matrices.double())[None]
+        """Return the usage-weighted mean [1, ...] of the members' matrices or biases [|C|, ...], in float64."""
+        return torch.einsum("c,c...->...", self.weights.to(matrices.device), matrices.double())[None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Problem:
 
     experts: Experts
     groups: list[Group]
-    reader: Reader
+    reader: Activations
     act: Activation
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from mergemoe.activations import Reader
 from mergemoe.features import Activation, output
 from mergemoe.progress import track
+from mergemoe.tokens import Activations
 from mergemoe.weights import Experts
 
 
-def profile(reader: Reader, experts: Experts, act: Activation) -> dict[str, Any]:
+def profile(reader: Activations, experts: Experts, act: Activation) -> dict[str, Any]:
     """Return the profile of one layer.
 
     `usage` counts an expert's choices (so the tokens routed to it), `mean_weight` averages its routing weight over

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergemoe.activations import Reader
 from mergemoe.features import Activation, routed_output
 from mergemoe.problem import Problem, groups_of
 from mergemoe.progress import track
+from mergemoe.tokens import Activations
 from mergemoe.weights import Experts
 
 
@@ -18,7 +18,7 @@ def solve(
     experts: Experts,
     expert_map: Sequence[int],
     usage: Sequence[int],
-    reader: Reader,
+    reader: Activations,
     act: Activation,
     *,
     method: str,
@@ -83,11 +83,12 @@ def compact_experts(experts: Experts, tensors: Mapping[str, Tensor]) -> Experts:
         whole[tensors["groups"]] = tensors[role].to(whole)
         return whole
 
-    return Experts(**{role: fill(role) for role in experts.roles()})
+    norm = None if experts.norm is None else experts.norm[first_member]
+    return Experts(**{role: fill(role) for role in experts.roles()}, norm=norm)
 
 
 def output_error(
-    experts: Experts, compact: Experts, expert_map: Sequence[int], reader: Reader, act: Activation, heldout: bool
+    experts: Experts, compact: Experts, expert_map: Sequence[int], reader: Activations, act: Activation, heldout: bool
 ) -> float | None:
     """Return ||y' - y||^2 / ||y||^2 of the routed output over the tokens; None without tokens."""
     device = experts.up.device

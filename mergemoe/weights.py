@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,24 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mergemoe import checkpoint
+from mergemoe.stacking import Stacking
 
 
 @dataclass(frozen=True)
 class Experts:
-    """The matrices of E experts; `gate` is None where the family has none.
+    """What E experts are made of; None is what their family does not have.
 
-    Shapes: up and gate [E, I, H], down [E, H, I].
+    Shapes: up and gate [E, I, H], down [E, H, I], their biases [E, I], [E, I], [E, H]; norm [E, H] scales each
+    expert's output before it is normalized, and is one and the same for all of them.
     """
 
     up: Tensor
     down: Tensor
     gate: Tensor | None = None
+    up_bias: Tensor | None = None
+    gate_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    norm: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of experts E."""
@@ -33,14 +39,16 @@ class Experts:
         return self.map(lambda matrices: matrices[which])
 
     def map(self, change: Any) -> "Experts":
-        """Return experts whose every role is changed by one function of [E, ., .]."""
-        gate = None if self.gate is None else change(self.gate)
-        return Experts(up=change(self.up), down=change(self.down), gate=gate)
+        """Return experts whose every part is changed by one function of [E, ...]."""
+        return Experts(**{name: change(part) for name, part in self._parts().items()})
 
     def roles(self) -> dict[str, Tensor]:
-        """Return {role: matrices} of the roles that are there."""
-        named = {"gate": self.gate, "up": self.up, "down": self.down}
-        return {role: matrices for role, matrices in named.items() if matrices is not None}
+        """Return {role: matrices} of what is each expert's own."""
+        return {name: part for name, part in self._parts().items() if name != "norm"}
+
+    def _parts(self) -> dict[str, Tensor]:
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in named.items() if part is not None}
 
 
 def read_experts(
@@ -54,32 +62,54 @@ def read_experts(
         device: where the tensors go.
         folder: a compressed checkpoint of the same model, in place of the model itself.
     """
-    folder = Path(folder or layout["path"])
-    headers = checkpoint.read_headers(folder)
+    folder = Path(folder) if folder else checkpoint.locate(layout["path"], layout.get("revision"))
     entry = layer_entry(layout, layer)
-    roles = {}
-    with ExitStack() as stack:
-        files: dict[str, Any] = {}
-        for role, stored in entry["roles"].items():
-            matrices = []
-            for key in (key for key in stored["keys"] if key in headers):
-                file = headers[key]["file"]
-                if file not in files:
-                    files[file] = stack.enter_context(safe_open(folder / file, "pt"))
-                matrices.append(files[file].get_tensor(key))
-            roles[role] = torch.stack(matrices).to(device)
+    with StoredTensors(folder) as stored:
+        kept = max(_expert_map(entry, stored)) + 1
+        roles = {}
+        for role, facts in entry["roles"].items():
+            keys = facts["keys"]
+            whole = stored[keys[0]] if facts["fused"] else torch.stack([stored[key] for key in keys[:kept]])
+            roles[role] = Stacking(**facts["stored"]).view(whole, kept).to(device)
+        if entry["norm"]:
+            roles["norm"] = stored[entry["norm"]["key"]].expand(kept, -1).to(device)
     return Experts(**roles)
 
 
 def read_expert_map(layout: Mapping[str, Any], layer: int, folder: str | Path) -> list[int]:
     """Return a compressed checkpoint's expert_map [N]; a layer that was left as it is has the identity."""
-    entry = layer_entry(layout, layer)
-    key = f"{entry['module']}.expert_map"
-    headers = checkpoint.read_headers(folder)
-    if key not in headers:
+    with StoredTensors(Path(folder)) as stored:
+        return _expert_map(layer_entry(layout, layer), stored)
+
+
+def _expert_map(entry: Mapping[str, Any], stored: "StoredTensors") -> list[int]:
+    if entry["expert_map"]["key"] not in stored.headers:
         return list(range(entry["experts"]))
-    with safe_open(Path(folder, headers[key]["file"]), "pt") as file:
-        return file.get_tensor(key).tolist()
+    return stored[entry["expert_map"]["key"]].tolist()[: entry["experts"]]
+
+
+class StoredTensors:
+    """The tensors of a checkpoint folder by key, each read when it is asked for."""
+
+    def __init__(self, folder: Path):
+        """Read the headers."""
+        self.folder, self.headers = folder, checkpoint.read_headers(folder)
+        self.stack, self.files = ExitStack(), {}
+
+    def __enter__(self) -> "StoredTensors":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the files."""
+        self.stack.close()
+
+    def __getitem__(self, key: str) -> Tensor:
+        """Return one tensor."""
+        name = self.headers[key]["file"]
+        if name not in self.files:
+            self.files[name] = self.stack.enter_context(safe_open(self.folder / name, "pt"))
+        return self.files[name].get_tensor(key)
 
 
 def layer_entry(layout: Mapping[str, Any], layer: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ python -m stages.profile --cfg JSON --code DIGEST --layer N --layout LAYOUT.json
 
 from mergemoe import runtime, store
 from mergemoe.activations import Reader
-from mergemoe.features import activation_of
+from mergemoe.features import Activation
 from mergemoe.profile import profile
 from mergemoe.weights import layer_entry, read_experts
 from stages import common
@@ -17,7 +17,7 @@ def main() -> None:
     device = runtime.start(args.cfg["threads"], args.device)
     layout, layer = store.read_json(args.layout), int(args.layer)
     with Reader(args.capture, layer) as reader:
-        act = activation_of(layer_entry(layout, layer)["activation"])
+        act = Activation(**layer_entry(layout, layer)["activation"])
         figures = profile(reader, read_experts(layout, layer, device), act)
     store.write_json(args.out, {"layer": layer, **figures}, common.provenance("profile", args))
 

@@ -6,7 +6,7 @@ python -m stages.solve --cfg JSON --code DIGEST --layer N --layout LAYOUT.json -
 
 from mergemoe import runtime, store
 from mergemoe.activations import Reader
-from mergemoe.features import activation_of
+from mergemoe.features import Activation
 from mergemoe.solve import solve
 from mergemoe.weights import layer_entry, read_experts
 from stages import common
@@ -24,7 +24,7 @@ def main() -> None:
             store.read_json(args.cluster, layer)["expert_map"],
             store.read_json(args.profile, layer)["usage"],
             reader,
-            activation_of(layer_entry(layout, layer)["activation"]),
+            Activation(**layer_entry(layout, layer)["activation"]),
             **cfg,
         )
     provenance = common.provenance("solve", args)

@@ -12,11 +12,11 @@ from mergemoe.activations import Reader
 from mergemoe.assemble import assemble
 from mergemoe.checkpoint import read_headers
 from mergemoe.errors import UserError
-from mergemoe.features import activation_of
+from mergemoe.features import Activation
 from mergemoe.solve import solve
 from mergemoe.weights import read_experts
 
-SILU = activation_of({"name": "silu", "limit": None})
+SILU = Activation("silu")
 MAPS = {1: [0, 1, 0, 2, 1, 0, 2, 0], 2: [0, 1, 1, 2, 3, 4, 0, 3]}  # sizes 4, 2, 2 and 2, 2, 1, 2, 1
 
 
@@ -140,7 +140,7 @@ def test_a_sharded_original_gives_a_sharded_copy_with_its_index(tiny, described,
 
     model = AutoModelForCausalLM.from_pretrained(tiny)
     model.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
-    assemble(layout.describe(tmp_path / "sharded"), solved, tmp_path / "sharded_compact")
+    assemble(layout.describe(tmp_path / "sharded"), solved, tmp_path / "sharded_compact", shard_bytes=100_000)
     assert len(list((tmp_path / "sharded_compact").glob("*.safetensors"))) > 1
     assert torch.equal(logits(library(tmp_path / "sharded_compact"), "eager"), logits(library(compact), "eager"))
 

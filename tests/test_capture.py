@@ -10,7 +10,8 @@ import mergemoe.capture as module
 from mergemoe.activations import Reader
 from mergemoe.capture import batches_of, capture
 from mergemoe.errors import ArtifactError, UserError
-from mergemoe.stream import LayeredModel, final_hidden
+from mergemoe.forward import final_hidden
+from mergemoe.stream import LayeredModel
 
 CPU = torch.device("cpu")
 
@@ -92,7 +93,7 @@ def test_activations_that_are_not_finite_are_named(described, tokens, tmp_path, 
     monkeypatch.setattr(
         module, "run_layer", lambda layer, hidden, arguments: real(layer, hidden, arguments) * float("nan")
     )
-    with pytest.raises(UserError, match=r"decoder layer 0: 2560 of 2560 .*capture.dtype"):
+    with pytest.raises(UserError, match=r"layer 0: 2560 of 2560 .*capture.dtype"):
         run(described, tokens, tmp_path)
 
 

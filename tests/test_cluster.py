@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from mergemoe import cluster
-from mergemoe.features import activation_of, output
+from mergemoe.features import Activation, output
 from mergemoe.profile import profile
 from mergemoe.weights import Experts, read_experts
 
-SILU = activation_of({"name": "silu", "limit": None})
+SILU = Activation("silu")
 
 
 def experts_of(*rows):

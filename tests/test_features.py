@@ -5,10 +5,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mergemoe.errors import UserError
-from mergemoe.features import activation_of, output, routed_output
+from mergemoe.features import Activation, output, routed_output
 from mergemoe.weights import layer_entry, read_experts
 
-SILU = activation_of({"name": "silu", "limit": None})
+SILU = Activation("silu")
 
 
 def test_routed_output_is_that_of_the_stock_module(tiny, described):
@@ -33,4 +33,4 @@ def test_equal_indices_of_one_token_add_up(described):
 
 def test_an_unknown_activation_is_refused_by_name():
     with pytest.raises(UserError, match="'xielu'"):
-        activation_of({"name": "xielu", "limit": None})
+        Activation("xielu")

@@ -5,13 +5,13 @@ import torch
 
 from mergemoe.activations import Reader
 from mergemoe.capture import batches_of, capture
-from mergemoe.features import activation_of
+from mergemoe.features import Activation
 from mergemoe.solve import solve
 from mergemoe.stream import LayeredModel
 from mergemoe.weights import read_experts
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-SILU = activation_of({"name": "silu", "limit": None})
+SILU = Activation("silu")
 
 
 def test_a_solve_on_a_gpu_agrees_with_the_cpu(described, captured):

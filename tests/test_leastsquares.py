@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergemoe.features import activation_of, features
+from mergemoe.features import Activation, features
 from mergemoe.leastsquares import Moments, solve_down
 from mergemoe.methods import mergemoe
 from mergemoe.problem import Problem, groups_of
 from mergemoe.weights import Experts, read_experts
 
-SILU = activation_of({"name": "silu", "limit": None})
+SILU = Activation("silu")
 
 
 def moments(p, y, batches=1):
@@ -45,7 +45,7 @@ class Kept:
         return None
 
     def chunks(self, heldout=False, device="cpu"):
-        from mergemoe.activations import Tokens
+        from mergemoe.tokens import Tokens
 
         empty = torch.empty(0)
         return [Tokens(part, empty, empty, empty) for part in self.x.split(64)] if not heldout else []

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from mergemoe.features import activation_of, output
+from mergemoe.features import Activation, output
 from mergemoe.methods import average, mergemoe
 from mergemoe.problem import Problem, groups_of
 from mergemoe.solve import compact_experts, output_error, solve
 from mergemoe.weights import Experts, read_experts
 
-SILU = activation_of({"name": "silu", "limit": None})
+SILU = Activation("silu")
 MAP, USAGE = [0, 0, 1, 2, 2, 2, 3, 1], [3, 1, 4, 1, 5, 9, 2, 6]
 
 

@@ -2,12 +2,15 @@
 
 A group with weights w_j = f_j / sum f (Theorem 1) gets gate and up projections sum_j w_j W^j (T2, T3, eq. 4), and the
 down-projection W_D' T1, T1 = Q P^+ (eqs. 5, 6), over ALL calibration tokens. T1 is never formed: W_D' Q is the
-weighted output of the members, so sums over tokens are enough (docs/method.md).
+weighted output of the members, so sums over tokens are enough (docs/method.md). A family's norm after the
+down-projection is left out of both sides: least squares sees what is linear.
 """
 
 from dataclasses import replace
 
-from mergemoe.features import features, output
+import torch
+
+from mergemoe.features import features, linear_output
 from mergemoe.leastsquares import Moments, solve_down
 from mergemoe.problem import Merged, Problem
 from mergemoe.progress import track
@@ -28,7 +31,10 @@ def merge(problem: Problem, ridge: float = 0.0) -> list[Merged]:
             "condition": solution.condition,
             "objective": {"fit": fitted.error(solution.down), "heldout": unseen.error(solution.down)},
         }
-        results.append(Merged(replace(expert, down=solution.down[None]), record))
+        solved = {"down": solution.down[None]}
+        if expert.down_bias is not None:
+            solved = {"down": solution.down[None, :, :-1], "down_bias": solution.down[None, :, -1]}
+        results.append(Merged(replace(expert, **solved), record))
     return results
 
 
@@ -36,14 +42,16 @@ def sums(problem: Problem, averaged: list[Experts], heldout: bool) -> list[Momen
     """Return, per group, the sums of P and Y = sum_j w_j E_j(X) over the fitted (or held-out) tokens."""
     experts, device = problem.experts, problem.experts.up.device
     hidden_size, width = experts.down.shape[1:]
-    moments = [Moments.zeros(width, hidden_size, device) for _ in problem.groups]
+    biased = experts.down_bias is not None  # a bias is the weight of one more feature, constant 1
+    moments = [Moments.zeros(width + biased, hidden_size, device) for _ in problem.groups]
     chunks = problem.reader.chunks(heldout=heldout, device=device)
     label = f"chunks of {'held-out' if heldout else 'fitted'} tokens"
     for tokens in track(chunks, label, problem.reader.chunk_count()):
         for group, expert, moment in zip(problem.groups, averaged, moments, strict=True):
             p = features(tokens.hidden, expert, 0, problem.act)
+            p = torch.cat([p, torch.ones_like(p[:, :1])], 1) if biased else p
             y = sum(
-                w * output(tokens.hidden, experts, j, problem.act).double()
+                w * linear_output(tokens.hidden, experts, j, problem.act).double()
                 for w, j in zip(group.weights.tolist(), group.members, strict=True)
             )
             moment.add(p, y)  # type: ignore[arg-type]  # the sum of tensors is one

@@ -1,0 +1,100 @@
+"""The stacks of layers that a model is: a decoder, or an encoder and the decoder that reads what the encoder made.
+
+Layers are numbered over all stacks, the encoder's first. A model of two stacks is taken as a prefix language
+model: of every sequence the encoder reads the first half, and the decoder is made to continue with the second.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers that run one after the other; here those of a decoder that stands alone.
+
+    module: makes the first layer's inputs, and of the last one's output its own.
+    prefix: of the names of the layers' parameters, each layer's number following.
+    first: the number of the first layer.
+    """
+
+    model: Any
+    module: Any
+    layers: Any
+    prefix: str
+    first: int = 0
+
+    def inputs(self, batch: Batch, before: Tensor | None = None) -> Batch:
+        """Return what the module reads of a batch of whole sequences.
+
+        Args:
+            batch: input_ids and attention_mask [B, L].
+            before: what the stack before this one made of the same batch.
+        """
+        return batch
+
+    def early(self, name: str) -> bool:
+        """Return whether a parameter of the layers is needed for what they are called with already."""
+        return False
+
+    def shared(self, hidden: Tensor, arguments: tuple[Any, ...]) -> Any:
+        """Return what a layer called with these inputs and other arguments hands on beside its output."""
+        return None
+
+    def answer(self, output: Tensor, shared: Any = None) -> Any:
+        """Return a layer's output as the module expects it."""
+        return output
+
+
+class _OfTwo(Stack):
+    """As T5's: the first layer makes the position biases [1, heads, L, L], which the others are handed."""
+
+    def early(self, name: str) -> bool:
+        return name.endswith(".relative_attention_bias.weight")
+
+    def shared(self, hidden: Tensor, arguments: tuple[Any, ...]) -> Any:
+        length, biases = hidden.shape[1], arguments[1]
+        return self.layers[0].layer[0].SelfAttention.compute_bias(length, length) if biases is None else biases
+
+    def answer(self, output: Tensor, shared: Any = None) -> Any:
+        return output, shared, None  # cross-attention has no biases: every layer makes its own zeros
+
+
+class Encoder(_OfTwo):
+    """Reads the first halves."""
+
+    def inputs(self, batch: Batch, before: Tensor | None = None) -> Batch:
+        """Return the first halves."""
+        return {name: rows[:, : rows.shape[1] // 2] for name, rows in batch.items()}
+
+
+class Decoder(_OfTwo):
+    """Reads the second halves, and what the encoder made of the first."""
+
+    def inputs(self, batch: Batch, before: Tensor | None = None) -> Batch:
+        """Return the second halves behind a start token, so that place j is to tell token j of its half."""
+        half = {name: rows[:, rows.shape[1] // 2 :] for name, rows in batch.items()}
+        half["input_ids"] = self.model._shift_right(half["input_ids"])
+        if before is None:
+            return half
+        read = batch["attention_mask"][:, : before.shape[1]]
+        return half | {"encoder_hidden_states": before, "encoder_attention_mask": read}
+
+
+def stacks(model: Any) -> list[Stack]:
+    """Return the stacks of a model, in the order in which they run."""
+    decoder = model.get_decoder()
+    if hasattr(decoder, "lm_head"):  # llama4 answers with the model around its decoder
+        decoder = decoder.model
+    if not model.config.is_encoder_decoder:
+        return [Stack(model, decoder, *_layers(model, decoder))]
+    first = Encoder(model, model.get_encoder(), *_layers(model, model.get_encoder()))
+    return [first, Decoder(model, decoder, *_layers(model, decoder), first=len(first.layers))]
+
+
+def _layers(model: Any, module: Any) -> tuple[Any, str]:
+    layers = next(getattr(module, name) for name in ("layers", "blocks", "block") if hasattr(module, name))
+    return layers, next(name for name, part in model.named_modules() if part is layers) + "."
