@@ -6,7 +6,7 @@ Names load on first use: importing the package pulls in neither torch nor transf
 import importlib
 from typing import Any
 
-_HOME = {"load": "mergemoe.loading"}
+_HOME = {"load": "mergemoe.loading", "save": "mergemoe.loading", "compress": "mergemoe.compression"}
 
 
 def __getattr__(name: str) -> Any:
