@@ -1,0 +1,27 @@
+"""Write a plain copy of a checkpoint that is quantized, or of a form that transformers has no class for.
+
+python -m stages.convert --cfg '{"path": ..., "revision": ..., "dequantize": ...}' --code DIGEST --out FOLDER
+"""
+
+from mergemoe import checkpoint, deepseek, records, store
+from mergemoe.dequantize import dequantize
+from mergemoe.progress import track
+from stages import common
+
+
+def main() -> None:
+    """Write the folder whole, with the sha256 of its files and of those that it was made from."""
+    args = common.arguments(__doc__)
+    original = checkpoint.locate(args.cfg["path"], args.cfg.get("revision"))
+    files = track(checkpoint.files(original), "sha256 of the original's files")
+    digests = {path.name: store.sha256(path) for path in files}
+    records.check(args.cfg["path"], args.cfg.get("revision"), digests)
+    convert = dequantize if args.cfg["dequantize"] else deepseek.convert
+    with store.atomic(args.out) as folder:
+        convert(original, folder)
+        payload = {"files": {path.name: store.sha256(path) for path in sorted(folder.iterdir())}, "original": digests}
+        store.write_json(folder / "provenance.json", payload, common.provenance("convert", args))
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,357 @@
+"""Quantized checkpoints: refused by name, or made plain with exactly the numbers that their scales say.
+
+Two references: transformers' own dequantization of the whole model, and numpy on what an own quantizer stored.
+"""
+
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, copy_project, make_tiny, snakemake
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config, GptOssConfig, GptOssForCausalLM, Mxfp4Config
+
+from mergemoe import checkpoint, experts, layout, plan, preflight, quantization, store
+from mergemoe.dequantize import QuantizedModel, dequantize
+from mergemoe.errors import UserError
+from mergemoe.params import read_params
+from stages import convert as stage
+
+# The 256 values of E4M3 (bias 7, no infinity, 0x7f and 0xff are NaN) and the 16 of E2M1.
+BYTES = np.arange(256)
+EXPONENT, FRACTION = BYTES >> 3 & 15, (BYTES & 7) / 8
+E4M3 = np.where(EXPONENT, (1 + FRACTION) * 2.0 ** (EXPONENT - 7), FRACTION * 2.0**-6) * np.where(BYTES < 128, 1, -1)
+E4M3[[0x7F, 0xFF]] = np.nan
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def nearest(x, values):
+    """The index of the nearest value to each x, zero as the positive one."""
+    order = np.argsort(values, kind="stable")
+    order = order[~np.isnan(values[order]) & ~(np.signbit(values[order]) & (values[order] == 0))]
+    middles = (values[order][1:] + values[order][:-1]) / 2
+    return order[np.searchsorted(middles, x)]
+
+
+def bfloat16(x):
+    """The 16 bits of float32 numbers, rounded to the nearest even."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def bits(tensor):
+    """The 16 bits of a bfloat16 tensor."""
+    assert tensor.dtype == torch.bfloat16
+    return tensor.contiguous().view(torch.int16).numpy().view(np.uint16)
+
+
+def store_fp8(weight, block, scales):
+    """Quantize a matrix by blocks, cut off at its edges: its bytes, its scales, and what they say in bfloat16."""
+    x = weight.float().numpy()
+    padded = np.pad(x, [(0, -size % side) for size, side in zip(x.shape, block, strict=True)])
+    grid = padded.reshape(padded.shape[0] // block[0], block[0], -1, block[1])
+    peaks = abs(grid).max((1, 3))
+    if scales == torch.uint8:  # the exponent, with bias 127
+        stored = torch.tensor(np.ceil(np.log2(peaks / 448)) + 127).to(scales)
+        scale = 2.0 ** (stored.numpy().astype(np.float32) - 127)
+    else:
+        stored = torch.tensor(peaks / 448).to(scales)
+        scale = stored.float().numpy()
+    codes = nearest(grid / scale[:, None, :, None], E4M3).astype(np.uint8)
+    inside = slice(x.shape[0]), slice(x.shape[1])
+    expected = (E4M3[codes].astype(np.float32) * scale[:, None, :, None]).reshape(padded.shape)[inside]
+    codes = np.ascontiguousarray(codes.reshape(padded.shape)[inside])
+    return torch.from_numpy(codes).view(torch.float8_e4m3fn), stored, bfloat16(expected)
+
+
+def store_mxfp4(weight):
+    """Quantize [E, in, out] by 32 numbers of `in` as gpt_oss stores it: blocks, scales, and what they say."""
+    experts, inside, outside = weight.shape
+    x = weight.float().numpy().transpose(0, 2, 1).reshape(experts, outside, inside // 32, 32)
+    exponent = np.floor(np.log2(abs(x).max(-1))) - 2
+    codes = nearest(x / 2.0 ** exponent[..., None], E2M1).astype(np.uint8)
+    blocks = codes[..., ::2] | codes[..., 1::2] << 4  # the first of two numbers in the low half
+    values = (E2M1[codes] * 2.0 ** exponent[..., None]).reshape(experts, outside, inside).transpose(0, 2, 1)
+    scales = np.ascontiguousarray(exponent + 127, dtype=np.uint8)
+    return torch.from_numpy(blocks), torch.from_numpy(scales), bfloat16(values)
+
+
+def quantize(folder, settings, store_one):
+    """Put quantized tensors in a checkpoint's place; return {key: bits expected of the plain copy}."""
+    tensors, expected = {}, {}
+    for key, tensor in load_file(folder / "model.safetensors").items():
+        made = store_one(key, tensor)
+        *stored, expected[key] = made or (bits(tensor),)
+        tensors |= dict(stored) if made else {key: tensor}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = checkpoint.read_config(folder) | {"quantization_config": settings}
+    (folder / "config.json").write_text(json.dumps(config))
+    return expected
+
+
+def make_fp8(folder, scales=torch.float32, block=(128, 128), method="fp8", **changes):
+    """Save a random qwen3_moe as Qwen3-30B-A3B-FP8 is stored."""
+
+    def store_one(key, tensor):
+        if key.endswith("_proj.weight"):
+            weight, scale, expected = store_fp8(tensor, block, scales)
+            return (key, weight), (f"{key}_scale_inv", scale), expected
+
+    sizes = {"hidden_size": 128, "moe_intermediate_size": 128, "intermediate_size": 256, "head_dim": 32}
+    sizes["num_hidden_layers"] = 2
+    make_tiny(folder, **{**sizes, **changes})
+    settings = {"quant_method": method, "activation_scheme": "dynamic", "weight_block_size": list(block)}
+    return quantize(folder, {**settings, "fmt": "e4m3", "modules_to_not_convert": ["lm_head"]}, store_one)
+
+
+def make_mxfp4(folder):
+    """Save a random gpt_oss as openai/gpt-oss-20b is stored."""
+
+    def store_one(key, tensor):
+        if key.endswith(("gate_up_proj", "down_proj")):
+            blocks, scales, expected = store_mxfp4(tensor)
+            return (f"{key}_blocks", blocks), (f"{key}_scales", scales), expected
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 4096, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    GptOssForCausalLM(GptOssConfig(**sizes, **heads)).to(torch.bfloat16).save_pretrained(folder)
+    for path in (ROOT / "data" / "demo-moe").glob("tokenizer*"):
+        shutil.copyfile(path, folder / path.name)
+    settings = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    expected = quantize(folder, settings, store_one)
+    config = checkpoint.read_config(folder)
+    del config["dtype"]  # the original does not say it
+    (folder / "config.json").write_text(json.dumps(config))
+    return expected
+
+
+MAKERS = {
+    "fp8": (make_fp8, FineGrainedFP8Config),
+    "fp8 with bfloat16 scales": (lambda folder: make_fp8(folder, torch.bfloat16), FineGrainedFP8Config),
+    "fp8 with tied embeddings": (lambda folder: make_fp8(folder, tie_word_embeddings=True), FineGrainedFP8Config),
+    "mxfp8": (lambda folder: make_fp8(folder, torch.uint8, (1, 32), "mxfp8"), FineGrainedFP8Config),
+    "mxfp4": (make_mxfp4, Mxfp4Config),
+}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def made(request, tmp_path_factory):
+    """A quantized checkpoint, its plain copy, the bits expected of it, and transformers' class for its method."""
+    folder = tmp_path_factory.mktemp("quantized")
+    make, settings = MAKERS[request.param]
+    expected = make(folder / "original")
+    dequantize(folder / "original", folder / "copy")
+    return folder / "original", folder / "copy", expected, settings
+
+
+@pytest.fixture(scope="module")
+def fp8(tmp_path_factory):
+    """A checkpoint in FP8."""
+    folder = tmp_path_factory.mktemp("fp8") / "original"
+    make_fp8(folder)
+    return folder
+
+
+def tensors_of(folder):
+    """All tensors of a checkpoint folder."""
+    return {key: tensor for path in checkpoint.shards(folder) for key, tensor in load_file(path).items()}
+
+
+def test_the_copy_holds_what_the_stored_numbers_and_scales_say(made):
+    _, copy, expected, _ = made
+    tensors = tensors_of(copy)
+    assert tensors.keys() == expected.keys()
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(bits(tensor), expected[key], err_msg=key)
+
+
+def test_the_copy_is_what_transformers_saves_of_the_model_it_dequantizes_whole(made, tmp_path):
+    original, copy, _, settings = made
+    config = settings(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(original, quantization_config=config, dtype=torch.bfloat16)
+    del model._weight_conversions  # reversed, Fp8Dequantize quantizes: 5.23 raises on experts
+    model.save_pretrained(tmp_path)
+    whole, tensors = tensors_of(tmp_path), tensors_of(copy)
+    assert tensors.keys() == whole.keys()
+    assert all(torch.equal(tensor, whole[key]) and tensor.dtype == whole[key].dtype for key, tensor in tensors.items())
+    loaded = AutoModelForCausalLM.from_pretrained(copy, dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+    ids = torch.arange(3, 20)[None]
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+
+
+def test_the_copy_has_a_plain_config_an_index_and_every_other_file(made):
+    original, copy, *_ = made
+    config = checkpoint.read_config(copy)
+    assert config == {**quantization.plain_config(checkpoint.read_config(original)), "dtype": "bfloat16"}
+    assert "quantization_config" not in config
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    headers = checkpoint.read_headers(copy)
+    assert index["weight_map"] == {key: entry["file"] for key, entry in headers.items()}
+    assert index["metadata"]["total_size"] == sum(entry["bytes"] for entry in headers.values())
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (copy / name).read_bytes() == (original / name).read_bytes()
+
+
+def params_on(path, **choice):
+    """The project's parameters on one model."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    return read_params({**params, "model": {"mine": {"path": str(path), **choice}}, "runs": "all"})
+
+
+def test_what_the_copy_will_be_is_known_from_the_original_headers(made):
+    original, copy, *_ = made
+    after = {key: {**entry, "file": ""} for key, entry in quantization.plain(checkpoint.read_headers(original)).items()}
+    assert after == {key: {**entry, "file": ""} for key, entry in checkpoint.read_headers(copy).items()}
+    assert experts.count_experts(original) == experts.count_experts(copy)
+    before, params = params_on(original, dequantize=True), params_on(copy)
+    assert plan.sizes(before, before.all_runs()[0]) == plan.sizes(params, params.all_runs()[0])
+    assert plan.jobs(before)["convert"] == 1
+    assert plan.jobs(params)["convert"] == 0
+    weights = sum(tensor.nbytes for tensor in tensors_of(copy).values())
+    assert plan.disk(before)["plain copies"] == weights
+
+
+def test_a_plain_checkpoints_headers_stay_as_they_are(tiny):
+    assert quantization.plain(checkpoint.read_headers(tiny)) == checkpoint.read_headers(tiny)
+
+
+def test_one_part_of_the_model_is_in_memory_at_a_time(fp8, tmp_path, monkeypatch):
+    model, held = QuantizedModel(fp8, torch.bfloat16), []
+
+    def save(tensors, path, **_):
+        held.append({name for name, parameter in model.model.named_parameters() if not parameter.is_meta})
+
+    monkeypatch.setattr("mergemoe.dequantize.save_file", save)
+    for wanted in model.parts():
+        model.write(wanted, tmp_path / "shard")
+    assert held[0] == {"lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"}
+    for i, names in enumerate(held[1:]):
+        assert f"model.layers.{i}.self_attn.q_proj.weight" in names
+        assert all(name.startswith(f"model.layers.{i}.") for name in names)
+    assert len(held) == 3
+
+
+# q_proj has 32 rows a head: 192 are blocks of 128 and 64, and 3 does not divide the 320 of three blocks.
+@pytest.mark.parametrize("heads", [6, 10])
+def test_blocks_cut_off_at_an_edge_keep_their_size(tmp_path, heads):
+    expected = make_fp8(tmp_path / "original", num_attention_heads=heads)
+    dequantize(tmp_path / "original", tmp_path / "copy")
+    key = "model.layers.0.self_attn.q_proj.weight"
+    assert expected[key].shape == (32 * heads, 128)
+    np.testing.assert_array_equal(bits(tensors_of(tmp_path / "copy")[key]), expected[key])
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("model.layers.1.self_attn.q_proj.weight_scale_inv", None, "q_proj.weight is torch.float8_e4m3fn"),
+        ("model.layers.1.mlp.experts.3.up_proj.weight_scale_inv", None, "8 weights vs 7 scales"),
+        ("model.layers.1.self_attn.k_proj.weight", None, "such as model.layers.1.self_attn.k_proj"),
+        ("model.norm.weight", None, "such as model.norm.weight"),
+        ("model.layers.0.mlp.up_proj.weight_scale_inv", torch.ones(3, 2), "not divisible by scale grid"),
+        ("model.layers.0.mlp.gate_proj.weight", torch.zeros(128, 128).to(torch.float8_e4m3fn), "by config.json"),
+    ],
+)
+def test_what_is_missing_or_does_not_fit_is_named(fp8, tmp_path, key, change, message):
+    tensors = load_file(fp8 / "model.safetensors")
+    assert key in tensors
+    tensors = {**tensors, key: change} if change is not None else {k: t for k, t in tensors.items() if k != key}
+    damaged = shutil.copytree(fp8, tmp_path / "damaged")
+    save_file(tensors, damaged / "model.safetensors")
+    with pytest.raises(UserError, match=message):
+        dequantize(damaged, tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("settings", "choice", "message"),
+    [
+        ({"quant_method": "fp8"}, {}, r"quantized \(fp8\)\. With `dequantize: true` beside `path`"),
+        ({"quant_method": "mxfp4"}, {}, r"quantized \(mxfp4\)\. With `dequantize: true` beside `path`"),
+        ({"quant_method": "gptq"}, {}, "quantized by gptq; transformers dequantizes fp8, mxfp8, mxfp4 without"),
+        ({"quant_method": "awq"}, {"dequantize": True}, "quantized by awq; transformers dequantizes"),
+        ({"load_in_4bit": True}, {"dequantize": True}, "quantized by an unnamed method; transformers dequantizes"),
+        (None, {"dequantize": True}, "no quantization_config: leave the key out"),
+    ],
+)
+def test_the_refusal_names_the_model_the_method_and_the_way_out(tiny, tmp_path, monkeypatch, settings, choice, message):
+    monkeypatch.chdir(ROOT)
+    folder = shutil.copytree(tiny, tmp_path / "checkpoint")
+    config = checkpoint.read_config(folder) | ({"quantization_config": settings} if settings else {})
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"^model.mine: {folder}: .*{message}"):
+        preflight.check(params_on(folder, **choice))
+
+
+def test_a_quantized_text_model_is_seen():
+    config = {"text_config": {"quantization_config": {"quant_method": "fp8"}, "hidden_size": 8}}
+    with pytest.raises(UserError, match="quantized"):
+        quantization.check(config, dequantize=False)
+    assert quantization.plain_config(config) == {"text_config": {"hidden_size": 8}}
+
+
+def test_the_stage_writes_the_copy_with_the_digests_of_both(fp8, tmp_path, monkeypatch):
+    out = tmp_path / "results" / "convert" / "mine"
+    cfg = json.dumps({"path": str(fp8), "revision": None, "dequantize": True})
+    monkeypatch.setattr(sys, "argv", ["stage", "--cfg", cfg, "--code", "0", "--out", str(out)])
+    stage.main()
+    written = store.read_json(out / "provenance.json")
+    assert written["files"].keys() == {path.name for path in out.iterdir()} - {"provenance.json"}
+    assert written["original"].keys() == {path.name for path in fp8.iterdir()}
+    store.check_files(out, written["files"])
+    store.check_files(fp8, written["original"])
+    assert [entry["experts"] for entry in layout.describe(out)["layers"]] == [8]
+
+
+def test_a_hub_models_files_must_be_those_that_were_fetched(fp8, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commit, out = "0" * 40, tmp_path / "results" / "convert" / "mine"
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    cache = shutil.copytree(fp8, tmp_path / "models--some--moe" / "snapshots" / commit)
+    files = {path.name: {"size": path.stat().st_size, "sha256": store.sha256(path)} for path in cache.iterdir()}
+    record = checkpoint.record("some/moe", commit)
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"files": files | {"config.json": {"size": 1, "sha256": "1"}}}))
+    cfg = json.dumps({"path": "some/moe", "revision": commit, "dequantize": True})
+    monkeypatch.setattr(sys, "argv", ["stage", "--cfg", cfg, "--code", "0", "--out", str(out)])
+    with pytest.raises(UserError, match=r"config.json .* is not what"):
+        stage.main()
+    assert not out.exists()
+    record.write_text(json.dumps({"files": files}))
+    stage.main()
+    assert str(tmp_path) not in (out / "provenance.json").read_text()
+
+
+@pytest.mark.workflow
+@pytest.mark.timeout(300)
+def test_the_workflow_refuses_the_checkpoint_or_reads_its_copy_everywhere(tmp_path):
+    project = copy_project(tmp_path / "project")
+
+    def dry(choice):
+        text = (ROOT / "tests" / "tiny" / "params.yaml").read_text().replace("{path: tiny-moe}", choice)
+        (project / "params.yaml").write_text(text)
+        return snakemake(project, "--dry-run", "--printshellcmds")
+
+    plain = dry("{path: tiny-moe}")
+    assert plain.returncode == 0
+    assert "stages.convert" not in plain.stdout
+    make_fp8(project / "tiny-moe")
+    refused = dry("{path: tiny-moe}")
+    assert refused.returncode != 0
+    assert "model.tiny: tiny-moe: quantized (fp8). With `dequantize: true`" in refused.stdout
+    assert "Traceback" not in refused.stdout + refused.stderr
+    planned = dry("{path: tiny-moe, dequantize: true}")
+    assert planned.returncode == 0
+    assert re.search(r"^convert +1$", planned.stdout, re.MULTILINE)
+    commands = re.findall(r"python -m stages\.(\w+) (.*)", planned.stdout)
+    assert {stage for stage, _ in commands} >= {"dequantize", "layout", "capture", "reference", "evaluate", "report"}
+    assert {stage for stage, options in commands if "tiny-moe" in options} == {"dequantize", "assemble"}  # for its card
+    assert all('"path":"results/convert/tiny"' in options for stage, options in commands if stage == "layout")
+    full = [options for _, options in commands if "--out results/scores/tiny/full" in options and "--model" in options]
+    assert full and all("--model results/convert/tiny " in options for options in full)
