@@ -9,6 +9,7 @@ from stages.graph import (
     CAPTURE,
     CARDS,
     CLUSTER,
+    CONVERTED,
     LAYOUT,
     METRICS,
     MODEL,
@@ -52,6 +53,22 @@ rule all:
         PAGE,
 
 
+rule convert:
+    """A plain copy of a checkpoint that is quantized, or of a form that transformers has no class for."""
+    input:
+        checkpoint=graph.original_files,
+    output:
+        CONVERTED + "/provenance.json",
+    log:
+        "logs/convert/{model}.log",
+    params:
+        cfg=graph.choice("model"),
+        code=code("stages.convert"),
+    shell:
+        "python -m stages.convert --cfg {params.cfg:q} --code {params.code}"
+        " --out $(dirname {output:q}) 2> {log:q}"
+
+
 rule layout:
     """Where the experts of a checkpoint lie and how they compute."""
     input:
@@ -61,7 +78,7 @@ rule layout:
     log:
         "logs/layout/{model}.log",
     params:
-        cfg=graph.choice("model"),
+        cfg=graph.plain_choice,
         code=code("stages.layout"),
     shell:
         "python -m stages.layout --cfg {params.cfg:q} --code {params.code} --out {output:q} 2> {log:q}"
@@ -131,6 +148,7 @@ rule cluster:
         profile=PROFILE,
     output:
         CLUSTER,
+    CONVERTED,
     log:
         "logs/cluster/{model}/{calibrate}/{cluster}/layer_{layer}.log",
     threads: graph.threads("cluster")

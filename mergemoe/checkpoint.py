@@ -4,99 +4,191 @@ Nothing here imports torch or transformers, so that the Snakefile can ask in eve
 """
 
 import json
-import math
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mergemoe.errors import UserError
 
-# A layer's number, and later in the key a component `experts` (never `shared_experts`).
-_EXPERT = re.compile(r"\.(\d+)\.(?:.*\.)?experts\.(?:(\d+)\.)?")
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+BESIDE = (".json", ".model", ".jinja", ".txt")  # configuration, tokenizer, chat template
+HUB_ID, COMMIT = re.compile(r"[\w.-]+/[\w.-]+"), re.compile(r"[0-9a-f]{40}")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+_AGAIN = "the copy is damaged or not complete: bring the checkpoint again (`mergemoe fetch` for a model of the hub)"
+
+
+def hub_cache() -> Path:
+    """Return the folder of huggingface_hub's cache, as its own environment variables name it."""
+    home = os.getenv("HF_HOME", os.path.join(os.getenv("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
+    named = os.getenv("HF_HUB_CACHE", os.getenv("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub")))
+    return Path(os.path.expandvars(os.path.expanduser(named)))
+
+
+def locate(path: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a checkpoint.
+
+    Args:
+        path: a folder; with `revision` the id of a model of the hub.
+        revision: its full commit hash.
+
+    Raises:
+        UserError: where a model of the hub was not fetched.
+    """
+    if revision is None:
+        return Path(path)
+    folder = snapshot(path, revision)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{path} at {revision} is not in {hub_cache()}: run `{fetch_command(path, revision)}`")
+    return folder
+
+
+def snapshot(model: str | Path, revision: str) -> Path:
+    """Return the folder that huggingface_hub's cache has, or would have, for a commit of a model."""
+    return hub_cache() / f"models--{str(model).replace('/', '--')}" / "snapshots" / revision
+
+
+def fetch_command(path: str | Path, revision: str) -> str:
+    """Return the command that brings a model of the hub."""
+    return f"mergemoe fetch {path} --revision {revision}"
+
+
+def record(path: str | Path, revision: str) -> Path:
+    """Return the file, below the folder of params.yaml, where a fetch writes down what it brought."""
+    return Path("data", "hub", str(path).replace("/", "--"), f"{revision}.json")
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Return config.json as a dictionary.
+
+    Raises:
+        UserError: where it is missing, or no JSON object.
+    """
+    return _read_object(Path(folder, "config.json"))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent}: no {path.name} there; `model.<name>.path` must name a checkpoint folder. If it is the id "
+            "of a model of the hub, add `revision`, its full commit hash"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): {_AGAIN}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not an object of names and values: {_AGAIN}")
+    return content
 
 
 def shards(folder: str | Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint, sorted.
+    """Return the safetensors files that transformers reads: those that the index names, or model.safetensors.
 
     Raises:
-        UserError: where the folder is missing, or holds no safetensors file.
+        UserError: where the folder or a file is missing, or it cannot be told which files belong together.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json there; `model.<name>.path` must name a checkpoint folder")
-    found = sorted(folder.glob("*.safetensors"))
-    if not found:
+    read_config(folder)
+    if not (folder / INDEX).is_file():
+        if not (folder / SINGLE).is_file():
+            raise UserError(f"{folder} {_without_weights(folder)}")
+        return [folder / SINGLE]
+    named = sorted(set(weight_map(folder).values()))
+    if (folder / SINGLE).is_file() and named != [SINGLE]:
         raise UserError(
-            f"{folder} holds no *.safetensors file; pickled weights (*.bin, *.pt) are refused: convert them"
+            f"{folder} holds both {SINGLE} and {INDEX}, which names {len(named)} other files: two checkpoints in one "
+            "folder. Move the one that you do not mean elsewhere"
         )
-    return found
+    if missing := [name for name in named if not (folder / name).is_file()]:
+        raise UserError(
+            f"{folder} lacks {len(missing)} of {len(named)} shards that {INDEX} names, such as {missing[0]}: {_AGAIN}"
+        )
+    return [folder / name for name in named]
+
+
+def _without_weights(folder: Path) -> str:
+    if found := sorted(folder.glob("*.safetensors")):
+        return (
+            f"holds {len(found)} safetensors files, such as {found[0].name}, but neither {SINGLE} nor {INDEX}, which "
+            "says what lies where: bring that file, too"
+        )
+    if pickled := sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES):
+        return (
+            f"holds pickled weights only ({pickled[0]}). A pickle can run any code when it is read, so it is never "
+            "opened here. If you trust its source, convert it once: "
+            f"AutoModelForCausalLM.from_pretrained({str(folder)!r}, dtype='auto').save_pretrained('NEW'), and copy the "
+            "tokenizer's files to NEW"
+        )
+    return f"holds no *.safetensors file: {_AGAIN}"
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """Return {key: file} of the index of a checkpoint in shards."""
+    stored_in = _read_object(folder / INDEX).get("weight_map")
+    if not isinstance(stored_in, dict) or not stored_in:
+        raise UserError(f"{folder / INDEX} has no weight_map, which says what lies where: {_AGAIN}")
+    return stored_in
 
 
 def files(folder: str | Path) -> list[Path]:
     """Return the files that make a checkpoint's numbers: configuration, tokenizer, weights."""
-    shards(folder)
-    return sorted(
-        p for p in Path(folder).iterdir() if p.suffix in {".json", ".safetensors", ".model", ".jinja", ".txt"}
-    )
+    weights = shards(folder)
+    return sorted(weights + [path for path in Path(folder).iterdir() if beside(path.name)])
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """Return config.json as a dictionary."""
-    return json.loads(Path(folder, "config.json").read_text())
+def beside(name: str) -> bool:
+    """Tell whether a file of this name makes a checkpoint's numbers beside its weights."""
+    return name.endswith(BESIDE) and not name.endswith(".bin.index.json")
 
 
 def read_headers(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Return {key: {dtype, shape, file, bytes}} of every stored tensor."""
-    headers = {}
+    """Return {key: {dtype, shape, file, bytes}} of every stored tensor.
+
+    Raises:
+        UserError: where a shard is not complete, holds a key that another holds, or is not what the index says.
+    """
+    headers: dict[str, dict[str, Any]] = {}
     for path in shards(folder):
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = file.read(length)
-            if len(header) < length:
-                raise UserError(f"{path} is truncated inside its header: fetch the checkpoint again")
-            entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        if path.stat().st_size != 8 + length + end:
-            raise UserError(
-                f"{path} has {path.stat().st_size} bytes where its header promises {8 + length + end}: "
-                "the copy is not complete; fetch the checkpoint again"
-            )
-        for key, entry in entries.items():
+        for key, entry in _header(path).items():
+            if key in headers:
+                raise UserError(
+                    f"{folder}: both {headers[key]['file']} and {path.name} hold {key}: shards of different "
+                    "checkpoints lie in one folder. Bring the checkpoint into an empty one"
+                )
             start, stop = entry["data_offsets"]
             headers[key] = {"dtype": entry["dtype"], "shape": entry["shape"], "file": path.name, "bytes": stop - start}
+    if Path(folder, INDEX).is_file():
+        _check_index(Path(folder), headers)
     return headers
 
 
-def expert_sizes(folder: str | Path) -> dict[int, dict[str, int]]:
-    """Return {layer: parameters, bytes and width I of all its routed experts together}."""
-    sizes: dict[int, dict[str, int]] = {}
-    for key, entry in read_headers(folder).items():
-        if match := _EXPERT.search(key):
-            layer = sizes.setdefault(int(match[1]), {"parameters": 0, "bytes": 0, "width": 0})
-            layer["parameters"] += math.prod(entry["shape"])
-            layer["bytes"] += entry["bytes"]
-            if "down" in key or ".w2." in key:
-                layer["width"] = entry["shape"][-1]
-    return sizes
+def _header(path: Path) -> dict[str, dict[str, Any]]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 + length:
+            raise UserError(f"{path} has {size:,} bytes and is truncated inside its header of {length:,}: {_AGAIN}")
+        try:
+            entries = json.loads(file.read(length))
+        except ValueError as error:
+            raise UserError(f"{path} does not begin with a safetensors header ({error}): {_AGAIN}") from None
+    entries.pop("__metadata__", None)
+    promised = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    if size != promised:
+        raise UserError(f"{path} has {size:,} bytes where its header promises {promised:,}: {_AGAIN}")
+    return entries
 
 
-def count_experts(folder: str | Path) -> dict[int, int]:
-    """Return {layer: number of routed experts} of every MoE layer, from the headers alone.
-
-    Raises:
-        UserError: where no layer has experts.
-    """
-    experts: dict[int, int] = {}
-    for key, entry in read_headers(folder).items():
-        if match := _EXPERT.search(key):
-            layer, expert = match.groups()
-            count = int(expert) + 1 if expert else entry["shape"][0]
-            experts[int(layer)] = max(experts.get(int(layer), 0), count)
-    if not experts:
-        model_type = read_config(folder).get("model_type")
+def _check_index(folder: Path, headers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that every tensor lies where the index says; what the index leaves out does no harm."""
+    wrong = [(key, name) for key, name in weight_map(folder).items() if headers.get(key, {}).get("file") != name]
+    if wrong:
+        key, name = wrong[0]
+        where = headers[key]["file"] if key in headers else "in no shard"
         raise UserError(
-            f"{folder} ({model_type}) has no layer with experts: a dense model has nothing to merge. "
-            "Point `model.<name>.path` at a Mixture-of-Experts checkpoint"
+            f"{folder / INDEX} disagrees with the shards in {len(wrong)} tensors: {key} should lie in {name} and lies "
+            f"{where if key not in headers else f'in {where}'}. Index and shards are of different versions: {_AGAIN}"
         )
-    return dict(sorted(experts.items()))

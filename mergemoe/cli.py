@@ -5,8 +5,12 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mergemoe.errors import UserError
+
+if TYPE_CHECKING:
+    from mergemoe.params import Params
 
 
 def main() -> None:
@@ -19,6 +23,12 @@ def main() -> None:
     command = commands.add_parser("inspect", help="what a checkpoint is, and what each ratio would save")
     command.add_argument("model", help="a checkpoint folder")
     command.set_defaults(run=inspect)
+
+    command = commands.add_parser("fetch", help="bring a model of the hub at one commit, or all that params.yaml names")
+    command.add_argument("model", nargs="?", help="its id, such as Qwen/Qwen3-30B-A3B")
+    command.add_argument("--revision", metavar="COMMIT", help="the full commit hash")
+    command.add_argument("--params", metavar="FILE", help="bring every model of this params.yaml that has a revision")
+    command.set_defaults(run=fetch)
 
     command = commands.add_parser("plan", help="parameters, bytes, jobs, disk and tokens, before anything runs")
     command.add_argument("--params", default="params.yaml", metavar="FILE")
@@ -50,18 +60,42 @@ def inspect(args: argparse.Namespace) -> None:
     print("\nThis version can compress it.")
 
 
+def fetch(args: argparse.Namespace) -> None:
+    """Bring models of the hub, and say where they are and where that is written down."""
+    from mergemoe import checkpoint, hub
+
+    if (args.model is None) == (args.params is None):
+        raise UserError("name one model, with --revision; or a params.yaml, with --params")
+    wanted = [(args.model, args.revision)]
+    if args.params:
+        chosen = _read_params(args.params).model.values()
+        wanted = list(dict.fromkeys((model.path, model.revision) for model in chosen if model.revision))
+        if not wanted:
+            raise UserError(f"{args.params}: no choice of `model` has a `revision`, so none is of the hub")
+    for model, revision in wanted:
+        record = hub.fetch(model, revision)
+        size = sum(file["size"] for file in json.loads(record.read_text())["files"].values())
+        print(f"{model}: {size / 1e9:.2f} GB in {checkpoint.locate(model, revision)}")
+        print(f"Files and sha256 stand in {record}: keep it in git.")
+
+
 def plan(args: argparse.Namespace) -> None:
     """Print what params.yaml will cost."""
-    import yaml
-
     from mergemoe import plan, preflight
-    from mergemoe.params import read_params
 
-    if not Path(args.params).is_file():
-        raise UserError(f"{args.params}: no such file; run this beside a params.yaml, or name one with --params")
-    params = read_params(yaml.safe_load(Path(args.params).read_text()), args.params)
+    params = _read_params(args.params)
     preflight.check(params)
     print(plan.describe(params, Path("results")))
+
+
+def _read_params(path: str) -> "Params":
+    import yaml
+
+    from mergemoe.params import read_params
+
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; run this beside a params.yaml, or name one with --params")
+    return read_params(yaml.safe_load(Path(path).read_text()), path)
 
 
 def table(args: argparse.Namespace) -> None:

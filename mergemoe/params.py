@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mergemoe import checkpoint
 from mergemoe.errors import UserError
 
 
@@ -25,7 +26,32 @@ class Section(BaseModel):
 class Model(Section):
     """A checkpoint."""
 
-    path: str = Field(description="folder with config.json, safetensors and a tokenizer")
+    path: str = Field(description="folder with config.json, safetensors and a tokenizer; with `revision` a hub model")
+    revision: str | None = Field(default=None, description="full commit hash of the hub model; `mergemoe fetch` first")
+    dequantize: bool = Field(default=False, description="compress a plain copy of this quantized checkpoint")
+
+    @model_validator(mode="after")
+    def _commit(self) -> "Model":
+        if self.revision is None:
+            return self
+        if not checkpoint.HUB_ID.fullmatch(self.path):
+            raise ValueError(f"`revision` is of a hub model; path {self.path!r} is no id such as Qwen/Qwen3-30B-A3B")
+        if not checkpoint.COMMIT.fullmatch(self.revision):
+            command = checkpoint.fetch_command(self.path, self.revision)
+            raise ValueError(f"revision {self.revision!r} is no full commit hash; `{command}` says which one it is now")
+        return self
+
+    def folder(self) -> Path:
+        """Return where the checkpoint lies on this machine.
+
+        Raises:
+            UserError: where a hub model was not fetched, with the command.
+        """
+        return checkpoint.locate(self.path, self.revision)
+
+    def copied(self) -> bool:
+        """Tell whether a run begins with a plain copy: of what is quantized, or has no class of its own."""
+        return self.dequantize or checkpoint.read_config(self.folder()).get("model_type") == "deepseek"
 
 
 class Text(Section):
@@ -157,6 +183,9 @@ class Params(Section):
     @model_validator(mode="after")
     def _names(self) -> "Params":
         kinds = {"model": self.model, "calibrate": self.calibrate, "cluster": self.cluster, "solve": self.solve}
+        for kind, named in kinds.items():
+            if not named:
+                raise ValueError(f"{kind}: it is empty; give at least one choice by a name of your own")
         for kind, named in {**kinds, "evaluate.tasks": self.evaluate.tasks}.items():
             for name in named:
                 if not re.fullmatch(r"\w+", name, re.ASCII):

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mergemoe import budget, checkpoint, cost, store
+from mergemoe import budget, checkpoint, cost, experts, faults, quantization, store
 from mergemoe.params import Params, Run
 
 
@@ -12,29 +12,39 @@ def kept_per_layer(params: Params, run: Run) -> dict[int, tuple[int, int]]:
     """Return {layer: (N, M)} of a run."""
     chosen = params.cluster[run.cluster]
     first, last = chosen.bounds()
-    layers = checkpoint.count_experts(params.model[run.model].path)
+    layers = experts.count_experts(params.model[run.model].folder())
     return {
         layer: (n, budget.kept_experts(chosen.experts if first <= layer <= last else None, n))
         for layer, n in layers.items()
     }
 
 
+def headers(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the headers of a checkpoint, those of its plain copy where it is quantized."""
+    return quantization.plain(checkpoint.read_headers(path))
+
+
+def expert_sizes(path: str | Path) -> dict[int, dict[str, int]]:
+    """Return experts.sizes of a checkpoint, of its plain copy where it is quantized."""
+    return experts.sizes(headers(path), checkpoint.read_config(path))
+
+
 def sizes(params: Params, run: Run) -> dict[str, int]:
     """Return the parameters and bytes of a run's checkpoint: exact for methods that keep the experts' width."""
-    path = params.model[run.model].path
-    whole = cost.count(path)
+    folder = params.model[run.model].folder()
+    whole = cost.count(folder, headers(folder))
     removed = Counter[str]()
-    experts = checkpoint.expert_sizes(path)
+    routed = expert_sizes(folder)
     for layer, (n, m) in kept_per_layer(params, run).items():
         for what in ("parameters", "bytes"):
-            removed[what] += experts[layer][what] * (n - m) // n
+            removed[what] += routed[layer][what] * (n - m) // n
     return {what: int(whole[what]) - removed[what] for what in ("parameters", "bytes")}
 
 
 def jobs(params: Params) -> dict[str, int]:
     """Return the number of jobs per rule, if nothing was done yet."""
     runs = params.all_runs()
-    layers = {model: len(checkpoint.count_experts(params.model[model].path)) for model in {r.model for r in runs}}
+    layers = {model: len(experts.count_experts(params.model[model].folder())) for model in {r.model for r in runs}}
 
     def distinct(depth: int) -> set[tuple[str, ...]]:
         return {tuple(run[:depth]) for run in runs}
@@ -44,6 +54,7 @@ def jobs(params: Params) -> dict[str, int]:
 
     scored = len(runs) + len(layers)
     return {
+        "convert": sum(params.model[model].copied() for model in layers),
         "layout": len(layers),
         "calibrate": len(distinct(2)),
         "capture": len(distinct(2)),
@@ -61,6 +72,7 @@ def jobs(params: Params) -> dict[str, int]:
 def disk(params: Params) -> dict[str, int]:
     """Return the bytes of the large artifacts: captures and references before compression (estimates), checkpoints."""
     runs = params.all_runs()
+    copied = {params.model[run.model].folder() for run in runs if params.model[run.model].copied()}
     captures = references = 0
     for model, calibrate in {(run.model, run.calibrate) for run in runs}:
         chosen = params.calibrate[calibrate]
@@ -69,6 +81,7 @@ def disk(params: Params) -> dict[str, int]:
         heldout = params.evaluate.heldout
         references += _states(params, model, params.evaluate.dtype, heldout.samples * heldout.length)
     return {
+        "plain copies": sum(entry["bytes"] for path in copied for entry in headers(path).values()),
         "captures": captures,
         "references": references,
         "checkpoints": sum(sizes(params, run)["bytes"] for run in runs),
@@ -76,11 +89,11 @@ def disk(params: Params) -> dict[str, int]:
 
 
 def _states(params: Params, model: str, dtype: str, tokens: int) -> int:
-    config = checkpoint.read_config(params.model[model].path)
+    folder = params.model[model].folder()
+    config, layers = checkpoint.read_config(folder), experts.count_experts(folder)
     width = {"float32": 4}.get(dtype, 2)
-    layers = checkpoint.count_experts(params.model[model].path)
-    top_k = config.get("num_experts_per_tok", 0)
-    per_token = sum(width * (config["hidden_size"] + n + top_k) + 2 * top_k + 4 for n in layers.values())
+    top_k, hidden_size = experts.top_k(config) or 1, experts.stated(config, "hidden_size")[0]
+    per_token = sum(width * (hidden_size + n + top_k) + 2 * top_k + 4 for n in layers.values())
     return tokens * per_token
 
 
@@ -89,7 +102,8 @@ def describe(params: Params, results: Path) -> str:
     lines = [f"{'run':36} {'parameters':>15} {'bytes':>14} {'of full':>9}"]
     runs = params.all_runs()
     for model in dict.fromkeys(run.model for run in runs):
-        whole = cost.count(params.model[model].path)
+        folder = params.model[model].folder()
+        whole = cost.count(folder, headers(folder))
         lines.append(f"{model:36} {whole['parameters']:15,.0f} {whole['bytes']:14,.0f}")
         for run in (run for run in runs if run.model == model):
             size = sizes(params, run)
@@ -98,7 +112,7 @@ def describe(params: Params, results: Path) -> str:
     counted = jobs(params)
     lines += ["", f"jobs, from nothing: {sum(counted.values())}"]
     lines += [f"  {rule:10} {number:6}" for rule, number in counted.items()]
-    lines += ["", "disk (checkpoints exact; the others estimated, before lossless compression)"]
+    lines += ["", "disk (checkpoints and plain copies exact; the others estimated, before lossless compression)"]
     lines += [f"  {what:12} {size / 1e6:12,.1f} MB" for what, size in disk(params).items()]
     return "\n".join([*lines, "", *_tokens(params, results)])
 
@@ -107,9 +121,9 @@ def _tokens(params: Params, results: Path) -> list[str]:
     """Say what each grouping's solve needs and what its calibration gives."""
     lines = ["tokens that a solve must exceed, with margin (group: those routed to it; joint: those of the layer)"]
     for run in {run[:3]: run for run in params.all_runs()}.values():
-        path, chosen = params.model[run.model].path, params.calibrate[run.calibrate]
-        widths = {layer: sizes["width"] for layer, sizes in checkpoint.expert_sizes(path).items()}
-        top_k = checkpoint.read_config(path).get("num_experts_per_tok", 1)
+        folder, chosen = params.model[run.model].folder(), params.calibrate[run.calibrate]
+        widths = {layer: size["width"] for layer, size in expert_sizes(folder).items()}
+        top_k = experts.top_k(checkpoint.read_config(folder)) or 1
         held = max(1, round(chosen.samples * chosen.holdout)) if chosen.holdout else 0
         tokens = (chosen.samples - held) * chosen.length
         shapes: dict[tuple[int, int, int], list[int]] = {}
@@ -138,23 +152,28 @@ def _smallest_group(results: Path, run: Run, layers: list[int], kept: int) -> in
 
 
 def inspect(path: str | Path) -> str:
-    """Return what a checkpoint is and what each share of its experts would weigh."""
-    layers = checkpoint.count_experts(path)
+    """Return what a checkpoint is and what each share of its experts would weigh.
+
+    Raises:
+        UserError: where it cannot be compressed, as far as its headers and config.json tell.
+    """
+    faults.check(path)
+    layers = experts.count_experts(path)
     config: dict[str, Any] = checkpoint.read_config(path)
-    whole, experts = cost.count(path), checkpoint.expert_sizes(path)
-    routed = sum(experts[layer]["bytes"] for layer in layers)
+    whole, sized = cost.count(path, headers(path)), expert_sizes(path)
+    routed = sum(sized[layer]["bytes"] for layer in layers)
     counts = sorted(set(layers.values()))
     lines = [
         f"family       {config.get('model_type')} ({', '.join(config.get('architectures') or ['?'])})",
         f"MoE layers   {len(layers)} (numbers {min(layers)} to {max(layers)})",
-        f"experts      {', '.join(map(str, counts))} per layer, {config.get('num_experts_per_tok')} work on a token",
+        f"experts      {', '.join(map(str, counts))} per layer, {experts.top_k(config)} work on a token",
         f"parameters   {whole['parameters']:,.0f}, {routed / whole['bytes']:.0%} of the bytes in routed experts",
         f"bytes        {whole['bytes']:,.0f}",
         "",
         "experts kept   bytes          of full",
     ]
     for share in (0.75, 0.5, 0.25):
-        saved = sum(experts[layer]["bytes"] * (n - budget.kept_experts(share, n)) // n for layer, n in layers.items())
+        saved = sum(sized[layer]["bytes"] * (n - budget.kept_experts(share, n)) // n for layer, n in layers.items())
         left = whole["bytes"] - saved
         lines.append(f"{share:<14} {left:<14,.0f} {left / whole['bytes']:.0%}")
     return "\n".join(lines)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mergemoe import budget, checkpoint, text
+from mergemoe import budget, checkpoint, experts, faults, text
 from mergemoe.errors import UserError
 from mergemoe.params import Params
 
@@ -15,6 +15,13 @@ def check(params: Params) -> None:
         UserError: with the key of params.yaml to change.
     """
     layers = {model: _experts(model, params) for model in dict.fromkeys(run.model for run in params.all_runs())}
+    for model in layers if params.evaluate.tasks else ():
+        if checkpoint.read_config(params.model[model].folder()).get("is_encoder_decoder"):
+            raise UserError(
+                f"evaluate.tasks: model.{model} has an encoder. lm-eval's tasks score how a text goes on, and none "
+                "says which part of it an encoder should read: a score would hang on our choice. Set `tasks: {}`; "
+                "fidelity, over the second half of every held-out sequence, is measured all the same"
+            )
     for model, cluster in dict.fromkeys((run.model, run.cluster) for run in params.all_runs()):
         chosen = params.cluster[cluster]
         first, last = chosen.bounds()
@@ -48,23 +55,38 @@ def _defines(folder: Path, task: str) -> bool:
 
 
 def _experts(model: str, params: Params) -> dict[int, int]:
-    path = params.model[model].path
-    quantized = checkpoint.read_config(path).get("quantization_config") if checkpoint.shards(path) else None
-    if quantized is not None:
-        raise UserError(f"model.{model}: {path} is quantized ({quantized.get('quant_method')}): not supported yet")
-    return checkpoint.count_experts(path)
+    chosen = params.model[model]
+    try:
+        folder = chosen.folder()
+        faults.check(folder, chosen.dequantize)
+        if chosen.revision and not (written := checkpoint.record(chosen.path, chosen.revision)).is_file():
+            command = checkpoint.fetch_command(chosen.path, chosen.revision)
+            raise UserError(f"{written}, which says what was fetched, is missing: run `{command}`")
+        return experts.count_experts(folder)
+    except UserError as error:
+        raise UserError(f"model.{model}: {error}") from None
 
 
 def check_texts(params: Params) -> None:
-    """Draw every local text once with each model's tokenizer.
+    """Draw every local text once with each model's tokenizer, if transformers knows the model.
 
     Raises:
-        UserError: where a text is too short, or a row lacks its field.
+        UserError: where it does not, a text is too short, or a row lacks its field.
     """
     from transformers import AutoTokenizer  # slow to import: once per run, not once per parse
 
     for model, calibrate in sorted({(run.model, run.calibrate) for run in params.all_runs()}):
-        tokenizer = AutoTokenizer.from_pretrained(params.model[model].path)
+        folder = params.model[model].folder()
+        try:
+            faults.check_code(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except UserError as error:
+            raise UserError(f"model.{model}: {error}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"model.{model}: transformers can read no tokenizer in {folder} ({str(error).partition(chr(10))[0]}). "
+                "Code that a checkpoint brings for its own is never run: put a tokenizer.json there"
+            ) from None
         chosen = params.calibrate[calibrate]
         text.heldout_rows(chosen.samples, chosen.holdout, chosen.seed)
         for name, wanted in {f"calibrate.{calibrate}": chosen, "evaluate.heldout": params.evaluate.heldout}.items():

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import random
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,8 +47,14 @@ def read_documents(
     path = Path(source)
     if not path.is_file():
         raise UserError(f"{path}: no such file (a `source` of params.yaml)")
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        text = file.read()
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            text = file.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): it is damaged or not complete, or not what its name says (.gz is gzip, "
+            "text is UTF-8). Bring it again, or name another `source` in params.yaml"
+        ) from None
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
     if kind == "txt":
         return [d for d in text.rstrip("\n").split("\n<|endoftext|>\n") if d]

@@ -6,7 +6,7 @@ python -m stages.calibrate --cfg JSON --code DIGEST --layout LAYOUT.json --text 
 import torch
 from transformers import AutoTokenizer
 
-from mergemoe import store, text
+from mergemoe import checkpoint, store, text
 from stages import common
 
 
@@ -15,7 +15,10 @@ def main() -> None:
     args = common.arguments(__doc__, "layout", many=["text"])
     cfg = dict(args.cfg)
     holdout = cfg.pop("holdout")
-    tokenizer = AutoTokenizer.from_pretrained(store.read_json(args.layout)["path"])
+    layout = store.read_json(args.layout)
+    tokenizer = AutoTokenizer.from_pretrained(
+        checkpoint.locate(layout["path"], layout.get("revision")), trust_remote_code=False
+    )
     sequences = text.from_source(tokenizer, **cfg)
     tensors = {
         "input_ids": torch.tensor(sequences.ids, dtype=torch.int32),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mergemoe import runtime, store
+from mergemoe import checkpoint, runtime, store
 from mergemoe.capture import batches_of, capture
 from mergemoe.stream import LayeredModel
 from stages import common
@@ -22,8 +22,9 @@ def main() -> None:
     device = runtime.start(args.cfg["threads"], args.device)
     provenance = common.provenance("capture", args)
     layout, tokens = store.read_json(args.layout), store.read_tensors(args.tokens)
-    store.check_files(layout["path"], layout["files"])
-    layered = LayeredModel(layout["path"], getattr(torch, args.cfg["dtype"]), device)
+    original = checkpoint.locate(layout["path"], layout.get("revision"))
+    store.check_files(original, layout["files"])
+    layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)
     batches = batches_of(tokens["input_ids"], tokens["attention_mask"], args.cfg["batch_tokens"], device)
     scratch = Path("scratch", "capture", store.digest_json(provenance))
     finished, _ = capture(layered, layout, batches, tokens["heldout"], scratch, provenance)

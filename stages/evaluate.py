@@ -1,16 +1,17 @@
 """Score one model on one task of lm-eval.
 
-python -m stages.evaluate --cfg JSON --code DIGEST --task NAME --model FOLDER --made MADE.json --files FILE ...
+python -m stages.evaluate --cfg JSON --code DIGEST --task NAME --model MODEL --made MADE.json --files FILE ...
     --out SCORES.json
 
-MODEL is the full checkpoint or a compressed one; MADE is the artifact that lists the sha256 of its files: the layout
-of the full one, provenance.json of a compressed one. FILES define the task, where it is not lm-eval's own.
+MODEL is the full checkpoint, a folder or a hub model's id, or the folder of a compressed one; MADE is the artifact that
+lists the sha256 of its files: the layout of the full one, provenance.json of a compressed one. FILES define the task,
+where it is not lm-eval's own.
 """
 
 import torch
 from transformers import AutoTokenizer
 
-from mergemoe import harness, runtime, store
+from mergemoe import checkpoint, harness, runtime, store
 from mergemoe.loading import load
 from stages import common
 
@@ -20,9 +21,12 @@ def main() -> None:
     args = common.arguments(__doc__, "made", many=["files"], also=["task", "model"])
     cfg = dict(args.cfg)
     device = runtime.start(cfg.pop("threads"), args.device)
-    store.check_files(args.model, store.read_json(args.made)["files"])
-    model = load(args.model, device, getattr(torch, cfg.pop("dtype")))
-    scored = harness.score(model, AutoTokenizer.from_pretrained(args.model), args.task, **cfg)
+    made = store.read_json(args.made)
+    folder = checkpoint.locate(args.model, made.get("revision"))
+    store.check_files(folder, made["files"])
+    model = load(folder, device, getattr(torch, cfg.pop("dtype")))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    scored = harness.score(model, tokenizer, args.task, **cfg)
     store.write_json(args.out, {"task": args.task, "settings": cfg, **scored}, common.provenance("evaluate", args))
 
 

@@ -1,18 +1,17 @@
 """Measure how near a model is to the full one on the held-out text.
 
-python -m stages.fidelity --cfg JSON --code DIGEST --layout LAYOUT.json --model FOLDER --made MADE.json
+python -m stages.fidelity --cfg JSON --code DIGEST --layout LAYOUT.json --model MODEL --made MADE.json
     --reference FOLDER --out SCORES.json
 
 MODEL and MADE as in stages.evaluate. The full model itself gets its perplexity alone.
 """
 
-from typing import Any
-
 import torch
 
-from mergemoe import fidelity, runtime, store
+from mergemoe import checkpoint, fidelity, runtime, store
 from mergemoe.capture import batches_of
 from mergemoe.loading import load
+from mergemoe.stacks import stacks
 from stages import common
 
 
@@ -21,17 +20,22 @@ def main() -> None:
     args = common.arguments(__doc__, "layout", "made", "reference", also=["model"])
     device = runtime.start(args.cfg["threads"], args.device)
     layout = store.read_json(args.layout)
-    store.check_files(args.model, store.read_json(args.made)["files"])
-    model = load(args.model, device, getattr(torch, args.cfg["dtype"]))
-    head: Any = model.get_output_embeddings()
+    made = store.read_json(args.made)
+    folder = checkpoint.locate(args.model, made.get("revision"))
+    store.check_files(folder, made["files"])
+    model = load(folder, device, getattr(torch, args.cfg["dtype"]))
+    head = fidelity.head(model)
     kept = store.read_tensors(f"{args.reference}/final.safetensors")
     ids, mask = kept["input_ids"], kept["attention_mask"]
+    batches = batches_of(ids, mask, args.cfg["batch_tokens"], device)
+    continued = stacks(model)[-1].inputs({"input_ids": ids, "attention_mask": mask})
+    ids, mask = continued["input_ids"], continued["attention_mask"]
     if args.made == args.layout:
         scores, parts = fidelity.language_scores(head, kept["final"], ids, mask, device), {}
     else:
-        states = fidelity.final_states(model, batches_of(ids, mask, args.cfg["batch_tokens"], device))
+        states = fidelity.final_states(model, batches)
         scores = fidelity.language_scores(head, states, ids, mask, device, full_hidden=kept["final"])
-        parts = fidelity.layer_errors(layout, args.model, args.reference, device)
+        parts = fidelity.layer_errors(layout, folder, args.reference, device)
         errors = [part["output_error"] for part in parts.values()] or [0.0]  # a run may keep every expert
         scores["output_error"] = sum(errors) / len(errors)
     payload = {"task": "fidelity", "samples": int(mask[:, 1:].sum()), "scores": scores, "parts": parts}

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from mergemoe import checkpoint
-from mergemoe.params import Params
+from mergemoe import checkpoint, experts
+from mergemoe.params import Model, Params
 from stages import tracking
 
+CONVERTED = "results/convert/{model}"  # a folder; its provenance.json stands for it
 LAYOUT = "results/layout/{model}.json"
 TOKENS = "results/calibrate/{model}/{calibrate}/tokens"
 CAPTURE = "results/capture/{model}/{calibrate}"  # a folder of layer_{layer}.h5
@@ -36,7 +37,7 @@ class Graph:
         """Read the layers of each model from its safetensors headers."""
         self.params, self.runs = params, params.all_runs()
         used = sorted({run.model for run in self.runs})
-        self.layers = {model: list(checkpoint.count_experts(params.model[model].path)) for model in used}
+        self.layers = {model: list(experts.count_experts(params.model[model].folder())) for model in used}
 
     def per_layer(self, pattern: str) -> Callable[[Any], list[str]]:
         """Return an input function: the pattern's paths for every MoE layer of a job's model."""
@@ -73,9 +74,30 @@ class Graph:
         scores = self.scores(*self.params.evaluate.tasks, "fidelity")
         return {stage: self.every(path) for stage, path in each.items()} | {"evaluate": scores, "report": [PAGE]}
 
+    def original_files(self, wildcards: Any) -> list[str]:
+        """Return the files of the checkpoint that a choice names; of a hub model the record of what was fetched."""
+        chosen = self.params.model[wildcards.model]
+        if chosen.revision:
+            return [str(checkpoint.record(chosen.path, chosen.revision))]
+        return [str(path) for path in checkpoint.files(chosen.folder())]
+
+    def plain(self, model: str) -> Model:
+        """Return the checkpoint that is compressed: the named one, or the plain copy of it."""
+        chosen = self.params.model[model]
+        return Model(path=CONVERTED.format(model=model)) if chosen.copied() else chosen
+
     def checkpoint_files(self, wildcards: Any) -> list[str]:
-        """Return the files of a model's checkpoint."""
-        return [str(path) for path in checkpoint.files(self.params.model[wildcards.model].path)]
+        """Return the files of the checkpoint that is compressed; of a plain copy the one that lists the others.
+
+        By that one's content Snakemake sees that a copy which was deleted and made again is the same.
+        """
+        copied = self.params.model[wildcards.model].copied()
+        made = f"{CONVERTED}/provenance.json".format(**wildcards)
+        return [made] if copied else self.original_files(wildcards)
+
+    def plain_choice(self, wildcards: Any) -> str:
+        """Return the checkpoint that is compressed as one string."""
+        return tracking.cfg(self.plain(wildcards.model).model_dump())
 
     def calibration_text(self, wildcards: Any) -> list[str]:
         """Return the local file that a calibration draws from; none for a data set."""
@@ -92,11 +114,10 @@ class Graph:
         return tracking.files_below(self.params.evaluate.tasks[wildcards.task].include)
 
     def folder(self, wildcards: Any) -> str:
-        """Return the checkpoint folder of a subject."""
-        full = wildcards.subject == "full"
-        return (
-            self.params.model[wildcards.model].path if full else f"results/models/{wildcards.model}/{wildcards.subject}"
-        )
+        """Return the checkpoint of a subject: a folder, or a hub model's id, which is the same on every machine."""
+        if wildcards.subject == "full":
+            return self.plain(wildcards.model).path
+        return f"results/models/{wildcards.model}/{wildcards.subject}"
 
     def made(self, wildcards: Any) -> str:
         """Return the input that stands for a subject's checkpoint: the layout, or the assembled folder."""

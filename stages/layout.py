@@ -1,16 +1,20 @@
 """Find where the experts of a checkpoint lie and how they compute.
 
-python -m stages.layout --cfg '{"path": ...}' --code DIGEST --out LAYOUT.json
+python -m stages.layout --cfg '{"path": ..., "revision": ...}' --code DIGEST --out LAYOUT.json
 """
 
-from mergemoe import layout, store
+from mergemoe import checkpoint, faults, finite, layout, records, store
 from stages import common
 
 
 def main() -> None:
-    """Ask transformers once; write plain JSON."""
+    """Look at every weight once, ask transformers once; write plain JSON."""
     args = common.arguments(__doc__)
-    described = layout.describe(args.cfg["path"])
+    folder = checkpoint.locate(args.cfg["path"], args.cfg.get("revision"))
+    faults.check_code(folder)
+    finite.check_finite(folder)
+    described = layout.describe(args.cfg["path"], args.cfg.get("revision"))
+    records.check(args.cfg["path"], args.cfg.get("revision"), described["files"])
     store.write_json(args.out, described, common.provenance("layout", args))
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from mergemoe import runtime, store, text
+from mergemoe import checkpoint, runtime, store, text
 from mergemoe.capture import batches_of, capture
-from mergemoe.stream import LayeredModel, final_hidden
+from mergemoe.forward import final_hidden
+from mergemoe.stream import LayeredModel
 from stages import common
 
 
@@ -23,10 +24,12 @@ def main() -> None:
     device = runtime.start(args.cfg["threads"], args.device)
     provenance = common.provenance("reference", args)
     layout = store.read_json(args.layout)
-    store.check_files(layout["path"], layout["files"])
-    sequences = text.from_source(AutoTokenizer.from_pretrained(layout["path"]), **args.cfg["heldout"])
+    original = checkpoint.locate(layout["path"], layout.get("revision"))
+    store.check_files(original, layout["files"])
+    tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)
+    sequences = text.from_source(tokenizer, **args.cfg["heldout"])
     ids, mask = torch.tensor(sequences.ids, dtype=torch.int32), torch.tensor(sequences.mask, dtype=torch.uint8)
-    layered = LayeredModel(layout["path"], getattr(torch, args.cfg["dtype"]), device)
+    layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)
     batches = batches_of(ids, mask, args.cfg["batch_tokens"], device)
     scratch = Path("scratch", "reference", store.digest_json(provenance))
     finished, hidden = capture(layered, layout, batches, torch.zeros(len(ids)), scratch, provenance)

@@ -24,6 +24,7 @@ def test_the_projects_own_file_is_valid_and_all_is_every_product():
     ("path", "value", "message"),
     [
         ("solve.mergemoe.rigde", 1, "solve.mergemoe.rigde: unknown key"),
+        ("model.demo.dequantize", "yes", "model.demo.dequantize: .* (got 'yes')"),
         ("solve.mergemoe.ridge", "1e-3", "YAML reads 1e-3 as text: write 1.0e-3"),
         ("solve.mergemoe.ridge", -1.0, "solve.mergemoe.ridge: .* (got -1.0)"),
         ("solve.mergemoe.method", "magic", "'average', 'mergemoe'"),
@@ -36,10 +37,14 @@ def test_the_projects_own_file_is_valid_and_all_is_every_product():
         ("calibrate.full", {"source": "x.txt", "samples": 1, "length": 9}, "`full` is taken"),
         ("calibrate.mixed.dataset", "allenai/c4", "one of them"),
         ("calibrate.c4", {"dataset": "allenai/c4", "samples": 1, "length": 9}, "needs `revision`"),
+        ("model.q", {"path": "Qwen/Q3", "revision": "main"}, "`mergemoe fetch Qwen/Q3 --revision main` says which one"),
+        ("model.q", {"path": "Qwen/Q3", "revision": "0123abc"}, "'0123abc' is no full commit hash"),
+        ("model.q", {"path": "/models/q3", "revision": "0" * 40}, "'/models/q3' is no id such as Qwen/Qwen3-30B-A3B"),
         ("evaluate.tasks.fidelity", {}, "always measured"),
         ("runs", [["demo", "mixed", "half", "magic"]], "solve 'magic'; there are: average, mergemoe"),
         ("runs", [["demo", "mixed", "half"]], "runs.0: List should have at least 4 items"),
         ("runs", [], "empty"),
+        ("model", {}, "model: it is empty; give at least one choice by a name of your own"),
     ],
 )
 def test_a_mistake_is_named(path, value, message):
@@ -89,15 +94,17 @@ def test_preflight_names_what_cannot_run(tiny, tmp_path, monkeypatch):
 
     sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 48}
     Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2)).save_pretrained(dense)
-    missing_text, no_model, no_experts = small(tiny), small(tiny), small(tiny)
+    missing_text, no_model, no_revision, no_experts = small(tiny), small(tiny), small(tiny), small(tiny)
     missing_text["calibrate"]["mixed"]["source"] = "data/calibration/none.jsonl"
     no_model["model"]["tiny"]["path"] = "data/nowhere"
+    no_revision["model"]["tiny"]["path"] = "Qwen/Qwen3-30B-A3B"
     no_experts["model"]["tiny"]["path"] = str(dense)
     for config, message in [
         (small(tiny, experts=9), r"asks for more experts than the layer has \(8\)"),
         (small(tiny, layers="0"), "holds no MoE layer of tiny; it has 1, 2"),
         (missing_text, "calibrate.mixed.source: data/calibration/none.jsonl: no such file"),
         (no_model, "data/nowhere: no config.json there"),
+        (no_revision, "Qwen/Qwen3-30B-A3B: no config.json .* hub, add `revision`, its full commit hash"),
         (no_experts, r"\(qwen3\) has no layer with experts"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -75,6 +75,20 @@ def test_unreadable_sources_are_named(tmp_path):
             read_documents(str(tmp_path / name), "text")
 
 
+@pytest.mark.parametrize("damage", ["cut", "flip", "no gzip", "no UTF-8"])
+def test_a_damaged_text_is_named_with_a_way_out(damage, tmp_path):
+    whole = gzip.compress(b"".join(b'{"text": "%x"}\n' % (7**n) for n in range(300)))
+    content = {
+        "cut": whole[: len(whole) // 2],
+        "flip": whole[:500] + bytes([whole[500] ^ 255]) + whole[501:],
+        "no gzip": b"text",
+        "no UTF-8": gzip.compress(b"\xff\xfe"),
+    }
+    (tmp_path / "a.jsonl.gz").write_bytes(content[damage])
+    with pytest.raises(UserError, match=r"a.jsonl.gz cannot be read \(.*Bring it again, or name another `source`"):
+        read_documents(str(tmp_path / "a.jsonl.gz"), "text")
+
+
 def test_a_hugging_face_data_set_is_asked_for_at_its_commit(monkeypatch):
     import datasets
 
