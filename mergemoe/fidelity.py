@@ -3,27 +3,29 @@
 perplexity; mean KL(full || compressed) per token in nats; share of equal top-1 tokens; and per layer the relative
 squared error of the routed output on the full model's own inputs. Standard errors are over sequences, since
 the tokens of one sequence are not independent. The full model's final hidden states are kept; logits are made
-from them in chunks.
+from them in chunks. Of a model with an encoder, all of this is over what its decoder reads (stacks.py).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers.modeling_outputs import MoEModelOutputWithPastAndCrossAttentions
 
 from mergemoe.activations import Reader
-from mergemoe.features import activation_of
+from mergemoe.features import Activation
 from mergemoe.progress import track
 from mergemoe.solve import output_error
+from mergemoe.stacks import stacks
 from mergemoe.weights import read_expert_map, read_experts
 
 
 @torch.no_grad()
 def language_scores(
-    head: nn.Module,
+    head: Callable[[Tensor], Tensor],
     hidden: Tensor,
     ids: Tensor,
     mask: Tensor,
@@ -58,6 +60,25 @@ def language_scores(
     return scores
 
 
+def head(model: Any) -> Callable[[Tensor], Tensor]:
+    """Return what makes a model's logits [n, V] of final hidden states [n, H], with any scale or cap on the way."""
+    decoder = stacks(model)[-1].module
+
+    def logits(hidden: Tensor) -> Tensor:
+        known = MoEModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
+        places = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
+        read = {"input_ids": places}
+        if model.config.is_encoder_decoder:
+            read = {"encoder_outputs": known, "decoder_input_ids": places}
+        decoder.forward = lambda *args, **kwargs: known
+        try:
+            return model(**read, use_cache=False).logits[0]
+        finally:
+            del decoder.forward
+
+    return logits
+
+
 def _mean(sums: Sequence[tuple[float, int]]) -> tuple[float, float]:
     """Return the mean per token, and its standard error with sequences as the units (a ratio estimate)."""
     tokens = sum(count for _, count in sums)
@@ -81,15 +102,19 @@ def layer_errors(
             read_experts(layout, layer, device, where).map(lambda m: m.float()) for where in (None, folder)
         )
         with Reader(Path(reference, f"{name}.h5"), layer) as reader:
-            act = activation_of(entry["activation"])
+            act = Activation(**entry["activation"])
             error = output_error(full, compact, expert_map, reader, act, heldout=False)
         errors[name] = {"output_error": error or 0.0}
     return errors
 
 
-def final_states(model: Any, batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
+def final_states(model: Any, batches: Sequence[dict[str, Tensor]]) -> Tensor:
     """Return the final hidden states [S, L, H] of a loaded model."""
-    decoder = model.get_decoder()
+    final = []
     with torch.no_grad():
-        batches_done = track(batches, "fidelity: batches")
-        return torch.cat([decoder(**batch, use_cache=False).last_hidden_state.cpu() for batch in batches_done])
+        for batch in track(batches, "fidelity: batches"):
+            states: Any = None
+            for stack in stacks(model):
+                states = stack.module(**stack.inputs(batch, states), use_cache=False).last_hidden_state
+            final.append(states.cpu())
+    return torch.cat(final)

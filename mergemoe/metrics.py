@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergemoe import cards, cost, store
+from mergemoe import cards, checkpoint, cost, store
 from mergemoe.errors import ArtifactError
 
 Scores = dict[str, float]
@@ -32,7 +32,8 @@ def gather(results: str | Path, runs: Iterable[Sequence[str]], tasks: Sequence[s
     results, metrics = Path(results), {}
     for model, *run in runs:
         if model not in metrics:
-            folder = read(results / "layout" / f"{model}.json")["path"]
+            layout = read(results / "layout" / f"{model}.json")
+            folder = checkpoint.locate(layout["path"], layout.get("revision"))
             metrics[model] = {"full": _numbers(results / "scores" / model / "full", folder, tasks), "runs": {}}
         scores = results.joinpath("scores", model, *run)
         metrics[model]["runs"]["/".join(run)] = _numbers(scores, results.joinpath("models", model, *run), tasks)

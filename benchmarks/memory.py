@@ -1,0 +1,174 @@
+"""Measure the peak anonymous memory of the stages that read a whole checkpoint, and compare it with its limit.
+
+python benchmarks/memory.py [--folder DIR] [--layers 2] [--dtype bfloat16]
+
+Writes a random qwen3_moe whose layers are as large as those of Qwen3-30B-A3B, then runs the stages as the workflow does
+and reads RssAnon in /proc/PID/status every 20 ms. Pages of the checkpoint's own files, which are mapped, do not
+count: the system takes them back whenever it needs memory. Ends with 1 where a peak is above its limit.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import stages  # noqa: E402, F401  # fixes MKL's code path and thread counts before torch is imported
+
+# isort: split
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from transformers import Qwen3MoeConfig  # noqa: E402
+from transformers.core_model_loading import revert_weight_conversion  # noqa: E402
+
+from mergemoe import checkpoint, store  # noqa: E402
+from mergemoe.assemble import write_shards  # noqa: E402
+from mergemoe.stacks import stacks  # noqa: E402
+from mergemoe.stream import empty_model  # noqa: E402
+from mergemoe.weights import read_experts  # noqa: E402
+
+MB = 1_000_000
+ALLOWED = 600 * MB  # imports, one batch, and everything else
+QWEN3_30B_A3B = {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "max_position_embeddings": 4096,
+}
+
+
+def write_checkpoint(folder: Path, config: Any, shard_bytes: int = 500 * MB) -> None:
+    """Write random weights in the form in which transformers stores them, never more than a shard in memory."""
+    config.save_pretrained(folder)
+    write_shards(_random(empty_model(folder)), folder, shard_bytes)
+    for path in Path(ROOT, "data", "demo-moe").glob("tokenizer*"):
+        shutil.copyfile(path, folder / path.name)
+
+
+def _random(model: Any) -> Iterator[tuple[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    for key, like in revert_weight_conversion(model, model.state_dict()).items():
+        if like.ndim == 1:  # norms
+            yield key, torch.ones_like(like, device="cpu")
+        else:
+            yield key, torch.empty_like(like, device="cpu").normal_(0, 0.02, generator=generator)
+
+
+def sizes(folder: Path, dtype: torch.dtype) -> dict[str, int]:
+    """Return the bytes of the checkpoint, and in the dtype of the run of its largest layer and of all that is no layer."""
+    model = empty_model(folder, dtype)
+    prefixes = [f"{stack.prefix}{i}." for stack in stacks(model) for i in range(len(stack.layers))]
+    every = {name: parameter.nbytes for name, parameter in model.named_parameters()}
+    of_layer = {prefix: sum(b for name, b in every.items() if name.startswith(prefix)) for prefix in prefixes}
+    return {
+        "checkpoint": sum(entry["bytes"] for entry in checkpoint.read_headers(folder).values()),
+        "layer": max(of_layer.values()),
+        "embeddings": sum(every.values()) - sum(of_layer.values()),
+    }
+
+
+def peak(command: list[str], folder: Path) -> tuple[int, float]:
+    """Run a command in a folder; return its peak RssAnon in bytes, and its seconds."""
+    start, highest = time.monotonic(), 0
+    with subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            anonymous = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon:")]
+            highest = max(highest, *(1024 * int(kibibytes) for kibibytes in anonymous), 0)
+            time.sleep(0.02)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} ended with {process.returncode}")
+    return highest, time.monotonic() - start
+
+
+def stage(name: str, cfg: Mapping[str, Any], out: str, **inputs: str | list[str]) -> list[str]:
+    """Return the command line of a stage."""
+    command = [sys.executable, "-m", f"stages.{name}", "--cfg", json.dumps(cfg), "--code", "none", "--out", out]
+    for option, paths in inputs.items():
+        command += [f"--{option}", *([paths] if isinstance(paths, str) else paths)]
+    return [*command, "--device", "cpu"]
+
+
+def write_solved(layout: Mapping[str, Any], folder: Path) -> list[str]:
+    """Write layers in which every two neighbours are one expert, with the first one's weights."""
+    paths = []
+    for entry in layout["layers"]:
+        half = entry["experts"] // 2
+        experts = read_experts(layout, entry["layer"])[slice(0, None, 2)]
+        numbers = torch.arange(half)
+        tensors = {**experts.roles(), "groups": numbers, "expert_map": numbers.repeat_interleave(2)}
+        paths.append(str(folder / f"layer_{entry['layer']:03d}.safetensors"))
+        store.write_tensors(paths[-1], tensors, {"stage": "solve"})
+    return paths
+
+
+def main() -> None:
+    """Write the checkpoint, run the stages, print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", help="where the checkpoint goes; a temporary folder, removed again, if not given")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--dtype", default="bfloat16", help="of capture and reference; the checkpoint has bfloat16")
+    parser.add_argument("--sequences", type=int, default=4)
+    parser.add_argument("--length", type=int, default=64, help="tokens of a sequence")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        sys.exit(0 if measure(Path(temporary), args) else 1)
+
+
+def measure(folder: Path, args: argparse.Namespace) -> bool:
+    """Return whether every peak is within its limit; print them."""
+    model = folder / "model"
+    config = Qwen3MoeConfig(**QWEN3_30B_A3B, num_hidden_layers=args.layers, vocab_size=32000, dtype="bfloat16")
+    write_checkpoint(model, config)
+    size = sizes(model, getattr(torch, args.dtype))
+    run = {"dtype": args.dtype, "batch_tokens": args.sequences * args.length, "threads": 1}
+    print(", ".join(f"{name} {bytes / MB:,.0f} MB" for name, bytes in size.items()), flush=True)
+
+    ids = torch.randint(3, 32000, (args.sequences, args.length), generator=torch.Generator().manual_seed(0))
+    tokens = {"input_ids": ids.int(), "attention_mask": torch.ones_like(ids).byte(), "heldout": torch.zeros(len(ids))}
+    store.write_tensors(folder / "tokens.safetensors", tokens, {"stage": "calibrate"})
+    heldout = {"source": "heldout.jsonl.gz", "samples": args.sequences, "length": args.length, "seed": 0}
+    heldout |= {"field": "text", "pack": True}
+    shutil.copyfile(ROOT / "data" / "heldout" / "mixed.jsonl.gz", folder / "heldout.jsonl.gz")
+
+    peak(stage("layout", {"path": str(model)}, "layout.json"), folder)
+    solved = write_solved(store.read_json(folder / "layout.json"), folder)
+    streamed = size["layer"] + size["embeddings"] + ALLOWED
+    modeling = str(ROOT / "mergemoe" / "modeling.py")
+    commands = {
+        "imports": ([sys.executable, "-c", "import stages.capture, stages.assemble, stages.reference"], ALLOWED),
+        "capture": (stage("capture", run, "capture", layout="layout.json", tokens="tokens.safetensors"), streamed),
+        "reference": (
+            stage("reference", {**run, "heldout": heldout}, "reference", layout="layout.json", text="heldout.jsonl.gz"),
+            streamed,
+        ),
+        "assemble": (
+            stage("assemble", {}, "compact", layout="layout.json", modeling=modeling, solved=solved),
+            min(4 << 30, size["checkpoint"]) + ALLOWED,
+        ),
+    }
+    holds = True
+    for name, (command, limit) in commands.items():
+        highest, seconds = peak(command, folder)
+        verdict = "holds" if highest <= limit else "DOES NOT HOLD"
+        holds &= highest <= limit
+        print(f"{name:10} peak {highest / MB:6,.0f} MB, limit {limit / MB:6,.0f} MB: {verdict} ({seconds:.0f} s)", flush=True)
+    return holds
+
+
+if __name__ == "__main__":
+    main()
