@@ -65,8 +65,7 @@ rule convert:
         cfg=graph.choice("model"),
         code=code("stages.convert"),
     shell:
-        "python -m stages.convert --cfg {params.cfg:q} --code {params.code}"
-        " --out $(dirname {output:q}) 2> {log:q}"
+        "python -m stages.convert --cfg {params.cfg:q} --code {params.code}" " --out $(dirname {output:q}) 2> {log:q}"
 
 
 rule layout:
@@ -148,7 +147,6 @@ rule cluster:
         profile=PROFILE,
     output:
         CLUSTER,
-    CONVERTED,
     log:
         "logs/cluster/{model}/{calibrate}/{cluster}/layer_{layer}.log",
     threads: graph.threads("cluster")

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,13 +30,14 @@ from torch import Tensor  # noqa: E402
 from transformers import Qwen3MoeConfig  # noqa: E402
 from transformers.core_model_loading import revert_weight_conversion  # noqa: E402
 
-from mergemoe import checkpoint, store  # noqa: E402
+from mergemoe import cards, checkpoint, store  # noqa: E402
 from mergemoe.assemble import write_shards  # noqa: E402
 from mergemoe.stacks import stacks  # noqa: E402
 from mergemoe.stream import empty_model  # noqa: E402
 from mergemoe.weights import read_experts  # noqa: E402
 
 MB = 1_000_000
+VOCABULARY = 32000
 ALLOWED = 600 * MB  # imports, one batch, and everything else
 QWEN3_30B_A3B = {
     "hidden_size": 2048,
@@ -48,6 +50,7 @@ QWEN3_30B_A3B = {
     "num_experts_per_tok": 8,
     "norm_topk_prob": True,
     "max_position_embeddings": 4096,
+    "dtype": "bfloat16",
 }
 
 
@@ -69,7 +72,7 @@ def _random(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def sizes(folder: Path, dtype: torch.dtype) -> dict[str, int]:
-    """Return the bytes of the checkpoint, and in the dtype of the run of its largest layer and of all that is no layer."""
+    """Return the bytes of the checkpoint; and, in the dtype of the run, of its largest layer and of all else."""
     model = empty_model(folder, dtype)
     prefixes = [f"{stack.prefix}{i}." for stack in stacks(model) for i in range(len(stack.layers))]
     every = {name: parameter.nbytes for name, parameter in model.named_parameters()}
@@ -81,45 +84,93 @@ def sizes(folder: Path, dtype: torch.dtype) -> dict[str, int]:
     }
 
 
+def anonymous(pid: int) -> int:
+    """Return the bytes of a process's memory that no file stands behind; 0 when it has ended."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:")), 0)
+
+
 def peak(command: list[str], folder: Path) -> tuple[int, float]:
-    """Run a command in a folder; return its peak RssAnon in bytes, and its seconds."""
+    """Run a command in a folder; return its peak of anonymous memory in bytes, and its seconds."""
     start, highest = time.monotonic(), 0
-    with subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        errors: list[str] = []
+        reader = threading.Thread(target=lambda: errors.extend(process.stderr or ()))
+        reader.start()
         while process.poll() is None:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            anonymous = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon:")]
-            highest = max(highest, *(1024 * int(kibibytes) for kibibytes in anonymous), 0)
+            highest = max(highest, anonymous(process.pid))
             time.sleep(0.02)
+        reader.join()
     if process.returncode:
-        sys.exit(f"{' '.join(command)} ended with {process.returncode}")
+        sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{''.join(errors)}")
     return highest, time.monotonic() - start
 
 
-def stage(name: str, cfg: Mapping[str, Any], out: str, **inputs: str | list[str]) -> list[str]:
-    """Return the command line of a stage."""
-    command = [sys.executable, "-m", f"stages.{name}", "--cfg", json.dumps(cfg), "--code", "none", "--out", out]
+def stage(name: str, cfg: Mapping[str, Any], **inputs: str | list[str]) -> list[str]:
+    """Return the command line of a stage; it writes what is called like itself."""
+    command = [sys.executable, "-m", f"stages.{name}", "--cfg", json.dumps(cfg), "--code", "none", "--out", name]
     for option, paths in inputs.items():
         command += [f"--{option}", *([paths] if isinstance(paths, str) else paths)]
     return [*command, "--device", "cpu"]
 
 
-def write_solved(layout: Mapping[str, Any], folder: Path) -> list[str]:
+def write_tokens(folder: Path, sequences: int, length: int) -> None:
+    """Write random tokens for capture, and the text that reference reads."""
+    ids = torch.randint(3, VOCABULARY, (sequences, length), generator=torch.Generator().manual_seed(0))
+    tokens = {"input_ids": ids.int(), "attention_mask": torch.ones_like(ids).byte(), "heldout": torch.zeros(sequences)}
+    store.write_tensors(folder / "tokens.safetensors", tokens, {"stage": "calibrate"})
+    shutil.copyfile(ROOT / "data" / "heldout" / "mixed.jsonl.gz", folder / "heldout.jsonl.gz")
+
+
+def write_solved(folder: Path) -> list[str]:
     """Write layers in which every two neighbours are one expert, with the first one's weights."""
-    paths = []
+    layout, names = store.read_json(folder / "layout"), []
     for entry in layout["layers"]:
-        half = entry["experts"] // 2
-        experts = read_experts(layout, entry["layer"])[slice(0, None, 2)]
-        numbers = torch.arange(half)
-        tensors = {**experts.roles(), "groups": numbers, "expert_map": numbers.repeat_interleave(2)}
-        paths.append(str(folder / f"layer_{entry['layer']:03d}.safetensors"))
-        store.write_tensors(paths[-1], tensors, {"stage": "solve"})
-    return paths
+        numbers = torch.arange(entry["experts"] // 2)
+        roles = read_experts(layout, entry["layer"])[slice(0, None, 2)].roles()
+        tensors = {**roles, "groups": numbers, "expert_map": numbers.repeat_interleave(2)}
+        names.append(f"layer_{entry['layer']:03d}.safetensors")
+        store.write_tensors(folder / names[-1], tensors, {"stage": "solve"})
+    return names
+
+
+def measure(folder: Path, args: argparse.Namespace) -> bool:
+    """Run the stages on a new checkpoint in a folder, print the figures, return whether all are within their limits."""
+    model = folder / "model"
+    write_checkpoint(model, Qwen3MoeConfig(**QWEN3_30B_A3B, num_hidden_layers=args.layers, vocab_size=VOCABULARY))
+    write_tokens(folder, args.sequences, args.length)
+    peak(stage("layout", {"path": str(model)}), folder)
+    solved = write_solved(folder)
+
+    size = sizes(model, getattr(torch, args.dtype))
+    print(", ".join(f"{name} {size[name] / MB:,.0f} MB" for name in size), flush=True)
+    streamed = size["layer"] + size["embeddings"] + ALLOWED
+    shard = min(4 << 30, size["checkpoint"]) + ALLOWED
+    run = {"dtype": args.dtype, "batch_tokens": args.sequences * args.length, "threads": 1}
+    text = {"source": "heldout.jsonl.gz", "field": "text", "samples": args.sequences, "length": args.length}
+    heldout = {"heldout": {**text, "seed": 0, "pack": True}}
+    choices = {name: {"name": "memory", "path": str(model), "method": "none"} for name in cards.STAGES}
+    modeling = str(ROOT / "mergemoe" / "modeling.py")
+    imports = "import stages.capture, stages.assemble, stages.reference"
+    holds = True
+    for name, limit, command in (
+        ("imports", ALLOWED, [sys.executable, "-c", imports]),
+        ("capture", streamed, stage("capture", run, layout="layout", tokens="tokens.safetensors")),
+        ("reference", streamed, stage("reference", run | heldout, layout="layout", text="heldout.jsonl.gz")),
+        ("assemble", shard, stage("assemble", choices, layout="layout", modeling=modeling, solved=solved)),
+    ):
+        highest, seconds = peak(command, folder)
+        holds &= highest <= limit
+        verdict = "holds" if highest <= limit else "DOES NOT HOLD"
+        print(f"{name:9} {highest / MB:6,.0f} MB of {limit / MB:6,.0f} MB: {verdict} ({seconds:.0f} s)", flush=True)
+    return holds
 
 
 def main() -> None:
-    """Write the checkpoint, run the stages, print the figures."""
+    """Measure in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", help="where the checkpoint goes; a temporary folder, removed again, if not given")
+    parser.add_argument("--folder", help="where the temporary folder goes; it takes twice the checkpoint")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16", help="of capture and reference; the checkpoint has bfloat16")
     parser.add_argument("--sequences", type=int, default=4)
@@ -127,47 +178,6 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         sys.exit(0 if measure(Path(temporary), args) else 1)
-
-
-def measure(folder: Path, args: argparse.Namespace) -> bool:
-    """Return whether every peak is within its limit; print them."""
-    model = folder / "model"
-    config = Qwen3MoeConfig(**QWEN3_30B_A3B, num_hidden_layers=args.layers, vocab_size=32000, dtype="bfloat16")
-    write_checkpoint(model, config)
-    size = sizes(model, getattr(torch, args.dtype))
-    run = {"dtype": args.dtype, "batch_tokens": args.sequences * args.length, "threads": 1}
-    print(", ".join(f"{name} {bytes / MB:,.0f} MB" for name, bytes in size.items()), flush=True)
-
-    ids = torch.randint(3, 32000, (args.sequences, args.length), generator=torch.Generator().manual_seed(0))
-    tokens = {"input_ids": ids.int(), "attention_mask": torch.ones_like(ids).byte(), "heldout": torch.zeros(len(ids))}
-    store.write_tensors(folder / "tokens.safetensors", tokens, {"stage": "calibrate"})
-    heldout = {"source": "heldout.jsonl.gz", "samples": args.sequences, "length": args.length, "seed": 0}
-    heldout |= {"field": "text", "pack": True}
-    shutil.copyfile(ROOT / "data" / "heldout" / "mixed.jsonl.gz", folder / "heldout.jsonl.gz")
-
-    peak(stage("layout", {"path": str(model)}, "layout.json"), folder)
-    solved = write_solved(store.read_json(folder / "layout.json"), folder)
-    streamed = size["layer"] + size["embeddings"] + ALLOWED
-    modeling = str(ROOT / "mergemoe" / "modeling.py")
-    commands = {
-        "imports": ([sys.executable, "-c", "import stages.capture, stages.assemble, stages.reference"], ALLOWED),
-        "capture": (stage("capture", run, "capture", layout="layout.json", tokens="tokens.safetensors"), streamed),
-        "reference": (
-            stage("reference", {**run, "heldout": heldout}, "reference", layout="layout.json", text="heldout.jsonl.gz"),
-            streamed,
-        ),
-        "assemble": (
-            stage("assemble", {}, "compact", layout="layout.json", modeling=modeling, solved=solved),
-            min(4 << 30, size["checkpoint"]) + ALLOWED,
-        ),
-    }
-    holds = True
-    for name, (command, limit) in commands.items():
-        highest, seconds = peak(command, folder)
-        verdict = "holds" if highest <= limit else "DOES NOT HOLD"
-        holds &= highest <= limit
-        print(f"{name:10} peak {highest / MB:6,.0f} MB, limit {limit / MB:6,.0f} MB: {verdict} ({seconds:.0f} s)", flush=True)
-    return holds
 
 
 if __name__ == "__main__":

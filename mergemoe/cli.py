@@ -54,9 +54,15 @@ def inspect(args: argparse.Namespace) -> None:
     from mergemoe import plan
 
     print(plan.inspect(args.model))
-    from mergemoe import layout  # transformers: slow, and what is above needs it not
+    from mergemoe import checkpoint, deepseek, faults, layout  # transformers: slow, and what is above needs it not
 
-    layout.describe(args.model, digests=False)
+    faults.check(args.model)
+    faults.check_code(args.model)
+    config = checkpoint.read_config(args.model)
+    if config["model_type"] == "deepseek":
+        deepseek.native_config(config)
+    else:
+        layout.describe(args.model, digests=False)
     print("\nThis version can compress it.")
 
 

@@ -112,8 +112,8 @@ def _chosen(described: Mapping[str, Any], layers: str | Sequence[int], experts: 
     return {layer: m for layer, m in kept.items() if m < counts[layer]}
 
 
-def _set_kernel(model: Any, kernel: str) -> None:
-    if model._can_set_experts_implementation():
+def _set_kernel(model: Any, kernel: str | None) -> None:
+    if kernel and model._can_set_experts_implementation():
         model.set_experts_implementation(kernel)
 
 

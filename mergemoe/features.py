@@ -44,7 +44,7 @@ class Activation:
     name: str
     rule: str = "plain"
     limit: float | None = None
-    alpha: float | None = None
+    alpha: float = 1.0
     norm_eps: float | None = None
 
     def __post_init__(self) -> None:
@@ -54,14 +54,16 @@ class Activation:
 
     def __call__(self, up: Tensor, gate: Tensor | None) -> Tensor:
         """Return the features of W_U x and W_G x."""
-        f, limit = FUNCTIONS[self.name], self.limit
+        f = FUNCTIONS[self.name]
         if gate is None:
             return f(up)
-        if self.rule == "shifted":
-            gate = gate.clamp(max=limit)
-            return gate * torch.sigmoid(self.alpha * gate) * (up.clamp(-limit, limit) + 1)
         if self.rule == "plain":
             return f(gate) * up
+        assert self.limit is not None
+        limit = self.limit
+        if self.rule == "shifted":
+            gate = gate.clamp(max=limit)
+            return gate * torch.sigmoid(gate * self.alpha) * (up.clamp(-limit, limit) + 1)
         gate = f(gate).clamp(max=limit) if self.rule == "clamped_after" else f(gate.clamp(max=limit))
         return gate * up.clamp(-limit, limit)
 

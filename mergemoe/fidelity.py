@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import MoEModelOutputWithPastAndCrossAttentions
+from transformers.modeling_outputs import BaseModelOutput
 
 from mergemoe.activations import Reader
 from mergemoe.features import Activation
@@ -60,12 +60,19 @@ def language_scores(
     return scores
 
 
+class _Final(BaseModelOutput):
+    """What a decoder answers: its final hidden states, and nothing under any other name."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
 def head(model: Any) -> Callable[[Tensor], Tensor]:
     """Return what makes a model's logits [n, V] of final hidden states [n, H], with any scale or cap on the way."""
     decoder = stacks(model)[-1].module
 
     def logits(hidden: Tensor) -> Tensor:
-        known = MoEModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
+        known = _Final(last_hidden_state=hidden[None])
         places = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
         read = {"input_ids": places}
         if model.config.is_encoder_decoder:

@@ -116,7 +116,7 @@ def _asking(model: str, revision: str) -> Iterator[None]:
 
 def _bring(model: str, revision: str) -> tuple[dict[str, "RepoFile"], dict[str, str]]:
     """Bring what is missing; return {file: what the hub lists of it}, and {shard: sha256} of what was received now."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
     from huggingface_hub.hf_api import RepoFile
     from huggingface_hub.utils import WeakFileLock
 
@@ -132,9 +132,10 @@ def _bring(model: str, revision: str) -> tuple[dict[str, "RepoFile"], dict[str, 
     wanted = {name: listed[name] for name in [*others, *weights]}
     blobs = checkpoint.snapshot(model, revision).parents[1] / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
-    todo = {name: f for name in weights if (f := listed[name]).lfs and not (blobs / f.lfs.sha256).exists()}
-    _check_space(model, blobs, todo)
-    with WeakFileLock(blobs.parent / "mergemoe.lock"), ThreadPool(_AT_ONCE) as pool:
+    ours = [name for name in weights if listed[name].size <= constants.MAX_HTTP_DOWNLOAD_SIZE]  # larger: hf_xet's
+    with WeakFileLock(blobs.parent / "mergemoe.lock"), ThreadPool(_AT_ONCE) as pool:  # one fetch of a model at a time
+        todo = {name: f for name in ours if (f := listed[name]).lfs and not (blobs / f.lfs.sha256).exists()}
+        _check_space(model, blobs, todo)
         jobs = pool.imap_unordered(lambda name: _receive(model, revision, todo[name], blobs), todo)
         received = dict(track(jobs, f"{model}: shards", len(todo)))
     snapshot_download(model, revision=revision, allow_patterns=list(wanted))

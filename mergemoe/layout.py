@@ -93,8 +93,9 @@ def _layer(
 ) -> dict[str, Any]:
     count = attribute(module, family.experts)
     roles = {role: _held(module, path, how, count) for role, (path, how) in family.roles.items()}
-    for role, facts in roles.items() if headers else ():
-        facts |= _stored(f"{name}.{facts['parameter']}", role, facts, stored, headers)
+    if headers is not None:
+        for role, facts in roles.items():
+            facts |= _stored(f"{name}.{facts['parameter']}", role, facts, stored, headers)
     identity = attribute(module, family.identity) if family.identity else 0
     norm = f"{name}.post_expert_norm"
     normed = getattr(module, "has_post_expert_norm", False)
@@ -197,7 +198,7 @@ def _activation(name: str, module: Any, family: Family) -> dict[str, Any]:
     for rule, needed in RULES.items():
         if any(constants[constant] is None for constant in needed):
             continue
-        used = {constant: constants[constant] if constant in needed else None for constant in constants}
+        used: dict[str, Any] = {constant: constants[constant] for constant in needed}
         for function in FUNCTIONS:
             known = Activation(function, rule, **used, norm_eps=norm_eps)
             if torch.allclose(known(up, gate if gated else None).to(expected), expected, rtol=1e-6, atol=1e-6):

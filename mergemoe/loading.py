@@ -64,7 +64,7 @@ def save(model: "PreTrainedModel", path: str | Path) -> None:
     if Path(path).exists():
         raise UserError(f"{path} exists: save writes a new folder")
     model.save_pretrained(path)
-    origin = Path(model.name_or_path)
-    for file in sorted(origin.iterdir()) if model.name_or_path and origin.is_dir() else ():
+    origin = Path(model.name_or_path or "nowhere")
+    for file in sorted(origin.iterdir()) if origin.is_dir() else ():
         if file.name.startswith(CARRIED) and not Path(path, file.name).exists():
             shutil.copyfile(file, Path(path, file.name))

@@ -119,8 +119,9 @@ def shrink_experts(module: Any, facts: dict[str, Any], deduplicate: bool = False
     router = module.get_submodule(owner)  # jetmoe's; else the module itself
     router.register_buffer(name, torch.zeros(length, dtype=torch.int64, device=device))
     router.__class__ = mapped_class(type(router))
-    router.kept_experts, router.deduplicate = facts["experts"][1], deduplicate
-    if hasattr(module, "_is_expert_parallel"):
+    decorated = hasattr(module, "_is_expert_parallel")  # else there is no kernel but stock code's own
+    router.kept_experts, router.deduplicate = facts["experts"][1], deduplicate and decorated
+    if decorated:
         module._is_expert_parallel = deduplicate  # makes the kernel honour the number M
 
 

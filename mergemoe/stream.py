@@ -32,7 +32,6 @@ from transformers.modeling_utils import LoadStateDictConfig
 from mergemoe import checkpoint
 from mergemoe.families import model_class
 
-
 STACKED = {("MergeModulelist",), ("MergeModulelist", "Concatenate")}  # operations: a tensor per expert and matrix
 
 

@@ -1,14 +1,18 @@
 """Every architecture: streamed, described, computed, compressed, saved and loaded as transformers would have it."""
 
+import copy
+import gc
 import json
 import shutil
+from functools import cached_property
 
 import architectures
+import hypothesis
 import pytest
 import torch
 import transformers
+from hypothesis import strategies
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 import mergemoe
 from mergemoe import layout
@@ -17,10 +21,12 @@ from mergemoe.assemble import assemble
 from mergemoe.calls import Recorder
 from mergemoe.capture import batches_of, capture
 from mergemoe.checkpoint import shards
-from mergemoe.families import experts_modules, model_class
+from mergemoe.families import experts_modules
 from mergemoe.features import Activation, routed_output
+from mergemoe.fidelity import head
 from mergemoe.forward import final_hidden
 from mergemoe.stacking import Stacking
+from mergemoe.stacks import stacks
 from mergemoe.stream import LayeredModel
 from mergemoe.weights import read_expert_map, read_experts
 
@@ -29,7 +35,7 @@ KERNELS = ("batched_mm", "grouped_mm", "eager")
 
 
 class Made:
-    """One architecture's checkpoint and what the workflow makes of it."""
+    """One architecture's checkpoint and what the workflow makes of it; models are shared, so leave them as they are."""
 
     def __init__(self, name, folder):
         self.name = name
@@ -38,16 +44,23 @@ class Made:
         self.solved = {entry["layer"]: random_groups(self.layout, entry) for entry in self.layout["layers"]}
         self.compact = folder / f"compact_{name}"
         assemble(self.layout, self.solved, self.compact, shard_bytes=60_000)
+        config = json.loads((self.compact / "config.json").read_text())
+        self.auto = getattr(transformers, next(iter(config["auto_map"])))
 
-    def stock(self, kernel="eager"):
+    @cached_property
+    def stock(self):
         """The stock model, whole."""
-        config = transformers.AutoConfig.from_pretrained(self.path)
-        model = model_class(config).from_pretrained(self.path, dtype=torch.float32).eval()
-        return set_kernel(model, kernel)
+        return set_kernel(mergemoe.load(self.path, "cpu", torch.float32), "eager")
 
+    @cached_property
+    def merged(self):
+        """The compressed model."""
+        return mergemoe.load(self.compact, "cpu", torch.float32)
+
+    @cached_property
     def expanded(self):
         """The stock model with each expert's weights replaced by its group's."""
-        model = self.stock()
+        model = copy.deepcopy(self.stock)
         for name, (module, family) in experts_modules(model).items():
             entry = next(entry for entry in self.layout["layers"] if entry["module"] == name)
             tensors = self.solved[entry["layer"]]
@@ -91,6 +104,15 @@ def logits(model, kernel="eager"):
     return set_kernel(model, kernel)(ids()).logits
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cheap_collection():
+    """A streamed pass collects garbage behind every layer: let it not look at all that was imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module", params=architectures.CONFIGS)
 def made(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -109,11 +131,14 @@ def test_the_streamed_pass_is_the_ordinary_forward_bit_for_bit(made, tokens, tmp
     layered = LayeredModel(made.path, torch.float32, CPU)
     batches = batches_of(*tokens, 40, CPU)
     files, hidden = capture(layered, made.layout, batches, torch.tensor([0, 0, 0, 1]), tmp_path, {"stage": "capture"})
-    model, decoder = made.stock(), None
-    decoder = model.get_decoder() if model.get_decoder() is not model else model.model
+    decoder = stacks(made.stock)[-1].module
     for batch, last in zip(batches, hidden, strict=True):
         with torch.no_grad():
             assert torch.equal(final_hidden(layered, batch, last), decoder(**batch, use_cache=False).last_hidden_state)
+    with torch.no_grad():  # the model around the decoder adds its head and nothing else
+        last, keep = final_hidden(layered, batches[0], hidden[0]), batches[0]["attention_mask"].bool()
+        expected = made.stock(**batches[0], use_cache=False).logits[keep]
+        torch.testing.assert_close(head(made.stock)(last[keep]), expected, rtol=1e-4, atol=1e-5)
     for layer, path in files.items():
         with Reader(path, layer) as reader:
             assert reader.count() + reader.count(heldout=True) >= int(tokens[1].sum())
@@ -121,7 +146,7 @@ def test_the_streamed_pass_is_the_ordinary_forward_bit_for_bit(made, tokens, tmp
 
 @torch.no_grad()
 def test_features_and_down_projection_are_those_of_the_stock_module(made, tokens):
-    model = made.stock()
+    model = made.stock
     for entry in made.layout["layers"]:
         outputs = []
         recorder = Recorder(model, entry)
@@ -138,7 +163,7 @@ def test_features_and_down_projection_are_those_of_the_stock_module(made, tokens
         computed = routed_output(rows["hidden"], index, weight, experts, act)
         keep = batch["attention_mask"].flatten().bool()
         expected = outputs[0].reshape(-1, *outputs[0].shape[-1:])
-        if made.name == "llama4":  # a batch per expert
+        if made.name.startswith("llama4"):  # a batch per expert
             expected = expected.view(entry["experts"], len(keep), -1).sum(0)
         if made.name == "jetmoe":
             expected = expected - module.bias
@@ -168,13 +193,12 @@ def test_keeping_all_experts_writes_the_original_bytes(made, tmp_path):
 
 
 def test_a_random_grouping_equals_copies_in_all_slots(made):
-    compact, expanded = mergemoe.load(made.compact, "cpu", torch.float32), made.expanded()
-    for kernel in KERNELS if compact._can_set_experts_implementation() else KERNELS[-1:]:
-        found, expected = logits(compact, kernel), logits(expanded, kernel)
+    for kernel in KERNELS if made.merged._can_set_experts_implementation() else KERNELS[-1:]:
+        found, expected = logits(made.merged, kernel), logits(made.expanded, kernel)
         if kernel == "batched_mm":
             assert torch.equal(found, expected)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert (logits(made.stock()) - logits(expanded)).abs().max() > 1e-2  # the grouping changes something
+    assert (logits(made.stock) - logits(made.expanded)).abs().max() > 1e-2  # the grouping changes something
 
 
 def test_the_compact_files_hold_the_groups(made):
@@ -192,8 +216,8 @@ def test_the_compact_files_hold_the_groups(made):
 
 
 def test_it_loads_both_ways_saves_again_and_generates(made, tmp_path):
-    library = mergemoe.load(made.compact, "cpu", torch.float32)
-    remote = AutoModelForCausalLM.from_pretrained(made.compact, trust_remote_code=True, dtype=torch.float32).eval()
+    library = made.merged
+    remote = made.auto.from_pretrained(made.compact, trust_remote_code=True, dtype=torch.float32).eval()
     assert torch.equal(logits(library), logits(remote))
     remote.save_pretrained(tmp_path / f"again_{made.name}")
     before, after = (
@@ -202,27 +226,56 @@ def test_it_loads_both_ways_saves_again_and_generates(made, tmp_path):
     )
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
-    third = mergemoe.load(tmp_path / f"again_{made.name}", "cpu", torch.float32)
-    assert torch.equal(logits(third), logits(library))
-    expected = made.expanded().generate(ids(1, 9), max_new_tokens=5, do_sample=False)
-    assert torch.equal(library.generate(ids(1, 9), max_new_tokens=5, do_sample=False), expected)
+    config, again = (
+        json.loads((folder / "config.json").read_text()) for folder in (made.compact, tmp_path / f"again_{made.name}")
+    )
+    assert {key: config[key] for key in ("mergemoe", "auto_map")} == {
+        key: again[key] for key in ("mergemoe", "auto_map")
+    }
+    code = [folder / "modeling_mergemoe.py" for folder in (made.compact, tmp_path / f"again_{made.name}")]
+    assert code[0].read_bytes() == code[1].read_bytes()
+    found, expected = (m.generate(ids(1, 9), max_new_tokens=5, do_sample=False) for m in (library, made.expanded))
+    assert torch.equal(found, expected)
 
 
-def test_a_plain_stock_load_raises(made, tmp_path):
-    with pytest.raises((RuntimeError, ValueError)):
-        AutoModelForCausalLM.from_pretrained(made.compact)
-    shutil.copytree(made.compact, tmp_path / "stripped")  # even by someone who strips what he does not know
+def test_a_plain_stock_load_raises(made):
+    with pytest.raises(RuntimeError):
+        made.auto.from_pretrained(made.compact)
+
+
+@pytest.mark.parametrize("made", ["mixtral", "gpt_oss", "dbrx", "llama4_text"], indirect=True)
+def test_a_plain_stock_load_raises_even_for_one_who_strips_what_he_does_not_know(made, tmp_path):
+    shutil.copytree(made.compact, tmp_path / "stripped")
     config = json.loads((tmp_path / "stripped" / "config.json").read_text())
     (tmp_path / "stripped" / "config.json").write_text(
         json.dumps({key: value for key, value in config.items() if key not in {"auto_map", "mergemoe"}})
     )
     with pytest.raises(RuntimeError):
-        AutoModelForCausalLM.from_pretrained(tmp_path / "stripped")
+        made.auto.from_pretrained(tmp_path / "stripped")
 
 
-def test_a_stacking_reads_and_writes_the_same_place():
-    for how in (Stacking(1, 2), Stacking(0, 2, interleaved=True), Stacking(1, 2, transposed=True), Stacking(flat=True)):
-        whole = torch.zeros(how.shape([4, 3, 5]))
-        how.view(whole, 4)[2, 1, 3] = 7.0
-        assert how.view(whole, 4).shape == (4, 3, 5)
-        assert int((whole == 7).sum()) == 1 and how.view(whole, 4)[2, 1, 3] == 7
+@pytest.mark.parametrize("made", ["mixtral", "gpt_oss", "nemotron_h", "step3p7"], indirect=True)
+def test_a_token_s_equal_experts_may_be_computed_once(made):
+    once = mergemoe.load(made.compact, "cpu", torch.float32, deduplicate=True)
+    for kernel in KERNELS if once._can_set_experts_implementation() else KERNELS[-1:]:
+        found, expected = logits(once, kernel), logits(made.merged, kernel)
+        assert torch.equal(found, expected) == (kernel != "grouped_mm")
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@hypothesis.given(strategies.data())
+def test_the_roles_in_a_tensor_are_read_where_they_were_written_and_share_no_place(data):
+    integers, booleans = strategies.integers(1, 5), strategies.booleans()
+    role = data.draw(strategies.lists(integers, min_size=2, max_size=3), "[E, I] or [E, I, H]")
+    how = {"interleaved": data.draw(booleans, "interleaved")}
+    if len(role) == 3:
+        how |= {"transposed": data.draw(booleans, "transposed"), "flat": data.draw(booleans, "flat")}
+    parts = data.draw(integers, "parts")
+    stackings = [Stacking(part, parts, **how) for part in range(parts)]
+    whole = torch.full(stackings[0].shape(role), -1)
+    values = torch.arange(whole.numel()).view(parts, *role)
+    for stacking, own in zip(stackings, values, strict=True):
+        stacking.view(whole, role[0]).copy_(own)
+    assert sorted(whole.flatten().tolist()) == list(range(whole.numel()))
+    for stacking, own in zip(stackings, values, strict=True):
+        assert torch.equal(stacking.view(whole, role[0]), own)

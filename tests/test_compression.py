@@ -53,7 +53,9 @@ def by_workflow(path, tokens, method, folder, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "nemotron_h", "dbrx", "longcat_flash", "jetmoe", "llama4"])
+@pytest.mark.parametrize(
+    "name", ["qwen3_moe", "gpt_oss", "nemotron_h", "dbrx", "longcat_flash", "jetmoe", "llama4_text"]
+)
 def test_the_weights_are_the_workflows_bit_for_bit(name, dtype, tmp_path):
     path = architectures.save(name, tmp_path / "full", dtype)
     expected = by_workflow(path, drawn(), "mergemoe", tmp_path, dtype)

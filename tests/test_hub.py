@@ -280,8 +280,8 @@ def test_a_killed_fetch_goes_on_in_the_middle_of_a_file(served):
     command = [sys.executable, "-c", CODE, "fetch", MODEL, "--revision", COMMIT]
     process = subprocess.Popen(command, env=environment(served), stderr=subprocess.PIPE)
     blobs = checkpoint.snapshot(MODEL, COMMIT).parents[1] / "blobs"
-    end = time.monotonic() + 30
-    while not any(path.stat().st_size >= 10 * MB for path in blobs.glob("*.incomplete")):
+    end = time.monotonic() + 60
+    while not any(path.stat().st_size >= 10 * MB for path in blobs.glob(f"*{hub._PART}")):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
