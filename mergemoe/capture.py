@@ -6,6 +6,7 @@ last finished layer.
 """
 
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,8 @@ def capture(
 
     def restore(done: int) -> list[Tensor]:
         residual = load_file(scratch / f"residual_{done:03d}.safetensors")
+        handed = [residual.get(f"{b:06d}.handed") for b in range(len(batches))]
+        forward.states = deque(s if s is None else s.to(layered.device) for s in handed)
         return [residual[f"{b:06d}"].to(layered.device) for b in range(len(batches))]
 
     forward = Forward(layered, batches)
@@ -86,7 +89,9 @@ def capture(
         if recorder:
             recorder.remove()
         with store.atomic(scratch / f"residual_{i:03d}.safetensors") as temporary:
-            save_file({f"{b:06d}": h.cpu().contiguous() for b, h in enumerate(forward.hidden)}, temporary)
+            residual = {f"{b:06d}": h for b, h in enumerate(forward.hidden)}
+            residual |= {f"{b:06d}.handed": s for b, s in enumerate(forward.states) if s is not None}
+            save_file({key: tensor.cpu().contiguous() for key, tensor in residual.items()}, temporary)
         if i - 1 not in ends:
             (scratch / f"residual_{i - 1:03d}.safetensors").unlink(missing_ok=True)
     return {i: scratch / f"layer_{i:03d}.h5" for i in modules}, forward.hidden

@@ -25,13 +25,14 @@ _KEY = re.compile(
     r"(?P<name>.+)"
 )
 _FLAT = re.compile(r"mlp\.(w1|v1|w2)")  # dbrx: the experts one after the other, [E * I, H]
-_DOWN = re.compile(r"(?:mlp\.)?(down_proj|down_projs|w2|wo|fc2|output_linear)(\.weight)?")
+_DOWN = re.compile(r"(?:mlp\.)?(down_proj|down_projs|w2|wo|fc2|output_linear)([._]weight)?")
 
 # What architectures call the same number.
 _NAMES = {
     "experts": ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "num_routed_experts"),
     "top_k": (
         "num_experts_per_tok",
+        "num_experts_per_token",
         "moe_topk",
         "moe_top_k",
         "moe_k",
@@ -39,7 +40,7 @@ _NAMES = {
         "num_selected_experts",
         "top_k",
     ),
-    "hidden_size": ("d_model", "hidden_size"),
+    "hidden_size": ("moe_hidden_size", "moe_latent_size", "d_model", "hidden_size"),  # that the experts see
     "layers": ("num_layers", "n_layers", "num_hidden_layers"),  # longcat_flash counts its blocks twice in the last
     "predicting_layers": ("num_nextn_predict_layers",),  # stored after the others, and no part of the model
     "identity_experts": ("zero_expert_num",),

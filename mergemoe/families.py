@@ -101,18 +101,12 @@ _OWN = {
     ),
 }
 
-_HANDED_ON = "its layers hand {} on beside the hidden states, which the pass layer by layer does not carry"
-_REFUSED = {
+REFUSED = {
     "DogeCDMoE": "its experts are rows of an embedding, picked by product keys: there is nothing to merge",
     "NllbMoeExperts": "its top-2 routing drops tokens over a capacity shared by the batch, which no adapter covers yet",
     "DiffusionGemmaTextExperts": "it denoises blocks of tokens, and a pass over text is not what its experts see",
     "Ernie4_5_VLMoeMoeExperts": "a layer has two sets of experts, of different widths, for text and for images",
-    "GlmMoeDsaExperts": _HANDED_ON.format("the tokens that their indexer picked"),
-    "Glm5NextTextExperts": _HANDED_ON.format("the tokens that their indexer picked"),
-    "HYV4Experts": _HANDED_ON.format("the tokens that their indexer picked"),
-    "MistralLarge4TextExperts": _HANDED_ON.format("the tokens that their indexer picked"),
-    "ZayaExperts": _HANDED_ON.format("the states of their routers"),
-    "Inkling2Experts": _HANDED_ON.format("the outputs of earlier blocks"),
+    "Inkling2Experts": "its layers read the outputs of earlier ones, which the pass layer by layer does not carry",
 }
 
 _AUTO = {
@@ -147,8 +141,8 @@ def family_of(module: nn.Module) -> Family | None:
         UserError: where it is one that cannot be merged, with the reason.
     """
     name = type(module).__mro__[1].__name__ if type(module).__name__.startswith("Mapped") else type(module).__name__
-    if name in _REFUSED:
-        raise UserError(f"experts of class {name} cannot be merged: {_REFUSED[name]}")
+    if name in REFUSED:
+        raise UserError(f"experts of class {name} cannot be merged: {REFUSED[name]}")
     if name in _OWN:
         return _OWN[name]
     return _decorated(module) if hasattr(module, "_is_expert_parallel") else None

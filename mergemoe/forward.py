@@ -5,11 +5,13 @@ note their arguments, makes masks, positions and rotary embeddings for every bat
 then the layers run outside, the batches inside. Bit-equal to the ordinary forward (tests).
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mergemoe.errors import UserError
 from mergemoe.stacks import Batch, Stack, stacks
@@ -23,6 +25,7 @@ class Forward:
     inputs: per batch, what the stack whose turn it is reads of it.
     hidden: per batch, [B, L', H] what the next layer reads.
     arguments: per batch, {number of a layer: what else it is called with}.
+    states: per batch, what the last layer handed on to the next beside `hidden`, if anything.
     """
 
     def __init__(self, layered: LayeredModel | ResidentModel, batches: list[Batch]):
@@ -30,6 +33,7 @@ class Forward:
         self.inputs: list[Batch] = []
         self.hidden: list[Tensor] = []
         self.arguments: list[dict[int, tuple[Any, Any]]] = []
+        self.states: deque[Any] = deque()
 
     def layers(
         self, first: int = 0, restore: Callable[[int], list[Tensor]] | None = None
@@ -38,7 +42,7 @@ class Forward:
 
         Args:
             first: the layer to begin with.
-            restore: returns `hidden` behind a layer before it.
+            restore: returns `hidden` behind a layer before it, and puts `states` in place.
         """
         before: list[Any] = [None] * len(self.batches)
         every = stacks(self.layered.model)
@@ -51,7 +55,8 @@ class Forward:
                 name = f"{stack.prefix}{number - stack.first}."
                 self.layered.load(lambda parameter, name=name: parameter.startswith(name))
                 layer = stack.layers[number - stack.first]
-                yield number, layer
+                with stack.handing_on(layer, self.states):
+                    yield number, layer
                 self.layered.unload(layer)
             if stack is not every[-1]:
                 before = [_final(stack, *pair) for pair in zip(self.inputs, self.hidden, strict=True)]
@@ -68,26 +73,40 @@ class Forward:
                 f"{type(stack.module).__name__} reads no token: every sequence ends before its half begins: "
                 "lower `length`, or set `pack: true`"
             )
-        self.hidden, self.arguments = [], []
+        dry = [_dry_pass(stack, batch) for batch in self.inputs]
+        self.hidden, self.arguments = [hidden for hidden, _ in dry], [arguments for _, arguments in dry]
+        self.states = deque([None] * len(self.batches))
+        found, expected = (_tensors(calls) for calls in (_dry_pass(stack, self.inputs[0], 1)[1], self.arguments[0]))
+        if len(found) != len(expected) or not all(map(torch.equal, found, expected)):
+            raise UserError(
+                f"{type(stack.module).__name__}: its layers read more of those before them than hidden states, which "
+                "a pass layer by layer does not carry: this architecture cannot be captured"
+            )
 
-        def recorder(number: int) -> Callable[..., Any]:
-            def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-                if number == stack.first:
-                    self.hidden.append(hidden)
-                self.arguments[-1][number] = (args, kwargs)
-                return stack.answer(hidden, stack.shared(hidden, args))
 
-            return forward
+def _dry_pass(stack: Stack, batch: Batch, shift: float = 0) -> tuple[Tensor, dict[int, tuple[Any, Any]]]:
+    """Return what a stack's first layer reads, and what each is called with otherwise; `shift` changes their outputs."""
+    calls: dict[int, tuple[Tensor, Any, Any]] = {}
 
-        for number, layer in enumerate(stack.layers, stack.first):
-            layer.forward = recorder(number)
-        try:
-            for batch in self.inputs:
-                self.arguments.append({})
-                stack.module(**batch, use_cache=False)
-        finally:
-            for layer in stack.layers:
-                del layer.forward
+    def recorder(number: int) -> Callable[..., Any]:
+        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            calls[number] = (hidden, args, kwargs)
+            return stack.answer(hidden + shift, stack.shared(hidden, args))
+
+        return forward
+
+    for number, layer in enumerate(stack.layers, stack.first):
+        layer.forward = recorder(number)
+    try:
+        stack.module(**batch, use_cache=False)
+    finally:
+        for layer in stack.layers:
+            del layer.forward
+    return calls[stack.first][0], {number: (args, kwargs) for number, (_, args, kwargs) in calls.items()}
+
+
+def _tensors(arguments: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
 
 
 @torch.no_grad()

@@ -106,7 +106,7 @@ def _layer(
         "width": roles["down"]["shape"][2],
         "hidden_size": roles["down"]["shape"][1],
         "top_k": top_k(model.config, family),
-        "activation": _activation(name, module, family),
+        "activation": activation(name, module, family),
         "norm": {"key": _stored_name(model, f"{norm}.weight")} if normed else None,
         "router": _router(model, name, family),
         "roles": roles,
@@ -179,7 +179,7 @@ def _router(model: Any, name: str, family: Family) -> dict[str, Any]:
     }
 
 
-def _activation(name: str, module: Any, family: Family) -> dict[str, Any]:
+def activation(name: str, module: Any, family: Family) -> dict[str, Any]:
     """Find the rule that computes what the module's own gate does, on numbers that reach every limit."""
     x = torch.linspace(-30, 30, 2 * 241, dtype=torch.float64)
     gate, up = x[torch.randperm(482, generator=torch.Generator().manual_seed(0))].chunk(2)

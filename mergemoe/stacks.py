@@ -4,12 +4,24 @@ Layers are numbered over all stacks, the encoder's first. A model of two stacks 
 model: of every sequence the encoder reads the first half, and the decoder is made to continue with the second.
 """
 
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 Batch = dict[str, Tensor]
+
+# Layers that hand the next one a state beside the hidden states, and the name under which it takes that.
+_HANDED_ON = {
+    "Glm5NextTextDecoderLayer": "prev_topk_indices",
+    "GlmMoeDsaDecoderLayer": "prev_topk_indices",
+    "HYV4DecoderLayer": "prev_topk_indices",
+    "MistralLarge4TextDecoderLayer": "prev_topk_indices",
+    "ZayaDecoderLayer": "prev_router_hidden_states",
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,31 @@ class Stack:
     def answer(self, output: Tensor, shared: Any = None) -> Any:
         """Return a layer's output as the module expects it."""
         return output
+
+    @contextmanager
+    def handing_on(self, layer: Any, states: deque[Any]) -> Iterator[None]:
+        """Let a layer take what the one before it handed on, batch by batch, and leave its own there instead."""
+        yield
+
+
+class Relay(Stack):
+    """A decoder whose layers hand on a state of their own, as the tokens that an indexer picked."""
+
+    def answer(self, output: Tensor, shared: Any = None) -> Any:
+        return output, shared
+
+    @contextmanager
+    def handing_on(self, layer: Any, states: deque[Any]) -> Iterator[None]:
+        name = _HANDED_ON[type(layer).__name__]
+        taking = layer.register_forward_pre_hook(
+            lambda _, args, kwargs: (args[:1], {**kwargs, name: states.popleft()}), with_kwargs=True
+        )
+        leaving = layer.register_forward_hook(lambda _, args, output: states.append(output[1]))
+        try:
+            yield
+        finally:
+            taking.remove()
+            leaving.remove()
 
 
 class _OfTwo(Stack):
@@ -90,7 +127,9 @@ def stacks(model: Any) -> list[Stack]:
     if hasattr(decoder, "lm_head"):  # llama4 answers with the model around its decoder
         decoder = decoder.model
     if not model.config.is_encoder_decoder:
-        return [Stack(model, decoder, *_layers(model, decoder))]
+        layers, prefix = _layers(model, decoder)
+        kind = Relay if type(layers[0]).__name__ in _HANDED_ON else Stack
+        return [kind(model, decoder, layers, prefix)]
     first = Encoder(model, model.get_encoder(), *_layers(model, model.get_encoder()))
     return [first, Decoder(model, decoder, *_layers(model, decoder), first=len(first.layers))]
 

@@ -23,17 +23,19 @@ def test_headers_tell_of_every_architecture_what_its_modules_hold(name, tmp_path
     assert {layer: size["parameters"] for layer, size in sizes.items()} == numbers
     assert {layer: size["bytes"] for layer, size in sizes.items()} == {e: 4 * n for e, n in numbers.items()}
     counted = cost.count(folder)
-    assert counted["parameters"] == sum(math.prod(header["shape"]) for header in headers.values())
-    # Without the tensors of the experts the products are fewer by K/N of the experts' matrices.
+    floats = [header for header in headers.values() if not header["dtype"].startswith("I")]
+    assert counted["parameters"] == sum(math.prod(header["shape"]) for header in floats)
+    # Experts twice as large add K/N of the matrices that they had.
     held = {key for entry in layers for role in entry["roles"].values() for key in role["keys"]}
-    rest = cost.count(folder, {key: header for key, header in headers.items() if key not in held})
+    larger = {k: {**h, "shape": [*h["shape"][:-1], 2 * h["shape"][-1]]} if k in held else h for k, h in headers.items()}
     working = sum(
         2 * entry["top_k"] / entry["experts"] * math.prod(role["shape"])
         for entry in layers
         for name, role in entry["roles"].items()
         if not name.endswith("_bias")
     )
-    assert counted["flops_per_token"] - rest["flops_per_token"] == pytest.approx(working, abs=1e-6)
+    added = cost.count(folder, larger)["flops_per_token"] - counted["flops_per_token"]
+    assert added == pytest.approx(working, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -104,3 +106,11 @@ def test_a_token_is_multiplied_with_one_matrix_of_the_vocabulary_and_only_looked
     others = {key: header for key, header in headers.items() if header["shape"][:1] != [97]}
     flops = cost.count(folder)["flops_per_token"] - cost.count(folder, others)["flops_per_token"]
     assert flops == pytest.approx(2 * 97 * 32, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gemma4", "inkling_mm_model", "llama4", "qwen3_5_moe"])
+def test_a_token_of_text_costs_a_multimodal_model_what_it_costs_the_text_model(name, tmp_path):
+    alone = {"inkling_mm_model": "inkling_text"}.get(name, f"{name}_text")
+    whole, text = (cost.count(architectures.save(n, tmp_path / n)) for n in (name, alone))
+    assert whole["flops_per_token"] == text["flops_per_token"]
+    assert whole["parameters"] > text["parameters"]
