@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HELDOUT = torch.tensor([0, 0, 1, 0, 0, 1])
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Tests that share a costly fixture run in one process (pytest -n auto --dist loadgroup)."""
     for item in items:
