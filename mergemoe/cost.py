@@ -37,7 +37,11 @@ def count(folder: str | Path, headers: Headers | None = None) -> dict[str, float
         UserError: where the folder is no safetensors checkpoint, or has experts and does not say how many work.
     """
     config = read_config(folder)
-    headers = {key: header for key, header in (headers or read_headers(folder)).items() if "F" in header["dtype"] and header["bytes"]}
+    headers = {
+        key: header
+        for key, header in (headers or read_headers(folder)).items()
+        if "F" in header["dtype"] and header["bytes"]
+    }
     tie = config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings"))
     if tie and any(map(_EMBEDDING.search, headers)):
         headers = {key: header for key, header in headers.items() if not _HEAD.search(key)}  # a stored copy
