@@ -27,7 +27,7 @@ demo: .venv/run
 	@echo "report: results/report/index.html"
 
 test: .venv/dev
-	.venv/bin/pytest --numprocesses auto --dist loadgroup
+	.venv/bin/pytest --numprocesses auto --dist loadfile
 
 check: .venv/dev
 	.venv/bin/ruff check

@@ -22,15 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 HELDOUT = torch.tensor([0, 0, 1, 0, 0, 1])
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Tests that share a costly fixture run in one process (pytest -n auto --dist loadgroup)."""
-    for item in items:
-        made = item.callspec.params.get("made") if hasattr(item, "callspec") else None
-        group = "finished" if "finished" in item.fixturenames else f"{item.module.__name__}-{made}"
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """Where every test must run (MERGEMOE_NO_SKIP), turn a skip into a failure, but for want of a GPU."""
