@@ -42,8 +42,7 @@ def count(folder: str | Path, headers: Headers | None = None) -> dict[str, float
         for key, header in (headers or read_headers(folder)).items()
         if "F" in header["dtype"] and header["bytes"]
     }
-    tie = config.get("tie_word_embeddings", (config.get("text_config") or {}).get("tie_word_embeddings"))
-    if tie and any(map(_EMBEDDING.search, headers)):
+    if config.get("tie_word_embeddings") and any(map(_EMBEDDING.search, headers)):
         headers = {key: header for key, header in headers.items() if not _HEAD.search(key)}  # a stored copy
     shares = _shares(headers, config, folder)
     return {

@@ -350,8 +350,8 @@ def test_the_workflow_refuses_the_checkpoint_or_reads_its_copy_everywhere(tmp_pa
     assert planned.returncode == 0
     assert re.search(r"^convert +1$", planned.stdout, re.MULTILINE)
     commands = re.findall(r"python -m stages\.(\w+) (.*)", planned.stdout)
-    assert {stage for stage, _ in commands} >= {"dequantize", "layout", "capture", "reference", "evaluate", "report"}
-    assert {stage for stage, options in commands if "tiny-moe" in options} == {"dequantize", "assemble"}  # for its card
+    assert {stage for stage, _ in commands} >= {"convert", "layout", "capture", "reference", "evaluate", "report"}
+    assert {stage for stage, options in commands if "tiny-moe" in options} == {"convert", "assemble"}  # for its card
     assert all('"path":"results/convert/tiny"' in options for stage, options in commands if stage == "layout")
     full = [options for _, options in commands if "--out results/scores/tiny/full" in options and "--model" in options]
     assert full and all("--model results/convert/tiny " in options for options in full)

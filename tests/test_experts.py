@@ -103,7 +103,7 @@ def test_every_stored_form_is_counted_by_its_keys(shapes, config, counts):
 def test_a_token_is_multiplied_with_one_matrix_of_the_vocabulary_and_only_looked_up_in_the_other(name, tmp_path):
     folder = architectures.save(name, tmp_path)
     headers = checkpoint.read_headers(folder)
-    others = {key: header for key, header in headers.items() if header["shape"][:1] != [97]}
+    others = {k: h for k, h in headers.items() if h["shape"][:1] != [97] and "ngram_embedding" not in k}
     flops = cost.count(folder)["flops_per_token"] - cost.count(folder, others)["flops_per_token"]
     assert flops == pytest.approx(2 * 97 * 32, abs=1e-6)
 
