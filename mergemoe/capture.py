@@ -89,9 +89,7 @@ def capture(
         if recorder:
             recorder.remove()
         with store.atomic(scratch / f"residual_{i:03d}.safetensors") as temporary:
-            residual = {f"{b:06d}": h for b, h in enumerate(forward.hidden)}
-            residual |= {f"{b:06d}.handed": s for b, s in enumerate(forward.states) if s is not None}
-            save_file({key: tensor.cpu().contiguous() for key, tensor in residual.items()}, temporary)
+            save_file(_residual(forward), temporary)
         if i - 1 not in ends:
             (scratch / f"residual_{i - 1:03d}.safetensors").unlink(missing_ok=True)
     return {i: scratch / f"layer_{i:03d}.h5" for i in modules}, forward.hidden
@@ -109,6 +107,13 @@ def run_batches(layer: Any, number: int, forward: Forward, recorder: Recorder | 
         _check_finite(forward.hidden[b], number)
         yield recorder.rows(batch["attention_mask"], sequence) if recorder else {}
         sequence += len(batch["input_ids"])
+
+
+def _residual(forward: Forward) -> dict[str, Tensor]:
+    """Return what the next layer reads; a function, so that nothing holds these tensors while it runs."""
+    residual = {f"{b:06d}": h for b, h in enumerate(forward.hidden)}
+    residual |= {f"{b:06d}.handed": s for b, s in enumerate(forward.states) if s is not None}
+    return {key: tensor.cpu().contiguous() for key, tensor in residual.items()}
 
 
 @contextmanager

@@ -117,21 +117,21 @@ _AUTO = {
 
 
 def model_class(config: Any) -> Any:
-    """Return the class of transformers for a model of this configuration that tells text: the one it names, if any.
+    """Return the class that transformers has for a model of this configuration that writes text.
 
     Raises:
         UserError: where there is none.
     """
-    for name in (*(config.architectures or ()), *(names.get(config.model_type) for names in _AUTO.values())):
-        known = any(name in names.values() for names in _AUTO.values())
-        if known and isinstance(config, (named := getattr(transformers, name)).config_class):
-            return named
+    for names in _AUTO.values():
+        found = getattr(transformers, names.get(config.model_type, ""), None)
+        if found and isinstance(config, found.config_class):  # else the class is that of its text half alone
+            return found
     raise UserError(f"transformers {transformers.__version__} has no language model for {config.model_type!r}")
 
 
 def auto_class(architecture: str) -> str:
     """Return the name of the auto class that loads a class which model_class returned."""
-    return next(auto for auto, names in _AUTO.items() if architecture in names.values())
+    return next((auto for auto, names in _AUTO.items() if architecture in names.values()), "AutoModelForCausalLM")
 
 
 def family_of(module: nn.Module) -> Family | None:

@@ -85,13 +85,16 @@ class Forward:
 
 
 def _dry_pass(stack: Stack, batch: Batch, shift: float = 0) -> tuple[Tensor, dict[int, tuple[Any, Any]]]:
-    """Return what a stack's first layer reads, and what each is called with otherwise; `shift` changes their outputs."""
-    calls: dict[int, tuple[Tensor, Any, Any]] = {}
+    """Return what a stack's first layer reads, and what else each is called with; `shift` changes what they answer."""
+    first: list[Tensor] = []
+    arguments: dict[int, tuple[Any, Any]] = {}
 
     def recorder(number: int) -> Callable[..., Any]:
         def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            calls[number] = (hidden, args, kwargs)
-            return stack.answer(hidden + shift, stack.shared(hidden, args))
+            if number == stack.first:
+                first.append(hidden)
+            arguments[number] = (args, kwargs)
+            return stack.answer(hidden + shift if shift else hidden, stack.shared(hidden, args))
 
         return forward
 
@@ -102,7 +105,7 @@ def _dry_pass(stack: Stack, batch: Batch, shift: float = 0) -> tuple[Tensor, dic
     finally:
         for layer in stack.layers:
             del layer.forward
-    return calls[stack.first][0], {number: (args, kwargs) for number, (_, args, kwargs) in calls.items()}
+    return first[0], arguments
 
 
 def _tensors(arguments: Any) -> list[Tensor]:

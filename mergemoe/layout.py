@@ -16,7 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from mergemoe import checkpoint, store
 from mergemoe.errors import UserError
 from mergemoe.families import Family, attribute, experts_modules, parameter_of, router_of, top_k
-from mergemoe.features import FUNCTIONS, RULES, Activation
+from mergemoe.gates import activation_of
 from mergemoe.progress import track
 from mergemoe.stacking import Stacking
 from mergemoe.stacks import stacks
@@ -106,7 +106,7 @@ def _layer(
         "width": roles["down"]["shape"][2],
         "hidden_size": roles["down"]["shape"][1],
         "top_k": top_k(model.config, family),
-        "activation": activation(name, module, family),
+        "activation": asdict(activation_of(name, module, family)),
         "norm": {"key": _stored_name(model, f"{norm}.weight")} if normed else None,
         "router": _router(model, name, family),
         "roles": roles,
@@ -177,35 +177,3 @@ def _router(model: Any, name: str, family: Family) -> dict[str, Any]:
         "groups": getattr(text, "n_group", 1) or 1,
         "scaling": float(getattr(text, "routed_scaling_factor", 1.0) or 1.0),
     }
-
-
-def activation(name: str, module: Any, family: Family) -> dict[str, Any]:
-    """Find the rule that computes what the module's own gate does, on numbers that reach every limit."""
-    x = torch.linspace(-30, 30, 2 * 241, dtype=torch.float64)
-    gate, up = x[torch.randperm(482, generator=torch.Generator().manual_seed(0))].chunk(2)
-    constants = {
-        "limit": _constant(module, "limit", "swiglu_limit"),
-        "alpha": _constant(module, "alpha", "swiglu_alpha"),
-    }
-    norm_eps = float(module.post_expert_norm.eps) if getattr(module, "has_post_expert_norm", False) else None
-    gated = "gate" in family.roles
-    if gated and hasattr(module, "_apply_gate"):
-        interleaved = family.roles["gate"][1].interleaved
-        expected = module._apply_gate(torch.stack([gate, up], 1).flatten() if interleaved else torch.cat([gate, up]))
-    else:
-        act = attribute(module, family.activation)
-        expected = act(gate) * up if gated else act(up)
-    for rule, needed in RULES.items():
-        if any(constants[constant] is None for constant in needed):
-            continue
-        used: dict[str, Any] = {constant: constants[constant] for constant in needed}
-        for function in FUNCTIONS:
-            known = Activation(function, rule, **used, norm_eps=norm_eps)
-            if torch.allclose(known(up, gate if gated else None).to(expected), expected, rtol=1e-6, atol=1e-6):
-                return asdict(known)
-    raise UserError(f"{name} ({type(module).__name__}) computes its features in a way that is not known here")
-
-
-def _constant(module: Any, *names: str) -> float | None:
-    """Return a constant of a module under the first of its possible names that is there and not 0."""
-    return next((float(value) for name in names if (value := getattr(module, name, None))), None)

@@ -70,10 +70,12 @@ class Relay(Stack):
     """A decoder whose layers hand on a state of their own, as the tokens that an indexer picked."""
 
     def answer(self, output: Tensor, shared: Any = None) -> Any:
+        """Return the output and the state."""
         return output, shared
 
     @contextmanager
     def handing_on(self, layer: Any, states: deque[Any]) -> Iterator[None]:
+        """Put the state under its name among a layer's arguments, and take the new one from its output."""
         name = _HANDED_ON[type(layer).__name__]
         taking = layer.register_forward_pre_hook(
             lambda _, args, kwargs: (args[:1], {**kwargs, name: states.popleft()}), with_kwargs=True

@@ -294,6 +294,21 @@ CONFIGS = {
     "aria_text": lambda: T.AriaTextConfig(
         **BASE, intermediate_size=24, moe_num_experts=8, moe_topk=3, moe_num_shared_experts=1
     ),
+    "hy_v4": lambda: T.HYV4Config(
+        **DEEPSEEK,
+        **FIRST_DENSE,
+        **ONE_GROUP,
+        **INDEXED,
+        swiglu_limit=1.0,
+        hc_mult=2,
+        indexer_types=["full", "full", "shared"],
+    ),
+    "glm_moe_dsa": lambda: T.GlmMoeDsaConfig(
+        **DEEPSEEK, **FIRST_DENSE, **ONE_GROUP, **INDEXED, indexer_types=["full", "shared", "shared"]
+    ),
+    "zaya": lambda: T.ZayaConfig(
+        **HEADS, num_experts=8, num_experts_per_tok=1, moe_intermediate_size=24, router_hidden_size=16
+    ),
     "exaone_moe": lambda: T.ExaoneMoeConfig(
         **BASE, **FIRST_DENSE, **EXPERTS, **SLIDING, num_shared_experts=1, first_k_dense_replace=1
     ),
@@ -355,7 +370,6 @@ CONFIGS = {
         audio_config=None,
     ),
     "llama4": lambda: T.Llama4Config(
-        architectures=["Llama4ForConditionalGeneration"],
         text_config=text("llama4_text"),
         vision_config=dict(
             **{**TALL_EYES, "intermediate_size": 64},
@@ -370,7 +384,6 @@ CONFIGS = {
         vision_config=dict(**DEEP_EYES, num_position_embeddings=16, deepstack_visual_indexes=[0]),
     ),
     "qwen3_5_moe": lambda: T.Qwen3_5MoeConfig(
-        architectures=["Qwen3_5MoeForConditionalGeneration"],
         text_config=text("qwen3_5_moe_text"),
         vision_config=dict(**DEEP_EYES, num_position_embeddings=16),
     ),
@@ -385,6 +398,26 @@ CONFIGS = {
             rope_parameters={**MROPE["rope_parameters"], "partial_rotary_factor": 1.0},
         ),
         vision_config=dict(**DEEP_EYES, image_size=16),
+    ),
+    "glm5_next": lambda: T.Glm5NextConfig(
+        text_config=dict(
+            **{**DEEPSEEK, "qk_rope_head_dim": 0},
+            **FIRST_DENSE,
+            **ONE_GROUP,
+            **INDEXED,
+            layer_types=["linear_attention", "indexed_attention", "linear_attention"],
+            linear_head_dim=8,
+            linear_num_heads=4,
+            swiglu_limit=1.0,
+            hc_mult=2,
+            hc_sinkhorn_iters=4,
+            index_kpool=2,
+        ),
+        vision_config=dict(**DEEP_EYES, projection_intermediate_size=16, image_size=16),
+    ),
+    "mistral_large4": lambda: T.MistralLarge4Config(
+        text_config=dict(**DEEPSEEK, **FIRST_DENSE, **ONE_GROUP, **INDEXED),
+        vision_config=dict(model_type="pixtral", **TALL_EYES, head_dim=8, image_size=16),
     ),
     "step3p7": lambda: T.Step3p7Config(
         text_config=dict(
@@ -416,13 +449,33 @@ CONFIGS = {
     ),
 }
 
+# What cannot be merged.
+REFUSED = {
+    "doge": lambda: T.DogeConfig(**BASE, intermediate_size=48, is_moe=True, num_experts=16, num_experts_per_tok=2),
+    "inkling2_text": lambda: T.Inkling2TextConfig(
+        **{**HEADS, "num_hidden_layers": 5},
+        **ROUTED,
+        moe_intermediate_size=24,
+        swa_num_attention_heads=4,
+        swa_num_key_value_heads=2,
+        swa_head_dim=8,
+        sliding_window_size=8,
+        d_rel=4,
+        rel_extent=16,
+        unpadded_vocab_size=97,
+        n_layers_per_attn_res_block=2,
+    ),
+}
+
 
 def save(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Save the random model of one architecture; what starts as 0 or 1, as norms and biases do, is random, too."""
     torch.manual_seed(0)
     model = model_class(CONFIGS[name]())._from_config(CONFIGS[name](), dtype=dtype)
     for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and not key.endswith(
+            "balancing_biases"
+        ):  # zaya's: loading fixes the last of them
             tensor.add_(0.05 * torch.randn_like(tensor))
         elif key.endswith("tid2eid"):  # deepseek_v4: the experts of each token, looked up
             tensor.copy_(torch.stack([torch.randperm(8)[: tensor.shape[1]] for _ in tensor]))

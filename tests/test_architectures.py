@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import importlib
 import json
 import shutil
 from functools import cached_property
@@ -144,6 +145,28 @@ def test_the_streamed_pass_is_the_ordinary_forward_bit_for_bit(made, tokens, tmp
             assert reader.count() + reader.count(heldout=True) >= int(tokens[1].sum())
 
 
+@pytest.mark.parametrize("made", ["glm_moe_dsa", "zaya"], indirect=True)
+def test_a_killed_pass_goes_on_with_what_its_layers_had_handed_on(made, tokens, tmp_path, monkeypatch):
+    module = importlib.import_module("mergemoe.capture")
+    arguments = (made.layout, batches_of(*tokens, 40, CPU), torch.zeros(4), tmp_path, {"stage": "capture"})
+    real, calls = module.run_layer, []
+
+    def dies(*args):
+        calls.append(args)
+        assert len(calls) < 6, "killed in the third layer"
+        return real(*args)
+
+    monkeypatch.setattr(module, "run_layer", dies)
+    with pytest.raises(AssertionError, match="killed"):
+        capture(LayeredModel(made.path, torch.float32, CPU), *arguments)
+    monkeypatch.setattr(module, "run_layer", lambda *args: (calls.append(args), real(*args))[1])
+    found = capture(LayeredModel(made.path, torch.float32, CPU), *arguments)[1]
+    assert len(calls) == 6 + 2
+    monkeypatch.undo()
+    expected = capture(LayeredModel(made.path, torch.float32, CPU), *arguments[:3], tmp_path / "whole", arguments[4])[1]
+    assert all(map(torch.equal, found, expected))
+
+
 @torch.no_grad()
 def test_features_and_down_projection_are_those_of_the_stock_module(made, tokens):
     model = made.stock
@@ -238,7 +261,8 @@ def test_it_loads_both_ways_saves_again_and_generates(made, tmp_path):
     assert torch.equal(found, expected)
 
 
-def test_a_plain_stock_load_raises(made):
+def test_a_plain_stock_load_by_the_same_auto_class_raises(made):
+    assert made.auto._model_mapping[type(made.stock.config)] is type(made.stock)
     with pytest.raises(RuntimeError):
         made.auto.from_pretrained(made.compact)
 

@@ -26,6 +26,7 @@ def run(folder, scratch):
 
 def growth(tiny, folder, scratch, answer):
     """Send how far a pass's memory rose; a tiny pass before it has imported and started all that it needs."""
+    torch.set_num_threads(1)
     run(tiny, scratch / "tiny")
     done, seen = threading.Event(), [anonymous(os.getpid())]
 
