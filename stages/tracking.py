@@ -4,7 +4,6 @@ import ast
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +43,19 @@ def sources(*modules: str) -> list[Path]:
     return sorted(seen)
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield the names that a file imports, wherever in it."""
+@functools.cache
+def imports(path: Path) -> list[str]:
+    """Return the names that a file imports, wherever in it."""
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
 
 
+@functools.cache
 def _tree(path: Path) -> str:
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):

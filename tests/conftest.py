@@ -11,6 +11,7 @@ import stages  # noqa: F401  # fixes MKL's code path, thread counts and offline 
 # isort: split
 import pytest
 import torch
+from filelock import FileLock
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from mergemoe import layout
@@ -114,8 +115,17 @@ def snakemake(project: Path, *args: str, cores: int = 2) -> subprocess.Completed
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """A project whose workflow has run; tests copy it before they change anything."""
-    project = copy_project(tmp_path_factory.mktemp("finished"))
-    done = snakemake(project)
-    assert done.returncode == 0, done.stderr
-    return project
+    """A project whose workflow has run; tests copy it before they change anything.
+
+    The first test process makes it, every other one copies it.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own
+    made = shared / "finished"
+    with FileLock(shared / "finished.lock"):
+        if not made.exists():
+            project = copy_project(tmp_path_factory.mktemp("making") / "project")
+            done = snakemake(project)
+            assert done.returncode == 0, done.stderr
+            project.rename(made)
+    return shutil.copytree(made, own / "finished_copy")

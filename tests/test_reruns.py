@@ -102,7 +102,7 @@ TABLE = {
         "mergemoe/features.py",
         "    return act(up, gate)",
         "    return 1 * act(up, gate)",
-        {"profile": 2, **GROUPED, "fidelity": 3},
+        EVERYTHING,  # layout holds the rules of features against the model's own class
     ),
     "code of the report": ("mergemoe/metrics.py", "SAME_SIZE = 0.01", "SAME_SIZE = 0.02", {"report": 1}),
     "the checkpoint's own code": (
