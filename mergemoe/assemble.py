@@ -47,7 +47,7 @@ def assemble(
         (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n")
         (out / "modeling_mergemoe.py").write_text(modeling.source(layout["architecture"]))
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(CARRIED) or (not merged and path in checkpoint.files(folder)):
+        if path.is_file() and path.name.startswith(CARRIED) or (not merged and path in checkpoint.files(folder)):
             shutil.copyfile(path, out / path.name)
 
 

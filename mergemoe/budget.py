@@ -1,6 +1,7 @@
 """How many experts a layer keeps, and how many tokens its solve then needs. Imports nothing heavy."""
 
 import math
+import re
 
 from mergemoe.errors import UserError
 
@@ -13,11 +14,29 @@ def kept_experts(experts: int | float | None, total: int) -> int:
     """
     if experts is None:
         return total
+    if isinstance(experts, bool) or experts <= 0 or (isinstance(experts, float) and experts > 1):
+        raise UserError(f"experts: {experts} is neither a whole number above 0, kept experts, nor a share in (0, 1]")
     if isinstance(experts, int):
         if experts > total:
             raise UserError(f"`experts: {experts}` asks for more experts than the layer has ({total}); see `cluster`")
         return experts
     return math.ceil(round(experts * total, 9))
+
+
+def layer_bounds(layers: str) -> tuple[int, float]:
+    """Return the first and the last layer number of a range.
+
+    Raises:
+        UserError: where it is none.
+    """
+    if layers == "all":
+        return 0, float("inf")
+    if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", layers)):
+        raise UserError(f"layers: {layers!r} is neither `all` nor a range such as '2-3'")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if first > last:
+        raise UserError(f"layers: {layers!r} is an empty range")
+    return first, last
 
 
 def needed_tokens(kept: int, width: int) -> dict[str, int]:

@@ -130,6 +130,8 @@ def weight_map(folder: Path) -> dict[str, str]:
     stored_in = _read_object(folder / INDEX).get("weight_map")
     if not isinstance(stored_in, dict) or not stored_in:
         raise UserError(f"{folder / INDEX} has no weight_map, which says what lies where: {_AGAIN}")
+    if not all(isinstance(name, str) for name in stored_in.values()):
+        raise UserError(f"{folder / INDEX}: its weight_map does not name a file for every tensor: {_AGAIN}")
     return stored_in
 
 
@@ -168,18 +170,29 @@ def read_headers(folder: str | Path) -> dict[str, dict[str, Any]]:
 def _header(path: Path) -> dict[str, dict[str, Any]]:
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        if first.startswith((b"version", b"<")):
+            raise UserError(
+                f"{path} is text and no safetensors file: a pointer of git-LFS, or a page that was downloaded in its "
+                "place. Run `git lfs pull` there, or bring the file itself"
+            )
         if size < 8 + length:
             raise UserError(f"{path} has {size:,} bytes and is truncated inside its header of {length:,}: {_AGAIN}")
         try:
             entries = json.loads(file.read(length))
-        except ValueError as error:
-            raise UserError(f"{path} does not begin with a safetensors header ({error}): {_AGAIN}") from None
-    entries.pop("__metadata__", None)
-    promised = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+            entries.pop("__metadata__", None)
+            promised = 8 + length + max(_stop(entry) for entry in entries.values())
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} does not begin with a safetensors header ({error!r}): {_AGAIN}") from None
     if size != promised:
         raise UserError(f"{path} has {size:,} bytes where its header promises {promised:,}: {_AGAIN}")
     return entries
+
+
+def _stop(entry: Mapping[str, Any]) -> int:
+    """Return where a tensor ends; raise where its entry is not complete."""
+    return (entry["dtype"], entry["shape"], entry["data_offsets"][1])[2]
 
 
 def _check_index(folder: Path, headers: Mapping[str, Mapping[str, Any]]) -> None:

@@ -63,7 +63,7 @@ def inspect(args: argparse.Namespace) -> None:
         deepseek.native_config(config)
     else:
         layout.describe(args.model, digests=False)
-    print("\nThis version can compress it.")
+    print("\nThis version can compress it, as far as config.json and the headers of its weights tell.")
 
 
 def fetch(args: argparse.Namespace) -> None:

@@ -32,7 +32,7 @@ def cosine(parts: Sequence[Tensor]) -> Tensor:
     """Return the cosine similarity [N, N] of N concatenations of matrices, each part [N, ., .], summed in float64."""
     gram = sum(flat @ flat.T for flat in (part.flatten(1).double() for part in parts))
     assert isinstance(gram, Tensor)
-    norms = gram.diagonal().sqrt()
+    norms = gram.diagonal().sqrt().clamp_min(torch.finfo(torch.float64).tiny)  # nothing is like an expert of zeros
     return gram / norms / norms[:, None]
 
 

@@ -1,12 +1,13 @@
 """Compress a model that is in memory: the workflow's own functions, layer by layer, without its files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mergemoe import budget, cluster, layout
+from mergemoe import cluster, layout, request
 from mergemoe.calls import Recorder
 from mergemoe.capture import batches_of, run_batches
 from mergemoe.compact import compact_config, module_facts
@@ -17,7 +18,7 @@ from mergemoe.forward import Forward
 from mergemoe.modeling import merged_class, shrink_experts
 from mergemoe.profile import profile
 from mergemoe.progress import Progress
-from mergemoe.solve import compact_experts, solve
+from mergemoe.solve import check_method, compact_experts, solve
 from mergemoe.stacking import Stacking
 from mergemoe.stream import ResidentModel
 from mergemoe.text import heldout_rows
@@ -48,32 +49,31 @@ def compress(
 
     Args:
         model: a transformers model; its class becomes a subclass of what it was.
-        tokens: ids [S, L], or a mapping with `input_ids` and, where there is padding, `attention_mask`.
+        tokens: ids [S, L], or a mapping with `input_ids` and, where there is padding, `attention_mask`, as a
+            tokenizer returns with return_tensors="pt".
         experts: an int is the number kept per layer, a float in (0, 1] the share, rounded up.
         method: a method of `solve` in params.yaml.
-        layers: "all", or the numbers of the decoder layers to merge.
+        layers: "all", a range such as "28-47", or the numbers of the decoder layers to merge.
         seed: draws the sequences that are never fitted on.
         holdout: their share.
         batch_tokens: tokens of one forward batch.
         options: of the method, as in params.yaml.
 
     Raises:
-        UserError: where the model's experts cannot be merged, with the reason, before anything is computed.
+        UserError: where the model's experts cannot be merged or an argument is none, before anything is computed.
     """
     if hasattr(model.config, "mergemoe"):
         raise UserError("this model is compressed already: start from the original, and choose `experts` smaller")
+    merged = merged_class(request.stock_class(model))
     described = layout.of_model(model)
-    chosen = _chosen(described, layers, experts)
-    given = tokens if isinstance(tokens, Mapping) else {"input_ids": tokens}
-    ids = given["input_ids"]
-    mask = given["attention_mask"] if "attention_mask" in given else torch.ones_like(ids)
+    chosen = request.chosen(described, layers, experts)
+    settings = {**(RECOMMENDED if method == "recommended" else {"method": method}), **options}
+    check_method(**settings)
+    ids, mask = request.ids_and_mask(tokens)
     heldout = torch.tensor(heldout_rows(len(ids), holdout, seed))
-    settings = RECOMMENDED if method == "recommended" else {"method": method}
-    kernel = model.config._experts_implementation
     resident = ResidentModel(model)
     batches = batches_of(ids, mask, batch_tokens, model.device)
-    _set_kernel(model, "eager")  # as the workflow runs it
-    try:
+    with _as_the_workflow_runs_it(model):
         forward = Forward(resident, batches)
         progress = Progress("batches through layers", described["decoder_layers"] * len(batches))
         solved = {}
@@ -81,35 +81,40 @@ def compress(
             entry = next((e for e in described["layers"] if e["layer"] == i and i in chosen), None)
             recorder = Recorder(model, entry) if entry else None
             rows = []
-            for called in run_batches(layer, i, forward, recorder):
-                rows.append(called)
-                progress.step()
-            if entry and recorder:
-                recorder.remove()
-                solved[i] = _solve_layer(model, entry, chosen[i], Remembered(rows, heldout), {**settings, **options})
-    finally:
-        _set_kernel(model, kernel)
+            try:
+                for called in run_batches(layer, i, forward, recorder):
+                    rows.append(called)
+                    progress.step()
+            finally:
+                if recorder:
+                    recorder.remove()
+            if entry:
+                solved[i] = _solve_layer(model, entry, chosen[i], Remembered(rows, heldout), settings)
     facts = {}
     for entry in described["layers"]:
         if entry["layer"] in solved:
             facts[entry["module"]] = _replace(model, entry, solved[entry["layer"]])
     if facts:
-        stock = described["architecture"]
-        for key, value in compact_config(model.config.to_dict(), stock, facts).items():
+        for key, value in compact_config(model.config.to_dict(), described["architecture"], facts).items():
             if key in {"mergemoe", "auto_map"}:
                 setattr(model.config, key, value)
-        model.__class__ = merged_class(stock)
+        model.__class__ = merged
     return model
 
 
-def _chosen(described: Mapping[str, Any], layers: str | Sequence[int], experts: int | float) -> dict[int, int]:
-    """Return {layer: M} of the layers that lose experts."""
-    counts = {entry["layer"]: entry["experts"] for entry in described["layers"]}
-    wanted = counts if layers == "all" else {int(layer) for layer in layers}
-    if missing := set(wanted) - set(counts):
-        raise UserError(f"layers {sorted(missing)} hold no experts; those that do: {', '.join(map(str, counts))}")
-    kept = {layer: budget.kept_experts(experts, counts[layer]) for layer in sorted(wanted)}
-    return {layer: m for layer, m in kept.items() if m < counts[layer]}
+@contextmanager
+def _as_the_workflow_runs_it(model: Any) -> Iterator[None]:
+    """Let the model run without dropout and with the kernel that visits experts one by one, then be as it was."""
+    training = [module for module in model.modules() if module.training]
+    kernel = model.config._experts_implementation
+    model.eval()
+    _set_kernel(model, "eager")
+    try:
+        yield
+    finally:
+        _set_kernel(model, kernel)
+        for module in training:
+            module.training = True
 
 
 def _set_kernel(model: Any, kernel: str | None) -> None:

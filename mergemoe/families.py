@@ -130,8 +130,18 @@ def model_class(config: Any) -> Any:
 
 
 def auto_class(architecture: str) -> str:
-    """Return the name of the auto class that loads a class which model_class returned."""
-    return next((auto for auto, names in _AUTO.items() if architecture in names.values()), "AutoModelForCausalLM")
+    """Return the name of the auto class that loads a class of transformers.
+
+    Raises:
+        UserError: where it is none that writes text.
+    """
+    for auto, names in _AUTO.items():
+        if architecture in names.values():
+            return auto
+    raise UserError(
+        f"{architecture} is no class of transformers that writes text ({', '.join(_AUTO)}): load the model with one of "
+        "these, so that what is saved can be loaded again"
+    )
 
 
 def family_of(module: nn.Module) -> Family | None:

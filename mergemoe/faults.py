@@ -87,7 +87,13 @@ def _check_layers(
 
 
 def _check_counts(folder: str | Path, config: Mapping[str, Any], found: Mapping[str, experts.Routed]) -> None:
-    said = experts.stated(config, "experts")
+    said, working = experts.stated(config, "experts"), experts.top_k(config)
+    fewest = min((held.experts for held in found.values()), default=0)
+    if working and 0 < fewest < working:
+        raise UserError(
+            f"{folder}: config.json says that {working} experts work on a token, and a layer has {fewest}: "
+            "configuration and weights are of different checkpoints"
+        )
     for key, held in found.items():
         if said and held.experts not in said:
             raise UserError(
@@ -108,10 +114,10 @@ def check_code(folder: str | Path) -> None:
     config = checkpoint.read_config(folder)
     if (model_type := config["model_type"]) in {*CONFIG_MAPPING_NAMES, *_OWN}:
         return
-    if "auto_map" in config:
+    if config.get("auto_map"):
         raise UserError(
             f"{folder}: transformers {__version__} does not know the model_type {model_type!r}; the checkpoint brings "
-            f"code of its own ({', '.join(map(str, config['auto_map'].values()))}). Such code is never run here, "
+            f"code of its own ({config['auto_map']}). Such code is never run here, "
             "consent or not: it could do anything, and how unknown code uses its experts cannot be checked. Take a "
             "checkpoint in transformers' own format, if there is one (docs/models.md)"
         )

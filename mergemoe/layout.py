@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.core_model_loading import revert_weight_conversion
 
-from mergemoe import checkpoint, store
+from mergemoe import checkpoint, completeness, store
 from mergemoe.errors import UserError
 from mergemoe.families import Family, attribute, experts_modules, parameter_of, router_of, top_k
 from mergemoe.gates import activation_of
@@ -45,10 +45,13 @@ def describe(path: str | Path, revision: str | None = None, digests: bool = True
         UserError: where this version cannot read the experts, with the reason.
     """
     folder = checkpoint.locate(path, revision)
+    model, headers = empty_model(folder), checkpoint.read_headers(folder)
+    described = of_model(model, headers)
+    completeness.check(model, headers, folder)
     return {
         "path": str(path),
         **({"revision": revision} if revision else {}),
-        **of_model(empty_model(folder), checkpoint.read_headers(folder)),
+        **described,
         "files": _digests(folder) if digests else {},
     }
 

@@ -1,13 +1,14 @@
 """Load a compressed or a stock checkpoint, and save what is in memory as one."""
 
-import json
 import shutil
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
 
+from mergemoe import checkpoint
 from mergemoe.compact import CARRIED, FORMAT
 from mergemoe.errors import UserError
 from mergemoe.families import model_class
@@ -33,11 +34,9 @@ def load(
             bits; other kernels are left as they are (docs/models.md).
 
     Raises:
-        UserError: where the folder is no checkpoint, or of a newer format.
+        UserError: where the folder is no checkpoint, not complete, or of a newer format.
     """
-    if not Path(path, "config.json").is_file():
-        raise UserError(f"{path}: no config.json there; give the folder of a checkpoint")
-    settings = json.loads(Path(path, "config.json").read_text())
+    settings = checkpoint.read_config(path)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -48,10 +47,16 @@ def load(
             f"{path} has format {settings['mergemoe']['format']}, this version reads up to {FORMAT}: update it"
         )
     else:
-        (named,) = settings["auto_map"].values()
-        cls = merged_class(named.rpartition(".MergeMoe")[2])
-        config.mergemoe = {**settings["mergemoe"], "deduplicate": deduplicate}
-    model: Any = cls.from_pretrained(path, config=config, dtype=dtype)
+        named = next(name for name in settings["auto_map"].values() if ".MergeMoe" in name)
+        cls = merged_class(named.rpartition(".MergeMoe")[2], deduplicate)
+    checkpoint.shards(path)  # so that a pickle is not opened, and what is missing is named
+    folder = Path(path).resolve()  # save looks there for the tokenizer, wherever it is called
+    model, info = cls.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(
+            f"{path} lacks {len(missing)} tensors that the model needs, such as {missing[0]}: transformers would fill "
+            "them with random numbers. Files are missing, or config.json is of another checkpoint"
+        )
     return model.to(device).eval()
 
 
@@ -66,5 +71,11 @@ def save(model: "PreTrainedModel", path: str | Path) -> None:
     model.save_pretrained(path)
     origin = Path(model.name_or_path or "nowhere")
     for file in sorted(origin.iterdir()) if origin.is_dir() else ():
-        if file.name.startswith(CARRIED) and not Path(path, file.name).exists():
+        if file.is_file() and file.name.startswith(CARRIED) and not Path(path, file.name).exists():
             shutil.copyfile(file, Path(path, file.name))
+    if not list(Path(path).glob("tokenizer*")):
+        warnings.warn(
+            f"{path} has no tokenizer, because the model does not come from a folder that has one "
+            f"({model.name_or_path!r}): save yours there, tokenizer.save_pretrained({str(path)!r})",
+            stacklevel=2,
+        )

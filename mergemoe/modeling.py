@@ -135,7 +135,7 @@ def _each(facts: dict[str, Any]) -> Iterator[tuple[str, list[int]]]:
             yield path.format(expert), shape[1:] if expert < after else [0] * len(shape[1:])
 
 
-def merged_class(name: str) -> Any:
+def merged_class(name: str, deduplicate: bool = False) -> Any:
     """Return a subclass of transformers' class `name` whose experts are as few as config.mergemoe says."""
     stock: Any = getattr(transformers, name)
 
@@ -156,7 +156,7 @@ def merged_class(name: str) -> Any:
         def __init__(self, config: Any, *args: Any, **kwargs: Any):
             super().__init__(config, *args, **kwargs)
             for module, facts in config.mergemoe["experts"].items():
-                shrink_experts(self.get_submodule(module), facts, config.mergemoe.get("deduplicate", False))
+                shrink_experts(self.get_submodule(module), facts, deduplicate)
 
         def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
             super().save_pretrained(save_directory, *args, **kwargs)

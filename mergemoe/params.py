@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mergemoe import checkpoint
+from mergemoe import budget, checkpoint
 from mergemoe.errors import UserError
 
 
@@ -109,18 +109,15 @@ class Cluster(Section):
     def _range(self) -> "Cluster":
         if isinstance(self.experts, float) and self.experts > 1:
             raise ValueError(f"experts: {self.experts} is a share above 1; a whole number keeps that many experts")
-        first, last = self.bounds()
-        if first > last:
-            raise ValueError(f"layers: {self.layers!r} is an empty range")
+        self.bounds()
         return self
 
     def bounds(self) -> tuple[int, float]:
         """Return the first and the last layer number of the range."""
-        if self.layers == "all":
-            return 0, float("inf")
-        if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", self.layers)):
-            raise ValueError(f"layers: {self.layers!r} is neither `all` nor a range such as '2-3'")
-        return int(match[1]), int(match[2] or match[1])
+        try:
+            return budget.layer_bounds(self.layers)
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
 
 class Average(Section):

@@ -38,7 +38,7 @@ def check(config: Mapping[str, Any], dequantize: bool) -> None:
         raise UserError("`dequantize: true`, but its config.json has no quantization_config: leave the key out")
     if found is None:
         return
-    method = found.get("quant_method", "an unnamed method")
+    method = found.get("quant_method", "an unnamed method") if isinstance(found, Mapping) else found
     if method not in METHODS:
         raise UserError(
             f"quantized by {method}; transformers dequantizes {', '.join(METHODS)} without another package, and not "

@@ -164,18 +164,29 @@ def read_tensors(path: str | Path) -> dict[str, "Tensor"]:
     return tensors
 
 
-def check_files(folder: str | Path, digests: Mapping[str, str]) -> None:
+def check_files(folder: str | Path, digests: Mapping[str, str], original: bool = False) -> None:
     """Check that a folder's files are those whose digests were recorded.
+
+    Args:
+        folder: the files'.
+        digests: {name: sha256}.
+        original: whether it is the user's own checkpoint, which no job can make again.
 
     Raises:
         ArtifactError: where one is missing or differs.
     """
     for name, digest in digests.items():
         path = Path(folder, name)
-        if not path.is_file():
-            raise damaged(path, "is missing")
-        if sha256(path) != digest:
-            raise damaged(path, "is not the file that was recorded (its sha256 differs)")
+        fact = None if path.is_file() else "is missing"
+        if not fact and sha256(path) != digest:
+            fact = "is not the file that was recorded (its sha256 differs)"
+        if fact and original:
+            raise ArtifactError(
+                f"{path} {fact}: the checkpoint was changed or damaged after the job `layout` looked at it. Bring it "
+                "back as it was; or, if the change is meant, run `snakemake` again, which begins with `layout` then"
+            )
+        if fact:
+            raise damaged(path, fact)
 
 
 def damaged(path: str | Path, fact: str) -> ArtifactError:

@@ -30,6 +30,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 
 from mergemoe import checkpoint
+from mergemoe.errors import UserError
 from mergemoe.families import model_class
 
 STACKED = {("MergeModulelist",), ("MergeModulelist", "Concatenate")}  # operations: a tensor per expert and matrix
@@ -47,13 +48,18 @@ def empty_model(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrai
     """Return the model with parameters on the meta device; buffers are real, since rotary tables are in no file.
 
     Raises:
-        UserError: where transformers has no class for it.
+        UserError: where transformers has no class for it, or refuses what config.json says.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with init_empty_weights(include_buffers=False):
-        model = model_class(config)._from_config(
-            config, dtype=dtype or config.dtype, attn_implementation=None, experts_implementation="eager"
-        )
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            model = model_class(config)._from_config(
+                config, dtype=dtype or config.dtype, attn_implementation=None, experts_implementation="eager"
+            )
+    except UserError:
+        raise
+    except Exception as error:  # of as many kinds as there are keys
+        raise UserError(f"transformers makes no model of {folder}/config.json: {error!r}") from error
     return model.eval()
 
 
@@ -70,6 +76,15 @@ def stored_keys(model: PreTrainedModel, headers: Iterable[str]) -> dict[str, Sou
     own = model.state_dict()
     renamed = {key: rename_source_key(key, renamings, converters, model.base_model_prefix, own) for key in headers}
     return {key: Source(name, *(joins[pattern] if pattern else (0, ()))) for key, (name, pattern) in renamed.items()}
+
+
+def split_names(model: PreTrainedModel, source: Source) -> list[str]:
+    """Return all parameters that one stored tensor is cut into; `source.parameter` is the first."""
+    names = [source.parameter]
+    for transform in get_model_conversion_mapping(model) if "Chunk" in source.operations else ():
+        first, *others = transform.target_patterns
+        names += [source.parameter.replace(first, other) for other in others if first in source.parameter]
+    return names
 
 
 class LayeredModel:

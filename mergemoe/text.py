@@ -48,8 +48,8 @@ def read_documents(
     if not path.is_file():
         raise UserError(f"{path}: no such file (a `source` of params.yaml)")
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            text = file.read()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            text = file.read().decode("utf-8-sig").replace("\r\n", "\n")
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): it is damaged or not complete, or not what its name says (.gz is gzip, "
@@ -61,7 +61,7 @@ def read_documents(
     if kind != "jsonl":
         raise UserError(f"{path}: a `source` is a .jsonl or .txt file, gzipped or not")
     try:
-        return [json.loads(line)[field] for line in text.splitlines() if line]
+        return [json.loads(line)[field] for line in text.split("\n") if line.strip()]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not every row is a JSON object with the key {field!r} ({error!r})") from error
 
@@ -71,6 +71,11 @@ def from_source(
 ) -> Sequences:
     """Read documents from where params.yaml says and draw sequences with a transformers tokenizer."""
     end = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if end is None:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} has neither a bos_token nor an eos_token, which begins every "
+            "document here: set one in its tokenizer_config.json"
+        )
     documents = read_documents(field=field, **where)
     if not any(tokenizer.encode(document, add_special_tokens=False) for document in documents[:10]):
         raise UserError(

@@ -17,7 +17,7 @@ def main() -> None:
     """Read the layers, write the checkpoint whole."""
     args = common.arguments(__doc__, "layout", "modeling", many=["solved"])
     layout = store.read_json(args.layout)
-    store.check_files(checkpoint.locate(layout["path"], layout.get("revision")), layout["files"])
+    store.check_files(checkpoint.locate(layout["path"], layout.get("revision")), layout["files"], original=True)
     provenance = common.provenance("assemble", args)
     solved = {int(re.findall(r"\d+", path)[-1]): store.read_tensors(path) for path in args.solved}
     with store.atomic(args.out) as folder:

@@ -23,7 +23,7 @@ def main() -> None:
     provenance = common.provenance("capture", args)
     layout, tokens = store.read_json(args.layout), store.read_tensors(args.tokens)
     original = checkpoint.locate(layout["path"], layout.get("revision"))
-    store.check_files(original, layout["files"])
+    store.check_files(original, layout["files"], original=True)
     layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)
     batches = batches_of(tokens["input_ids"], tokens["attention_mask"], args.cfg["batch_tokens"], device)
     scratch = Path("scratch", "capture", store.digest_json(provenance))

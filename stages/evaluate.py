@@ -23,7 +23,7 @@ def main() -> None:
     device = runtime.start(cfg.pop("threads"), args.device)
     made = store.read_json(args.made)
     folder = checkpoint.locate(args.model, made.get("revision"))
-    store.check_files(folder, made["files"])
+    store.check_files(folder, made["files"], original="layers" in made)
     model = load(folder, device, getattr(torch, cfg.pop("dtype")))
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     scored = harness.score(model, tokenizer, args.task, **cfg)

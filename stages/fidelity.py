@@ -22,7 +22,7 @@ def main() -> None:
     layout = store.read_json(args.layout)
     made = store.read_json(args.made)
     folder = checkpoint.locate(args.model, made.get("revision"))
-    store.check_files(folder, made["files"])
+    store.check_files(folder, made["files"], original=args.made == args.layout)
     model = load(folder, device, getattr(torch, args.cfg["dtype"]))
     head = fidelity.head(model)
     kept = store.read_tensors(f"{args.reference}/final.safetensors")

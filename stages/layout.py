@@ -12,8 +12,8 @@ def main() -> None:
     args = common.arguments(__doc__)
     folder = checkpoint.locate(args.cfg["path"], args.cfg.get("revision"))
     faults.check_code(folder)
-    finite.check_finite(folder)
     described = layout.describe(args.cfg["path"], args.cfg.get("revision"))
+    finite.check_finite(folder)
     records.check(args.cfg["path"], args.cfg.get("revision"), described["files"])
     store.write_json(args.out, described, common.provenance("layout", args))
 

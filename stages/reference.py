@@ -25,7 +25,7 @@ def main() -> None:
     provenance = common.provenance("reference", args)
     layout = store.read_json(args.layout)
     original = checkpoint.locate(layout["path"], layout.get("revision"))
-    store.check_files(original, layout["files"])
+    store.check_files(original, layout["files"], original=True)
     tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)
     sequences = text.from_source(tokenizer, **args.cfg["heldout"])
     ids, mask = torch.tensor(sequences.ids, dtype=torch.int32), torch.tensor(sequences.mask, dtype=torch.uint8)

@@ -4,10 +4,12 @@
 router behind it where an architecture stands here twice.
 """
 
+import json
 from pathlib import Path
 
 import torch
 import transformers as T
+from safetensors.torch import load_file, save_file
 
 from mergemoe.families import model_class
 
@@ -480,4 +482,16 @@ def save(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
         elif key.endswith("tid2eid"):  # deepseek_v4: the experts of each token, looked up
             tensor.copy_(torch.stack([torch.randperm(8)[: tensor.shape[1]] for _ in tensor]))
     model.save_pretrained(folder, max_shard_size="60KB")  # several files
+    if name == "deepseek_v4":  # transformers 5.23 saves the final norm under a name that it then reads as another's
+        rename_tensor(folder, "model.norm.weight", "norm.weight")  # as the published checkpoints have it
     return folder
+
+
+def rename_tensor(folder: Path, old: str, new: str) -> None:
+    """Give a stored tensor another name."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    file = index["weight_map"].pop(old)
+    index["weight_map"][new] = file
+    tensors = {new if key == old else key: tensor for key, tensor in load_file(folder / file).items()}
+    save_file(tensors, folder / file, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -247,6 +247,8 @@ def test_it_loads_both_ways_saves_again_and_generates(made, tmp_path):
         {key: tensor for path in shards(folder) for key, tensor in load_file(path).items()}
         for folder in (made.compact, tmp_path / f"again_{made.name}")
     )
+    if made.name == "deepseek_v4":  # transformers 5.23 saves its final norm under another name (architectures.py)
+        after["norm.weight"] = after.pop("model.norm.weight")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
     config, again = (

@@ -28,6 +28,11 @@ def test_ties_in_usage_go_to_the_lower_index():
     assert cluster.by_weights(experts, usage=[5, 5, 5, 5], kept=2) == ([0, 1, 0, 0], [0, 1])
 
 
+def test_no_expert_is_like_one_of_zeros():
+    experts = experts_of([0, 0], [1, 0], [1, 0.1], [0.1, 1])
+    assert cluster.by_weights(experts, usage=[9, 8, 1, 1], kept=2) == ([0, 1, 1, 1], [0, 1])
+
+
 def test_keeping_all_experts_leaves_them_in_place():
     experts = experts_of([1, 0], [1, 0], [0, 1])
     assert cluster.by_weights(experts, usage=[0, 3, 1], kept=3) == ([0, 1, 2], [0, 1, 2])

@@ -5,6 +5,8 @@ import json
 import architectures
 import pytest
 import torch
+import transformers
+from conftest import make_tiny
 from transformers import AutoModelForCausalLM
 
 import mergemoe
@@ -118,3 +120,91 @@ def test_the_kernel_is_what_it_was(tiny):
     before = model.config._experts_implementation
     mergemoe.compress(model, ids, method="average")
     assert model.config._experts_implementation == before != "eager"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"experts": 1.5}, "experts: 1.5 is neither"),
+        ({"experts": 0}, "experts: 0 is neither"),
+        ({"experts": -1}, "experts: -1 is neither"),
+        ({"experts": True}, "experts: True is neither"),
+        ({"experts": 9}, r"more experts than the layer has \(8\)"),
+        ({"layers": "12"}, "layers 12 hold no experts; those that do: 1, 2"),
+        ({"layers": "2-1"}, "is an empty range"),
+        ({"layers": [0]}, r"layers \[0\] hold no experts"),
+        ({"method": "foo"}, "no method 'foo'; there are: average, mergemoe"),
+        ({"rigde": 1.0}, "method mergemoe has no option rigde; it has: ridge"),
+        ({"method": "average", "ridge": 1.0}, "method average has no option ridge; it has: none"),
+        ({"tokens": torch.arange(9)}, "must be token ids"),
+        ({"tokens": torch.rand(2, 9)}, "must be token ids"),
+        ({"tokens": {"input_ids": [[1, 2]]}}, "must be token ids"),
+        ({"tokens": {"input_ids": torch.ones(2, 3).int(), "attention_mask": torch.zeros(2, 3)}}, "masks every token"),
+    ],
+)
+def test_an_argument_that_means_nothing_is_refused_before_anything_is_computed(tiny, monkeypatch, arguments, words):
+    model = mergemoe.load(tiny, "cpu")
+    monkeypatch.setattr(type(model), "forward", None)
+    monkeypatch.setattr(type(model.model), "forward", None)
+    with pytest.raises(UserError, match=words):
+        mergemoe.compress(model, **{"tokens": drawn(), **arguments})
+    assert not hasattr(model.config, "mergemoe")
+
+
+def test_layers_may_be_a_range_as_in_params_yaml(tiny):
+    model = mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn(), layers="2")
+    assert [len(layer.mlp.experts.down_proj) for layer in model.model.layers[1:]] == [8, 4]
+
+
+def test_a_class_that_could_not_be_loaded_again_is_refused_before_the_model_is_touched(tiny):
+    class Mine(transformers.Qwen3MoeForCausalLM):
+        pass
+
+    for cls, words in (
+        (Mine, "Mine is no class of transformers' own"),
+        (transformers.Qwen3MoeModel, "no class of transformers that writes text"),
+        (transformers.Qwen3MoeForSequenceClassification, "no class of transformers that writes text"),
+    ):
+        model = cls.from_pretrained(tiny)
+        with pytest.raises(UserError, match=words):
+            mergemoe.compress(model, drawn())
+        assert not hasattr(model.config, "mergemoe")
+
+
+def test_dropout_is_off_while_it_runs_and_on_again_afterwards(tmp_path):
+    folder = make_tiny(tmp_path / "model", attention_dropout=0.5)
+    still, trained = mergemoe.load(folder, "cpu"), mergemoe.load(folder, "cpu").train()
+    trained.lm_head.eval()
+    for model in (still, trained):
+        mergemoe.compress(model, drawn(), layers=[2])
+    assert trained.training and trained.model.layers[0].training and not trained.lm_head.training
+    assert not still.training
+    for key, tensor in still.state_dict().items():
+        assert torch.equal(tensor, trained.state_dict()[key]), key
+
+
+def test_a_pass_that_fails_leaves_no_hook_on_the_model(tiny):
+    model = mergemoe.load(tiny, "cpu")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="NaN"):
+        mergemoe.compress(model, drawn())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_computing_equal_experts_once_is_not_saved(tiny, tmp_path):
+    mergemoe.save(mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn()), tmp_path / "compact")
+    mergemoe.save(mergemoe.load(tmp_path / "compact", "cpu", deduplicate=True), tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "compact" / "config.json").read_text()
+    assert not mergemoe.load(tmp_path / "again", "cpu").model.layers[1].mlp.experts.deduplicate
+
+
+def test_the_tokenizer_comes_along_wherever_save_is_called(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny.parent)
+    model = mergemoe.load(tiny.name, "cpu")
+    monkeypatch.chdir(tmp_path)
+    mergemoe.save(model, tmp_path / "saved")
+    assert (tmp_path / "saved" / "tokenizer.json").read_bytes() == (tiny / "tokenizer.json").read_bytes()
+    model.name_or_path = "org/of-the-hub"
+    with pytest.warns(UserWarning, match="has no tokenizer"):
+        mergemoe.save(model, tmp_path / "alone")

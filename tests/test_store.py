@@ -103,8 +103,10 @@ def test_recorded_files_are_compared(tmp_path):
     with pytest.raises(ArtifactError, match="b is missing"):
         store.check_files(tmp_path, {"b": "0"})
     (tmp_path / "a").write_text("b")
-    with pytest.raises(ArtifactError, match="sha256 differs"):
+    with pytest.raises(ArtifactError, match="sha256 differs.*Delete it"):
         store.check_files(tmp_path, recorded)
+    with pytest.raises(ArtifactError, match="sha256 differs.*Bring it back as it was"):
+        store.check_files(tmp_path, recorded, original=True)
 
 
 def test_numbers_that_json_cannot_hold_are_not_written(tmp_path):

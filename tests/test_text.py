@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergemoe.errors import UserError
-from mergemoe.text import draw, heldout_rows, read_documents
+from mergemoe.text import draw, from_source, heldout_rows, read_documents
 
 END = 0
 
@@ -65,6 +65,22 @@ def test_documents_come_from_jsonl_and_text_gzipped_or_not(tmp_path):
     (tmp_path / "c.txt").write_text("one\n<|endoftext|>\ntwo\n")
     for name in ("a.jsonl", "b.jsonl.gz", "c.txt"):
         assert read_documents(str(tmp_path / name), "text") == ["one", "two"]
+
+
+def test_rows_end_where_json_lines_say_they_do(tmp_path):
+    documents = ["one\u2028line", "next\u0085line", "last"]
+    rows = [json.dumps({"text": document}, ensure_ascii=False) for document in documents]
+    (tmp_path / "a.jsonl").write_bytes(("\ufeff" + "\r\n".join([*rows, "  ", ""])).encode())
+    assert read_documents(str(tmp_path / "a.jsonl"), "text") == documents
+
+
+def test_a_tokenizer_without_a_token_to_begin_a_document_is_refused(tmp_path):
+    class Bare:
+        bos_token_id = eos_token_id = None
+        name_or_path = "mine"
+
+    with pytest.raises(UserError, match="tokenizer of mine has neither a bos_token nor an eos_token"):
+        from_source(Bare(), samples=1, length=2, seed=0, pack=True, field="text", source="none")
 
 
 def test_unreadable_sources_are_named(tmp_path):

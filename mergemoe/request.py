@@ -1,0 +1,52 @@
+"""What `compress` is asked to do: its arguments, checked before anything is computed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from mergemoe import budget
+from mergemoe.errors import UserError
+from mergemoe.families import auto_class
+
+
+def chosen(described: Mapping[str, Any], layers: str | Sequence[int], experts: int | float) -> dict[int, int]:
+    """Return {layer: M} of the layers that lose experts."""
+    counts = {entry["layer"]: entry["experts"] for entry in described["layers"]}
+    if isinstance(layers, str):
+        first, last = budget.layer_bounds(layers)
+        wanted = {layer for layer in counts if first <= layer <= last}
+        if not wanted:
+            raise UserError(f"layers {layers} hold no experts; those that do: {', '.join(map(str, counts))}")
+    else:
+        wanted = {int(layer) for layer in layers}
+    if missing := set(wanted) - set(counts):
+        raise UserError(f"layers {sorted(missing)} hold no experts; those that do: {', '.join(map(str, counts))}")
+    kept = {layer: budget.kept_experts(experts, counts[layer]) for layer in sorted(wanted)}
+    return {layer: m for layer, m in kept.items() if m < counts[layer]}
+
+
+def stock_class(model: Any) -> str:
+    """Return the name of a model's class, one that transformers loads by an auto class."""
+    name = type(model).__name__
+    if getattr(transformers, name, None) is not type(model):
+        raise UserError(f"{name} is no class of transformers' own: a compressed model could not be loaded again as one")
+    auto_class(name)
+    return name
+
+
+def ids_and_mask(tokens: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return token ids and attention mask, [S, L] each."""
+    given = tokens if isinstance(tokens, Mapping) else {"input_ids": tokens}
+    ids, mask = given.get("input_ids"), given.get("attention_mask")
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
+        raise UserError(
+            "`tokens` must be token ids [sequences, length], or what a tokenizer returns with "
+            f'return_tensors="pt", padding=True; got {getattr(ids, "shape", type(ids).__name__)}'
+        )
+    mask = torch.ones_like(ids) if mask is None else mask
+    if mask.shape != ids.shape or not mask.any():
+        raise UserError(f"attention_mask {list(mask.shape)} does not fit ids {list(ids.shape)}, or masks every token")
+    return ids, mask
