@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mergemoe import checkpoint, modeling
-from mergemoe.compact import CARRIED, compact_config, module_facts
+from mergemoe.compact import CARRIED, compact_config, module_facts, role_shape
 from mergemoe.progress import track
 from mergemoe.stacking import Stacking
 from mergemoe.weights import StoredTensors
@@ -35,12 +35,12 @@ def assemble(
     """
     folder = checkpoint.locate(layout["path"], layout.get("revision"))
     out.mkdir(parents=True)
-    merged = {entry["layer"]: entry for entry in layout["layers"] if _kept(solved[entry["layer"]]) < entry["experts"]}
+    merged = {entry["layer"]: entry for entry in layout["layers"] if _changed(entry, solved[entry["layer"]])}
     if merged:
         with StoredTensors(folder) as stored:
             write_shards(track(_tensors(merged, solved, stored), "assemble: tensors"), out, shard_bytes)
         facts = {
-            entry["module"]: module_facts(entry, _kept(solved[layer]), entry["width"])
+            entry["module"]: module_facts(entry, _kept(solved[layer]), _width(entry, solved[layer]))
             for layer, entry in merged.items()
         }
         config = compact_config(checkpoint.read_config(folder), layout["architecture"], facts)
@@ -104,6 +104,14 @@ def _kept(tensors: Mapping[str, Tensor]) -> int:
     return int(tensors["expert_map"].max()) + 1
 
 
+def _width(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    return tensors["up"].shape[1] if len(tensors["groups"]) else entry["width"]
+
+
+def _changed(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    return _kept(tensors) < entry["experts"] or len(tensors["groups"]) > 0
+
+
 def _layer(
     entry: Mapping[str, Any], tensors: Mapping[str, Tensor], stored: StoredTensors
 ) -> Iterator[tuple[str, Tensor]]:
@@ -117,11 +125,11 @@ def _layer(
         if facts["fused"]:  # one tensor, which may hold another role, too
             old = stored[keys[0]]
             if keys[0] not in written:
-                written[keys[0]] = old.new_empty(where.shape([kept, *facts["shape"][1:]]))
-            view = where.view(written[keys[0]], kept)
-            view.copy_(where.view(old, entry["experts"])[first_member])
-            for group, row in row_of.items():
-                view[group] = tensors[role][row]
+                shape = role_shape(entry, role, kept, _width(entry, tensors))
+                written[keys[0]] = old.new_empty(where.shape(shape))
+            view, before = where.view(written[keys[0]], kept), where.view(old, entry["experts"])
+            for group, expert in enumerate(first_member):
+                view[group] = tensors[role][row_of[group]] if group in row_of else before[expert]
             continue
         for group, expert in enumerate(first_member):
             written[keys[group]] = tensors[role][row_of[group]] if group in row_of else stored[keys[expert]]

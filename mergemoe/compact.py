@@ -23,9 +23,7 @@ def module_facts(entry: Mapping[str, Any], kept: int, width: int) -> dict[str, A
     """
     parameters = {}
     for role, facts in entry["roles"].items():
-        shape = [kept, *facts["shape"][1:]]
-        shape[{"down": 2}.get(role, 1)] = entry["hidden_size"] if role == "down_bias" else width
-        whole = Stacking(**facts["held"]).shape(shape)
+        whole = Stacking(**facts["held"]).shape(role_shape(entry, role, kept, width))
         parameters[facts["parameter"]] = [whole[0] + facts["spare"], *whole[1:]]
     return {
         "experts": [entry["experts"], kept],
@@ -33,6 +31,14 @@ def module_facts(entry: Mapping[str, Any], kept: int, width: int) -> dict[str, A
         "parameters": parameters,
         "expert_map": {entry["expert_map"]["buffer"]: entry["experts"] + entry["identity"]},
     }
+
+
+def role_shape(entry: Mapping[str, Any], role: str, kept: int, width: int) -> list[int]:
+    """Return the shape of one role, [E, I, H] and so on, with `kept` experts of `width` neurons."""
+    shape = [kept, *entry["roles"][role]["shape"][1:]]
+    if role != "down_bias":
+        shape[2 if role == "down" else 1] = width
+    return shape
 
 
 def compact_config(config: Mapping[str, Any], architecture: str, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,32 +24,42 @@ class Group:
         """Return the usage-weighted mean [1, ...] of the members' matrices or biases [|C|, ...], in float64."""
         return torch.einsum("c,c...->...", self.weights.to(matrices.device), matrices.double())[None]
 
+    @property
+    def dominant(self) -> int:
+        """Return the place among the members of the most used one; ties go to the lower index."""
+        return int(self.weights.argmax())
+
 
 @dataclass(frozen=True)
 class Problem:
-    """One layer: its experts in float32, the groups of several experts, and the calibration tokens."""
+    """One layer: its experts in float32, all of its groups, and the calibration tokens."""
 
     experts: Experts
     groups: list[Group]
     reader: Activations
     act: Activation
 
+    @property
+    def several(self) -> list[Group]:
+        """Return the groups of several experts; a method that leaves an expert of its own alone solves only these."""
+        return [group for group in self.groups if len(group.members) > 1]
+
 
 @dataclass(frozen=True)
 class Merged:
-    """One merged expert (E = 1), and what the method has to say of it for the record."""
+    """What one group becomes: an expert (E = 1), and what the method has to say of it for the record."""
 
+    group: Group
     expert: Experts
     record: dict[str, Any]
 
 
 def groups_of(expert_map: Sequence[int], usage: Sequence[int]) -> list[Group]:
-    """Return the groups of several experts; members that no token chose share equally."""
+    """Return the groups in the order of their numbers; members that no token chose share equally."""
     groups = []
     for number in range(max(expert_map) + 1):
         members = [expert for expert, group in enumerate(expert_map) if group == number]
         used = torch.tensor([usage[expert] for expert in members], dtype=torch.float64)
         weights = used / used.sum() if used.sum() else torch.full_like(used, 1 / len(members))
-        if len(members) > 1:
-            groups.append(Group(number, members, weights))
+        groups.append(Group(number, members, weights))
     return groups

@@ -30,7 +30,7 @@ def solve(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Merge the groups of one layer.
 
-    Groups of one expert keep its bytes, so only groups of several are solved and returned.
+    What a method leaves alone keeps its bytes: only the groups that it gives back are returned.
 
     Args:
         experts: all N experts, in the stored dtype.
@@ -42,17 +42,17 @@ def solve(
         options: its keys in params.yaml.
 
     Returns:
-        tensors: per role [G', ., .] in the stored dtype, `groups` [G'] their numbers, `expert_map` [N].
+        tensors: per role [G', ., .] in the stored dtype, `groups` [G'] their numbers, `expert_map` [N]. Experts that
+        are narrower than before are so in every group.
         record: errors, rank and tokens; `output_error` is ||y' - y||^2 / ||y||^2 of the layer's routed output, with
         the weights as stored.
     """
-    groups = groups_of(expert_map, usage)
     working = experts.map(lambda matrices: matrices.float())
     merge = importlib.import_module(f"mergemoe.methods.{method}").merge
-    merged = merge(Problem(working, groups, reader, act), **options) if groups else []
+    merged = merge(Problem(working, groups_of(expert_map, usage), reader, act), **options)
     dtype = experts.up.dtype
     tensors = {
-        "groups": torch.tensor([group.number for group in groups], dtype=torch.int64),
+        "groups": torch.tensor([result.group.number for result in merged], dtype=torch.int64),
         "expert_map": torch.tensor(expert_map, dtype=torch.int64),
     }
     for role, like in experts.roles().items():
@@ -70,8 +70,9 @@ def solve(
             for part in ("fit", "heldout")
         },
         "groups": [
-            {"group": group.number, "members": group.members, "weights": group.weights.tolist(), **result.record}
-            for group, result in zip(groups, merged, strict=True)
+            {"group": (group := result.group).number, "members": group.members, "weights": group.weights.tolist()}
+            | result.record
+            for result in merged
         ],
     }
     return tensors, record
@@ -97,8 +98,11 @@ def compact_experts(experts: Experts, tensors: Mapping[str, Tensor]) -> Experts:
     first_member = [expert_map.index(group) for group in range(max(expert_map) + 1)]
 
     def fill(role: str) -> Tensor:
-        whole = experts.roles()[role][first_member].clone()
-        whole[tensors["groups"]] = tensors[role].to(whole)
+        old, new = experts.roles()[role], tensors[role]
+        if len(new) == len(first_member):
+            return new.to(old)
+        whole = old[first_member].clone()
+        whole[tensors["groups"]] = new.to(whole)
         return whole
 
     norm = None if experts.norm is None else experts.norm[first_member]

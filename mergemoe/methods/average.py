@@ -1,11 +1,10 @@
-"""Plain averages of the members' three matrices: the baseline of both papers."""
+"""Plain averages of the members' matrices: the baseline of both papers."""
 
+from mergemoe.averaging import plain
 from mergemoe.problem import Merged, Problem
 
 
 def merge(problem: Problem) -> list[Merged]:
     """Return, per group, the mean of W_G, W_U and W_D."""
-    return [
-        Merged(problem.experts[group.members].map(lambda m: m.double().mean(0, keepdim=True)), {})
-        for group in problem.groups
-    ]
+    groups = problem.several
+    return [Merged(group, expert, {}) for group, expert in zip(groups, plain(problem, groups), strict=True)]

@@ -6,24 +6,24 @@ weighted output of the members, so sums over tokens are enough (docs/method.md).
 down-projection is left out of both sides: least squares sees what is linear.
 """
 
-from dataclasses import replace
-
 import torch
 
+from mergemoe.averaging import by_usage
 from mergemoe.features import features, linear_output
 from mergemoe.leastsquares import Moments, solve_down
 from mergemoe.problem import Merged, Problem
 from mergemoe.progress import track
+from mergemoe.routed import with_down
 from mergemoe.weights import Experts
 
 
 def merge(problem: Problem, ridge: float = 0.0) -> list[Merged]:
     """Return, per group, the merged expert and how well the tokens pin it down."""
-    averaged = [problem.experts[group.members].map(group.mean) for group in problem.groups]
+    averaged = by_usage(problem, problem.several)
     fit = sums(problem, averaged, heldout=False)
     heldout = sums(problem, averaged, heldout=True)
     results = []
-    for expert, fitted, unseen in zip(averaged, fit, heldout, strict=True):
+    for group, expert, fitted, unseen in zip(problem.several, averaged, fit, heldout, strict=True):
         solution = solve_down(fitted, ridge)
         record = {
             "rank": solution.rank,
@@ -31,10 +31,7 @@ def merge(problem: Problem, ridge: float = 0.0) -> list[Merged]:
             "condition": solution.condition,
             "objective": {"fit": fitted.error(solution.down), "heldout": unseen.error(solution.down)},
         }
-        solved = {"down": solution.down[None]}
-        if expert.down_bias is not None:
-            solved = {"down": solution.down[None, :, :-1], "down_bias": solution.down[None, :, -1]}
-        results.append(Merged(replace(expert, **solved), record))
+        results.append(Merged(group, with_down(expert, solution.down), record))
     return results
 
 
@@ -43,11 +40,11 @@ def sums(problem: Problem, averaged: list[Experts], heldout: bool) -> list[Momen
     experts, device = problem.experts, problem.experts.up.device
     hidden_size, width = experts.down.shape[1:]
     biased = experts.down_bias is not None  # a bias is the weight of one more feature, constant 1
-    moments = [Moments.zeros(width + biased, hidden_size, device) for _ in problem.groups]
+    moments = [Moments.zeros(width + biased, hidden_size, device) for _ in averaged]
     chunks = problem.reader.chunks(heldout=heldout, device=device)
     label = f"chunks of {'held-out' if heldout else 'fitted'} tokens"
     for tokens in track(chunks, label, problem.reader.chunk_count()):
-        for group, expert, moment in zip(problem.groups, averaged, moments, strict=True):
+        for group, expert, moment in zip(problem.several, averaged, moments, strict=True):
             p = features(tokens.hidden, expert, 0, problem.act)
             p = torch.cat([p, torch.ones_like(p[:, :1])], 1) if biased else p
             y = sum(

@@ -1,0 +1,36 @@
+"""Routed least squares (ours): each down-projection fits what its group really adds to the residual stream.
+
+    W_i = argmin sum_x || W t_i(x) p_i(x) - sum_{j in C_i} g_j(x) E_j(x) ||^2 + prior
+
+over the tokens that chose a member: the merged expert may behave like expert j on the tokens of expert j. The averages
+of the papers cannot, whatever T1 is.
+"""
+
+from typing import Literal
+
+from mergemoe import neurons, prior
+from mergemoe.problem import Merged, Problem
+from mergemoe.routed import down_of, group_sums, with_down
+
+
+def merge(
+    problem: Problem,
+    features: neurons.Features = "usage",
+    width: float = 1.0,
+    ridge: float | Literal["auto"] = "auto",
+) -> list[Merged]:
+    """Return, per group, the expert with those features and its own least squares."""
+    kept = neurons.kept_width(problem, width)
+    groups = problem.groups if width < 1 else problem.several
+    experts = neurons.features(problem, groups, features, kept)
+    fitted, unseen = (group_sums(problem, groups, experts, heldout=part) for part in (False, True))
+    solved = prior.fit(fitted, unseen, [down_of(expert) for expert in experts], ridge)
+    results = []
+    for group, expert, down, fit, rest in zip(groups, experts, solved.downs, fitted, unseen, strict=True):
+        record = {
+            **solved.record(),
+            **prior.diagnosis(fit, kept, f"group {group.number}"),
+            "objective": {"fit": fit.error(down), "heldout": rest.error(down)},
+        }
+        results.append(Merged(group, with_down(expert, down), record))
+    return results

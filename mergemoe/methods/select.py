@@ -1,0 +1,11 @@
+"""Selected neurons, solved jointly (ours): what `joint` is with features that are picked, not averaged."""
+
+from typing import Literal
+
+from mergemoe.methods import joint
+from mergemoe.problem import Merged, Problem
+
+
+def merge(problem: Problem, width: float = 1.0, ridge: float | Literal["auto"] = "auto") -> list[Merged]:
+    """Return, per group, the I' best neurons of its members and their down-projections."""
+    return joint.merge(problem, "selected", width, ridge)

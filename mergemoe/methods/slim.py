@@ -1,0 +1,11 @@
+"""Slim experts (ours): every expert stays and keeps its I' best neurons; the control without merging."""
+
+from typing import Literal
+
+from mergemoe.methods import select
+from mergemoe.problem import Merged, Problem
+
+
+def merge(problem: Problem, width: float, ridge: float | Literal["auto"] = "auto") -> list[Merged]:
+    """Return, per expert, its best neurons and their down-projections, solved jointly."""
+    return select.merge(problem, width, ridge)

@@ -1,0 +1,84 @@
+"""Groups by what they would lose: the grouping `selection`.
+
+The cost of a group is the routed squared error that is left when its pooled neurons are cut to I' and solved again
+(selection.best_neurons). Halving the number of groups is a minimum-cost perfect matching; what is left to do
+after the last halving is done by joining, one by one, the two groups whose union adds the least.
+"""
+
+from collections.abc import Iterable
+
+import networkx as nx
+
+from mergemoe.problem import Problem, groups_of
+from mergemoe.selection import best_neurons, pool, pooled_sums
+
+Members = tuple[int, ...]
+
+
+class Costs:
+    """The cost of every group that was asked for, each computed once."""
+
+    def __init__(self, problem: Problem, width: int):
+        """Take one layer, and the number of neurons that a group will keep."""
+        self.problem, self.width = problem, width
+        self.known: dict[Members, float] = {}
+
+    def of(self, wanted: Iterable[Members]) -> list[float]:
+        """Return the cost of each group; members ascend."""
+        wanted = list(wanted)
+        new = [group for group in dict.fromkeys(wanted) if group not in self.known]
+        described = [_group(self.problem, members) for members in new]
+        for members, group, moments in zip(new, described, pooled_sums(self.problem, described), strict=True):
+            self.known[members] = best_neurons(moments, pool(self.problem, group), self.width)[1]
+        return [self.known[members] for members in wanted]
+
+
+def by_selection(problem: Problem, kept: int, width: int) -> list[int]:
+    """Return expert_map [N] with `kept` groups, numbered by their first members.
+
+    Args:
+        problem: one layer, whose groups are its single experts.
+        kept: M.
+        width: I', the neurons that every group keeps.
+    """
+    costs = Costs(problem, width)
+    groups: list[Members] = [(expert,) for expert in range(len(problem.experts))]
+    while len(groups) >= 2 * kept:
+        groups = halve(groups, costs)
+    while len(groups) > kept:
+        groups = join(groups, costs)
+    expert_map = [0] * len(problem.experts)
+    for number, members in enumerate(sorted(groups)):
+        for expert in members:
+            expert_map[expert] = number
+    return expert_map
+
+
+def halve(groups: list[Members], costs: Costs) -> list[Members]:
+    """Return the groups joined two by two, at the least sum of costs; an odd one stays as it is."""
+    pairs = [(i, j) for j in range(len(groups)) for i in range(j)]
+    graph = nx.Graph()
+    for (i, j), cost in zip(pairs, costs.of(_union(groups[i], groups[j]) for i, j in pairs), strict=True):
+        graph.add_edge(i, j, weight=cost)
+    matched = nx.min_weight_matching(graph)
+    single = set(range(len(groups))) - {i for pair in matched for i in pair}
+    return [_union(groups[i], groups[j]) for i, j in matched] + [groups[i] for i in sorted(single)]
+
+
+def join(groups: list[Members], costs: Costs) -> list[Members]:
+    """Return the groups with those two joined whose union adds the least; ties go to the first."""
+    pairs = [(i, j) for j in range(len(groups)) for i in range(j)]
+    unions = costs.of(_union(groups[i], groups[j]) for i, j in pairs)
+    own = costs.of(groups)
+    added = [cost - own[i] - own[j] for (i, j), cost in zip(pairs, unions, strict=True)]
+    i, j = pairs[added.index(min(added))]
+    return [group for place, group in enumerate(groups) if place not in {i, j}] + [_union(groups[i], groups[j])]
+
+
+def _union(one: Members, other: Members) -> Members:
+    return tuple(sorted(one + other))
+
+
+def _group(problem: Problem, members: Members):
+    inside = [0 if expert in members else 1 for expert in range(len(problem.experts))]
+    return groups_of(inside, [0] * len(inside))[0]

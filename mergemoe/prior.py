@@ -1,0 +1,109 @@
+"""Least squares that stays near a prior: where tokens say little, an expert keeps what it had.
+
+    W = argmin ||W P - Y||^2 + D ||W - W0||^2 = W0 + (C - W0 G)(G + D)^+,   D = lambda median(diag(G))
+
+with G = P P^T and C = Y P^T. W0 is each neuron's own column for selected neurons, the averaged down-projection
+for averaged features. The median, over all neurons of the layer that fire, is moved neither by one massive activation
+nor by rare groups (docs/log.md compares it with other scales). At lambda 0 it is the best solution nearest to W0.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mergemoe.errors import UserError
+from mergemoe.leastsquares import Moments
+
+GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Down-projections [H, P], their lambda, and {lambda: error on held-out tokens} where it was chosen by that."""
+
+    downs: list[Tensor]
+    ridge: float
+    tried: dict[str, float] | None
+
+    def record(self) -> dict[str, Any]:
+        """Return what a solve's record says of the ridge."""
+        return {"ridge": self.ridge, **({"heldout_error_by_ridge": self.tried} if self.tried else {})}
+
+
+def fit(
+    fitted: Sequence[Moments], unseen: Sequence[Moments], priors: Sequence[Tensor], ridge: float | Literal["auto"]
+) -> Fit:
+    """Solve one or several least squares with one lambda.
+
+    Args:
+        fitted: the sums over the fitted tokens.
+        unseen: the same over the held-out tokens, which `auto` chooses by.
+        priors: W0 [H, P] of each.
+        ridge: lambda >= 0; `auto` takes the one of GRID that leaves the least squared error on held-out tokens.
+
+    Raises:
+        UserError: where `auto` has no held-out token to choose by.
+    """
+    scale = typical_energy(fitted)
+    if ridge != "auto":
+        return Fit([toward(m, w0, ridge * scale) for m, w0 in zip(fitted, priors, strict=True)], ridge, None)
+    energy = sum(m.energy for m in unseen)
+    if not energy:
+        raise UserError(
+            "`ridge: auto` chooses by the held-out calibration tokens, and none of them reaches these experts: set "
+            "calibrate.holdout above 0, take more samples, or give `ridge` a number such as 0.01"
+        )
+    tried, best = {}, None
+    for candidate in GRID:
+        downs = [toward(m, w0, candidate * scale) for m, w0 in zip(fitted, priors, strict=True)]
+        squared = sum((m.error(w) or 0.0) * m.energy for m, w in zip(unseen, downs, strict=True))
+        tried[f"{candidate:g}"] = squared / energy
+        if best is None or squared / energy < tried[f"{best.ridge:g}"]:
+            best = Fit(downs, candidate, tried)
+    assert best is not None
+    return best
+
+
+def typical_energy(sums: Sequence[Moments]) -> float:
+    """Return the median of diag(G) over all features that fire; 0 where none does."""
+    energies = torch.cat([moments.gram.diagonal() for moments in sums])
+    fires = energies[energies > 0]
+    return float(fires.median()) if len(fires) else 0.0
+
+
+def toward(moments: Moments, prior: Tensor, penalty: float) -> Tensor:
+    """Return W [H, P], in float64; `penalty` is D.
+
+    Raises:
+        ValueError: where `penalty` is negative, or the sums are not finite.
+    """
+    if penalty < 0:
+        raise ValueError(f"a ridge must be >= 0, got one of {penalty}")
+    if not (moments.gram.isfinite().all() and moments.cross.isfinite().all()):
+        raise ValueError("the sums hold NaN or infinity: look at the captured activations, not here")
+    prior = prior.double()
+    residual = moments.cross - prior @ moments.gram
+    if penalty > 0:
+        damped = moments.gram + penalty * torch.eye(len(moments.gram), dtype=torch.float64, device=prior.device)
+        return prior + torch.cholesky_solve(residual.T, torch.linalg.cholesky(damped)).T
+    values, vectors = torch.linalg.eigh(moments.gram)
+    tolerance = 10 * len(values) * torch.finfo(torch.float64).eps * float(values[-1])
+    kept = torch.where(values > tolerance, 1 / values, 0.0)
+    return prior + (residual @ vectors * kept) @ vectors.T
+
+
+def diagnosis(moments: Moments, needed: int, what: str) -> dict[str, Any]:
+    """Return how well the tokens pin a solution of `needed` unknowns per row down; warn where they hardly do."""
+    values = torch.linalg.eigvalsh(moments.gram).clamp_min(0)
+    share = values[values > 0] / values.sum() if len(values) and values.sum() > 0 else values[:0]
+    rank = float((-(share * share.log()).sum()).exp()) if len(share) else 0.0
+    if moments.tokens < 2 * needed:
+        logging.getLogger(__name__).warning(
+            "%s: %d tokens for %d unknowns per output, fewer than twice as many: the ridge decides; take more samples",
+            what, moments.tokens, needed,
+        )  # fmt: skip
+    return {"tokens": moments.tokens, "unknowns": needed, "effective_rank": rank}

@@ -1,0 +1,109 @@
+"""What a group really adds to the residual stream, and the sums that its least squares needs.
+
+A token x uses group i with t_i(x) = sum_{j in C_i} g_j(x), so the merged expert is asked for
+
+    t_i(x) (W_i p_i(x) + b_i)  instead of  sum_{j in C_i} g_j(x) E_j(x)
+
+on the tokens that chose a member, and on no others. Its bias is the weight of one more feature, constant 1. A family's
+norm after the down-projection is left out of both sides: least squares sees what is linear.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mergemoe.features import features, linear_output
+from mergemoe.leastsquares import Moments
+from mergemoe.problem import Group, Problem
+from mergemoe.progress import track
+from mergemoe.tokens import Tokens
+from mergemoe.weights import Experts
+
+
+def chosen(tokens: Tokens, members: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return which tokens chose a member [r], and the members' routing weights g there [r, |C|]."""
+    g = torch.stack([(tokens.weight * (tokens.index == j)).sum(1) for j in members], 1)
+    rows = torch.where((g != 0).any(1))[0]
+    return rows, g[rows]
+
+
+def target(x: Tensor, g: Tensor, problem: Problem, members: Sequence[int]) -> Tensor:
+    """Return sum_j g_j(x) E_j(x) [r, H] in float64; x [r, H], g [r, |C|]."""
+    y = torch.zeros(len(x), problem.experts.down.shape[1], dtype=torch.float64, device=x.device)
+    for place, expert in enumerate(members):
+        rows = torch.where(g[:, place] != 0)[0]
+        part = linear_output(x[rows], problem.experts, expert, problem.act)
+        y[rows] += g[rows, place, None].double() * part.double()
+    return y
+
+
+def routed_features(x: Tensor, g: Tensor, problem: Problem, expert: Experts) -> Tensor:
+    """Return t(x) p(x) [r, P] in float64, with t(x) itself as the last column where there is a down bias."""
+    p = features(x, expert, 0, problem.act).double()
+    p = torch.cat([p, torch.ones_like(p[:, :1])], 1) if expert.down_bias is not None else p
+    return g.sum(1, keepdim=True).double() * p
+
+
+def group_sums(problem: Problem, groups: Sequence[Group], experts: Sequence[Experts], heldout: bool) -> list[Moments]:
+    """Return, per group, the sums of its routed features and target over the fitted (or held-out) tokens."""
+    sums = [Moments.zeros(len(down_of(e)[0]), e.down.shape[1], e.down.device) for e in experts]
+    for tokens in chunks(problem, heldout):
+        for group, expert, moments in zip(groups, experts, sums, strict=True):
+            rows, g = chosen(tokens, group.members)
+            x = tokens.hidden[rows]
+            moments.add(routed_features(x, g, problem, expert), target(x, g, problem, group.members))
+    return sums
+
+
+def layer_sums(problem: Problem, experts: Sequence[Experts], heldout: bool) -> Moments:
+    """Return the sums of all groups' routed features side by side, and of the layer's routed output.
+
+    A token touches few groups, so only the blocks of groups that a chunk's tokens share are computed.
+    """
+    widths = [len(down_of(expert)[0]) for expert in experts]
+    ends = torch.tensor(widths).cumsum(0).tolist()
+    spans = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+    sums = Moments.zeros(ends[-1], problem.experts.down.shape[1], problem.experts.down.device)
+    for tokens in chunks(problem, heldout):
+        y = torch.zeros(*tokens.hidden.shape, dtype=torch.float64, device=tokens.hidden.device)
+        place = torch.full((len(experts), len(y)), -1, device=y.device)
+        p = []
+        for i, (group, expert) in enumerate(zip(problem.groups, experts, strict=True)):
+            rows, g = chosen(tokens, group.members)
+            x = tokens.hidden[rows]
+            y[rows] += target(x, g, problem, group.members)
+            p.append(routed_features(x, g, problem, expert))
+            place[i, rows] = torch.arange(len(rows), device=y.device)
+        for i, span in enumerate(spans):
+            rows = torch.where(place[i] >= 0)[0]
+            sums.cross[:, span] += y[rows].T @ p[i]
+            for j in range(i + 1):
+                both = torch.where((place[i] >= 0) & (place[j] >= 0))[0]
+                sums.gram[span, spans[j]] += p[i][place[i, both]].T @ p[j][place[j, both]]
+        sums.energy += float(y.square().sum())
+        sums.tokens += len(y)
+    lower = sums.gram.tril()
+    sums.gram = lower + lower.tril(-1).T
+    return sums
+
+
+def chunks(problem: Problem, heldout: bool) -> Iterable[Tokens]:
+    """Return the chunks of fitted (or held-out) tokens, with progress."""
+    reader, device = problem.reader, problem.experts.down.device
+    label = f"chunks of {'held-out' if heldout else 'fitted'} tokens"
+    return track(reader.chunks(heldout=heldout, device=device), label, reader.chunk_count())
+
+
+def down_of(expert: Experts) -> Tensor:
+    """Return the down-projection of one expert, its bias as one more column: [H, P] in float64."""
+    down = expert.down[0].double()
+    return down if expert.down_bias is None else torch.cat([down, expert.down_bias[0, :, None].double()], 1)
+
+
+def with_down(expert: Experts, down: Tensor) -> Experts:
+    """Return the expert with another down-projection [H, P], its last column being the bias where there is one."""
+    if expert.down_bias is None:
+        return replace(expert, down=down[None])
+    return replace(expert, down=down[None, :, :-1], down_bias=down[None, :, -1])

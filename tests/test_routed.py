@@ -1,0 +1,145 @@
+"""Routed and joint least squares, and the ridge toward a prior, against numpy's lstsq on the problem written out."""
+
+import numpy as np
+import problems
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mergemoe import neurons, prior
+from mergemoe.errors import UserError
+from mergemoe.leastsquares import Moments
+from mergemoe.methods import joint, routed
+from mergemoe.routed import down_of, group_sums, layer_sums
+
+CASES = {
+    "gated": {},
+    "un-gated": {"gated": False},
+    "biases": {"biased": True},
+    "top-3, groups of three": {"top_k": 3, "expert_map": (0, 1, 0, 0, 1, 1)},
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def problem(request):
+    return problems.problem(**request.param)
+
+
+def damped(p, y, w0, penalty):
+    """argmin ||W P - Y||^2 + penalty ||W - W0||^2, by lstsq on the rows put below one another; W [H, P]."""
+    stacked = np.vstack([p, np.sqrt(penalty) * np.eye(p.shape[1])])
+    return np.linalg.lstsq(stacked, np.vstack([y, np.sqrt(penalty) * w0.T]), rcond=None)[0].T
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-7, atol=1e-9)
+
+
+def test_the_sums_are_those_of_a_loop_over_tokens(problem):
+    experts = neurons.features(problem, problem.groups, "usage", 5)
+    for group, expert, moments in zip(
+        problem.groups, experts, group_sums(problem, problem.groups, experts, heldout=False), strict=True
+    ):
+        p, y = problems.written_out(problem, [expert], group.members)
+        close(moments.gram, p.T @ p)
+        close(moments.cross, y.T @ p)
+        assert moments.energy == pytest.approx((y**2).sum())
+        assert moments.tokens == len(p)
+    p, y = problems.written_out(problem, experts)
+    moments = layer_sums(problem, experts, heldout=False)
+    close(moments.gram, p.T @ p)
+    close(moments.cross, y.T @ p)
+    assert moments.energy == pytest.approx((y**2).sum())
+
+
+@pytest.mark.parametrize("features", ["plain", "usage", "aligned"])
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_routed_is_least_squares_of_each_group_on_its_own_tokens(problem, features, ridge):
+    experts = neurons.features(problem, problem.several, features, 5)
+    written = [
+        problems.written_out(problem, [expert], group.members)
+        for group, expert in zip(problem.several, experts, strict=True)
+    ]
+    scale = np.quantile(np.concatenate([(p**2).sum(0) for p, _ in written]), 0.5, method="lower")
+    results = routed.merge(problem, features, ridge=ridge)
+    assert [result.group.number for result in results] == [group.number for group in problem.several]
+    for result, expert, (p, y) in zip(results, experts, written, strict=True):
+        expected = damped(p, y, down_of(expert).numpy(), ridge * scale)
+        close(down_of(result.expert), expected)
+        error = ((p @ expected.T - y) ** 2).sum() / (y**2).sum()
+        assert result.record["objective"]["fit"] == pytest.approx(error, rel=1e-6)
+        assert torch.equal(result.expert.up, expert.up)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_joint_is_one_least_squares_of_the_layer(problem, ridge):
+    experts = neurons.features(problem, problem.groups, "usage", 5)
+    p, y = problems.written_out(problem, experts)
+    w0 = torch.cat([down_of(expert) for expert in experts], 1).numpy()
+    scale = np.quantile((p**2).sum(0), 0.5, method="lower")
+    results = joint.merge(problem, "usage", ridge=ridge)
+    close(torch.cat([down_of(result.expert) for result in results], 1), damped(p, y, w0, ridge * scale))
+
+
+def test_a_group_that_no_token_reaches_keeps_its_prior():
+    problem = problems.problem()
+    for tokens in problem.reader.parts.values():
+        away = torch.isin(tokens.index, torch.tensor([0, 1]))
+        tokens.weight[away] = 0.0
+    for ridge in (0.0, 0.1):
+        for method in (routed, joint):
+            result = next(r for r in method.merge(problem, ridge=ridge) if r.group.members == [0, 1])
+            (expert,) = neurons.features(problem, [result.group], "usage", 5)
+            close(down_of(result.expert), down_of(expert).numpy())
+
+
+def test_auto_takes_the_lambda_with_the_least_error_on_held_out_tokens():
+    problem = problems.problem(tokens=20)
+    results = joint.merge(problem, ridge="auto")
+    tried = results[0].record["heldout_error_by_ridge"]
+    assert [float(key) for key in tried] == list(prior.GRID)
+    for ridge, error in tried.items():
+        record = joint.merge(problem, ridge=float(ridge))[0].record
+        assert record["objective"]["heldout"] == pytest.approx(error, rel=1e-9)
+    assert tried[f"{results[0].record['ridge']:g}"] == min(tried.values())
+    assert 1 < list(tried.values()).index(min(tried.values())) < len(tried)  # so it is a choice
+
+
+def test_auto_without_held_out_tokens_says_what_to_turn():
+    problem = problems.problem()
+    problem.reader.parts[True] = problems.draw_tokens(0, 6, 7, 2, torch.Generator())
+    with pytest.raises(UserError, match=r"calibrate\.holdout"):
+        joint.merge(problem, ridge="auto")
+
+
+def test_a_thousandfold_feature_changes_the_penalty_of_no_other():
+    generator = torch.Generator().manual_seed(0)
+    p = torch.randn(200, 9, generator=generator, dtype=torch.float64)
+    y = torch.randn(200, 3, generator=generator, dtype=torch.float64)
+    ordinary, massive = Moments.zeros(9, 3), Moments.zeros(9, 3)
+    ordinary.add(p, y)
+    massive.add(p * torch.tensor([1000.0, *[1.0] * 8], dtype=torch.float64), y)
+    assert prior.typical_energy([massive]) == pytest.approx(prior.typical_energy([ordinary]), rel=0.2)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), tokens=st.integers(5, 120), ridge=st.sampled_from([0.0, 0.01, 1.0]))
+def test_what_is_minimized_is_no_more_than_before(seed, tokens, ridge):
+    """Penalized objectives over fitted tokens: joint <= routed <= the prior, where all have one penalty."""
+    problem = problems.problem(tokens=tokens, seed=seed)
+    experts = neurons.features(problem, problem.groups, "usage", 5)
+    layer = layer_sums(problem, experts, heldout=False)
+    parts = group_sums(problem, problem.groups, experts, heldout=False)
+    priors = [down_of(expert) for expert in experts]
+    penalty = ridge * prior.typical_energy([layer])
+    solved = [prior.toward(part, w0, penalty) for part, w0 in zip(parts, priors, strict=True)]
+    whole = prior.toward(layer, torch.cat(priors, 1), penalty)
+
+    def objective(moments, w, w0):
+        return moments.error(w) * moments.energy + penalty * float((w - w0).square().sum()) if moments.energy else 0.0
+
+    for moments, w, w0 in zip(parts, solved, priors, strict=True):
+        assert objective(moments, w, w0) <= objective(moments, w0, w0) * (1 + 1e-9) + 1e-9
+    w0 = torch.cat(priors, 1)
+    assert objective(layer, whole, w0) <= objective(layer, torch.cat(solved, 1), w0) * (1 + 1e-9) + 1e-9

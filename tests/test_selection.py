@@ -1,0 +1,114 @@
+"""Selected neurons against an explicit greedy search, slim experts, and groups by selection cost."""
+
+import itertools
+
+import numpy as np
+import problems
+import pytest
+import torch
+
+from mergemoe import pairing, selection
+from mergemoe.methods import select
+from mergemoe.problem import groups_of
+
+
+def left_over(p, y):
+    """||W P - Y||^2 of the best W."""
+    return ((p @ np.linalg.lstsq(p, y, rcond=None)[0] - y) ** 2).sum()
+
+
+def explicit(p, y, width, always=()):
+    """Take the column that leaves the least squared error, one by one, solving anew each time."""
+    taken = []
+    for _ in range(width):
+        rest = [j for j in range(p.shape[1]) if j not in taken and j not in always]
+        taken.append(min(rest, key=lambda j: left_over(p[:, [*always, *taken, j]], y)))
+    return sorted(taken)
+
+
+@pytest.mark.parametrize("case", [{}, {"gated": False}, {"biased": True}], ids=["gated", "un-gated", "biases"])
+def test_the_neurons_are_those_of_an_explicit_greedy_search(case):
+    problem = problems.problem(**case)
+    for group in problem.several:
+        pool = selection.pool(problem, group)
+        p, y = problems.written_out(problem, [pool], group.members)
+        neurons = pool.up.shape[1]
+        (moments,) = selection.pooled_sums(problem, [group])
+        found, error = selection.best_neurons(moments, pool, 5)
+        always = range(neurons, p.shape[1])
+        assert found.tolist() == explicit(p, y, 5, always)
+        assert error == pytest.approx(left_over(p[:, [*found.tolist(), *always]], y), rel=1e-8)
+
+
+def test_a_pool_computes_what_its_members_do_side_by_side():
+    problem = problems.problem(biased=True)
+    group = problem.several[0]
+    pool = selection.pool(problem, group)
+    for x, _ in itertools.islice(problems.each_token(problem), 5):
+        members = torch.cat([problems.features(problem.experts, j, x) for j in group.members])
+        torch.testing.assert_close(problems.features(pool, 0, x), members, rtol=1e-12, atol=1e-12)
+        down = torch.cat([problem.experts.down[j] for j in group.members], 1)
+        assert torch.equal(pool.down[0], down)
+
+
+def test_a_group_of_one_at_full_width_is_that_expert_to_the_bit():
+    problem = problems.problem()
+    for group, expert in zip(problem.groups, selection.selected(problem, problem.groups, 5), strict=True):
+        if len(group.members) == 1:
+            for role, matrices in problem.experts[group.members].roles().items():
+                assert torch.equal(expert.roles()[role], matrices)
+
+
+def test_neurons_without_a_residual_left_are_taken_by_energy():
+    problem = problems.problem(expert_map=(0, 0), top_k=1, tokens=3)  # 3 tokens, 10 neurons: 3 explain all
+    group, pool = problem.groups[0], selection.pool(problem, problem.groups[0])
+    (moments,) = selection.pooled_sums(problem, [group])
+    first, _ = selection.best_neurons(moments, pool, 3)
+    found, error = selection.best_neurons(moments, pool, 5)
+    assert error < 1e-9 * moments.energy
+    energy = moments.gram.diagonal() * pool.down[0].square().sum(0)
+    rest = [j for j in energy.argsort(descending=True).tolist() if j not in first.tolist()]
+    assert set(found.tolist()) == {*first.tolist(), *rest[:2]}
+
+
+def test_slim_experts_keep_their_own_neurons():
+    problem = problems.problem(expert_map=range(6))
+    results = select.merge(problem, width=0.4, ridge=0.1)
+    for expert, result in enumerate(results):
+        assert result.expert.up.shape == (1, 2, 7) and result.expert.down.shape == (1, 7, 2)
+        for row in result.expert.up[0]:
+            assert (row == problem.experts.up[expert]).all(1).any()
+
+
+def cost(problem, members):
+    """The squared error that is left when the pool is cut to 5 neurons, written out."""
+    (group,) = [g for g in groups_of([int(j not in members) for j in range(6)], [0] * 6) if g.members == list(members)]
+    local = type(problem)(problem.experts, [group], problem.reader, problem.act)
+    p, y = problems.written_out(local, [selection.pool(local, group)], group.members)
+    return left_over(p[:, explicit(p, y, 5)], y)
+
+
+def test_pairs_are_the_cheapest_of_all_perfect_matchings():
+    problem = problems.problem(expert_map=range(6))
+    matchings = [
+        [(0, a), *rest]
+        for a in range(1, 6)
+        for b in [next(j for j in range(1, 6) if j != a)]
+        for c in range(b + 1, 6)
+        if c != a
+        for rest in [[(b, c), tuple(j for j in range(1, 6) if j not in (a, b, c))]]
+    ]
+    assert len(matchings) == 15
+    cheapest = min(matchings, key=lambda pairs: sum(cost(problem, pair) for pair in pairs))
+    expert_map = pairing.by_selection(problem, kept=3, width=5)
+    found = [tuple(j for j, group in enumerate(expert_map) if group == number) for number in range(3)]
+    assert sorted(found) == sorted(cheapest)
+
+
+def test_beyond_pairs_the_cheapest_union_is_joined():
+    problem = problems.problem(expert_map=range(6))
+    expert_map = pairing.by_selection(problem, kept=5, width=5)
+    pairs = list(itertools.combinations(range(6), 2))
+    cheapest = min(pairs, key=lambda pair: cost(problem, pair))
+    assert [j for j in range(6) if expert_map.count(expert_map[j]) == 2] == list(cheapest)
+    assert sorted(set(expert_map)) == list(range(5))
