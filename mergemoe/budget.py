@@ -23,6 +23,11 @@ def kept_experts(experts: int | float | None, total: int) -> int:
     return math.ceil(round(experts * total, 9))
 
 
+def kept_width(share: float, width: int) -> int:
+    """Return I', the share of the experts' neurons that is kept, rounded up."""
+    return math.ceil(round(share * width, 9))
+
+
 def layer_bounds(layers: str) -> tuple[int, float]:
     """Return the first and the last layer number of a range.
 

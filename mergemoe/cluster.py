@@ -6,26 +6,82 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergemoe.features import output
+from mergemoe.pairing import by_selection, numbered
+from mergemoe.problem import Problem
+from mergemoe.progress import track
 from mergemoe.tokens import Activations
-from mergemoe.weights import Experts
+
+_SEEN = {"gate", "up", "gate_bias", "up_bias"}  # what makes an expert's features
 
 
-def by_weights(experts: Experts, usage: Sequence[int], kept: int) -> tuple[list[int], list[int]]:
-    """Group as MergeMoE does (arXiv 2510.14436, section 4).
+def group(
+    by: str,
+    kept: int,
+    problem: Problem,
+    usage: Sequence[int],
+    router_similarity: Sequence[Sequence[float]],
+    width: int,
+) -> list[int]:
+    """Return expert_map [N]: the group of each expert.
 
-    The M most used experts are the centres; every other expert joins the centre whose concatenated [W_U, W_G] is
-    most similar (cosine; the paper names no metric). Ties go to the lower index, in usage and in similarity.
+    Args:
+        by: how experts are grouped, as in params.yaml.
+        kept: M, the number of groups.
+        problem: the layer.
+        usage: [N] choices of each expert.
+        router_similarity: [N, N] of the profile.
+        width: neurons that an expert will keep, which `selection` counts with.
+    """
+    if by == "weights":
+        return by_similarity(cosine([m for role, m in problem.experts.roles().items() if role in _SEEN]), usage, kept)
+    if by == "router":
+        return by_similarity(torch.tensor(router_similarity, dtype=torch.float64), usage, kept)
+    if by == "outputs":
+        return by_outputs(mean_outputs(problem), kept)
+    if by == "selection":
+        return by_selection(problem, kept, width)
+    return list(range(len(problem.experts)))  # none
 
-    Returns:
-        expert_map [N]: the group of each expert, groups being numbered by their centre; centres [M].
+
+def by_similarity(similarity: Tensor, usage: Sequence[int], kept: int) -> list[int]:
+    """Let the M most used experts be centres, and every other expert join the one that it is most like.
+
+    So MergeMoE (arXiv 2510.14436, section 4) with [W_U, W_G] and cosines (it names no metric), and M-SMoE
+    (arXiv 2310.01334) with columns of router logits. Ties go to the lower index, in usage and in similarity. Groups are
+    numbered by their centres.
+
+    Args:
+        similarity: [N, N].
+        usage: [N].
+        kept: M.
     """
     order = sorted(range(len(usage)), key=lambda expert: (-usage[expert], expert))
     centres = sorted(order[:kept])
-    similarity = cosine([m for role, m in experts.roles().items() if role != "down"])[:, centres]
-    expert_map = similarity.argmax(dim=1).tolist()
-    for group, centre in enumerate(centres):
-        expert_map[centre] = group
-    return expert_map, centres
+    expert_map = similarity[:, centres].argmax(dim=1).tolist()
+    for number, centre in enumerate(centres):
+        expert_map[centre] = number
+    return expert_map
+
+
+def by_outputs(outputs: Tensor, kept: int) -> list[int]:
+    """Group as HC-SMoE does: agglomerative, average linkage, Euclidean distance of mean outputs [N, H]."""
+    from scipy.cluster.hierarchy import linkage
+
+    clusters = {expert: [expert] for expert in range(len(outputs))}
+    for step, (one, other, *_) in enumerate(linkage(outputs.cpu().numpy(), "average")[: len(outputs) - kept]):
+        clusters[len(outputs) + step] = clusters.pop(int(one)) + clusters.pop(int(other))
+    return numbered(clusters.values(), len(outputs))
+
+
+def mean_outputs(problem: Problem) -> Tensor:
+    """Return the mean of E_j(x) over all fitted tokens, routed to j or not, [N, H] in float64."""
+    sums = torch.zeros(len(problem.experts), problem.experts.down.shape[1], dtype=torch.float64)
+    chunks = problem.reader.chunks(device=problem.experts.up.device)
+    for tokens in track(chunks, "chunks of tokens", problem.reader.chunk_count()):
+        for expert in range(len(sums)):
+            sums[expert] += output(tokens.hidden, problem.experts, expert, problem.act).double().sum(0).cpu()
+    return sums / max(1, problem.reader.count())
 
 
 def cosine(parts: Sequence[Tensor]) -> Tensor:
@@ -36,19 +92,17 @@ def cosine(parts: Sequence[Tensor]) -> Tensor:
     return gram / norms / norms[:, None]
 
 
-def describe(
-    expert_map: Sequence[int], centres: Sequence[int], usage: Sequence[int], reader: Activations
-) -> dict[str, Any]:
+def describe(expert_map: Sequence[int], usage: Sequence[int], reader: Activations) -> dict[str, Any]:
     """Return a grouping with its figures.
 
-    Per group: `share` of all choices; `routed_tokens`, the fitted tokens with at least one choice in it;
-    `effective_tokens`, (sum t^2)^2 / sum t^4 with t the group's routing weight (docs/method.md).
+    Per group: `centre`, its most used expert; `share` of all choices; `routed_tokens`, the fitted tokens with at least
+    one choice in it; `effective_tokens`, (sum t^2)^2 / sum t^4 with t the group's routing weight (docs/method.md).
     """
-    groups = torch.tensor(expert_map)
-    routed = torch.zeros(len(centres), dtype=torch.int64)
-    second, fourth = torch.zeros(2, len(centres), dtype=torch.float64)
+    groups, kept = torch.tensor(expert_map), max(expert_map) + 1
+    routed = torch.zeros(kept, dtype=torch.int64)
+    second, fourth = torch.zeros(2, kept, dtype=torch.float64)
     for tokens in reader.chunks():
-        t = torch.zeros(len(tokens.index), len(centres), dtype=torch.float64)
+        t = torch.zeros(len(tokens.index), kept, dtype=torch.float64)
         t.scatter_add_(1, groups[tokens.index], tokens.weight.double())
         routed += (t > 0).sum(0)
         second += t.square().sum(0)
@@ -57,19 +111,19 @@ def describe(
     total = max(1, sum(usage))
     return {
         "experts": len(expert_map),
-        "kept": len(centres),
+        "kept": kept,
         "expert_map": list(expert_map),
         "fit_tokens": reader.count(),
         "heldout_tokens": reader.count(heldout=True),
         "groups": [
             {
-                "members": (members := [e for e, g in enumerate(expert_map) if g == group]),
-                "centre": centre,
+                "members": (members := [e for e, g in enumerate(expert_map) if g == number]),
+                "centre": max(members, key=lambda expert: (usage[expert], -expert)),
                 "size": len(members),
                 "share": sum(usage[e] for e in members) / total,
-                "routed_tokens": int(routed[group]),
-                "effective_tokens": float(effective[group]),
+                "routed_tokens": int(routed[number]),
+                "effective_tokens": float(effective[number]),
             }
-            for group, centre in enumerate(centres)
+            for number in range(kept)
         ],
     }

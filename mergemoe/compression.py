@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mergemoe import cluster, layout, request
+from mergemoe import budget, cluster, layout, request
 from mergemoe.calls import Recorder
 from mergemoe.capture import batches_of, run_batches
 from mergemoe.compact import compact_config, module_facts
 from mergemoe.errors import UserError
 from mergemoe.families import parameter_of
 from mergemoe.features import Activation
+from mergemoe.fits import GROUPINGS
 from mergemoe.forward import Forward
 from mergemoe.modeling import merged_class, shrink_experts
+from mergemoe.problem import Problem
 from mergemoe.profile import profile
 from mergemoe.progress import Progress
 from mergemoe.solve import check_method, compact_experts, solve
@@ -28,7 +30,7 @@ from mergemoe.weights import Experts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RECOMMENDED = {"method": "mergemoe"}
+RECOMMENDED = {"method": "select"}
 
 
 @torch.no_grad()
@@ -66,9 +68,9 @@ def compress(
         raise UserError("this model is compressed already: start from the original, and choose `experts` smaller")
     merged = merged_class(request.stock_class(model))
     described = layout.of_model(model)
-    chosen = request.chosen(described, layers, experts)
     settings = {**(RECOMMENDED if method == "recommended" else {"method": method}), **options}
     check_method(**settings)
+    chosen = request.chosen(described, layers, experts, settings.get("width", 1.0))
     ids, mask = request.ids_and_mask(tokens)
     heldout = torch.tensor(heldout_rows(len(ids), holdout, seed))
     resident = ResidentModel(model)
@@ -137,8 +139,13 @@ def _solve_layer(
     model: Any, entry: Mapping[str, Any], kept: int, tokens: Remembered, settings: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     experts, act = _experts(model, entry), Activation(**entry["activation"])
-    usage = profile(tokens, experts, act)["usage"]
-    expert_map, _ = cluster.by_weights(experts, usage, kept)
+    profiled = profile(tokens, experts, act)
+    usage = profiled["usage"]
+    problem = Problem(experts.map(lambda matrices: matrices.float()), [], tokens, act)
+    width = budget.kept_width(settings.get("width", 1.0), entry["width"])
+    expert_map = cluster.group(
+        GROUPINGS[settings["method"]][0], kept, problem, usage, profiled["router_similarity"], width
+    )
     return solve(experts, expert_map, usage, tokens, act, **settings)[0]
 
 
@@ -147,7 +154,7 @@ def _replace(model: Any, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]
     module = model.get_submodule(entry["module"])
     compact = compact_experts(_experts(model, entry), tensors)
     old = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    facts = module_facts(entry, len(compact), entry["width"])
+    facts = module_facts(entry, len(compact), compact.up.shape[1])
     shrink_experts(module, facts)
     for role, matrices in compact.roles().items():
         where = entry["roles"][role]

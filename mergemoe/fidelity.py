@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from mergemoe.activations import Reader
+from mergemoe.checkpoint import read_config
 from mergemoe.features import Activation
 from mergemoe.progress import track
 from mergemoe.solve import output_error
@@ -100,11 +101,12 @@ def layer_errors(
 ) -> dict[str, dict[str, float]]:
     """Return {layer_007: {output_error}} of the compressed layers, on the full model's own inputs."""
     errors = {}
+    changed = read_config(folder).get("mergemoe", {}).get("experts", {})
     for entry in layout["layers"]:
         layer, name = entry["layer"], f"layer_{entry['layer']:03d}"
-        expert_map = read_expert_map(layout, layer, folder)
-        if max(expert_map) + 1 == entry["experts"]:
+        if entry["module"] not in changed:
             continue
+        expert_map = read_expert_map(layout, layer, folder)
         full, compact = (
             read_experts(layout, layer, device, where).map(lambda m: m.float()) for where in (None, folder)
         )

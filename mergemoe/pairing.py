@@ -5,11 +5,11 @@ The cost of a group is the routed squared error that is left when its pooled neu
 after the last halving is done by joining, one by one, the two groups whose union adds the least.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import networkx as nx
 
-from mergemoe.problem import Problem, groups_of
+from mergemoe.problem import Group, Problem, groups_of
 from mergemoe.selection import best_neurons, pool, pooled_sums
 
 Members = tuple[int, ...]
@@ -47,8 +47,13 @@ def by_selection(problem: Problem, kept: int, width: int) -> list[int]:
         groups = halve(groups, costs)
     while len(groups) > kept:
         groups = join(groups, costs)
-    expert_map = [0] * len(problem.experts)
-    for number, members in enumerate(sorted(groups)):
+    return numbered(groups, len(problem.experts))
+
+
+def numbered(groups: Iterable[Sequence[int]], experts: int) -> list[int]:
+    """Return expert_map [N] of groups of experts, numbered by their first members."""
+    expert_map = [0] * experts
+    for number, members in enumerate(sorted(sorted(group) for group in groups)):
         for expert in members:
             expert_map[expert] = number
     return expert_map
@@ -79,6 +84,6 @@ def _union(one: Members, other: Members) -> Members:
     return tuple(sorted(one + other))
 
 
-def _group(problem: Problem, members: Members):
+def _group(problem: Problem, members: Members) -> Group:
     inside = [0 if expert in members else 1 for expert in range(len(problem.experts))]
     return groups_of(inside, [0] * len(inside))[0]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mergemoe import budget, checkpoint
+from mergemoe import budget, checkpoint, fits
 from mergemoe.errors import UserError
 
 
@@ -100,8 +100,9 @@ class Profile(Section):
 class Cluster(Section):
     """Which experts become one."""
 
-    by: Literal["weights"]
-    experts: int | float = Field(gt=0, description="int: experts kept; float in (0, 1]: share kept, rounded up")
+    by: Literal["weights", "router", "outputs", "selection", "none"]
+    experts: int | float = Field(default=1.0, gt=0, description="int: experts kept; float in (0, 1]: share, rounded up")
+    width: float = Field(default=1.0, gt=0, le=1, description="by selection: the share of neurons that it counts with")
     layers: str = Field(default="all", description="all, or a range such as 2-3 of the model's layer numbers")
     threads: int = Field(default=1, gt=0)
 
@@ -109,6 +110,10 @@ class Cluster(Section):
     def _range(self) -> "Cluster":
         if isinstance(self.experts, float) and self.experts > 1:
             raise ValueError(f"experts: {self.experts} is a share above 1; a whole number keeps that many experts")
+        if (self.by == "none") == ("experts" in self.model_fields_set):
+            raise ValueError("`experts` says how many are kept; leave it out with `by: none`, and nowhere else")
+        if self.by != "selection" and self.width != 1:
+            raise ValueError("`width` belongs to `by: selection`, and to the method")
         self.bounds()
         return self
 
@@ -120,21 +125,72 @@ class Cluster(Section):
             raise ValueError(str(error)) from None
 
 
-class Average(Section):
+class Solve(Section):
+    """What every method has."""
+
+    threads: int = Field(default=1, gt=0, description="CPU threads; the last bits depend on it")
+
+
+class Average(Solve):
     """Plain averages of all three matrices: the baseline."""
 
     method: Literal["average"]
-    threads: int = Field(default=1, gt=0)
 
 
-class MergeMoE(Section):
+class MSMoE(Solve):
+    """M-SMoE: usage-weighted averages of experts whose neurons were aligned."""
+
+    method: Literal["msmoe"]
+
+
+class HCSMoE(Solve):
+    """HC-SMoE: usage-weighted averages of experts with like outputs."""
+
+    method: Literal["hcsmoe"]
+
+
+class MergeMoE(Solve):
     """The paper's method: usage-weighted features, least squares for the down-projection."""
 
     method: Literal["mergemoe"]
     ridge: float = Field(
         default=0.0, ge=0, description="damping, a share of the mean squared feature; 0 is the paper's"
     )
-    threads: int = Field(default=1, gt=0, description="CPU threads; the last bits depend on it")
+
+
+Share = Annotated[float, Field(gt=0, le=1, description="share of the experts' neurons that is kept, rounded up")]
+Ridge = Annotated[
+    Literal["auto"] | Annotated[float, Field(ge=0)],
+    Field(description="pull toward the prior, a share of the typical neuron's energy; auto: by held-out error"),
+]
+
+
+class Fitted(Solve):
+    """Least squares on routed outputs: group by group, or of all groups at once."""
+
+    method: Literal["routed", "joint"]
+    features: Literal["plain", "usage", "aligned", "selected"] = "usage"
+    width: Share = 1.0
+    ridge: Ridge = "auto"
+
+
+class Select(Solve):
+    """The best neurons of each group, solved jointly."""
+
+    method: Literal["select"]
+    width: Share = 1.0
+    ridge: Ridge = "auto"
+
+
+class Slim(Solve):
+    """The best neurons of each expert, solved jointly; no merging."""
+
+    method: Literal["slim"]
+    width: Share
+    ridge: Ridge = "auto"
+
+
+Method = Annotated[Average | MSMoE | HCSMoE | MergeMoE | Fitted | Select | Slim, Field(discriminator="method")]
 
 
 class Task(Section):
@@ -173,7 +229,7 @@ class Params(Section):
     capture: Capture = Capture()
     profile: Profile = Profile()
     cluster: dict[str, Cluster]
-    solve: dict[str, Annotated[Average | MergeMoE, Field(discriminator="method")]]
+    solve: dict[str, Method]
     evaluate: Evaluate
     runs: Literal["all"] | list[Annotated[list[str], Field(min_length=4, max_length=4)]]
 
@@ -195,12 +251,33 @@ class Params(Section):
             for kind, name in zip(kinds, run, strict=True):
                 if name not in kinds[kind]:
                     raise ValueError(f"runs: {run} asks for {kind} {name!r}; there are: {', '.join(kinds[kind])}")
+            if why := self.misfit(Run(*run)):
+                raise ValueError(f"runs: {run}: {why}")
         if len(self.all_runs()) != len(set(self.all_runs())) or not self.all_runs():
-            raise ValueError("runs: the list is empty or names a run twice")
+            raise ValueError(
+                f"runs: the list is empty or names a run twice{''.join(map('; '.__add__, self.left_out()))}"
+            )
         return self
 
+    def misfit(self, run: Run) -> str | None:
+        """Return why the grouping of a run does not fit its method; None where it does."""
+        grouping, method = self.cluster[run.cluster], self.solve[run.solve]
+        return fits.misfit(grouping.by, grouping.width, method.method, self.width(run.solve))
+
+    def width(self, solve: str) -> float:
+        """Return the share of the experts' neurons that a choice of `solve` keeps."""
+        return getattr(self.solve[solve], "width", 1.0)
+
     def all_runs(self) -> list[Run]:
-        """Return the runs, in order; `all` is every product."""
+        """Return the runs, in order; `all` is every product whose grouping fits its method."""
+        return [run for run in self._named() if not self.misfit(run)]
+
+    def left_out(self) -> list[str]:
+        """Return what `all` leaves out, a line per pair of grouping and method."""
+        pairs = {run[2:]: why for run in self._named() if (why := self.misfit(run))}
+        return [f"{cluster}/{solve} is left out: {why}" for (cluster, solve), why in pairs.items()]
+
+    def _named(self) -> list[Run]:
         if self.runs == "all":
             return [Run(*run) for run in itertools.product(self.model, self.calibrate, self.cluster, self.solve)]
         return [Run(*run) for run in self.runs]

@@ -30,14 +30,17 @@ def expert_sizes(path: str | Path) -> dict[int, dict[str, int]]:
 
 
 def sizes(params: Params, run: Run) -> dict[str, int]:
-    """Return the parameters and bytes of a run's checkpoint: exact for methods that keep the experts' width."""
+    """Return the parameters and bytes of a run's checkpoint: exact but for biases of experts that get narrower."""
     folder = params.model[run.model].folder()
     whole = cost.count(folder, headers(folder))
     removed = Counter[str]()
     routed = expert_sizes(folder)
+    first, last = params.cluster[run.cluster].bounds()
     for layer, (n, m) in kept_per_layer(params, run).items():
+        whole_width = routed[layer]["width"]
+        width = budget.kept_width(params.width(run.solve) if first <= layer <= last else 1.0, whole_width)
         for what in ("parameters", "bytes"):
-            removed[what] += routed[layer][what] * (n - m) // n
+            removed[what] += routed[layer][what] - routed[layer][what] * m * width // (n * whole_width)
     return {what: int(whole[what]) - removed[what] for what in ("parameters", "bytes")}
 
 
@@ -112,6 +115,7 @@ def describe(params: Params, results: Path) -> str:
     counted = jobs(params)
     lines += ["", f"jobs, from nothing: {sum(counted.values())}"]
     lines += [f"  {rule:10} {number:6}" for rule, number in counted.items()]
+    lines += ["", *params.left_out()] if params.left_out() else []
     lines += ["", "disk (checkpoints and plain copies exact; the others estimated, before lossless compression)"]
     lines += [f"  {what:12} {size / 1e6:12,.1f} MB" for what, size in disk(params).items()]
     return "\n".join([*lines, "", *_tokens(params, results)])

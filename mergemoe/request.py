@@ -12,8 +12,10 @@ from mergemoe.errors import UserError
 from mergemoe.families import auto_class
 
 
-def chosen(described: Mapping[str, Any], layers: str | Sequence[int], experts: int | float) -> dict[int, int]:
-    """Return {layer: M} of the layers that lose experts."""
+def chosen(
+    described: Mapping[str, Any], layers: str | Sequence[int], experts: int | float, width: float
+) -> dict[int, int]:
+    """Return {layer: M} of the layers that lose experts, or neurons of each."""
     counts = {entry["layer"]: entry["experts"] for entry in described["layers"]}
     if isinstance(layers, str):
         first, last = budget.layer_bounds(layers)
@@ -25,7 +27,7 @@ def chosen(described: Mapping[str, Any], layers: str | Sequence[int], experts: i
     if missing := set(wanted) - set(counts):
         raise UserError(f"layers {sorted(missing)} hold no experts; those that do: {', '.join(map(str, counts))}")
     kept = {layer: budget.kept_experts(experts, counts[layer]) for layer in sorted(wanted)}
-    return {layer: m for layer, m in kept.items() if m < counts[layer]}
+    return {layer: m for layer, m in kept.items() if m < counts[layer] or width < 1}
 
 
 def stock_class(model: Any) -> str:

@@ -8,23 +8,29 @@ The configuration's `experts` is the number kept or a share; null leaves the lay
 
 from mergemoe import budget, cluster, runtime, store
 from mergemoe.activations import Reader
-from mergemoe.weights import read_experts
+from mergemoe.features import Activation
+from mergemoe.problem import Problem
+from mergemoe.weights import layer_entry, read_experts
 from stages import common
 
 
 def main() -> None:
-    """Read experts and usage, group, write the groups with their figures."""
+    """Read experts, usage and activations, group, write the groups with their figures."""
     args = common.arguments(__doc__, "layout", "capture", "profile", also=["layer"])
-    runtime.start(args.cfg["threads"], args.device)
+    device = runtime.start(args.cfg["threads"], args.device)
     layout, layer = store.read_json(args.layout), int(args.layer)
-    usage = store.read_json(args.profile, layer)["usage"]
-    experts = read_experts(layout, layer)
-    kept = budget.kept_experts(args.cfg["experts"], len(experts))
-    expert_map, centres = cluster.by_weights(experts, usage, kept)
+    profile = store.read_json(args.profile, layer)
+    experts = read_experts(layout, layer, device).map(lambda matrices: matrices.float())
+    whole = experts.up.shape[1]
+    untouched = args.cfg["experts"] is None
+    kept, width = budget.kept_experts(args.cfg["experts"], len(experts)), budget.kept_width(args.cfg["width"], whole)
     with Reader(args.capture, layer) as reader:
-        groups = cluster.describe(expert_map, centres, usage, reader)
-    needs = budget.needed_tokens(kept, experts.up.shape[1])
-    payload = {"layer": layer, "by": args.cfg["by"], **groups, "needed_tokens": needs}
+        problem = Problem(experts, [], reader, Activation(**layer_entry(layout, layer)["activation"]))
+        by = "none" if untouched else args.cfg["by"]
+        expert_map = cluster.group(by, kept, problem, profile["usage"], profile["router_similarity"], width)
+        groups = cluster.describe(expert_map, profile["usage"], reader)
+    needs = budget.needed_tokens(kept, width)
+    payload = {"layer": layer, "by": args.cfg["by"], "untouched": untouched, **groups, "needed_tokens": needs}
     store.write_json(args.out, payload, common.provenance("cluster", args))
 
 

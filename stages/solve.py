@@ -18,10 +18,13 @@ def main() -> None:
     cfg = dict(args.cfg)
     device = runtime.start(cfg.pop("threads"), args.device)
     layout, layer = store.read_json(args.layout), int(args.layer)
+    grouping = store.read_json(args.cluster, layer)
+    if grouping["untouched"]:
+        cfg = {"method": "none"}
     with Reader(args.capture, layer) as reader:
         tensors, record = solve(
             read_experts(layout, layer, device),
-            store.read_json(args.cluster, layer)["expert_map"],
+            grouping["expert_map"],
             store.read_json(args.profile, layer)["usage"],
             reader,
             Activation(**layer_entry(layout, layer)["activation"]),

@@ -238,6 +238,44 @@ def test_the_compact_files_hold_the_groups(made):
                 assert torch.equal(matrices[group], expected), role
 
 
+@pytest.mark.parametrize(
+    "made",
+    ["qwen3_moe", "gpt_oss", "nemotron_h", "dbrx", "llama4_text", "step3p7", "jetmoe", "longcat_flash"],
+    indirect=True,
+)
+def test_narrower_experts_equal_wide_ones_whose_other_neurons_are_zero(made, tmp_path):
+    narrow = {entry["layer"]: narrowed(made.layout, entry) for entry in made.layout["layers"]}
+    assemble(made.layout, narrow, tmp_path / "narrow")
+    model, wide = mergemoe.load(tmp_path / "narrow", "cpu", torch.float32), copy.deepcopy(made.stock)
+    for name, (module, family) in experts_modules(wide).items():
+        entry = next(entry for entry in made.layout["layers"] if entry["module"] == name)
+        for role, (parameter, held) in family.roles.items():
+            small, expert_map = narrow[entry["layer"]][role], narrow[entry["layer"]]["expert_map"]
+            for expert, group in enumerate(expert_map.tolist()):
+                if "{}" in parameter:
+                    view = module.get_parameter(parameter.format(expert)).data
+                else:
+                    whole = module.get_parameter(parameter).data
+                    view = held.view(whole[: len(whole) - entry["roles"][role]["spare"]], entry["experts"])[expert]
+                view.zero_()
+                view[tuple(map(slice, small[group].shape))] = small[group]
+    torch.testing.assert_close(logits(model), logits(wide), rtol=1e-4, atol=1e-5)
+    assert (logits(model) - logits(made.stock)).abs().max() > 1e-2
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(mergemoe.load(tmp_path / "again", "cpu")), logits(model))
+
+
+def narrowed(described, entry):
+    """All experts in groups, each of which keeps 3 of its neurons."""
+    tensors = random_groups(described, entry)
+    first = [tensors["expert_map"].tolist().index(group) for group in range(int(tensors["expert_map"].max()) + 1)]
+    narrow = {"groups": torch.arange(len(first)), "expert_map": tensors["expert_map"]}
+    for role, matrices in read_experts(described, entry["layer"]).roles().items():
+        whole = matrices[first]
+        narrow[role] = whole if role == "down_bias" else whole[:, :, :3] if role == "down" else whole[:, :3]
+    return narrow
+
+
 def test_it_loads_both_ways_saves_again_and_generates(made, tmp_path):
     library = made.merged
     remote = made.auto.from_pretrained(made.compact, trust_remote_code=True, dtype=torch.float32).eval()

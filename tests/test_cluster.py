@@ -6,6 +6,7 @@ import torch
 
 from mergemoe import cluster
 from mergemoe.features import Activation, output
+from mergemoe.problem import Problem
 from mergemoe.profile import profile
 from mergemoe.weights import Experts, read_experts
 
@@ -18,24 +19,28 @@ def experts_of(*rows):
     return Experts(up=up, gate=torch.zeros_like(up), down=up.mT.clone())
 
 
+def by_weights(experts, usage, kept):
+    return cluster.group("weights", kept, Problem(experts, [], None, SILU), usage, [], 0)
+
+
 def test_experts_join_the_most_similar_of_the_most_used():
     experts = experts_of([1, 0], [0.9, 0.1], [0, 1], [-0.1, 1])
-    assert cluster.by_weights(experts, usage=[9, 1, 0, 7], kept=2) == ([0, 0, 1, 1], [0, 3])
+    assert by_weights(experts, usage=[9, 1, 0, 7], kept=2) == [0, 0, 1, 1]
 
 
 def test_ties_in_usage_go_to_the_lower_index():
     experts = experts_of([1, 0], [0, 1], [1, 1], [1, 1])
-    assert cluster.by_weights(experts, usage=[5, 5, 5, 5], kept=2) == ([0, 1, 0, 0], [0, 1])
+    assert by_weights(experts, usage=[5, 5, 5, 5], kept=2) == [0, 1, 0, 0]
 
 
 def test_no_expert_is_like_one_of_zeros():
     experts = experts_of([0, 0], [1, 0], [1, 0.1], [0.1, 1])
-    assert cluster.by_weights(experts, usage=[9, 8, 1, 1], kept=2) == ([0, 1, 1, 1], [0, 1])
+    assert by_weights(experts, usage=[9, 8, 1, 1], kept=2) == [0, 1, 1, 1]
 
 
 def test_keeping_all_experts_leaves_them_in_place():
     experts = experts_of([1, 0], [1, 0], [0, 1])
-    assert cluster.by_weights(experts, usage=[0, 3, 1], kept=3) == ([0, 1, 2], [0, 1, 2])
+    assert by_weights(experts, usage=[0, 3, 1], kept=3) == [0, 1, 2]
 
 
 def test_similarity_is_the_cosine_of_concatenated_up_and_gate(described):
@@ -48,7 +53,7 @@ def test_similarity_is_the_cosine_of_concatenated_up_and_gate(described):
 
 def test_tokens_of_a_group_are_counted_once_and_weighted(reader):
     expert_map, usage = [0, 0, 1, 1, 1, 0, 2, 2], [3, 1, 4, 1, 5, 9, 2, 6]
-    figures = cluster.describe(expert_map, [0, 2, 6], usage, reader)
+    figures = cluster.describe(expert_map, usage, reader)
     tokens = [
         (i, w) for chunk in reader.chunks() for i, w in zip(chunk.index.tolist(), chunk.weight.tolist(), strict=True)
     ]
@@ -58,6 +63,7 @@ def test_tokens_of_a_group_are_counted_once_and_weighted(reader):
         assert described["effective_tokens"] == pytest.approx((t**2).sum() ** 2 / (t**4).sum())
         assert described["share"] == pytest.approx(sum(usage[e] for e in described["members"]) / sum(usage))
     assert sorted(e for g in figures["groups"] for e in g["members"]) == list(range(8))
+    assert [group["centre"] for group in figures["groups"]] == [5, 4, 7]
     assert figures["fit_tokens"] == len(tokens)
 
 

@@ -16,6 +16,8 @@ from mergemoe.assemble import assemble
 from mergemoe.capture import batches_of, capture
 from mergemoe.errors import UserError
 from mergemoe.features import Activation
+from mergemoe.fits import GROUPINGS
+from mergemoe.problem import Problem
 from mergemoe.profile import profile
 from mergemoe.solve import solve
 from mergemoe.stream import LayeredModel
@@ -47,22 +49,25 @@ def by_workflow(path, tokens, method, folder, dtype):
     for entry in described["layers"]:
         experts, act = read_experts(described, entry["layer"]), Activation(**entry["activation"])
         with Reader(files[entry["layer"]]) as reader:
-            usage = profile(reader, experts, act)["usage"]
-            expert_map, _ = cluster.by_weights(experts, usage, 4)
+            profiled = profile(reader, experts, act)
+            usage, width = profiled["usage"], entry["width"]
+            problem = Problem(experts.map(lambda m: m.float()), [], reader, act)
+            by = GROUPINGS[method][0]
+            expert_map = cluster.group(by, 4, problem, usage, profiled["router_similarity"], width)
             solved[entry["layer"]], _ = solve(experts, expert_map, usage, reader, act, method=method)
     assemble(described, solved, folder / "workflow")
     return mergemoe.load(folder / "workflow", "cpu")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "method"), [(torch.float32, "mergemoe"), (torch.bfloat16, "select")])
 @pytest.mark.parametrize(
     "name", ["qwen3_moe", "gpt_oss", "nemotron_h", "dbrx", "longcat_flash", "jetmoe", "llama4_text"]
 )
-def test_the_weights_are_the_workflows_bit_for_bit(name, dtype, tmp_path):
+def test_the_weights_are_the_workflows_bit_for_bit(name, dtype, method, tmp_path):
     path = architectures.save(name, tmp_path / "full", dtype)
-    expected = by_workflow(path, drawn(), "mergemoe", tmp_path, dtype)
+    expected = by_workflow(path, drawn(), method, tmp_path, dtype)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    found = mergemoe.compress(model, drawn(), experts=4, method="mergemoe", seed=7, holdout=0.25, batch_tokens=48)
+    found = mergemoe.compress(model, drawn(), experts=4, method=method, seed=7, holdout=0.25, batch_tokens=48)
     assert found is model
     state = expected.state_dict()
     assert state.keys() == found.state_dict().keys()

@@ -27,7 +27,7 @@ def test_the_projects_own_file_is_valid_and_all_is_every_product():
         ("model.demo.dequantize", "yes", "model.demo.dequantize: .* (got 'yes')"),
         ("solve.mergemoe.ridge", "1e-3", "YAML reads 1e-3 as text: write 1.0e-3"),
         ("solve.mergemoe.ridge", -1.0, "solve.mergemoe.ridge: .* (got -1.0)"),
-        ("solve.mergemoe.method", "magic", "'average', 'mergemoe'"),
+        ("solve.mergemoe.method", "magic", "'average', 'msmoe'"),
         ("capture.threads", 0, "capture.threads"),
         ("cluster.half.experts", 1.5, "1.5 is a share above 1"),
         ("cluster.half.experts", "half", "cluster.half.experts: .* (got 'half')"),
@@ -44,6 +44,13 @@ def test_the_projects_own_file_is_valid_and_all_is_every_product():
         ("runs", [["demo", "mixed", "half", "magic"]], "solve 'magic'; there are: average, mergemoe"),
         ("runs", [["demo", "mixed", "half"]], "runs.0: List should have at least 4 items"),
         ("runs", [], "empty"),
+        ("cluster.pairs", {"by": "selection", "experts": 0.5, "width": 0.0}, "cluster.pairs.width"),
+        ("cluster.half", {"by": "weights", "experts": 0.5, "width": 0.5}, "`width` belongs to `by: selection`"),
+        ("cluster.half", {"by": "weights"}, "`experts` says how many are kept"),
+        ("cluster.whole", {"by": "none", "experts": 4}, "leave it out with `by: none`"),
+        ("solve.slim", {"method": "slim"}, "solve.slim.width: Field required"),
+        ("solve.joint", {"method": "joint", "ridge": -1.0}, "solve.joint.ridge"),
+        ("solve.joint", {"method": "joint", "ridge": "best"}, "solve.joint.ridge"),
         ("model", {}, "model: it is empty; give at least one choice by a name of your own"),
     ],
 )
@@ -57,6 +64,44 @@ def test_a_mistake_is_named(path, value, message):
         read_params(config)
     head, _, tail = message.partition(" .* ")
     assert head in str(error.value) and tail in str(error.value)
+
+
+BENCH = {
+    "cluster": {
+        "half": {"by": "weights", "experts": 0.5},
+        "pairs": {"by": "selection", "experts": 0.5},
+        "thin": {"by": "selection", "experts": 0.5, "width": 0.5},
+        "whole": {"by": "none"},
+    },
+    "solve": {
+        "average": {"method": "average"},
+        "mergemoe": {"method": "mergemoe"},
+        "select": {"method": "select"},
+        "thin": {"method": "select", "width": 0.5},
+        "slim": {"method": "slim", "width": 0.5},
+    },
+}
+
+
+def test_all_takes_every_product_whose_grouping_fits_and_says_what_it_leaves_out():
+    params = read_params({**GOOD, **BENCH, "runs": "all"})
+    assert [run[2:] for run in params.all_runs()] == [
+        ("half", "average"),
+        ("half", "mergemoe"),
+        ("pairs", "average"),
+        ("pairs", "select"),
+        ("thin", "thin"),
+        ("whole", "slim"),
+    ]
+    left_out = params.left_out()
+    assert len(left_out) == 4 * 5 - 6
+    assert "pairs/mergemoe is left out: method mergemoe goes with groups by weights, not by selection" in left_out
+    assert "pairs/thin is left out: the groups count with width 1.0, the method keeps 0.5" in left_out
+
+
+def test_a_run_that_is_named_must_fit():
+    with pytest.raises(UserError, match="mergemoe goes with groups by weights, not by selection"):
+        read_params({**GOOD, **BENCH, "runs": [["demo", "mixed", "pairs", "mergemoe"]]})
 
 
 def test_a_missing_section_is_named():

@@ -48,9 +48,10 @@ def test_weights_of_a_group_are_shares_of_usage_or_equal_without_any():
     assert (second.number, second.members, second.weights.tolist()) == (1, [2, 3], [0.5, 0.5])
 
 
-def test_groups_of_one_are_left_out():
-    assert [(group.number, group.members) for group in groups_of([0, 1, 0, 2], [1, 1, 1, 1])] == [(0, [0, 2])]
-    assert groups_of([0, 1, 2], [1, 1, 1]) == []
+def test_groups_come_in_the_order_of_their_numbers_with_those_of_several_named():
+    groups = groups_of([0, 1, 0, 2], [1, 1, 1, 1])
+    assert [(group.number, group.members) for group in groups] == [(0, [0, 2]), (1, [1]), (2, [3])]
+    assert Problem(None, groups, None, SILU).several == groups[:1]
 
 
 def test_average_is_the_plain_mean_of_the_three_matrices(experts, reader):
@@ -99,7 +100,7 @@ def test_nothing_to_merge_costs_nothing(experts, reader):
 
 def test_least_squares_is_no_worse_than_the_averaged_down_projection(experts, reader):
     problem = Problem(single(experts), groups_of(MAP, USAGE), reader, SILU)
-    averaged = [problem.experts[group.members].map(group.mean) for group in problem.groups]
+    averaged = [problem.experts[group.members].map(group.mean) for group in problem.several]
     for merged, expert, fit in zip(
         mergemoe.merge(problem), averaged, mergemoe.sums(problem, averaged, heldout=False), strict=True
     ):

@@ -22,6 +22,7 @@ from mergemoe.errors import UserError
 from mergemoe.features import Activation, routed_output
 from mergemoe.forward import Forward, final_hidden, run_layer
 from mergemoe.params import read_params
+from mergemoe.problem import Problem
 from mergemoe.profile import profile
 from mergemoe.solve import solve
 from mergemoe.stream import LayeredModel
@@ -331,7 +332,8 @@ def test_compression_in_memory_gives_the_workflows_weights_bit_for_bit(path, des
         experts, act = read_experts(described, entry["layer"]), Activation(**entry["activation"])
         with Reader(captured[0][entry["layer"]], entry["layer"]) as reader:
             usage = profile(reader, experts, act)["usage"]
-            expert_map, _ = cluster.by_weights(experts, usage, 4)
+            problem = Problem(experts.map(lambda m: m.float()), [], reader, act)
+            expert_map = cluster.group("weights", 4, problem, usage, [], entry["width"])
             solved[entry["layer"]], record = solve(experts, expert_map, usage, reader, act, method=method)
             assert 0 < record["output_error"]["fit"] < 5
     assemble(described, solved, tmp_path / "workflow")

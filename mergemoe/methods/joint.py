@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from mergemoe import neurons, prior
+from mergemoe.budget import kept_width
 from mergemoe.problem import Merged, Problem
 from mergemoe.routed import down_of, layer_sums, with_down
 
@@ -22,7 +23,7 @@ def merge(
     ridge: float | Literal["auto"] = "auto",
 ) -> list[Merged]:
     """Return, for every group of the layer, the expert with those features and the joint solution."""
-    kept = neurons.kept_width(problem, width)
+    kept = kept_width(width, problem.experts.up.shape[1])
     experts = neurons.features(problem, problem.groups, features, kept)
     fitted, unseen = (layer_sums(problem, experts, heldout=part) for part in (False, True))
     priors = [down_of(expert) for expert in experts]

@@ -9,6 +9,7 @@ of the papers cannot, whatever T1 is.
 from typing import Literal
 
 from mergemoe import neurons, prior
+from mergemoe.budget import kept_width
 from mergemoe.problem import Merged, Problem
 from mergemoe.routed import down_of, group_sums, with_down
 
@@ -20,7 +21,7 @@ def merge(
     ridge: float | Literal["auto"] = "auto",
 ) -> list[Merged]:
     """Return, per group, the expert with those features and its own least squares."""
-    kept = neurons.kept_width(problem, width)
+    kept = kept_width(width, problem.experts.up.shape[1])
     groups = problem.groups if width < 1 else problem.several
     experts = neurons.features(problem, groups, features, kept)
     fitted, unseen = (group_sums(problem, groups, experts, heldout=part) for part in (False, True))
