@@ -136,7 +136,10 @@ def _layer(
         if "{}" in facts["parameter"]:  # their names stay (modeling.shrink_experts)
             written |= {key: tensors[role].new_empty([0] * (tensors[role].ndim - 1)) for key in keys[kept:]}
         every = [*keys, *facts["identity"]]
-        written |= {every[kept + i]: stored[key] for i, key in enumerate(facts["identity"])}
+        spare = {every[kept + i]: stored[key] for i, key in enumerate(facts["identity"])}
+        if (width := _width(entry, tensors)) < entry["width"]:  # no expert reads them, and a stack has one shape
+            spare = {key: torch.zeros_like(tensor[:width]) for key, tensor in spare.items()}
+        written |= spare
     yield from written.items()
     rest = torch.arange(kept, kept + entry["identity"])  # experts that give their input back stay behind the others
     yield entry["expert_map"]["key"], torch.cat([tensors["expert_map"], rest])

@@ -20,7 +20,7 @@ from mergemoe.modeling import merged_class, shrink_experts
 from mergemoe.problem import Problem
 from mergemoe.profile import profile
 from mergemoe.progress import Progress
-from mergemoe.solve import check_method, compact_experts, solve
+from mergemoe.solve import compact_experts, solve
 from mergemoe.stacking import Stacking
 from mergemoe.stream import ResidentModel
 from mergemoe.text import heldout_rows
@@ -69,7 +69,7 @@ def compress(
     merged = merged_class(request.stock_class(model))
     described = layout.of_model(model)
     settings = {**(RECOMMENDED if method == "recommended" else {"method": method}), **options}
-    check_method(**settings)
+    request.check_method(**settings)
     chosen = request.chosen(described, layers, experts, settings.get("width", 1.0))
     ids, mask = request.ids_and_mask(tokens)
     heldout = torch.tensor(heldout_rows(len(ids), holdout, seed))
@@ -165,7 +165,8 @@ def _replace(model: Any, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]
         new, spare = module.get_parameter(where["parameter"]).data, where["spare"]
         Stacking(**where["held"]).view(new[: len(new) - spare], len(compact)).copy_(matrices)
         if spare:
-            new[len(new) - spare :] = old[where["parameter"]][-spare:]
+            before = old[where["parameter"]][-spare:]
+            new[len(new) - spare :] = before if before.shape[1:] == new.shape[1:] else 0
     identity = torch.arange(len(compact), len(compact) + entry["identity"])
     buffer = module.get_buffer(entry["expert_map"]["buffer"])
     buffer.copy_(torch.cat([tensors["expert_map"], identity]))

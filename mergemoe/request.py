@@ -1,5 +1,7 @@
 """What `compress` is asked to do: its arguments, checked before anything is computed."""
 
+import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor
 from mergemoe import budget
 from mergemoe.errors import UserError
 from mergemoe.families import auto_class
+from mergemoe.fits import GROUPINGS
 
 
 def chosen(
@@ -37,6 +40,19 @@ def stock_class(model: Any) -> str:
         raise UserError(f"{name} is no class of transformers' own: a compressed model could not be loaded again as one")
     auto_class(name)
     return name
+
+
+def check_method(method: str, **options: Any) -> None:
+    """Check that there is a method of this name, and that it has these options.
+
+    Raises:
+        UserError: with what there is.
+    """
+    if method not in GROUPINGS:
+        raise UserError(f"no method {method!r}; there are: {', '.join(GROUPINGS)}")
+    takes = list(inspect.signature(importlib.import_module(f"mergemoe.methods.{method}").merge).parameters)[1:]
+    if unknown := sorted(set(options) - set(takes)):
+        raise UserError(f"method {method} has no option {', '.join(unknown)}; it has: {', '.join(takes) or 'none'}")
 
 
 def ids_and_mask(tokens: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,12 @@
 """One layer from groups to merged weights, by the method's own file, and what that cost in output."""
 
 import importlib
-import inspect
-import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mergemoe import methods
-from mergemoe.errors import UserError
 from mergemoe.features import Activation, routed_output
 from mergemoe.problem import Problem, groups_of
 from mergemoe.progress import track
@@ -76,20 +72,6 @@ def solve(
         ],
     }
     return tensors, record
-
-
-def check_method(method: str, **options: Any) -> None:
-    """Check that there is a method of this name, and that it has these options.
-
-    Raises:
-        UserError: with what there is.
-    """
-    known = sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
-    if method not in known:
-        raise UserError(f"no method {method!r}; there are: {', '.join(known)}")
-    takes = list(inspect.signature(importlib.import_module(f"mergemoe.methods.{method}").merge).parameters)[1:]
-    if unknown := sorted(set(options) - set(takes)):
-        raise UserError(f"method {method} has no option {', '.join(unknown)}; it has: {', '.join(takes) or 'none'}")
 
 
 def compact_experts(experts: Experts, tensors: Mapping[str, Tensor]) -> Experts:

@@ -146,14 +146,25 @@ def test_a_change_reruns_exactly(project, change):
 
 
 def test_a_new_method_reruns_nothing(project):
-    params, method = project / "mergemoe" / "params.py", project / "mergemoe" / "methods" / "new.py"
-    before = params.read_text()
+    package = project / "mergemoe"
+    changes = {
+        "params.py": {
+            "class Task(Section)": 'class New(Solve):\n    method: Literal["new"]\n\n\nclass Task(Section)',
+            "Average | MSMoE": "Average | New | MSMoE",
+        },
+        "fits.py": {'"average": ANY,': '"average": ANY,\n    "new": ANY,'},
+    }
+    before = {name: (package / name).read_text() for name in changes}
     try:
-        method.write_text('"""New."""\n\n\ndef merge(problem):\n    return []\n')
-        new = 'class New(Section):\n    method: Literal["new"]\n    threads: int = 1\n\n\nclass Task(Section)'
-        text = before.replace("class Task(Section)", new).replace("Average | MergeMoE", "Average | MergeMoE | New")
-        params.write_text(text)
+        (package / "methods" / "new.py").write_text('"""New."""\n\n\ndef merge(problem):\n    return []\n')
+        for name, replaced in changes.items():
+            text = before[name]
+            for old, new in replaced.items():
+                assert old in text
+                text = text.replace(old, new)
+            (package / name).write_text(text)
         assert planned(project) == {}
     finally:
-        params.write_text(before)
-        method.unlink()
+        for name, text in before.items():
+            (package / name).write_text(text)
+        (package / "methods" / "new.py").unlink()
