@@ -149,7 +149,7 @@ def test_a_new_method_reruns_nothing(project):
     package = project / "mergemoe"
     changes = {
         "params.py": {
-            "class Task(Section)": 'class New(Solve):\n    method: Literal["new"]\n\n\nclass Task(Section)',
+            "class MSMoE(Solve)": 'class New(Solve):\n    method: Literal["new"]\n\n\nclass MSMoE(Solve)',
             "Average | MSMoE": "Average | New | MSMoE",
         },
         "fits.py": {'"average": ANY,': '"average": ANY,\n    "new": ANY,'},
