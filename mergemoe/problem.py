@@ -1,14 +1,15 @@
 """What a method of `solve` is given, and what it gives back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergemoe.features import Activation
-from mergemoe.tokens import Activations
+from mergemoe.routing import Router
+from mergemoe.tokens import Activations, Tokens
 from mergemoe.weights import Experts
 
 
@@ -32,17 +33,37 @@ class Group:
 
 @dataclass(frozen=True)
 class Problem:
-    """One layer: its experts in float32, all of its groups, and the calibration tokens."""
+    """One layer: its experts in float32, all of its groups, and the calibration tokens.
+
+    router: the layer's own where its family's rule is known (routers.py), which methods that change the routing need.
+    changed: the router of M rows that takes its place; None while the routing is preserved.
+    """
 
     experts: Experts
     groups: list[Group]
     reader: Activations
     act: Activation
+    router: Router | None = None
+    changed: Router | None = None
 
     @property
     def several(self) -> list[Group]:
         """Return the groups of several experts; a method that leaves an expert of its own alone solves only these."""
         return [group for group in self.groups if len(group.members) > 1]
+
+    def shares(self, tokens: Tokens) -> Tensor:
+        """Return t_i(x) [n, M]: the weight with which each group works on each token."""
+        if self.changed:
+            return self.changed.weights(tokens.hidden)
+        group_of = torch.zeros(len(self.experts), dtype=torch.int64, device=tokens.index.device)
+        for place, group in enumerate(self.groups):
+            group_of[group.members] = place
+        shares = tokens.weight.new_zeros(len(tokens.index), len(self.groups))
+        return shares.scatter_add_(1, group_of[tokens.index], tokens.weight)
+
+    def with_router(self, router: Router) -> "Problem":
+        """Return the same layer behind another router."""
+        return replace(self, changed=router)
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,11 @@ def target(x: Tensor, g: Tensor, problem: Problem, members: Sequence[int]) -> Te
     return y
 
 
-def routed_features(x: Tensor, g: Tensor, problem: Problem, expert: Experts) -> Tensor:
-    """Return t(x) p(x) [r, P] in float64, with t(x) itself as the last column where there is a down bias."""
+def routed_features(x: Tensor, t: Tensor, problem: Problem, expert: Experts) -> Tensor:
+    """Return t(x) p(x) [r, P] in float64, with t(x) itself as the last column where there is a down bias; t [r]."""
     p = features(x, expert, 0, problem.act).double()
     p = torch.cat([p, torch.ones_like(p[:, :1])], 1) if expert.down_bias is not None else p
-    return g.sum(1, keepdim=True).double() * p
+    return t[:, None].double() * p
 
 
 def group_sums(problem: Problem, groups: Sequence[Group], experts: Sequence[Experts], heldout: bool) -> list[Moments]:
@@ -53,8 +53,27 @@ def group_sums(problem: Problem, groups: Sequence[Group], experts: Sequence[Expe
         for group, expert, moments in zip(groups, experts, sums, strict=True):
             rows, g = chosen(tokens, group.members)
             x = tokens.hidden[rows]
-            moments.add(routed_features(x, g, problem, expert), target(x, g, problem, group.members))
+            moments.add(routed_features(x, g.sum(1), problem, expert), target(x, g, problem, group.members))
     return sums
+
+
+def layer_parts(
+    tokens: Tokens, problem: Problem, experts: Sequence[Experts]
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Return, per group, the tokens that use it and their routed features; and the layer's routed output [n, H].
+
+    What the experts are asked for is the output under the original routing, whatever theirs is.
+    """
+    y = torch.zeros(*tokens.hidden.shape, dtype=torch.float64, device=tokens.hidden.device)
+    for expert in range(len(problem.experts)):
+        rows, g = chosen(tokens, [expert])
+        y[rows] += target(tokens.hidden[rows], g, problem, [expert])
+    shares = problem.shares(tokens)
+    parts = []
+    for place, expert in enumerate(experts):
+        rows = torch.where(shares[:, place] != 0)[0]
+        parts.append((rows, routed_features(tokens.hidden[rows], shares[rows, place], problem, expert)))
+    return parts, y
 
 
 def layer_sums(problem: Problem, experts: Sequence[Experts], heldout: bool) -> Moments:
@@ -67,21 +86,15 @@ def layer_sums(problem: Problem, experts: Sequence[Experts], heldout: bool) -> M
     spans = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
     sums = Moments.zeros(ends[-1], problem.experts.down.shape[1], problem.experts.down.device)
     for tokens in chunks(problem, heldout):
-        y = torch.zeros(*tokens.hidden.shape, dtype=torch.float64, device=tokens.hidden.device)
+        parts, y = layer_parts(tokens, problem, experts)
         place = torch.full((len(experts), len(y)), -1, device=y.device)
-        p = []
-        for i, (group, expert) in enumerate(zip(problem.groups, experts, strict=True)):
-            rows, g = chosen(tokens, group.members)
-            x = tokens.hidden[rows]
-            y[rows] += target(x, g, problem, group.members)
-            p.append(routed_features(x, g, problem, expert))
+        for i, (rows, _) in enumerate(parts):
             place[i, rows] = torch.arange(len(rows), device=y.device)
-        for i, span in enumerate(spans):
-            rows = torch.where(place[i] >= 0)[0]
-            sums.cross[:, span] += y[rows].T @ p[i]
+        for i, (rows, p) in enumerate(parts):
+            sums.cross[:, spans[i]] += y[rows].T @ p
             for j in range(i + 1):
                 both = torch.where((place[i] >= 0) & (place[j] >= 0))[0]
-                sums.gram[span, spans[j]] += p[i][place[i, both]].T @ p[j][place[j, both]]
+                sums.gram[spans[i], spans[j]] += p[place[i, both]].T @ parts[j][1][place[j, both]]
         sums.energy += float(y.square().sum())
         sums.tokens += len(y)
     lower = sums.gram.tril()
