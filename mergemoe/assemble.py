@@ -1,8 +1,9 @@
-"""Write the compact checkpoint: the original's tensors, shard by shard, with the solved layers in place.
+"""Write the compressed checkpoint: the original's tensors, shard by shard, with the solved layers in place.
 
-Tensors keep their stored names and dtypes. A merged layer stores M experts in the form that N had, and the buffer
-`expert_map`; the configuration says how large each module is, and modeling_mergemoe.py comes along, so that
-transformers loads it with trust_remote_code and refuses it loudly without.
+Tensors keep their stored names and dtypes, and a solved layer stores M experts in the form that N had. Where stock code
+has modules of these shapes (stock.py), that is all. Else a layer has a buffer `expert_map`, the configuration says how
+large each module is, and modeling_mergemoe.py comes along, so that transformers loads it with trust_remote_code and
+refuses it loudly without.
 """
 
 import json
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mergemoe import checkpoint, modeling
+from mergemoe import checkpoint, modeling, stock
 from mergemoe.compact import CARRIED, compact_config, module_facts, role_shape
 from mergemoe.progress import track
 from mergemoe.stacking import Stacking
@@ -32,20 +33,25 @@ def assemble(
         solved: {layer: tensors of solve.solve}.
         out: a new folder.
         shard_bytes: size of a file, and so of the memory that is needed; a larger tensor has a file of its own.
+
+    Raises:
+        UserError: where the routing changed and stock code cannot have that.
     """
     folder = checkpoint.locate(layout["path"], layout.get("revision"))
     out.mkdir(parents=True)
     merged = {entry["layer"]: entry for entry in layout["layers"] if _changed(entry, solved[entry["layer"]])}
     if merged:
+        original = checkpoint.read_config(folder)
+        sizes = {layer: (_kept(solved[layer]), _width(entry, solved[layer])) for layer, entry in merged.items()}
+        config = stock.config_of(original, layout, sizes, {layer: "router" in solved[layer] for layer in merged})
         with StoredTensors(folder) as stored:
-            write_shards(track(_tensors(merged, solved, stored), "assemble: tensors"), out, shard_bytes)
-        facts = {
-            entry["module"]: module_facts(entry, _kept(solved[layer]), _width(entry, solved[layer]))
-            for layer, entry in merged.items()
-        }
-        config = compact_config(checkpoint.read_config(folder), layout["architecture"], facts)
+            tensors = _tensors(merged, solved, stored, mapped=config is None)
+            write_shards(track(tensors, "assemble: tensors"), out, shard_bytes)
+        if config is None:
+            facts = {entry["module"]: module_facts(entry, *sizes[layer]) for layer, entry in merged.items()}
+            config = compact_config(original, layout["architecture"], facts)
+            (out / "modeling_mergemoe.py").write_text(modeling.source(layout["architecture"]))
         (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n")
-        (out / "modeling_mergemoe.py").write_text(modeling.source(layout["architecture"]))
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name.startswith(CARRIED) or (not merged and path in checkpoint.files(folder)):
             shutil.copyfile(path, out / path.name)
@@ -82,18 +88,29 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], out: Path, shard_bytes: 
 
 
 def _tensors(
-    merged: Mapping[int, Mapping[str, Any]], solved: Mapping[int, Mapping[str, Tensor]], stored: StoredTensors
+    merged: Mapping[int, Mapping[str, Any]],
+    solved: Mapping[int, Mapping[str, Tensor]],
+    stored: StoredTensors,
+    mapped: bool,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the new checkpoint's tensors in the order of the old; a merged layer comes whole at its first key."""
     of_experts = {key: layer for layer, entry in merged.items() for key in _keys(entry)}
+    routers = {
+        key: solved[layer][name]
+        for layer, entry in merged.items()
+        for name, key in entry["router"]["keys"].items()
+        if name in solved[layer]
+    }
     done = set()
     for key in stored.headers:
         layer = of_experts.get(key)
         if layer is None:
-            yield key, stored[key]
+            yield key, routers.get(key, stored[key])
         elif layer not in done:
             done.add(layer)
             yield from _layer(merged[layer], solved[layer], stored)
+            if mapped:
+                yield _expert_map(merged[layer], solved[layer])
 
 
 def _keys(entry: Mapping[str, Any]) -> list[str]:
@@ -141,5 +158,9 @@ def _layer(
             spare = {key: torch.zeros_like(tensor[:width]) for key, tensor in spare.items()}
         written |= spare
     yield from written.items()
+
+
+def _expert_map(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+    kept = _kept(tensors)
     rest = torch.arange(kept, kept + entry["identity"])  # experts that give their input back stay behind the others
-    yield entry["expert_map"]["key"], torch.cat([tensors["expert_map"], rest])
+    return entry["expert_map"]["key"], torch.cat([tensors["expert_map"], rest])

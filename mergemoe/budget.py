@@ -4,6 +4,7 @@ import math
 import re
 
 from mergemoe.errors import UserError
+from mergemoe.experts import ROUTERS
 
 
 def kept_experts(experts: int | float | None, total: int) -> int:
@@ -26,6 +27,38 @@ def kept_experts(experts: int | float | None, total: int) -> int:
 def kept_width(share: float, width: int) -> int:
     """Return I', the share of the experts' neurons that is kept, rounded up."""
     return math.ceil(round(share * width, 9))
+
+
+def check_router(model_type: str, routing: str, kept: int, top_k: int, groups: int) -> None:
+    """Check that a router of M rows is one that its family can have.
+
+    Args:
+        model_type: of the model.
+        routing: pruned or folded.
+        kept: M.
+        top_k: K.
+        groups: of experts, among which the router chooses first; 1 where it does not.
+
+    Raises:
+        UserError: with the reason, and what to change.
+    """
+    if model_type not in ROUTERS:
+        raise UserError(
+            f"this version does not know how {model_type} chooses experts, so rows of its routers can be neither "
+            "deleted nor joined: take a method that keeps the routing (docs/models.md)"
+        )
+    if kept < top_k:
+        raise UserError(f"{kept} experts are kept and {top_k} work on a token: keep at least {top_k}")
+    if groups > 1 and routing == "folded":
+        raise UserError(
+            f"the router chooses among {groups} groups of experts first, and what is merged may stand in several of "
+            "them: no row can be in all. Take `routing: pruned` or `preserved`"
+        )
+    if groups > 1 and (kept % groups or kept < 2 * groups):
+        raise UserError(
+            f"the router chooses among {groups} groups of experts by the two best of each, so {kept} kept experts must "
+            f"be a multiple of {groups}, and two or more a group"
+        )
 
 
 def layer_bounds(layers: str) -> tuple[int, float]:

@@ -1,6 +1,6 @@
 """Which experts become one: a grouping of a layer's N experts into M groups, and what it asks of the tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,32 +19,38 @@ def group(
     by: str,
     kept: int,
     problem: Problem,
-    usage: Sequence[int],
-    router_similarity: Sequence[Sequence[float]],
+    profiled: Mapping[str, Any],
     width: int,
+    max_size: int | None = None,
+    router_groups: int = 1,
 ) -> list[int]:
-    """Return expert_map [N]: the group of each expert.
+    """Return expert_map [N]: the group of each expert, or -1 where it is pruned.
 
     Args:
         by: how experts are grouped, as in params.yaml.
         kept: M, the number of groups.
         problem: the layer.
-        usage: [N] choices of each expert.
-        router_similarity: [N, N] of the profile.
+        profiled: what profile.profile says of the layer.
         width: neurons that an expert will keep, which `selection` counts with.
+        max_size: experts of a group at most.
+        router_groups: groups of which a token's experts are chosen (deepseek_v3); each keeps equally many.
     """
     if by == "weights":
-        return by_similarity(cosine([m for role, m in problem.experts.roles().items() if role in _SEEN]), usage, kept)
+        similarity = cosine([m for role, m in problem.experts.roles().items() if role in _SEEN])
+        return by_similarity(similarity, profiled["usage"], kept, max_size)
     if by == "router":
-        return by_similarity(torch.tensor(router_similarity, dtype=torch.float64), usage, kept)
+        similarity = torch.tensor(profiled["router_similarity"], dtype=torch.float64)
+        return by_similarity(similarity, profiled["usage"], kept, max_size)
     if by == "outputs":
         return by_outputs(mean_outputs(problem), kept)
     if by == "selection":
-        return by_selection(problem, kept, width)
+        return by_selection(problem, kept, width, max_size)
+    if by == "saliency":
+        return by_saliency(profiled["saliency"], kept, router_groups)
     return list(range(len(problem.experts)))  # none
 
 
-def by_similarity(similarity: Tensor, usage: Sequence[int], kept: int) -> list[int]:
+def by_similarity(similarity: Tensor, usage: Sequence[int], kept: int, max_size: int | None = None) -> list[int]:
     """Let the M most used experts be centres, and every other expert join the one that it is most like.
 
     So MergeMoE (arXiv 2510.14436, section 4) with [W_U, W_G] and cosines (it names no metric), and M-SMoE
@@ -55,13 +61,32 @@ def by_similarity(similarity: Tensor, usage: Sequence[int], kept: int) -> list[i
         similarity: [N, N].
         usage: [N].
         kept: M.
+        max_size: experts of a group at most; those most like a centre come first, the others go to the next best.
     """
     order = sorted(range(len(usage)), key=lambda expert: (-usage[expert], expert))
     centres = sorted(order[:kept])
-    expert_map = similarity[:, centres].argmax(dim=1).tolist()
+    expert_map = [-1] * len(usage)
     for number, centre in enumerate(centres):
         expert_map[centre] = number
+    likeness = similarity[:, centres].clone()
+    joining = sorted(order[kept:], key=lambda expert: (-float(likeness[expert].max()), expert))
+    for expert in joining:
+        full = torch.tensor([expert_map.count(number) >= (max_size or len(usage)) for number in range(kept)])
+        expert_map[expert] = int(likeness[expert].masked_fill(full.to(likeness.device), float("-inf")).argmax())
     return expert_map
+
+
+def by_saliency(saliency: Sequence[float], kept: int, router_groups: int = 1) -> list[int]:
+    """Keep the M most salient experts, equally many of each of the router's groups; the others are pruned, -1.
+
+    Ties go to the lower index; kept experts are numbered in their order.
+    """
+    size = len(saliency) // router_groups
+    chosen: list[int] = []
+    for start in range(0, len(saliency), size):
+        inside = sorted(range(start, start + size), key=lambda expert: (-saliency[expert], expert))
+        chosen += inside[: kept // router_groups]
+    return [sorted(chosen).index(expert) if expert in chosen else -1 for expert in range(len(saliency))]
 
 
 def by_outputs(outputs: Tensor, kept: int) -> list[int]:
@@ -102,8 +127,8 @@ def describe(expert_map: Sequence[int], usage: Sequence[int], reader: Activation
     routed = torch.zeros(kept, dtype=torch.int64)
     second, fourth = torch.zeros(2, kept, dtype=torch.float64)
     for tokens in reader.chunks():
-        t = torch.zeros(len(tokens.index), kept, dtype=torch.float64)
-        t.scatter_add_(1, groups[tokens.index], tokens.weight.double())
+        t = torch.zeros(len(tokens.index), kept + 1, dtype=torch.float64)  # the last of experts that are pruned
+        t = t.scatter_add_(1, groups[tokens.index] % (kept + 1), tokens.weight.double())[:, :kept]
         routed += (t > 0).sum(0)
         second += t.square().sum(0)
         fourth += t.pow(4).sum(0)
@@ -113,6 +138,7 @@ def describe(expert_map: Sequence[int], usage: Sequence[int], reader: Activation
         "experts": len(expert_map),
         "kept": kept,
         "expert_map": list(expert_map),
+        "pruned": [expert for expert, group in enumerate(expert_map) if group < 0],
         "fit_tokens": reader.count(),
         "heldout_tokens": reader.count(heldout=True),
         "groups": [

@@ -7,25 +7,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mergemoe import budget, cluster, layout, request
+from mergemoe import budget, cluster, fits, layout, request
 from mergemoe.calls import Recorder
 from mergemoe.capture import batches_of, run_batches
-from mergemoe.compact import compact_config, module_facts
 from mergemoe.errors import UserError
-from mergemoe.families import parameter_of
 from mergemoe.features import Activation
-from mergemoe.fits import GROUPINGS
 from mergemoe.forward import Forward
-from mergemoe.modeling import merged_class, shrink_experts
 from mergemoe.problem import Problem
 from mergemoe.profile import profile
 from mergemoe.progress import Progress
-from mergemoe.solve import compact_experts, solve
-from mergemoe.stacking import Stacking
+from mergemoe.replacement import experts_of, replace_layers
+from mergemoe.routing import of_layer
+from mergemoe.solve import solve
 from mergemoe.stream import ResidentModel
 from mergemoe.text import heldout_rows
 from mergemoe.tokens import Remembered
-from mergemoe.weights import Experts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,11 +62,12 @@ def compress(
     """
     if hasattr(model.config, "mergemoe"):
         raise UserError("this model is compressed already: start from the original, and choose `experts` smaller")
-    merged = merged_class(request.stock_class(model))
+    request.stock_class(model)
     described = layout.of_model(model)
     settings = {**(RECOMMENDED if method == "recommended" else {"method": method}), **options}
     request.check_method(**settings)
     chosen = request.chosen(described, layers, experts, settings.get("width", 1.0))
+    config = request.stock_config(model, described, chosen, **settings)
     ids, mask = request.ids_and_mask(tokens)
     heldout = torch.tensor(heldout_rows(len(ids), holdout, seed))
     resident = ResidentModel(model)
@@ -92,15 +89,7 @@ def compress(
                     recorder.remove()
             if entry:
                 solved[i] = _solve_layer(model, entry, chosen[i], Remembered(rows, heldout), settings)
-    facts = {}
-    for entry in described["layers"]:
-        if entry["layer"] in solved:
-            facts[entry["module"]] = _replace(model, entry, solved[entry["layer"]])
-    if facts:
-        for key, value in compact_config(model.config.to_dict(), described["architecture"], facts).items():
-            if key in {"mergemoe", "auto_map"}:
-                setattr(model.config, key, value)
-        model.__class__ = merged
+    replace_layers(model, described, solved, config)
     return model
 
 
@@ -124,50 +113,19 @@ def _set_kernel(model: Any, kernel: str | None) -> None:
         model.set_experts_implementation(kernel)
 
 
-def _experts(model: Any, entry: Mapping[str, Any]) -> Experts:
-    """Return the experts that a module holds, where it can be as views of its parameters."""
-    module = model.get_submodule(entry["module"])
-    roles = {}
-    for role, facts in entry["roles"].items():
-        whole = parameter_of(module, facts["parameter"], entry["experts"])
-        roles[role] = Stacking(**facts["held"]).view(whole[: len(whole) - facts["spare"]], entry["experts"])
-    norm = module.post_expert_norm.weight.detach().expand(entry["experts"], -1) if entry["norm"] else None
-    return Experts(**roles, norm=norm)
-
-
 def _solve_layer(
     model: Any, entry: Mapping[str, Any], kept: int, tokens: Remembered, settings: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    experts, act = _experts(model, entry), Activation(**entry["activation"])
+    experts, act = experts_of(model, entry), Activation(**entry["activation"])
     profiled = profile(tokens, experts, act)
-    usage = profiled["usage"]
     problem = Problem(experts.map(lambda matrices: matrices.float()), [], tokens, act)
     width = budget.kept_width(settings.get("width", 1.0), entry["width"])
-    expert_map = cluster.group(
-        GROUPINGS[settings["method"]][0], kept, problem, usage, profiled["router_similarity"], width
-    )
-    return solve(experts, expert_map, usage, tokens, act, **settings)[0]
-
-
-def _replace(model: Any, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Put the merged experts in a module's place; return what its configuration says of it."""
-    module = model.get_submodule(entry["module"])
-    compact = compact_experts(_experts(model, entry), tensors)
-    old = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    facts = module_facts(entry, len(compact), compact.up.shape[1])
-    shrink_experts(module, facts)
-    for role, matrices in compact.roles().items():
-        where = entry["roles"][role]
-        if "{}" in where["parameter"]:
-            for expert, matrix in enumerate(matrices):
-                module.get_parameter(where["parameter"].format(expert)).data.copy_(matrix)
-            continue
-        new, spare = module.get_parameter(where["parameter"]).data, where["spare"]
-        Stacking(**where["held"]).view(new[: len(new) - spare], len(compact)).copy_(matrices)
-        if spare:
-            before = old[where["parameter"]][-spare:]
-            new[len(new) - spare :] = before if before.shape[1:] == new.shape[1:] else 0
-    identity = torch.arange(len(compact), len(compact) + entry["identity"])
-    buffer = module.get_buffer(entry["expert_map"]["buffer"])
-    buffer.copy_(torch.cat([tensors["expert_map"], identity]))
-    return facts
+    routing = fits.routing(settings["method"], settings)
+    by = "saliency" if routing == "pruned" else fits.GROUPINGS[settings["method"]][0]
+    expert_map = cluster.group(by, kept, problem, profiled, width, router_groups=entry["router"]["groups"])
+    router = None
+    if routing != "preserved":
+        found = model.get_submodule(entry["router"]["module"]).state_dict()
+        tensors = {"router": found["weight"], "router_bias": found.get("e_score_correction_bias")}
+        router = of_layer(entry, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    return solve(experts, expert_map, profiled["usage"], tokens, act, router=router, **settings)[0]

@@ -28,7 +28,7 @@ _FLAT = re.compile(r"mlp\.(w1|v1|w2)")  # dbrx: the experts one after the other,
 _DOWN = re.compile(r"(?:mlp\.)?(down_proj|down_projs|w2|wo|fc2|output_linear)([._]weight)?")
 
 # What architectures call the same number.
-_NAMES = {
+NAMES = {
     "experts": ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "num_routed_experts"),
     "top_k": (
         "num_experts_per_tok",
@@ -45,6 +45,16 @@ _NAMES = {
     "predicting_layers": ("num_nextn_predict_layers",),  # stored after the others, and no part of the model
     "identity_experts": ("zero_expert_num",),
     "flat_width": ("ffn_hidden_size",),
+}
+
+# Families whose routers are a linear map and the rule of routing.Rule, by how they score.
+ROUTERS = {
+    "qwen2_moe": "softmax",
+    "qwen3_moe": "softmax",
+    "olmoe": "softmax",
+    "mixtral": "softmax",
+    "deepseek_v3": "sigmoid",
+    "glm4_moe": "sigmoid",
 }
 
 
@@ -67,9 +77,9 @@ class Routed(NamedTuple):
 
 
 def stated(config: Mapping[str, Any], what: str) -> list[int]:
-    """Return the numbers that a config.json gives for one of the keys of `_NAMES`, under all their names."""
+    """Return the numbers that a config.json gives for one of the keys of `NAMES`, under all their names."""
     language = {**config, **(config.get("text_config") or {}), **(config.get("ffn_config") or {})}
-    values = [language.get(name) for name in _NAMES[what]]
+    values = [language.get(name) for name in NAMES[what]]
     values = [max(value) if isinstance(value, list) and value else value for value in values]  # one per layer
     return [value for value in values if isinstance(value, int)]
 

@@ -94,6 +94,15 @@ def _linear(x: Tensor, matrix: Tensor, bias: Tensor | None, expert: int) -> Tens
     return y if bias is None else y + bias[expert].to(x.dtype)
 
 
+def shared_output(x: Tensor, shares: Tensor, experts: Experts, act: Activation) -> Tensor:
+    """Return sum_i t_i(x) E_i(x) [n, H] over experts with the weights t [n, E]; 0 where an expert does not work."""
+    y = torch.zeros_like(x)
+    for expert in range(len(experts)):
+        rows = torch.where(shares[:, expert] != 0)[0]
+        y[rows] += shares[rows, expert, None].to(x.dtype) * output(x[rows], experts, expert, act)
+    return y
+
+
 def routed_output(x: Tensor, index: Tensor, weight: Tensor, experts: Experts, act: Activation) -> Tensor:
     """Return y(x) = sum_j g_j(x) E_j(x) over the chosen experts.
 

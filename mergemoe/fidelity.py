@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from mergemoe import routing
 from mergemoe.activations import Reader
-from mergemoe.checkpoint import read_config
 from mergemoe.features import Activation
+from mergemoe.problem import Problem, groups_of
 from mergemoe.progress import track
 from mergemoe.solve import output_error
 from mergemoe.stacks import stacks
-from mergemoe.weights import read_expert_map, read_experts
+from mergemoe.weights import is_rerouted, read_expert_map, read_experts, read_router
 
 
 @torch.no_grad()
@@ -101,18 +102,21 @@ def layer_errors(
 ) -> dict[str, dict[str, float]]:
     """Return {layer_007: {output_error}} of the compressed layers, on the full model's own inputs."""
     errors = {}
-    changed = read_config(folder).get("mergemoe", {}).get("experts", {})
     for entry in layout["layers"]:
         layer, name = entry["layer"], f"layer_{entry['layer']:03d}"
-        if entry["module"] not in changed:
-            continue
-        expert_map = read_expert_map(layout, layer, folder)
         full, compact = (
             read_experts(layout, layer, device, where).map(lambda m: m.float()) for where in (None, folder)
         )
+        if all(torch.equal(old, new) for old, new in zip(*(e.roles().values() for e in (full, compact)), strict=True)):
+            continue
+        act = Activation(**entry["activation"])
+        if is_rerouted(layout, layer, folder):
+            changed, groups = routing.of_layer(entry, read_router(layout, layer, device, folder)), []
+        else:
+            changed, groups = None, groups_of(read_expert_map(layout, layer, folder), [0] * len(full))
         with Reader(Path(reference, f"{name}.h5"), layer) as reader:
-            act = Activation(**entry["activation"])
-            error = output_error(full, compact, expert_map, reader, act, heldout=False)
+            problem = Problem(full, groups, reader, act, changed)
+            error = output_error(full, compact, problem.shares, reader, act, heldout=False)
         errors[name] = {"output_error": error or 0.0}
     return errors
 

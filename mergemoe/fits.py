@@ -1,19 +1,29 @@
 """Which groupings belong to which method: a baseline is never shown under its name with another one's grouping."""
 
+from collections.abc import Mapping
+from typing import Any
+
 ANY = ("weights", "router", "outputs", "selection")
 GROUPINGS = {
     "average": ANY,
     "msmoe": ("router",),
     "hcsmoe": ("outputs",),
     "mergemoe": ("weights",),
+    "reap": ("saliency",),
     "routed": ANY,
-    "joint": ANY,
+    "joint": (*ANY, "saliency"),
     "select": ("selection",),
     "slim": ("none",),
 }
+CHOOSES_ROUTING = ("joint",)
 
 
-def misfit(by: str, counted_width: float, method: str, width: float) -> str | None:
+def routing(method: str, options: Mapping[str, Any]) -> str:
+    """Return what a method does to the router: preserved, pruned or folded."""
+    return "pruned" if method == "reap" else options.get("routing", "preserved")
+
+
+def misfit(by: str, counted_width: float, method: str, width: float, routing: str) -> str | None:
     """Return why a grouping does not fit a method; None where it does.
 
     Args:
@@ -21,9 +31,14 @@ def misfit(by: str, counted_width: float, method: str, width: float) -> str | No
         counted_width: the share of neurons that the grouping `selection` counts with.
         method: what merges them.
         width: the share of neurons that it keeps.
+        routing: what it does to the router.
     """
     if by not in GROUPINGS[method]:
         return f"method {method} goes with groups by {', '.join(GROUPINGS[method])}, not by {by}"
+    if (by == "saliency") != (routing == "pruned"):
+        return (
+            f"groups by {by} {'prune experts' if by == 'saliency' else 'keep every expert'}, the routing is {routing}"
+        )
     if by == "selection" and counted_width != width:
         return f"the groups count with width {counted_width}, the method keeps {width}"
     return None

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers.core_model_loading import revert_weight_conversion
 
-from mergemoe import checkpoint, completeness, store
+from mergemoe import checkpoint, completeness, routers, store
 from mergemoe.errors import UserError
-from mergemoe.families import Family, attribute, experts_modules, parameter_of, router_of, top_k
+from mergemoe.families import Family, attribute, experts_modules, parameter_of, top_k
 from mergemoe.gates import activation_of
 from mergemoe.progress import track
 from mergemoe.stacking import Stacking
@@ -23,10 +23,6 @@ from mergemoe.stacks import stacks
 from mergemoe.stream import Source, empty_model, stored_keys
 
 Stored = dict[str, list[tuple[str, Source]]]  # parameter -> [(stored key, how it comes into the parameter)]
-
-# How routers choose, for the reader of a report; of others only the class is told.
-_SOFTMAX = {"qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "flex_olmo", "mixtral", "jamba", "deepseek_v2"}
-_SOFTMAX |= {"switch_transformers"}
 
 
 def describe(path: str | Path, revision: str | None = None, digests: bool = True) -> dict[str, Any]:
@@ -111,7 +107,7 @@ def _layer(
         "top_k": top_k(model.config, family),
         "activation": asdict(activation_of(name, module, family)),
         "norm": {"key": _stored_name(model, f"{norm}.weight")} if normed else None,
-        "router": _router(model, name, family),
+        "router": routers.describe(model, name, family, lambda key: _stored_name(model, key)),
         "roles": roles,
         "expert_map": {"key": _stored_name(model, f"{name}.{family.expert_map}"), "buffer": family.expert_map},
     }
@@ -165,18 +161,3 @@ def _stored_name(model: Any, name: str) -> str:
     """Return the key under which transformers saves a tensor of the model."""
     ((key, _),) = revert_weight_conversion(model, {name: torch.empty(0)}).items()
     return key
-
-
-def _router(model: Any, name: str, family: Family) -> dict[str, Any]:
-    router = router_of(model, name, family)
-    text = model.config.get_text_config()
-    return {
-        "module": router,
-        "class": type(model.get_submodule(router)).__name__,
-        "logits": family.logits,
-        "rule": "softmax" if model.config.model_type in _SOFTMAX else None,
-        "normalized": bool(getattr(text, "norm_topk_prob", family.top_k != 1)),
-        "bias": hasattr(model.get_submodule(router), "e_score_correction_bias"),
-        "groups": getattr(text, "n_group", 1) or 1,
-        "scaling": float(getattr(text, "routed_scaling_factor", 1.0) or 1.0),
-    }

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import networkx as nx
 
+from mergemoe.errors import UserError
 from mergemoe.problem import Group, Problem, groups_of
 from mergemoe.selection import best_neurons, pool, pooled_sums
 
@@ -33,20 +34,22 @@ class Costs:
         return [self.known[members] for members in wanted]
 
 
-def by_selection(problem: Problem, kept: int, width: int) -> list[int]:
+def by_selection(problem: Problem, kept: int, width: int, max_size: int | None = None) -> list[int]:
     """Return expert_map [N] with `kept` groups, numbered by their first members.
 
     Args:
         problem: one layer, whose groups are its single experts.
         kept: M.
         width: I', the neurons that every group keeps.
+        max_size: experts of a group at most.
     """
     costs = Costs(problem, width)
     groups: list[Members] = [(expert,) for expert in range(len(problem.experts))]
-    while len(groups) >= 2 * kept:
+    limit = max_size or len(problem.experts)
+    while len(groups) >= 2 * kept and 2 * max(map(len, groups)) <= limit:
         groups = halve(groups, costs)
     while len(groups) > kept:
-        groups = join(groups, costs)
+        groups = join(groups, costs, limit)
     return numbered(groups, len(problem.experts))
 
 
@@ -70,9 +73,18 @@ def halve(groups: list[Members], costs: Costs) -> list[Members]:
     return [_union(groups[i], groups[j]) for i, j in matched] + [groups[i] for i in sorted(single)]
 
 
-def join(groups: list[Members], costs: Costs) -> list[Members]:
-    """Return the groups with those two joined whose union adds the least; ties go to the first."""
-    pairs = [(i, j) for j in range(len(groups)) for i in range(j)]
+def join(groups: list[Members], costs: Costs, limit: int) -> list[Members]:
+    """Return the groups with those two joined whose union adds the least and is small enough; ties go to the first.
+
+    Raises:
+        UserError: where every union is too large.
+    """
+    pairs = [(i, j) for j in range(len(groups)) for i in range(j) if len(groups[i]) + len(groups[j]) <= limit]
+    if not pairs:
+        raise UserError(
+            f"`max_size: {limit}` leaves {len(groups)} groups of {sorted(map(len, groups))} experts of which no two "
+            "may be joined: set it higher in `cluster`, or keep more experts"
+        )
     unions = costs.of(_union(groups[i], groups[j]) for i, j in pairs)
     own = costs.of(groups)
     added = [cost - own[i] - own[j] for (i, j), cost in zip(pairs, unions, strict=True)]

@@ -100,9 +100,10 @@ class Profile(Section):
 class Cluster(Section):
     """Which experts become one."""
 
-    by: Literal["weights", "router", "outputs", "selection", "none"]
+    by: Literal["weights", "router", "outputs", "selection", "saliency", "none"]
     experts: int | float = Field(default=1.0, gt=0, description="int: experts kept; float in (0, 1]: share, rounded up")
     width: float = Field(default=1.0, gt=0, le=1, description="by selection: the share of neurons that it counts with")
+    max_size: int | None = Field(default=None, gt=1, description="experts of a group at most")
     layers: str = Field(default="all", description="all, or a range such as 2-3 of the model's layer numbers")
     threads: int = Field(default=1, gt=0)
 
@@ -112,6 +113,8 @@ class Cluster(Section):
             raise ValueError(f"experts: {self.experts} is a share above 1; a whole number keeps that many experts")
         if (self.by == "none") == ("experts" in self.model_fields_set):
             raise ValueError("`experts` says how many are kept; leave it out with `by: none`, and nowhere else")
+        if self.max_size and self.by not in {"weights", "router", "selection"}:
+            raise ValueError(f"`max_size` is of groups by weights, router or selection, not by {self.by}")
         if self.by != "selection" and self.width != 1:
             raise ValueError("`width` belongs to `by: selection`, and to the method")
         self.bounds()
@@ -158,6 +161,12 @@ class MergeMoE(Solve):
     )
 
 
+class REAP(Solve):
+    """REAP: the most salient experts stay, with their rows of the router."""
+
+    method: Literal["reap"]
+
+
 Share = Annotated[float, Field(gt=0, le=1, description="share of the experts' neurons that is kept, rounded up")]
 Ridge = Annotated[
     Literal["auto"] | Annotated[float, Field(ge=0)],
@@ -172,6 +181,15 @@ class Fitted(Solve):
     features: Literal["plain", "usage", "aligned", "selected"] = "usage"
     width: Share = 1.0
     ridge: Ridge = "auto"
+    routing: Literal["preserved", "pruned", "folded"] = Field(
+        default="preserved", description="of joint: rows of the router are deleted, or joined, one per group"
+    )
+
+    @model_validator(mode="after")
+    def _routing(self) -> "Fitted":
+        if self.routing != "preserved" and self.method not in fits.CHOOSES_ROUTING:
+            raise ValueError(f"`routing: {self.routing}` belongs to method joint")
+        return self
 
 
 class Select(Solve):
@@ -190,7 +208,7 @@ class Slim(Solve):
     ridge: Ridge = "auto"
 
 
-Method = Annotated[Average | MSMoE | HCSMoE | MergeMoE | Fitted | Select | Slim, Field(discriminator="method")]
+Method = Annotated[Average | MSMoE | HCSMoE | MergeMoE | REAP | Fitted | Select | Slim, Field(discriminator="method")]
 
 
 class Task(Section):
@@ -262,11 +280,16 @@ class Params(Section):
     def misfit(self, run: Run) -> str | None:
         """Return why the grouping of a run does not fit its method; None where it does."""
         grouping, method = self.cluster[run.cluster], self.solve[run.solve]
-        return fits.misfit(grouping.by, grouping.width, method.method, self.width(run.solve))
+        width, routing = self.width(run.solve), self.routing(run.solve)
+        return fits.misfit(grouping.by, grouping.width, method.method, width, routing)
 
     def width(self, solve: str) -> float:
         """Return the share of the experts' neurons that a choice of `solve` keeps."""
         return getattr(self.solve[solve], "width", 1.0)
+
+    def routing(self, solve: str) -> str:
+        """Return what a choice of `solve` does to the router."""
+        return fits.routing(self.solve[solve].method, self.solve[solve].model_dump())
 
     def all_runs(self) -> list[Run]:
         """Return the runs, in order; `all` is every product whose grouping fits its method."""

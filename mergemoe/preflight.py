@@ -1,11 +1,12 @@
 """Checks before the first job: what can be known to fail later is said now, in one message."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from mergemoe import budget, checkpoint, experts, faults, text
 from mergemoe.errors import UserError
-from mergemoe.params import Params
+from mergemoe.params import Params, Run
 
 
 def check(params: Params) -> None:
@@ -33,9 +34,13 @@ def check(params: Params) -> None:
             )
         for layer, count in inside.items():
             try:
-                budget.kept_experts(chosen.experts, count)
+                kept = budget.kept_experts(chosen.experts, count)
+                if chosen.max_size and kept * chosen.max_size < count:
+                    raise UserError(f"`max_size: {chosen.max_size}` is too small for {kept} groups of {count} experts")
             except UserError as error:
                 raise UserError(f"cluster.{cluster}, layer {layer} of {model}: {error}") from None
+    for run in params.all_runs():
+        _check_routing(params, run, layers[run.model])
     texts = {f"calibrate.{run.calibrate}": params.calibrate[run.calibrate] for run in params.all_runs()}
     for name, wanted in {**texts, "evaluate.heldout": params.evaluate.heldout}.items():
         if wanted.source is not None and not Path(wanted.source).is_file():
@@ -47,6 +52,26 @@ def check(params: Params) -> None:
             raise UserError(
                 f"evaluate.tasks.{name}: no *.yaml file in {task.include} says `task: {name}` or `group: {name}`"
             )
+
+
+def _check_routing(params: Params, run: Run, counts: Mapping[int, int]) -> None:
+    """Check a run whose routers lose rows: what comes of it must be a stock model."""
+    routing, chosen = params.routing(run.solve), params.cluster[run.cluster]
+    if routing == "preserved":
+        return
+    config = checkpoint.read_config(params.model[run.model].folder())
+    first, last = chosen.bounds()
+    kept = {budget.kept_experts(chosen.experts, n) if first <= layer <= last else n for layer, n in counts.items()}
+    try:
+        if len(kept) > 1:
+            raise UserError(
+                f"its layers would have {sorted(kept)} experts, and the routing is {routing}: a stock model has one "
+                "number of experts. Set `layers: all`, or take a method that keeps the routing"
+            )
+        top_k, groups = experts.top_k(config) or 1, config.get("n_group") or 1
+        budget.check_router(config["model_type"], routing, kept.pop(), top_k, groups)
+    except UserError as error:
+        raise UserError(f"{'/'.join(run)}: {error}") from None
 
 
 def _defines(folder: Path, task: str) -> bool:

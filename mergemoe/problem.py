@@ -35,15 +35,13 @@ class Group:
 class Problem:
     """One layer: its experts in float32, all of its groups, and the calibration tokens.
 
-    router: the layer's own where its family's rule is known (routers.py), which methods that change the routing need.
-    changed: the router of M rows that takes its place; None while the routing is preserved.
+    changed: the router of M rows that takes the place of the layer's own; None where the routing is preserved.
     """
 
     experts: Experts
     groups: list[Group]
     reader: Activations
     act: Activation
-    router: Router | None = None
     changed: Router | None = None
 
     @property

@@ -9,10 +9,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from mergemoe import budget
+from mergemoe import budget, fits, stock
 from mergemoe.errors import UserError
 from mergemoe.families import auto_class
-from mergemoe.fits import GROUPINGS
+from mergemoe.fits import CHOOSES_ROUTING, GROUPINGS
 
 
 def chosen(
@@ -33,6 +33,25 @@ def chosen(
     return {layer: m for layer, m in kept.items() if m < counts[layer] or width < 1}
 
 
+def stock_config(
+    model: Any, described: Mapping[str, Any], kept: Mapping[int, int], method: str, width: float = 1.0, **options: Any
+) -> dict[str, Any] | None:
+    """Return the configuration of the stock model that comes of it; None where it becomes a compact one.
+
+    Raises:
+        UserError: where the routing is to change, and this model's cannot.
+    """
+    entries = {entry["layer"]: entry for entry in described["layers"] if entry["layer"] in kept}
+    routing = fits.routing(method, options)
+    rerouted = routing != "preserved"
+    for layer, entry in entries.items() if rerouted else ():
+        groups = entry["router"]["groups"]
+        budget.check_router(described["model_type"], routing, kept[layer], entry["top_k"], groups)
+    sizes = {layer: (kept[layer], budget.kept_width(width, entry["width"])) for layer, entry in entries.items()}
+    settings = {**model.config.to_dict(), "dtype": described["dtype"]}
+    return stock.config_of(settings, described, sizes, dict.fromkeys(sizes, rerouted)) if sizes else None
+
+
 def stock_class(model: Any) -> str:
     """Return the name of a model's class, one that transformers loads by an auto class."""
     name = type(model).__name__
@@ -51,6 +70,7 @@ def check_method(method: str, **options: Any) -> None:
     if method not in GROUPINGS:
         raise UserError(f"no method {method!r}; there are: {', '.join(GROUPINGS)}")
     takes = list(inspect.signature(importlib.import_module(f"mergemoe.methods.{method}").merge).parameters)[1:]
+    takes += ["routing"] if method in CHOOSES_ROUTING else []
     if unknown := sorted(set(options) - set(takes)):
         raise UserError(f"method {method} has no option {', '.join(unknown)}; it has: {', '.join(takes) or 'none'}")
 

@@ -1,16 +1,19 @@
 """One layer from groups to merged weights, by the method's own file, and what that cost in output."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mergemoe.features import Activation, routed_output
+from mergemoe import fits
+from mergemoe.features import Activation, routed_output, shared_output
+from mergemoe.folding import folded
 from mergemoe.problem import Problem, groups_of
 from mergemoe.progress import track
-from mergemoe.tokens import Activations
+from mergemoe.routing import Router, check_rule, pruned
+from mergemoe.tokens import Activations, Tokens
 from mergemoe.weights import Experts
 
 
@@ -21,6 +24,7 @@ def solve(
     reader: Activations,
     act: Activation,
     *,
+    router: Router | None = None,
     method: str,
     **options: Any,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -30,22 +34,28 @@ def solve(
 
     Args:
         experts: all N experts, in the stored dtype.
-        expert_map: [N] the group of each expert.
+        expert_map: [N] the group of each expert; -1 where it is pruned.
         usage: [N] choices of each expert.
         reader: the layer's calibration activations.
         act: the activation.
+        router: the layer's, for a method that changes the routing.
         method: a file of mergemoe/methods.
         options: its keys in params.yaml.
 
     Returns:
-        tensors: per role [G', ., .] in the stored dtype, `groups` [G'] their numbers, `expert_map` [N]. Experts that
-        are narrower than before are so in every group.
+        tensors: per role [G', ., .] in the stored dtype, `groups` [G'] their numbers, `expert_map` [N];
+        `router` [M, H] (and `router_bias` [M]) where the routing changes. Experts that are narrower than before are so
+        in every group.
         record: errors, rank and tokens; `output_error` is ||y' - y||^2 / ||y||^2 of the layer's routed output, with
         the weights as stored.
     """
     working = experts.map(lambda matrices: matrices.float())
     merge = importlib.import_module(f"mergemoe.methods.{method}").merge
-    merged = merge(Problem(working, groups_of(expert_map, usage), reader, act), **options)
+    problem = Problem(working, groups_of(expert_map, usage), reader, act)
+    if (routing := fits.routing(method, options)) != "preserved":
+        assert router is not None
+        problem = rerouted(problem, router, routing)
+    merged = merge(problem, **{name: value for name, value in options.items() if name != "routing"})
     dtype = experts.up.dtype
     tensors = {
         "groups": torch.tensor([result.group.number for result in merged], dtype=torch.int64),
@@ -54,6 +64,7 @@ def solve(
     for role, like in experts.roles().items():
         parts = [result.expert.roles()[role].to(dtype) for result in merged]
         tensors[role] = torch.cat(parts).cpu() if parts else like.new_empty((0, *like.shape[1:])).cpu()
+    tensors |= {name: part.cpu() for name, part in problem.changed.state().items()} if problem.changed else {}
     compact = compact_experts(working, tensors)
     record = {
         "method": method,
@@ -62,7 +73,7 @@ def solve(
         "width": compact.up.shape[1],
         "tokens": {"fit": reader.count(), "heldout": reader.count(heldout=True)},
         "output_error": {
-            part: output_error(working, compact, expert_map, reader, act, heldout=part == "heldout")
+            part: output_error(working, compact, problem.shares, reader, act, heldout=part == "heldout")
             for part in ("fit", "heldout")
         },
         "groups": [
@@ -72,6 +83,18 @@ def solve(
         ],
     }
     return tensors, record
+
+
+def rerouted(problem: Problem, router: Router, routing: str) -> Problem:
+    """Return the layer behind a router with a row per group: the one that is kept, or one that stands for all."""
+    for tokens in problem.reader.chunks(device=router.rows.device):
+        check_rule(router, tokens)
+        break
+    if routing == "pruned":
+        kept = torch.tensor([group.members[0] for group in problem.groups], device=router.rows.device)
+        return problem.with_router(pruned(router, kept))
+    chunks = problem.reader.chunks(device=router.rows.device)
+    return problem.with_router(folded(router, problem.groups, chunks))
 
 
 def compact_experts(experts: Experts, tensors: Mapping[str, Tensor]) -> Experts:
@@ -92,15 +115,22 @@ def compact_experts(experts: Experts, tensors: Mapping[str, Tensor]) -> Experts:
 
 
 def output_error(
-    experts: Experts, compact: Experts, expert_map: Sequence[int], reader: Activations, act: Activation, heldout: bool
+    experts: Experts,
+    compact: Experts,
+    shares: Callable[[Tokens], Tensor],
+    reader: Activations,
+    act: Activation,
+    heldout: bool,
 ) -> float | None:
-    """Return ||y' - y||^2 / ||y||^2 of the routed output over the tokens; None without tokens."""
+    """Return ||y' - y||^2 / ||y||^2 of the routed output over the tokens; None without tokens.
+
+    `shares` are the weights [n, M] with which the compact experts work on tokens.
+    """
     device = experts.up.device
-    mapped = torch.tensor(expert_map, device=device)
     squared = energy = 0.0
     for tokens in track(reader.chunks(heldout=heldout, device=device), "chunks for the error", reader.chunk_count()):
         y = routed_output(tokens.hidden, tokens.index, tokens.weight, experts, act).double()
-        approximate = routed_output(tokens.hidden, mapped[tokens.index], tokens.weight, compact, act).double()
+        approximate = shared_output(tokens.hidden, shares(tokens), compact, act).double()
         squared += float((approximate - y).square().sum())
         energy += float(y.square().sum())
     return squared / energy if energy else None

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mergemoe import checkpoint
+from mergemoe.errors import UserError
 from mergemoe.stacking import Stacking
 
 
@@ -65,7 +66,7 @@ def read_experts(
     folder = Path(folder) if folder else checkpoint.locate(layout["path"], layout.get("revision"))
     entry = layer_entry(layout, layer)
     with StoredTensors(folder) as stored:
-        kept = max(_expert_map(entry, stored)) + 1
+        kept = _count(entry, stored)
         roles = {}
         for role, facts in entry["roles"].items():
             keys = facts["keys"]
@@ -76,10 +77,46 @@ def read_experts(
     return Experts(**roles)
 
 
+def read_router(
+    layout: Mapping[str, Any], layer: int, device: torch.device | str = "cpu", folder: str | Path | None = None
+) -> dict[str, Tensor]:
+    """Return a layer's `router` [N, H] and, where it has one, `router_bias` [N], of a family that routers.py knows.
+
+    Raises:
+        UserError: where it does not.
+    """
+    folder = Path(folder) if folder else checkpoint.locate(layout["path"], layout.get("revision"))
+    entry = layer_entry(layout, layer)["router"]
+    if not entry["keys"]:
+        raise UserError(
+            f"{layout['model_type']}: this version does not know how {entry['class']} chooses, so its rows can be "
+            "neither deleted nor joined: take a method that keeps the routing (docs/models.md)"
+        )
+    with StoredTensors(folder) as stored:
+        return {name: stored[key].to(device) for name, key in entry["keys"].items()}
+
+
 def read_expert_map(layout: Mapping[str, Any], layer: int, folder: str | Path) -> list[int]:
     """Return a compressed checkpoint's expert_map [N]; a layer that was left as it is has the identity."""
     with StoredTensors(Path(folder)) as stored:
         return _expert_map(layer_entry(layout, layer), stored)
+
+
+def is_rerouted(layout: Mapping[str, Any], layer: int, folder: str | Path) -> bool:
+    """Tell whether a compressed checkpoint's router has fewer rows than the original's in a layer."""
+    entry = layer_entry(layout, layer)
+    keys = entry["router"]["keys"]
+    return bool(keys) and checkpoint.read_headers(folder)[keys["router"]]["shape"][0] < entry["experts"]
+
+
+def _count(entry: Mapping[str, Any], stored: "StoredTensors") -> int:
+    """Return how many experts a checkpoint holds: a stock one may have fewer than the original, too."""
+    if entry["expert_map"]["key"] in stored.headers:
+        return max(_expert_map(entry, stored)) + 1
+    facts = entry["roles"]["up"]
+    if facts["fused"]:
+        return entry["experts"] if facts["stored"]["flat"] else stored.headers[facts["keys"][0]]["shape"][0]
+    return sum(key in stored.headers for key in facts["keys"])
 
 
 def _expert_map(entry: Mapping[str, Any], stored: "StoredTensors") -> list[int]:

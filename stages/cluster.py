@@ -27,7 +27,8 @@ def main() -> None:
     with Reader(args.capture, layer) as reader:
         problem = Problem(experts, [], reader, Activation(**layer_entry(layout, layer)["activation"]))
         by = "none" if untouched else args.cfg["by"]
-        expert_map = cluster.group(by, kept, problem, profile["usage"], profile["router_similarity"], width)
+        router_groups = layer_entry(layout, layer)["router"]["groups"]
+        expert_map = cluster.group(by, kept, problem, profile, width, args.cfg["max_size"], router_groups)
         groups = cluster.describe(expert_map, profile["usage"], reader)
     needs = budget.needed_tokens(kept, width)
     payload = {"layer": layer, "by": args.cfg["by"], "untouched": untouched, **groups, "needed_tokens": needs}

@@ -4,11 +4,11 @@ python -m stages.solve --cfg JSON --code DIGEST --layer N --layout LAYOUT.json -
     --profile LAYER.json --cluster LAYER.json --out LAYER.safetensors
 """
 
-from mergemoe import runtime, store
+from mergemoe import fits, routing, runtime, store
 from mergemoe.activations import Reader
 from mergemoe.features import Activation
 from mergemoe.solve import solve
-from mergemoe.weights import layer_entry, read_experts
+from mergemoe.weights import layer_entry, read_experts, read_router
 from stages import common
 
 
@@ -21,13 +21,17 @@ def main() -> None:
     grouping = store.read_json(args.cluster, layer)
     if grouping["untouched"]:
         cfg = {"method": "none"}
+    entry, router = layer_entry(layout, layer), None
+    if fits.routing(cfg["method"], cfg) != "preserved":
+        router = routing.of_layer(entry, read_router(layout, layer, device))
     with Reader(args.capture, layer) as reader:
         tensors, record = solve(
             read_experts(layout, layer, device),
             grouping["expert_map"],
             store.read_json(args.profile, layer)["usage"],
             reader,
-            Activation(**layer_entry(layout, layer)["activation"]),
+            Activation(**entry["activation"]),
+            router=router,
             **cfg,
         )
     provenance = common.provenance("solve", args)
