@@ -20,7 +20,7 @@ def experts_of(*rows):
 
 
 def by_weights(experts, usage, kept):
-    return cluster.group("weights", kept, Problem(experts, [], None, SILU), usage, [], 0)
+    return cluster.group("weights", kept, Problem(experts, [], None, SILU), {"usage": usage}, 0)
 
 
 def test_experts_join_the_most_similar_of_the_most_used():

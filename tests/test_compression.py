@@ -10,19 +10,19 @@ from conftest import make_tiny
 from transformers import AutoModelForCausalLM
 
 import mergemoe
-from mergemoe import cluster, layout
+from mergemoe import cluster, fits, layout
 from mergemoe.activations import Reader
 from mergemoe.assemble import assemble
 from mergemoe.capture import batches_of, capture
 from mergemoe.errors import UserError
 from mergemoe.features import Activation
-from mergemoe.fits import GROUPINGS
 from mergemoe.problem import Problem
 from mergemoe.profile import profile
+from mergemoe.routing import of_layer
 from mergemoe.solve import solve
 from mergemoe.stream import LayeredModel
 from mergemoe.text import heldout_rows
-from mergemoe.weights import read_experts
+from mergemoe.weights import read_experts, read_router
 
 CPU = torch.device("cpu")
 
@@ -39,8 +39,11 @@ def drawn(rows=8):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def by_workflow(path, tokens, method, folder, dtype):
+def by_workflow(path, tokens, folder, dtype, method, width=1.0, **options):
     """What the stages compute, called one after the other."""
+    changes = fits.routing(method, options) != "preserved"
+    by = "saliency" if fits.routing(method, options) == "pruned" else fits.GROUPINGS[method][0]
+    options |= {"width": width} if width < 1 else {}
     described = layout.describe(path, digests=False)
     batches = batches_of(tokens["input_ids"], tokens["attention_mask"], 48, CPU)
     heldout = torch.tensor(heldout_rows(len(tokens["input_ids"]), 0.25, 7))
@@ -50,11 +53,14 @@ def by_workflow(path, tokens, method, folder, dtype):
         experts, act = read_experts(described, entry["layer"]), Activation(**entry["activation"])
         with Reader(files[entry["layer"]]) as reader:
             profiled = profile(reader, experts, act)
-            usage, width = profiled["usage"], entry["width"]
+            usage, kept = profiled["usage"], 8 if by == "none" else 4
             problem = Problem(experts.map(lambda m: m.float()), [], reader, act)
-            by = GROUPINGS[method][0]
-            expert_map = cluster.group(by, 4, problem, usage, profiled["router_similarity"], width)
-            solved[entry["layer"]], _ = solve(experts, expert_map, usage, reader, act, method=method)
+            groups = entry["router"]["groups"]
+            expert_map = cluster.group(by, kept, problem, profiled, entry["width"], router_groups=groups)
+            router = of_layer(entry, read_router(described, entry["layer"])) if changes else None
+            solved[entry["layer"]], _ = solve(
+                experts, expert_map, usage, reader, act, router=router, method=method, **options
+            )
     assemble(described, solved, folder / "workflow")
     return mergemoe.load(folder / "workflow", "cpu")
 
@@ -65,7 +71,7 @@ def by_workflow(path, tokens, method, folder, dtype):
 )
 def test_the_weights_are_the_workflows_bit_for_bit(name, dtype, method, tmp_path):
     path = architectures.save(name, tmp_path / "full", dtype)
-    expected = by_workflow(path, drawn(), method, tmp_path, dtype)
+    expected = by_workflow(path, drawn(), tmp_path, dtype, method)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     found = mergemoe.compress(model, drawn(), experts=4, method=method, seed=7, holdout=0.25, batch_tokens=48)
     assert found is model

@@ -112,9 +112,9 @@ def test_an_order_of_its_own_for_each_expert_changes_no_group(by):
     problem = problems.problem(expert_map=range(6))
     orders = torch.stack([torch.randperm(5, generator=torch.Generator().manual_seed(e)) for e in range(6)])
     other = replace(problem, experts=reordered(problem.experts, orders))
-    usage = list(range(6))
     logits = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).tolist()
-    found, expected = (cluster.group(by, 3, each, usage, logits, 5) for each in (other, problem))
+    profiled = {"usage": list(range(6)), "router_similarity": logits}
+    found, expected = (cluster.group(by, 3, each, profiled, 5) for each in (other, problem))
     assert found == expected and len(set(found)) == 3
 
 
@@ -141,7 +141,7 @@ def test_groups_by_outputs_are_those_of_average_linkage_on_the_mean_outputs():
     tokens = problem.reader.parts[False].hidden
     means = np.stack([np.mean([problems.output(problem.experts, j, x).numpy() for x in tokens], 0) for j in range(6)])
     labels = fcluster(linkage(means, "average"), 3, "maxclust")
-    found = cluster.group("outputs", 3, problem, [1] * 6, [], 5)
+    found = cluster.group("outputs", 3, problem, {}, 5)
     assert len(set(found)) == 3
     for i, j in itertools.combinations(range(6), 2):
         assert (found[i] == found[j]) == (labels[i] == labels[j])
@@ -150,12 +150,13 @@ def test_groups_by_outputs_are_those_of_average_linkage_on_the_mean_outputs():
 def test_groups_by_router_join_the_centre_with_the_most_similar_logits():
     similarity = [[1, 0.9, 0.2, 0.1], [0.9, 1, 0.3, 0.8], [0.2, 0.3, 1, 0.7], [0.1, 0.8, 0.7, 1]]
     problem = problems.problem(expert_map=range(4))
-    assert cluster.group("router", 2, problem, [9, 1, 7, 2], similarity, 5) == [0, 0, 1, 1]
+    profiled = {"usage": [9, 1, 7, 2], "router_similarity": similarity}
+    assert cluster.group("router", 2, problem, profiled, 5) == [0, 0, 1, 1]
 
 
 def test_every_method_has_groupings_and_every_grouping_a_method():
-    known = {"average", "msmoe", "hcsmoe", "mergemoe", "routed", "joint", "select", "slim"}
+    known = {"average", "msmoe", "hcsmoe", "mergemoe", "reap", "routed", "joint", "select", "slim"}
     assert set(GROUPINGS) == known
     assert {by for groupings in GROUPINGS.values() for by in groupings} == {
-        "weights", "router", "outputs", "selection", "none",
+        "weights", "router", "outputs", "selection", "saliency", "none",
     }  # fmt: skip

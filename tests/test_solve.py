@@ -37,7 +37,8 @@ def test_the_output_error_is_that_of_a_loop_over_tokens(experts, reader, heldout
             energy += float(y.square().sum())
             tokens += 1
     assert tokens == reader.count(heldout=heldout) > 0
-    found = output_error(working, compact, MAP, reader, SILU, heldout=heldout)
+    shares = Problem(working, groups_of(MAP, USAGE), reader, SILU).shares
+    found = output_error(working, compact, shares, reader, SILU, heldout=heldout)
     assert found == pytest.approx(squared / energy, rel=1e-5)
     assert found > 0.01
 
@@ -77,8 +78,9 @@ def test_only_groups_of_several_are_solved_and_recorded(experts, reader, method)
     assert record["tokens"] == {"fit": reader.count(), "heldout": reader.count(heldout=True)}
     assert [group["members"] for group in record["groups"]] == [[0, 1], [2, 7], [3, 4, 5]]
     compact = compact_experts(single(experts), tensors)
+    shares = Problem(single(experts), groups_of(MAP, USAGE), reader, SILU).shares
     for part, error in record["output_error"].items():
-        assert error == output_error(single(experts), compact, MAP, reader, SILU, heldout=part == "heldout")
+        assert error == output_error(single(experts), compact, shares, reader, SILU, heldout=part == "heldout")
 
 
 def test_the_compact_experts_are_the_solved_ones_and_the_others_as_they_were(experts, reader):

@@ -331,9 +331,10 @@ def test_compression_in_memory_gives_the_workflows_weights_bit_for_bit(path, des
     for entry in described["layers"]:
         experts, act = read_experts(described, entry["layer"]), Activation(**entry["activation"])
         with Reader(captured[0][entry["layer"]], entry["layer"]) as reader:
-            usage = profile(reader, experts, act)["usage"]
+            profiled = profile(reader, experts, act)
+            usage = profiled["usage"]
             problem = Problem(experts.map(lambda m: m.float()), [], reader, act)
-            expert_map = cluster.group("weights", 4, problem, usage, [], entry["width"])
+            expert_map = cluster.group("weights", 4, problem, profiled, entry["width"])
             solved[entry["layer"]], record = solve(experts, expert_map, usage, reader, act, method=method)
             assert 0 < record["output_error"]["fit"] < 5
     assemble(described, solved, tmp_path / "workflow")
