@@ -29,7 +29,7 @@ def kept_width(share: float, width: int) -> int:
     return math.ceil(round(share * width, 9))
 
 
-def check_router(model_type: str, routing: str, kept: int, top_k: int, groups: int) -> None:
+def check_router(model_type: str, routing: str, kept: int, top_k: int, groups: int, top_groups: int) -> None:
     """Check that a router of M rows is one that its family can have.
 
     Args:
@@ -38,6 +38,7 @@ def check_router(model_type: str, routing: str, kept: int, top_k: int, groups: i
         kept: M.
         top_k: K.
         groups: of experts, among which the router chooses first; 1 where it does not.
+        top_groups: of them, in which a token's K experts stand.
 
     Raises:
         UserError: with the reason, and what to change.
@@ -58,6 +59,11 @@ def check_router(model_type: str, routing: str, kept: int, top_k: int, groups: i
         raise UserError(
             f"the router chooses among {groups} groups of experts by the two best of each, so {kept} kept experts must "
             f"be a multiple of {groups}, and two or more a group"
+        )
+    if kept // groups * top_groups < top_k:
+        raise UserError(
+            f"{top_k} experts work on a token, and they stand in {top_groups} of {groups} groups, which hold "
+            f"{kept // groups * top_groups} of {kept} kept experts: keep at least {-(-top_k // top_groups) * groups}"
         )
 
 

@@ -68,8 +68,12 @@ def _check_routing(params: Params, run: Run, counts: Mapping[int, int]) -> None:
                 f"its layers would have {sorted(kept)} experts, and the routing is {routing}: a stock model has one "
                 "number of experts. Set `layers: all`, or take a method that keeps the routing"
             )
-        top_k, groups = experts.top_k(config) or 1, config.get("n_group") or 1
-        budget.check_router(config["model_type"], routing, kept.pop(), top_k, groups)
+        top_k, groups, top_groups = (
+            experts.top_k(config) or 1,
+            config.get("n_group") or 1,
+            config.get("topk_group") or 1,
+        )
+        budget.check_router(config["model_type"], routing, kept.pop(), top_k, groups, top_groups)
     except UserError as error:
         raise UserError(f"{'/'.join(run)}: {error}") from None
 

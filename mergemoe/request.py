@@ -45,8 +45,8 @@ def stock_config(
     routing = fits.routing(method, options)
     rerouted = routing != "preserved"
     for layer, entry in entries.items() if rerouted else ():
-        groups = entry["router"]["groups"]
-        budget.check_router(described["model_type"], routing, kept[layer], entry["top_k"], groups)
+        groups, top_groups = entry["router"]["groups"], entry["router"]["top_groups"]
+        budget.check_router(described["model_type"], routing, kept[layer], entry["top_k"], groups, top_groups)
     sizes = {layer: (kept[layer], budget.kept_width(width, entry["width"])) for layer, entry in entries.items()}
     settings = {**model.config.to_dict(), "dtype": described["dtype"]}
     return stock.config_of(settings, described, sizes, dict.fromkeys(sizes, rerouted)) if sizes else None

@@ -53,7 +53,7 @@ def by_workflow(path, tokens, folder, dtype, method, width=1.0, **options):
         experts, act = read_experts(described, entry["layer"]), Activation(**entry["activation"])
         with Reader(files[entry["layer"]]) as reader:
             profiled = profile(reader, experts, act)
-            usage, kept = profiled["usage"], 8 if by == "none" else 4
+            usage, kept = profiled["usage"], 8 if by == "none" else 6 if changes else 4
             problem = Problem(experts.map(lambda m: m.float()), [], reader, act)
             groups = entry["router"]["groups"]
             expert_map = cluster.group(by, kept, problem, profiled, entry["width"], router_groups=groups)

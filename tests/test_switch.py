@@ -350,6 +350,14 @@ def test_compression_in_memory_gives_the_workflows_weights_bit_for_bit(path, des
     assert torch.equal(logits(remote), logits(found))
 
 
+def test_narrower_experts_that_stock_code_does_not_have_are_compact_and_it_is_said(path, caplog):
+    ids, mask = tokens()
+    given = {"input_ids": ids, "attention_mask": mask}
+    found = mergemoe.compress(stock(path), given, experts=1.0, method="slim", width=0.5, seed=7, holdout=0.2)
+    assert "no configuration for experts of these widths alone" in caplog.text
+    assert type(found).__name__.startswith("MergeMoe")
+
+
 @torch.no_grad()
 def test_fidelity_is_over_the_decoders_half(path, compact):
     model, small = stock(path), mergemoe.load(compact, "cpu", torch.float32)
