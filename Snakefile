@@ -243,6 +243,30 @@ rule fidelity:
         " --reference {input.reference:q} --out {output:q} 2> {log:q}"
 
 
+rule generate:
+    """How one model goes on from held-out prompts, where params.yaml asks for it."""
+    input:
+        layout=LAYOUT,
+        made=graph.made,
+        reference=REFERENCE,
+    output:
+        SCORE.format(model="{model}", subject="{subject}", task="generation"),
+    log:
+        "logs/generate/{model}/{subject}.log",
+    benchmark:
+        "logs/bench/generate/{model}/{subject}.jsonl"
+    threads: params.evaluate.threads
+    params:
+        cfg=graph.evaluate("generation", "dtype", "batch_tokens", "threads"),
+        code=code("stages.generate"),
+        model=graph.folder,
+        made=graph.digests,
+    shell:
+        "python -m stages.generate --cfg {params.cfg:q} --code {params.code}"
+        " --layout {input.layout:q} --model {params.model:q} --made {params.made:q}"
+        " --reference {input.reference:q} --out {output:q} 2> {log:q}"
+
+
 rule evaluate:
     """The score of one model on one task of lm-eval."""
     input:
@@ -273,7 +297,7 @@ rule report:
         clusters=graph.every(CLUSTER),
         solves=graph.every(SOLVE + ".json"),
         models=graph.every(MODEL),
-        scores=graph.scores(*params.evaluate.tasks, "fidelity"),
+        scores=graph.scores(),
         templates=files_below("mergemoe/templates"),
     output:
         metrics=METRICS,

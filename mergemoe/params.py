@@ -220,14 +220,39 @@ class Task(Section):
     batch_size: int = Field(default=32, gt=0)
 
 
+class Generation(Section):
+    """Greedy continuations of the first tokens of held-out sequences."""
+
+    prompts: int = Field(default=80, gt=0, description="sequences that are continued, one prompt each")
+    prompt_tokens: int = Field(default=32, gt=0)
+    new_tokens: int = Field(default=96, ge=24, description="of the longest continuation; a loop covers 24 at least")
+
+
 class Evaluate(Section):
     """What a compressed model is measured by."""
 
     tasks: dict[str, Task] = {}
     heldout: Text = Field(description="text for fidelity: perplexity, KL and output error against the full model")
+    generation: Generation | None = Field(
+        default=None, description="greedy continuations of held-out prompts; {}: by the defaults"
+    )
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    batch_tokens: int = Field(default=16384, gt=0, description="tokens of one forward batch of fidelity")
+    batch_tokens: int = Field(default=16384, gt=0, description="tokens of one forward batch, lm-eval's excepted")
     threads: int = Field(default=1, gt=0)
+
+    @model_validator(mode="after")
+    def _prompts(self) -> "Evaluate":
+        wanted, heldout = self.generation, self.heldout
+        if wanted and (wanted.prompts > heldout.samples or wanted.prompt_tokens > heldout.length):
+            raise ValueError(
+                f"generation takes {wanted.prompts} prompts of {wanted.prompt_tokens} tokens from `heldout`, which has "
+                f"{heldout.samples} sequences of {heldout.length}"
+            )
+        return self
+
+    def scored(self) -> list[str]:
+        """Return what every model gets scores for: the tasks of lm-eval, and what is measured beside them."""
+        return [*self.tasks, "fidelity", *(["generation"] if self.generation else [])]
 
 
 class Run(NamedTuple):
@@ -263,6 +288,8 @@ class Params(Section):
                     raise ValueError(f"{kind}: the name {name!r} becomes a folder: letters, digits and _ only")
         if "fidelity" in self.evaluate.tasks:
             raise ValueError("evaluate.tasks: `fidelity` is always measured; it is no task of lm-eval")
+        if "generation" in self.evaluate.tasks:
+            raise ValueError("evaluate.tasks: `generation` is no task of lm-eval; it is a section of evaluate")
         if "full" in self.calibrate:
             raise ValueError("calibrate: the name `full` is taken by the uncompressed model's scores")
         for run in self.runs if self.runs != "all" else []:

@@ -67,6 +67,7 @@ def jobs(params: Params) -> dict[str, int]:
         "assemble": len(runs),
         "reference": len(layers),
         "fidelity": scored,
+        "generate": scored if params.evaluate.generation else 0,
         "evaluate": scored * len(params.evaluate.tasks),
         "report": 1,
     }

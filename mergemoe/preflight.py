@@ -23,6 +23,12 @@ def check(params: Params) -> None:
                 "says which part of it an encoder should read: a score would hang on our choice. Set `tasks: {}`; "
                 "fidelity, over the second half of every held-out sequence, is measured all the same"
             )
+    for model in layers if params.evaluate.generation else ():
+        if checkpoint.read_config(params.model[model].folder()).get("is_encoder_decoder"):
+            raise UserError(
+                f"evaluate.generation: model.{model} has an encoder, and generation is not measured for these: "
+                "what the encoder reads and what the decoder begins with would be our choice. Leave the section out"
+            )
     for model, cluster in dict.fromkeys((run.model, run.cluster) for run in params.all_runs()):
         chosen = params.cluster[cluster]
         first, last = chosen.bounds()

@@ -20,6 +20,8 @@ LABELS = {
     "fidelity/perplexity": "perplexity\u00a0↓",
     "fidelity/top1": "equal top-1\u00a0↑",
     "fidelity/output_error": "output error\u00a0↓",
+    "generation/loops": "loops\u00a0↓",
+    "generation/distinct2": "distinct-2\u00a0↑",
 }
 Marks = Mapping[str, plots.Mark]
 Context = dict[str, Any]

@@ -24,7 +24,7 @@ PATTERNS = {
     **dict.fromkeys(("model", "calibrate", "cluster", "solve"), r"\w+"),
     "layer": r"\d{3}",
     "subject": r"full|\w+/\w+/\w+",
-    "task": r"(?!fidelity\b)\w+",
+    "task": r"(?!fidelity\b|generation\b)\w+",
 }
 
 Parameter = Callable[[Any], str]  # of a job: wildcards -> text
@@ -55,8 +55,9 @@ class Graph:
             }
         )
 
-    def scores(self, *tasks: str) -> list[str]:
+    def scores(self) -> list[str]:
         """Return the score files of all full models and runs."""
+        tasks = self.params.evaluate.scored()
         subjects = {(run.model, subject) for run in self.runs for subject in ("full", "/".join(run[1:]))}
         return [SCORE.format(model=m, subject=s, task=task) for m, s in sorted(subjects) for task in tasks]
 
@@ -71,7 +72,7 @@ class Graph:
             "solve": SOLVE + ".json",
             "assemble": MODEL,
         }
-        scores = self.scores(*self.params.evaluate.tasks, "fidelity")
+        scores = self.scores()
         return {stage: self.every(path) for stage, path in each.items()} | {"evaluate": scores, "report": [PAGE]}
 
     def original_files(self, wildcards: Any) -> list[str]:
@@ -169,6 +170,4 @@ class Graph:
 
     def report(self) -> str:
         """Return the runs and tasks that the report shows."""
-        return tracking.cfg(
-            {"runs": [list(run) for run in self.runs], "tasks": [*self.params.evaluate.tasks, "fidelity"]}
-        )
+        return tracking.cfg({"runs": [list(run) for run in self.runs], "tasks": self.params.evaluate.scored()})

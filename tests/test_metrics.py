@@ -69,6 +69,20 @@ def test_a_task_without_accuracy_shows_all_its_scores():
     assert metrics.columns({"m": {"full": full, "runs": {}}}) == ["fidelity/kl", "a/acc", "b/f1"]
 
 
+def test_of_generation_what_repeats_has_a_column():
+    full = {f"generation/{name}": 1.0 for name in ("loops", "loops_stderr", "distinct2", "length", "perplexity")}
+    assert metrics.columns({"m": {"full": full, "runs": {}}}) == ["generation/distinct2", "generation/loops"]
+
+
+def test_a_card_explains_generation_where_it_was_measured(gathered):
+    run, full = gathered["demo"]["runs"]["mixed/half/mergemoe"], gathered["demo"]["full"]
+    tasks = {"fidelity": {"samples": 9}}
+    assert "`generation`" not in metrics.markdown(run, full, tasks)
+    text = metrics.markdown(run | {"generation/loops": 0.25}, full, tasks | {"generation": {"samples": 4}})
+    assert "| generation/loops | – | 0.250 |" in text
+    assert "`generation` continues held-out prompts greedily" in text
+
+
 @pytest.mark.parametrize(
     ("value", "error", "text"),
     [

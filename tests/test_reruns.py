@@ -8,12 +8,13 @@ from conftest import make_tiny, snakemake
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
 
-RUNS = {"assemble": 2, "fidelity": 2, "evaluate": 2, "report": 1}  # both runs anew, the full model's scores stay
-ONE = {"solve": 2, "assemble": 1, "fidelity": 1, "evaluate": 1, "report": 1}  # one solve choice, two layers
+# Both runs anew, the full model's scores stay; one choice of solve, two layers.
+RUNS = {"assemble": 2, "fidelity": 2, "generate": 2, "evaluate": 2, "report": 1}
+ONE = {"solve": 2, "assemble": 1, "fidelity": 1, "generate": 1, "evaluate": 1, "report": 1}
 GROUPED = {"cluster": 2, "solve": 4, **RUNS}
 CALIBRATED = {"calibrate": 1, "capture": 1, "profile": 2, **GROUPED}
-REFERENCED = {"reference": 1, "fidelity": 3, "report": 1}
-SCORED = {"reference": 1, "fidelity": 3, "evaluate": 3, "report": 1}
+REFERENCED = {"reference": 1, "fidelity": 3, "generate": 3, "report": 1}
+SCORED = {**REFERENCED, "evaluate": 3}
 EVERYTHING = {"layout": 1, **CALIBRATED, **SCORED}
 PARAMS = "params.yaml"
 
@@ -53,7 +54,7 @@ TABLE = {
         PARAMS,
         "solve:\n",
         "  few: {by: weights, experts: 2}\nsolve:\n",
-        {"cluster": 2, "solve": 4, "assemble": 2, "fidelity": 2, "evaluate": 2, "report": 1},
+        GROUPED,
     ),
     "solve.ridge": (PARAMS, "ridge: 0.0", "ridge: 0.1", ONE),
     "solve.threads": (PARAMS, "ridge: 0.0", "ridge: 0.0, threads: 2", ONE),
@@ -76,6 +77,9 @@ TABLE = {
     ),
     "one task's shots": (PARAMS, "limit: 2", "limit: 2, fewshot: 1", {"evaluate": 3, "report": 1}),
     "one task's batch": (PARAMS, "limit: 2", "limit: 2, batch_size: 4", {"evaluate": 3, "report": 1}),
+    "evaluate.generation": (PARAMS, "prompt_tokens: 8", "prompt_tokens: 9", {"generate": 3, "report": 1}),
+    "no generation": (PARAMS, "  generation:", "  # generation:", {"report": 1}),
+    "code of generation": ("mergemoe/generation.py", "SPAN = 24", "SPAN = 25", {"generate": 3, "report": 1}),
     "evaluate.dtype": (PARAMS, "  dtype: float32", "  dtype: bfloat16", SCORED),
     "evaluate.batch_tokens": (
         PARAMS,

@@ -381,7 +381,7 @@ def test_sequences_that_end_in_the_encoders_half_are_refused_in_one_line(path):
             pass
 
 
-def test_tasks_of_lm_eval_are_refused_before_the_first_job(path, tmp_path):
+def test_tasks_of_lm_eval_and_generation_are_refused_before_the_first_job(path, tmp_path):
     (tmp_path / "text.txt").write_text("a")
     text = {"source": str(tmp_path / "text.txt"), "samples": 4, "length": 8}
     content = {
@@ -394,7 +394,10 @@ def test_tasks_of_lm_eval_are_refused_before_the_first_job(path, tmp_path):
     }
     preflight.check(read_params(content))
     content["evaluate"]["tasks"] = {"blimp": {}}
-    with pytest.raises(UserError, match="model.switch has an encoder"):
+    with pytest.raises(UserError, match="evaluate.tasks: model.switch has an encoder"):
+        preflight.check(read_params(content))
+    content["evaluate"] = {"heldout": text, "generation": {"prompts": 4, "prompt_tokens": 8}}
+    with pytest.raises(UserError, match="evaluate.generation: model.switch has an encoder"):
         preflight.check(read_params(content))
 
 

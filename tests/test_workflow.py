@@ -34,6 +34,7 @@ def test_every_artifact_is_there_and_nothing_else(finished):
         "models/tiny/mixed/half/average/config.json",
         "scores/tiny/full/blimp.json",
         "scores/tiny/mixed/half/mergemoe/fidelity.json",
+        "scores/tiny/full/generation.json",
         "cards/tiny/mixed/half/mergemoe.md",
         "report/index.html",
     ]:

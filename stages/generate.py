@@ -1,0 +1,50 @@
+"""Let a model go on from held-out prompts and measure what it writes.
+
+python -m stages.generate --cfg JSON --code DIGEST --layout LAYOUT.json --model MODEL --made MADE.json
+    --reference FOLDER --out SCORES.json
+
+MODEL and MADE as in stages.evaluate. The full model, which judges the continuations, is that of LAYOUT.
+"""
+
+import torch
+from transformers import AutoTokenizer
+
+from mergemoe import checkpoint, generation, runtime, store
+from mergemoe.loading import load
+from stages import common
+
+SHOWN = 8  # continuations that the artifact has as text
+
+
+def main() -> None:
+    """Continue the prompts, load the full model where it is another one, score, write."""
+    args = common.arguments(__doc__, "layout", "made", "reference", also=["model"])
+    device = runtime.start(args.cfg["threads"], args.device)
+    settings, dtype = args.cfg["generation"], getattr(torch, args.cfg["dtype"])
+    layout, made = store.read_json(args.layout), store.read_json(args.made)
+    folder = checkpoint.locate(args.model, made.get("revision"))
+    store.check_files(folder, made["files"], original=args.made == args.layout)
+    original = checkpoint.locate(layout["path"], layout.get("revision"))
+    kept = store.read_tensors(f"{args.reference}/final.safetensors")
+    starts = generation.prompts(
+        kept["input_ids"], kept["attention_mask"], settings["prompts"], settings["prompt_tokens"]
+    )
+    tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)
+    end, size = tokenizer.eos_token_id, args.cfg["batch_tokens"]
+    model = load(folder, device, dtype)
+    continued = generation.continuations(model, starts, settings["new_tokens"], end, size, device)
+    if args.made != args.layout:
+        del model  # two of them may not fit
+        store.check_files(original, layout["files"], original=True)
+        model = load(original, device, dtype)
+    scores = generation.scores(continued, end) | generation.perplexity(model, starts, continued, size, device)
+    texts = [
+        {"prompt": tokenizer.decode(start), "text": tokenizer.decode(row)}
+        for start, row in zip(starts[:SHOWN].tolist(), continued[:SHOWN], strict=True)
+    ]
+    payload = {"task": "generation", "samples": len(starts), "scores": scores, "continuations": texts}
+    store.write_json(args.out, payload, common.provenance("generate", args))
+
+
+if __name__ == "__main__":
+    common.run(main)
