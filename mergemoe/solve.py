@@ -38,8 +38,8 @@ def solve(
         options: its keys in params.yaml.
 
     Returns:
-        tensors: per role [G', ., .] in the stored dtype, `groups` [G'] their numbers, `expert_map` [N]. Experts that
-        are narrower than before are so in every group.
+        tensors: per role [G', ., .] in the stored dtype, `groups` [G'] their numbers, `expert_map` [N]. Experts of
+        another width than before have it in every group.
         record: errors, rank and tokens; `output_error` is ||y' - y||^2 / ||y||^2 of the layer's routed output, with
         the weights as stored.
     """
