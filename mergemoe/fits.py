@@ -4,8 +4,10 @@ ANY = ("weights", "router", "outputs", "selection")
 GROUPINGS = {
     "average": ANY,
     "msmoe": ("router",),
+    "zipit": ANY,
     "hcsmoe": ("outputs",),
     "mergemoe": ("weights",),
+    "oracle": ("weights",),
     "routed": ANY,
     "joint": ANY,
     "select": ("selection",),

@@ -143,6 +143,12 @@ class MSMoE(Solve):
     method: Literal["msmoe"]
 
 
+class ZipIt(Solve):
+    """Correlated neurons of a group become one."""
+
+    method: Literal["zipit"]
+
+
 class HCSMoE(Solve):
     """HC-SMoE: usage-weighted averages of experts with like outputs."""
 
@@ -158,6 +164,12 @@ class MergeMoE(Solve):
     )
 
 
+class Oracle(Solve):
+    """The usage-weighted output of a group, exactly; larger than the original, for small models."""
+
+    method: Literal["oracle"]
+
+
 Share = Annotated[float, Field(gt=0, le=1, description="share of the experts' neurons that is kept, rounded up")]
 Ridge = Annotated[
     Literal["auto"] | Annotated[float, Field(ge=0)],
@@ -169,7 +181,7 @@ class Fitted(Solve):
     """Least squares on routed outputs: group by group, or of all groups at once."""
 
     method: Literal["routed", "joint"]
-    features: Literal["plain", "usage", "aligned", "selected"] = "usage"
+    features: Literal["plain", "usage", "aligned", "zipped", "selected"] = "usage"
     width: Share = 1.0
     ridge: Ridge = "auto"
 
@@ -190,7 +202,9 @@ class Slim(Solve):
     ridge: Ridge = "auto"
 
 
-Method = Annotated[Average | MSMoE | HCSMoE | MergeMoE | Fitted | Select | Slim, Field(discriminator="method")]
+Method = Annotated[
+    Average | MSMoE | ZipIt | HCSMoE | MergeMoE | Oracle | Fitted | Select | Slim, Field(discriminator="method")
+]
 
 
 class Task(Section):

@@ -59,7 +59,9 @@ def by_workflow(path, tokens, method, folder, dtype):
     return mergemoe.load(folder / "workflow", "cpu")
 
 
-@pytest.mark.parametrize(("dtype", "method"), [(torch.float32, "mergemoe"), (torch.bfloat16, "select")])
+@pytest.mark.parametrize(
+    ("dtype", "method"), [(torch.float32, "mergemoe"), (torch.bfloat16, "select"), (torch.bfloat16, "oracle")]
+)
 @pytest.mark.parametrize(
     "name", ["qwen3_moe", "gpt_oss", "nemotron_h", "dbrx", "longcat_flash", "jetmoe", "llama4_text"]
 )
