@@ -154,8 +154,8 @@ def _layer(
             written |= {key: tensors[role].new_empty([0] * (tensors[role].ndim - 1)) for key in keys[kept:]}
         every = [*keys, *facts["identity"]]
         spare = {every[kept + i]: stored[key] for i, key in enumerate(facts["identity"])}
-        if (width := _width(entry, tensors)) < entry["width"]:  # no expert reads them, and a stack has one shape
-            spare = {key: torch.zeros_like(tensor[:width]) for key, tensor in spare.items()}
+        if _width(entry, tensors) != entry["width"]:  # no expert reads them, and a stack has one shape
+            spare = {key: torch.zeros_like(tensors[role][0]) for key in spare}
         written |= spare
     yield from written.items()
 

@@ -106,13 +106,16 @@ def routed(headers: Headers, config: Mapping[str, Any]) -> dict[str, Routed]:
             form = "alone" if int(match["expert"]) in members[stack, number] else "identity"
             found[key] = Routed(stack, layer, len(members[stack, number]), form, name)
         elif _FLAT.fullmatch(name):
-            found[key] = Routed(stack, layer, shape[0] // _flat_width(config), "flat", name)
+            found[key] = Routed(stack, layer, shape[0] // _flat_width(config, key), "flat", name)
         elif len(shape) > 1:  # else a map, a norm, or a bias of the router
             found[key] = Routed(stack, layer, shape[0], "stacked", name)
     return found
 
 
-def _flat_width(config: Mapping[str, Any]) -> int:
+def _flat_width(config: Mapping[str, Any], key: str) -> int:
+    compressed = (config.get("mergemoe") or {"experts": {}})["experts"]
+    if facts := compressed.get(key.rpartition(".mlp.")[0]):
+        return facts["width"][1]
     for width in stated(config, "flat_width"):
         return width
     raise UserError("config.json lacks ffn_config.ffn_hidden_size: where does one expert end in a stored tensor?")

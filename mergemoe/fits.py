@@ -7,8 +7,10 @@ ANY = ("weights", "router", "outputs", "selection")
 GROUPINGS = {
     "average": ANY,
     "msmoe": ("router",),
+    "zipit": ANY,
     "hcsmoe": ("outputs",),
     "mergemoe": ("weights",),
+    "oracle": ("weights",),
     "reap": ("saliency",),
     "routed": ANY,
     "joint": (*ANY, "saliency"),

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from mergemoe import averaging, selection
+from mergemoe import averaging, selection, zipping
 from mergemoe.errors import UserError
 from mergemoe.problem import Group, Problem
 from mergemoe.weights import Experts
 
-Features = Literal["plain", "usage", "aligned", "selected"]
+Features = Literal["plain", "usage", "aligned", "zipped", "selected"]
 
 
 def features(problem: Problem, groups: Sequence[Group], named: Features, width: int) -> list[Experts]:
@@ -25,4 +25,4 @@ def features(problem: Problem, groups: Sequence[Group], named: Features, width: 
         from mergemoe.alignment import aligned  # needs scipy
 
         return aligned(problem, groups)
-    return {"plain": averaging.plain, "usage": averaging.by_usage}[named](problem, groups)
+    return {"plain": averaging.plain, "usage": averaging.by_usage, "zipped": zipping.zipped}[named](problem, groups)

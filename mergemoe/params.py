@@ -146,6 +146,12 @@ class MSMoE(Solve):
     method: Literal["msmoe"]
 
 
+class ZipIt(Solve):
+    """Correlated neurons of a group become one."""
+
+    method: Literal["zipit"]
+
+
 class HCSMoE(Solve):
     """HC-SMoE: usage-weighted averages of experts with like outputs."""
 
@@ -159,6 +165,12 @@ class MergeMoE(Solve):
     ridge: float = Field(
         default=0.0, ge=0, description="damping, a share of the mean squared feature; 0 is the paper's"
     )
+
+
+class Oracle(Solve):
+    """The usage-weighted output of a group, exactly; larger than the original, for small models."""
+
+    method: Literal["oracle"]
 
 
 class REAP(Solve):
@@ -178,7 +190,7 @@ class Fitted(Solve):
     """Least squares on routed outputs: group by group, or of all groups at once."""
 
     method: Literal["routed", "joint"]
-    features: Literal["plain", "usage", "aligned", "selected"] = "usage"
+    features: Literal["plain", "usage", "aligned", "zipped", "selected"] = "usage"
     width: Share = 1.0
     ridge: Ridge = "auto"
     routing: Literal["preserved", "pruned", "folded"] = Field(
@@ -208,7 +220,10 @@ class Slim(Solve):
     ridge: Ridge = "auto"
 
 
-Method = Annotated[Average | MSMoE | HCSMoE | MergeMoE | REAP | Fitted | Select | Slim, Field(discriminator="method")]
+Method = Annotated[
+    Average | MSMoE | ZipIt | HCSMoE | MergeMoE | Oracle | REAP | Fitted | Select | Slim,
+    Field(discriminator="method"),
+]
 
 
 class Task(Section):

@@ -1,5 +1,6 @@
 """What a params.yaml will cost, before anything runs: parameters, bytes, jobs, disk, tokens."""
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,11 @@ def expert_sizes(path: str | Path) -> dict[int, dict[str, int]]:
 
 
 def sizes(params: Params, run: Run) -> dict[str, int]:
-    """Return the parameters and bytes of a run's checkpoint: exact but for biases of experts that get narrower."""
+    """Return the parameters and bytes of a run's checkpoint: exact but for biases of experts of another width.
+
+    Experts of `oracle` are as wide as the largest group makes them, which clustering tells: they are counted as if all
+    groups were equal, which is the least.
+    """
     folder = params.model[run.model].folder()
     whole = cost.count(folder, headers(folder))
     removed = Counter[str]()
@@ -39,6 +44,8 @@ def sizes(params: Params, run: Run) -> dict[str, int]:
     for layer, (n, m) in kept_per_layer(params, run).items():
         whole_width = routed[layer]["width"]
         width = budget.kept_width(params.width(run.solve) if first <= layer <= last else 1.0, whole_width)
+        if params.solve[run.solve].method == "oracle":
+            width = whole_width * math.ceil(n / m)
         for what in ("parameters", "bytes"):
             removed[what] += routed[layer][what] - routed[layer][what] * m * width // (n * whole_width)
     return {what: int(whole[what]) - removed[what] for what in ("parameters", "bytes")}
@@ -117,6 +124,8 @@ def describe(params: Params, results: Path) -> str:
     lines += ["", f"jobs, from nothing: {sum(counted.values())}"]
     lines += [f"  {rule:10} {number:6}" for rule, number in counted.items()]
     lines += ["", *params.left_out()] if params.left_out() else []
+    if any(params.solve[run.solve].method == "oracle" for run in runs):
+        lines += ["", "oracle is larger, the more unequal its groups are: its sizes are what equal groups would take"]
     lines += ["", "disk (checkpoints and plain copies exact; the others estimated, before lossless compression)"]
     lines += [f"  {what:12} {size / 1e6:12,.1f} MB" for what, size in disk(params).items()]
     return "\n".join([*lines, "", *_tokens(params, results)])

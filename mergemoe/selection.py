@@ -34,6 +34,12 @@ def selected(problem: Problem, groups: Sequence[Group], width: int) -> list[Expe
 
 def pooled_sums(problem: Problem, groups: Sequence[Group]) -> Iterator[Moments]:
     """Yield routed.group_sums of each group's pool over the fitted tokens, in passes that hold GRAM_BYTES at once."""
+    for batch in passes(problem, groups):
+        yield from group_sums(problem, batch, [pool(problem, each) for each in batch], heldout=False)
+
+
+def passes(problem: Problem, groups: Sequence[Group]) -> Iterator[list[Group]]:
+    """Yield the groups whose pools' sums are held at once: as many as fill GRAM_BYTES."""
     width = problem.experts.up.shape[1]
     batch: list[Group] = []
     held = 0
@@ -41,7 +47,7 @@ def pooled_sums(problem: Problem, groups: Sequence[Group]) -> Iterator[Moments]:
         batch.append(group)
         held += 8 * (len(group.members) * width) ** 2
         if held > GRAM_BYTES or place == len(groups) - 1:
-            yield from group_sums(problem, batch, [pool(problem, each) for each in batch], heldout=False)
+            yield batch
             batch, held = [], 0
 
 

@@ -44,8 +44,8 @@ def solve(
 
     Returns:
         tensors: per role [G', ., .] in the stored dtype, `groups` [G'] their numbers, `expert_map` [N];
-        `router` [M, H] (and `router_bias` [M]) where the routing changes. Experts that are narrower than before are so
-        in every group.
+        `router` [M, H] (and `router_bias` [M]) where the routing changes. Experts of another width than before have
+        it in every group.
         record: errors, rank and tokens; `output_error` is ||y' - y||^2 / ||y||^2 of the layer's routed output, with
         the weights as stored.
     """

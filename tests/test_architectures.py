@@ -26,6 +26,7 @@ from mergemoe.families import experts_modules
 from mergemoe.features import Activation, routed_output
 from mergemoe.fidelity import head
 from mergemoe.forward import final_hidden
+from mergemoe.solve import compact_experts
 from mergemoe.stacking import Stacking
 from mergemoe.stacks import stacks
 from mergemoe.stream import LayeredModel
@@ -274,6 +275,33 @@ def narrowed(described, entry):
         whole = matrices[first]
         narrow[role] = whole if role == "down_bias" else whole[:, :, :3] if role == "down" else whole[:, :3]
     return narrow
+
+
+@pytest.mark.parametrize(
+    "made",
+    ["qwen3_moe", "gpt_oss", "nemotron_h", "dbrx", "llama4_text", "step3p7", "jetmoe", "longcat_flash"],
+    indirect=True,
+)
+def test_wider_experts_equal_those_whose_neurons_they_hold_twice(made, tmp_path):
+    wide = {entry["layer"]: doubled(made.layout, entry) for entry in made.layout["layers"]}
+    assemble(made.layout, wide, tmp_path / "wide")
+    model = mergemoe.load(tmp_path / "wide", "cpu", torch.float32)
+    torch.testing.assert_close(logits(model), logits(made.merged), rtol=1e-4, atol=1e-5)
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(mergemoe.load(tmp_path / "again", "cpu")), logits(model))
+
+
+def doubled(described, entry):
+    """All experts in groups, of two neurons in place of each: with the same weights, and half the column."""
+    experts = compact_experts(read_experts(described, entry["layer"]), random_groups(described, entry))
+    tensors = {"groups": torch.arange(len(experts)), "expert_map": random_groups(described, entry)["expert_map"]}
+    for role, matrices in experts.roles().items():
+        if role == "down":
+            matrices = torch.cat([matrices, matrices], 2) / 2
+        elif role != "down_bias":
+            matrices = torch.cat([matrices, matrices], 1)
+        tensors[role] = matrices
+    return tensors
 
 
 def test_it_loads_both_ways_saves_again_and_generates(made, tmp_path):

@@ -65,7 +65,9 @@ def by_workflow(path, tokens, folder, dtype, method, width=1.0, **options):
     return mergemoe.load(folder / "workflow", "cpu")
 
 
-@pytest.mark.parametrize(("dtype", "method"), [(torch.float32, "mergemoe"), (torch.bfloat16, "select")])
+@pytest.mark.parametrize(
+    ("dtype", "method"), [(torch.float32, "mergemoe"), (torch.bfloat16, "select"), (torch.bfloat16, "oracle")]
+)
 @pytest.mark.parametrize(
     "name", ["qwen3_moe", "gpt_oss", "nemotron_h", "dbrx", "longcat_flash", "jetmoe", "llama4_text"]
 )

@@ -2,13 +2,15 @@
 
 import json
 
+import architectures
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig, PreTrainedConfig, Qwen3MoeConfig
 
-from mergemoe import cost
+from mergemoe import compact, cost, layout
+from mergemoe.assemble import assemble
 from mergemoe.errors import UserError
 
 BASE = dict(
@@ -77,6 +79,24 @@ def test_halving_the_experts_keeps_the_flops_and_ignores_the_map(tmp_path):
     assert counted["parameters"] == full["parameters"] - 4 * 3 * 32 * 24
     assert counted["bytes"] == 4 * counted["parameters"]
     assert counted["flops_per_token"] == full["flops_per_token"]
+
+
+@pytest.mark.parametrize("width", [12, 48])
+def test_flat_experts_of_another_width_are_counted_by_what_the_configuration_says(width, tmp_path):
+    path = architectures.save("dbrx", tmp_path / "full")
+    described = layout.describe(path, digests=False)
+    solved = {
+        entry["layer"]: {
+            "groups": torch.arange(4),
+            "expert_map": torch.arange(8) % 4,
+            **{role: torch.zeros(compact.role_shape(entry, role, 4, width)) for role in entry["roles"]},
+        }
+        for entry in described["layers"]
+    }
+    assemble(described, solved, tmp_path / "compact")
+    per_neuron = 3 * (2 * 3 * 32)  # layers; flops of its gate, up and down
+    full, counted = cost.count(path), cost.count(tmp_path / "compact")
+    assert counted["flops_per_token"] == full["flops_per_token"] + 3 * per_neuron * (width - 24)  # 3 experts work
 
 
 def test_a_stored_copy_of_a_tied_head_counts_once(tmp_path):

@@ -36,7 +36,7 @@ def experts(options):
 
 @pytest.mark.parametrize(
     ("name", "chosen"),
-    [(name, chosen) for name in ("qwen3_moe", "qwen2_moe", "deepseek_v3") for chosen in STOCK][:-1],  # the last: refused
+    [(name, chosen) for name in ("qwen3_moe", "qwen2_moe", "deepseek_v3") for chosen in STOCK][:-1],  # but the last
 )
 def test_what_the_workflow_writes_is_stock_and_what_compress_makes(name, chosen, tmp_path):
     options = STOCK[chosen]
