@@ -165,13 +165,28 @@ Ridge = Annotated[
 ]
 
 
-class Fitted(Solve):
-    """Least squares on routed outputs: group by group, or of all groups at once."""
+Memory = Annotated[float, Field(gt=0, description="GB for the joint solve's sums; beyond it, it is iterative")]
 
-    method: Literal["routed", "joint"]
+
+class Fitted(Solve):
+    """Least squares on routed outputs."""
+
     features: Literal["plain", "usage", "aligned", "selected"] = "usage"
     width: Share = 1.0
     ridge: Ridge = "auto"
+
+
+class Routed(Fitted):
+    """Least squares group by group."""
+
+    method: Literal["routed"]
+
+
+class Joint(Fitted):
+    """Least squares of all groups at once."""
+
+    method: Literal["joint"]
+    memory: Memory = 8.0
 
 
 class Select(Solve):
@@ -180,6 +195,7 @@ class Select(Solve):
     method: Literal["select"]
     width: Share = 1.0
     ridge: Ridge = "auto"
+    memory: Memory = 8.0
 
 
 class Slim(Solve):
@@ -188,9 +204,10 @@ class Slim(Solve):
     method: Literal["slim"]
     width: Share
     ridge: Ridge = "auto"
+    memory: Memory = 8.0
 
 
-Method = Annotated[Average | MSMoE | HCSMoE | MergeMoE | Fitted | Select | Slim, Field(discriminator="method")]
+Method = Annotated[Average | MSMoE | HCSMoE | MergeMoE | Routed | Joint | Select | Slim, Field(discriminator="method")]
 
 
 class Task(Section):

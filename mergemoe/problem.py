@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class Problem:
 
     router: the layer's own where its family's rule is known (routers.py), which methods that change the routing need.
     changed: the router of M rows that takes its place; None while the routing is preserved.
+    scratch: a folder for this solve alone, from which a long one that was killed goes on; None where nothing is kept.
     """
 
     experts: Experts
@@ -45,6 +47,7 @@ class Problem:
     act: Activation
     router: Router | None = None
     changed: Router | None = None
+    scratch: Path | None = None
 
     @property
     def several(self) -> list[Group]:

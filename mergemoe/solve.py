@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ def solve(
     act: Activation,
     *,
     method: str,
+    scratch: Path | None = None,
     **options: Any,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Merge the groups of one layer.
@@ -35,6 +37,7 @@ def solve(
         reader: the layer's calibration activations.
         act: the activation.
         method: a file of mergemoe/methods.
+        scratch: a folder that belongs to exactly this solve; a long one goes on from what it holds.
         options: its keys in params.yaml.
 
     Returns:
@@ -45,7 +48,7 @@ def solve(
     """
     working = experts.map(lambda matrices: matrices.float())
     merge = importlib.import_module(f"mergemoe.methods.{method}").merge
-    merged = merge(Problem(working, groups_of(expert_map, usage), reader, act), **options)
+    merged = merge(Problem(working, groups_of(expert_map, usage), reader, act, scratch=scratch), **options)
     dtype = experts.up.dtype
     tensors = {
         "groups": torch.tensor([result.group.number for result in merged], dtype=torch.int64),

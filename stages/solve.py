@@ -2,7 +2,12 @@
 
 python -m stages.solve --cfg JSON --code DIGEST --layer N --layout LAYOUT.json --capture LAYER.h5
     --profile LAYER.json --cluster LAYER.json --out LAYER.safetensors
+
+A killed solve that is iterative goes on from scratch/solve/<digest of its inputs and parameters>/.
 """
+
+import shutil
+from pathlib import Path
 
 from mergemoe import runtime, store
 from mergemoe.activations import Reader
@@ -21,6 +26,8 @@ def main() -> None:
     grouping = store.read_json(args.cluster, layer)
     if grouping["untouched"]:
         cfg = {"method": "none"}
+    provenance = common.provenance("solve", args)
+    scratch = Path("scratch", "solve", store.digest_json(provenance))
     with Reader(args.capture, layer) as reader:
         tensors, record = solve(
             read_experts(layout, layer, device),
@@ -28,11 +35,12 @@ def main() -> None:
             store.read_json(args.profile, layer)["usage"],
             reader,
             Activation(**layer_entry(layout, layer)["activation"]),
+            scratch=scratch,
             **cfg,
         )
-    provenance = common.provenance("solve", args)
     store.write_tensors(args.out, tensors, provenance)
     store.write_json(args.out.removesuffix(".safetensors") + ".json", {"layer": layer, **record}, provenance)
+    shutil.rmtree(scratch, ignore_errors=True)  # the direct solve makes none
 
 
 if __name__ == "__main__":
