@@ -97,6 +97,20 @@ def test_the_objective_is_the_direct_ones(seed, tokens, ridge, massive):
     assert objective(found) == pytest.approx(objective(prior.toward(moments, w0, penalty)), rel=1e-6)
 
 
+def test_it_takes_no_more_steps_than_there_are_unknowns():
+    """As directions that are conjugate do; steepest descent, which ends, too, takes hundreds here."""
+    p = torch.randn(12, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gram = p @ (p * torch.logspace(0, 3, 40, dtype=torch.float64)).T
+    blocks = conjugate.Blocks.of(torch.stack([gram[i : i + 4, i : i + 4] for i in (0, 4, 8)]))
+    descent = conjugate.Descent.begin(torch.randn(5, 12, dtype=torch.float64), 1.0)
+    descent.restart(descent.residual, 1.0, blocks, 1.0)
+    b = descent.residual.clone()
+    descent.objective.fill_(float(torch.linalg.solve(gram + torch.eye(12), b.T).T.mul(b).sum()) + 1.0)
+    assert descent.run(lambda v: v @ gram, blocks, 1.0, lambda: None)
+    assert int(descent.iterations) <= 12
+    torch.testing.assert_close(descent.deviation @ (gram + torch.eye(12)), b, rtol=1e-4, atol=1e-5)
+
+
 def test_where_the_prior_is_exact_it_stays():
     problem = problems.problem(expert_map=range(6))
     found = slim.merge(problem, width=1.0, ridge=0.1, memory=gigabytes(problem, 7))
