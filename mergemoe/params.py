@@ -186,22 +186,31 @@ Ridge = Annotated[
 ]
 
 
-class Fitted(Solve):
-    """Least squares on routed outputs: group by group, or of all groups at once."""
+Memory = Annotated[float, Field(gt=0, description="GB for the joint solve's sums; beyond it, it is iterative")]
 
-    method: Literal["routed", "joint"]
+
+class Fitted(Solve):
+    """Least squares on routed outputs."""
+
     features: Literal["plain", "usage", "aligned", "zipped", "selected"] = "usage"
     width: Share = 1.0
     ridge: Ridge = "auto"
-    routing: Literal["preserved", "pruned", "folded"] = Field(
-        default="preserved", description="of joint: rows of the router are deleted, or joined, one per group"
-    )
 
-    @model_validator(mode="after")
-    def _routing(self) -> "Fitted":
-        if self.routing != "preserved" and self.method not in fits.CHOOSES_ROUTING:
-            raise ValueError(f"`routing: {self.routing}` belongs to method joint")
-        return self
+
+class Routed(Fitted):
+    """Least squares group by group."""
+
+    method: Literal["routed"]
+
+
+class Joint(Fitted):
+    """Least squares of all groups at once."""
+
+    method: Literal["joint"]
+    routing: Literal["preserved", "pruned", "folded"] = Field(
+        default="preserved", description="pruned, folded: one row of the router per group, its others deleted or joined"
+    )
+    memory: Memory = 8.0
 
 
 class Select(Solve):
@@ -210,6 +219,7 @@ class Select(Solve):
     method: Literal["select"]
     width: Share = 1.0
     ridge: Ridge = "auto"
+    memory: Memory = 8.0
 
 
 class Slim(Solve):
@@ -218,10 +228,11 @@ class Slim(Solve):
     method: Literal["slim"]
     width: Share
     ridge: Ridge = "auto"
+    memory: Memory = 8.0
 
 
 Method = Annotated[
-    Average | MSMoE | ZipIt | HCSMoE | MergeMoE | Oracle | REAP | Fitted | Select | Slim,
+    Average | MSMoE | ZipIt | HCSMoE | MergeMoE | Oracle | REAP | Routed | Joint | Select | Slim,
     Field(discriminator="method"),
 ]
 

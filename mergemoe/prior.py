@@ -48,15 +48,11 @@ def fit(
     Raises:
         UserError: where `auto` has no held-out token to choose by.
     """
-    scale = typical_energy(fitted)
+    scale = typical_energy([m.gram.diagonal() for m in fitted])
     if ridge != "auto":
         return Fit([toward(m, w0, ridge * scale) for m, w0 in zip(fitted, priors, strict=True)], ridge, None)
     energy = sum(m.energy for m in unseen)
-    if not energy:
-        raise UserError(
-            "`ridge: auto` chooses by the held-out calibration tokens, and none of them reaches these experts: set "
-            "calibrate.holdout above 0, take more samples, or give `ridge` a number such as 0.01"
-        )
+    check_unseen(energy)
     tried, best = {}, None
     for candidate in GRID:
         downs = [toward(m, w0, candidate * scale) for m, w0 in zip(fitted, priors, strict=True)]
@@ -68,9 +64,18 @@ def fit(
     return best
 
 
-def typical_energy(sums: Sequence[Moments]) -> float:
+def check_unseen(energy: float) -> None:
+    """Raise a UserError where `auto` has no held-out token to choose by; `energy` is the sum of the ||Y||^2."""
+    if not energy:
+        raise UserError(
+            "`ridge: auto` chooses by the held-out calibration tokens, and none of them reaches these experts: set "
+            "calibrate.holdout above 0, take more samples, or give `ridge` a number such as 0.01"
+        )
+
+
+def typical_energy(diagonals: Sequence[Tensor]) -> float:
     """Return the median of diag(G) over all features that fire; 0 where none does."""
-    energies = torch.cat([moments.gram.diagonal() for moments in sums])
+    energies = torch.cat(list(diagonals))
     fires = energies[energies > 0]
     return float(fires.median()) if len(fires) else 0.0
 
@@ -96,14 +101,22 @@ def toward(moments: Moments, prior: Tensor, penalty: float) -> Tensor:
     return prior + (residual @ vectors * kept) @ vectors.T
 
 
-def diagnosis(moments: Moments, needed: int, what: str) -> dict[str, Any]:
-    """Return how well the tokens pin a solution of `needed` unknowns per row down; warn where they hardly do."""
-    values = torch.linalg.eigvalsh(moments.gram).clamp_min(0)
-    share = values[values > 0] / values.sum() if len(values) and values.sum() > 0 else values[:0]
-    rank = float((-(share * share.log()).sum()).exp()) if len(share) else 0.0
-    if moments.tokens < 2 * needed:
+def diagnosis(tokens: int, needed: int, what: str, gram: Tensor | None = None) -> dict[str, Any]:
+    """Return how well the tokens pin a solution of `needed` unknowns per row down; warn where they hardly do.
+
+    The effective rank is None where no Gram is given to take it from.
+    """
+    if tokens < 2 * needed:
         logging.getLogger(__name__).warning(
             "%s: %d tokens for %d unknowns per output, fewer than twice as many: the ridge decides; take more samples",
-            what, moments.tokens, needed,
+            what, tokens, needed,
         )  # fmt: skip
-    return {"tokens": moments.tokens, "unknowns": needed, "effective_rank": rank}
+    rank = None if gram is None else effective_rank(gram)
+    return {"tokens": tokens, "unknowns": needed, "effective_rank": rank}
+
+
+def effective_rank(gram: Tensor) -> float:
+    """Return exp of the entropy of the eigenvalues' shares (Roy and Vetterli, 2007); 0 where nothing fires."""
+    values = torch.linalg.eigvalsh(gram).clamp_min(0)
+    share = values[values > 0] / values.sum() if len(values) and values.sum() > 0 else values[:0]
+    return float((-(share * share.log()).sum()).exp()) if len(share) else 0.0

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class Problem:
     """One layer: its experts in float32, all of its groups, and the calibration tokens.
 
     changed: the router of M rows that takes the place of the layer's own; None where the routing is preserved.
+    scratch: a folder for this solve alone, from which a long one that was killed goes on; None where nothing is kept.
     """
 
     experts: Experts
@@ -43,6 +45,7 @@ class Problem:
     reader: Activations
     act: Activation
     changed: Router | None = None
+    scratch: Path | None = None
 
     @property
     def several(self) -> list[Group]:

@@ -57,23 +57,42 @@ def group_sums(problem: Problem, groups: Sequence[Group], experts: Sequence[Expe
     return sums
 
 
-def layer_parts(
-    tokens: Tokens, problem: Problem, experts: Sequence[Experts]
-) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Return, per group, the tokens that use it and their routed features; and the layer's routed output [n, H].
-
-    What the experts are asked for is the output under the original routing, whatever theirs is.
-    """
-    y = torch.zeros(*tokens.hidden.shape, dtype=torch.float64, device=tokens.hidden.device)
-    for expert in range(len(problem.experts)):
-        rows, g = chosen(tokens, [expert])
-        y[rows] += target(tokens.hidden[rows], g, problem, [expert])
+def layer_features(tokens: Tokens, problem: Problem, experts: Sequence[Experts]) -> list[tuple[Tensor, Tensor]]:
+    """Return, per group, the tokens that use it and their routed features."""
     shares = problem.shares(tokens)
     parts = []
     for place, expert in enumerate(experts):
         rows = torch.where(shares[:, place] != 0)[0]
         parts.append((rows, routed_features(tokens.hidden[rows], shares[rows, place], problem, expert)))
-    return parts, y
+    return parts
+
+
+def layer_target(tokens: Tokens, problem: Problem) -> Tensor:
+    """Return the layer's routed output [n, H] under the original routing: the experts are asked for it behind any."""
+    y = torch.zeros(*tokens.hidden.shape, dtype=torch.float64, device=tokens.hidden.device)
+    for expert in range(len(problem.experts)):
+        rows, g = chosen(tokens, [expert])
+        y[rows] += target(tokens.hidden[rows], g, problem, [expert])
+    return y
+
+
+def layer_output(parts: Sequence[tuple[Tensor, Tensor]], down: Tensor, tokens: int) -> Tensor:
+    """Return W P [n, H] of the groups' features and their down-projections side by side, `down` [H, M P]."""
+    y = down.new_zeros(tokens, len(down))
+    for (rows, p), own in zip(parts, down.split([p.shape[1] for _, p in parts], 1), strict=True):
+        y[rows] += p @ own.T
+    return y
+
+
+def layer_error(problem: Problem, experts: Sequence[Experts], down: Tensor, heldout: bool) -> float | None:
+    """Return ||W P - Y||^2 / ||Y||^2 of the layer, token by token, from no sums; None without tokens."""
+    squared = energy = 0.0
+    for tokens in chunks(problem, heldout):
+        y = layer_target(tokens, problem)
+        energy += float(y.square().sum())
+        y -= layer_output(layer_features(tokens, problem, experts), down, len(y))
+        squared += float(y.square().sum())
+    return squared / energy if energy else None
 
 
 def layer_sums(problem: Problem, experts: Sequence[Experts], heldout: bool) -> Moments:
@@ -86,7 +105,7 @@ def layer_sums(problem: Problem, experts: Sequence[Experts], heldout: bool) -> M
     spans = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
     sums = Moments.zeros(ends[-1], problem.experts.down.shape[1], problem.experts.down.device)
     for tokens in chunks(problem, heldout):
-        parts, y = layer_parts(tokens, problem, experts)
+        parts, y = layer_features(tokens, problem, experts), layer_target(tokens, problem)
         place = torch.full((len(experts), len(y)), -1, device=y.device)
         for i, (rows, _) in enumerate(parts):
             place[i, rows] = torch.arange(len(rows), device=y.device)

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ def solve(
     *,
     router: Router | None = None,
     method: str,
+    scratch: Path | None = None,
     **options: Any,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Merge the groups of one layer.
@@ -40,6 +42,7 @@ def solve(
         act: the activation.
         router: the layer's, for a method that changes the routing.
         method: a file of mergemoe/methods.
+        scratch: a folder that belongs to exactly this solve; a long one goes on from what it holds.
         options: its keys in params.yaml.
 
     Returns:
@@ -51,7 +54,7 @@ def solve(
     """
     working = experts.map(lambda matrices: matrices.float())
     merge = importlib.import_module(f"mergemoe.methods.{method}").merge
-    problem = Problem(working, groups_of(expert_map, usage), reader, act)
+    problem = Problem(working, groups_of(expert_map, usage), reader, act, scratch=scratch)
     if (routing := fits.routing(method, options)) != "preserved":
         assert router is not None
         problem = rerouted(problem, router, routing)

@@ -2,7 +2,12 @@
 
 python -m stages.solve --cfg JSON --code DIGEST --layer N --layout LAYOUT.json --capture LAYER.h5
     --profile LAYER.json --cluster LAYER.json --out LAYER.safetensors
+
+A killed solve that is iterative goes on from scratch/solve/<digest of its inputs and parameters>/.
 """
+
+import shutil
+from pathlib import Path
 
 from mergemoe import fits, routing, runtime, store
 from mergemoe.activations import Reader
@@ -24,6 +29,8 @@ def main() -> None:
     entry, router = layer_entry(layout, layer), None
     if fits.routing(cfg["method"], cfg) != "preserved":
         router = routing.of_layer(entry, read_router(layout, layer, device))
+    provenance = common.provenance("solve", args)
+    scratch = Path("scratch", "solve", store.digest_json(provenance))
     with Reader(args.capture, layer) as reader:
         tensors, record = solve(
             read_experts(layout, layer, device),
@@ -32,11 +39,12 @@ def main() -> None:
             reader,
             Activation(**entry["activation"]),
             router=router,
+            scratch=scratch,
             **cfg,
         )
-    provenance = common.provenance("solve", args)
     store.write_tensors(args.out, tensors, provenance)
     store.write_json(args.out.removesuffix(".safetensors") + ".json", {"layer": layer, **record}, provenance)
+    shutil.rmtree(scratch, ignore_errors=True)  # the direct solve makes none
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ def test_the_projects_own_file_is_valid_and_all_is_every_product():
         ("solve.slim", {"method": "slim"}, "solve.slim.width: Field required"),
         ("solve.joint", {"method": "joint", "ridge": -1.0}, "solve.joint.ridge"),
         ("solve.joint", {"method": "joint", "ridge": "best"}, "solve.joint.ridge"),
+        ("solve.joint", {"method": "joint", "memory": 0.0}, "solve.joint.memory"),
+        ("solve.routed", {"method": "routed", "memory": 8.0}, "solve.routed.memory: unknown key"),
         ("model", {}, "model: it is empty; give at least one choice by a name of your own"),
     ],
 )

@@ -3,17 +3,23 @@
     min over W_1 .. W_M of sum_x || sum_i W_i t_i(x) p_i(x) - y(x) ||^2 + prior
 
 A token's merged experts may make up for one another. M I' columns are unknown, so it wants K times the tokens of
-the solve group by group.
+the solve group by group. It is direct where its sums fit `memory`, else by conjugate gradients.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 
-from mergemoe import neurons, prior
+from mergemoe import iterative, neurons, prior
 from mergemoe.budget import kept_width
 from mergemoe.problem import Merged, Problem
-from mergemoe.routed import down_of, layer_sums, with_down
+from mergemoe.routed import down_of, group_sums, layer_error, layer_sums, with_down
+from mergemoe.weights import Experts
+
+COPIES = (
+    6  # of the Gram that a direct solve holds at its peak: fitted and held out, damped, factor, and what makes them
+)
 
 
 def merge(
@@ -21,21 +27,50 @@ def merge(
     features: neurons.Features = "usage",
     width: float = 1.0,
     ridge: float | Literal["auto"] = "auto",
+    memory: float = 8.0,
 ) -> list[Merged]:
     """Return, for every group of the layer, the expert with those features and the joint solution."""
     kept = kept_width(width, problem.experts.up.shape[1])
     experts = neurons.features(problem, problem.groups, features, kept)
-    fitted, unseen = (layer_sums(problem, experts, heldout=part) for part in (False, True))
-    priors = [down_of(expert) for expert in experts]
-    solved = prior.fit([fitted], [unseen], [torch.cat(priors, 1)], ridge)
-    (down,) = solved.downs
-    record = {
-        **solved.record(),
-        **prior.diagnosis(fitted, kept * len(experts), "the layer"),
-        "objective": {"fit": fitted.error(down), "heldout": unseen.error(down)},
-    }
-    parts = down.split([own.shape[1] for own in priors], dim=1)
+    columns = [down_of(expert).shape[1] for expert in experts]
+    if 8 * COPIES * sum(columns) * (sum(columns) + problem.experts.down.shape[1]) <= memory * 1e9:
+        solved, record = _direct(problem, experts, ridge)
+    else:
+        solved, record = iterative.fit(problem, experts, ridge, memory)
+    tokens, unknowns = problem.reader.count(), kept * len(experts)
+    record = {**prior.diagnosis(tokens, unknowns, "the layer"), **record}
+    if ridge == "auto" and tokens < 2 * unknowns and problem.changed is None:
+        solved, record = _or_routed(problem, experts, solved, record)
+    record = {**solved.record(), **record}
+    parts = solved.downs[0].split(columns, dim=1)
     return [
         Merged(group, with_down(expert, part), record)
         for group, expert, part in zip(problem.groups, experts, parts, strict=True)
     ]
+
+
+def _direct(
+    problem: Problem, experts: Sequence[Experts], ridge: float | Literal["auto"]
+) -> tuple[prior.Fit, dict[str, Any]]:
+    """Return the solution from the sums of the whole layer, and for the record its errors."""
+    fitted, unseen = (layer_sums(problem, experts, heldout=part) for part in (False, True))
+    solved = prior.fit([fitted], [unseen], [torch.cat([down_of(expert) for expert in experts], 1)], ridge)
+    (down,) = solved.downs
+    errors = {"fit": fitted.error(down), "heldout": unseen.error(down)}
+    return solved, {"objective": errors, "effective_rank": prior.effective_rank(fitted.gram)}
+
+
+def _or_routed(
+    problem: Problem, experts: Sequence[Experts], solved: prior.Fit, record: dict[str, Any]
+) -> tuple[prior.Fit, dict[str, Any]]:
+    """Return the solution group by group in place of the joint one where it is nearer to the held-out outputs."""
+    fitted, unseen = (group_sums(problem, problem.groups, experts, heldout=part) for part in (False, True))
+    by_group = prior.fit(fitted, unseen, [down_of(expert) for expert in experts], "auto")
+    by_group = prior.Fit([torch.cat(by_group.downs, 1)], by_group.ridge, by_group.tried)
+    errors = {
+        part: layer_error(problem, experts, by_group.downs[0], heldout=part == "heldout") for part in ("fit", "heldout")
+    }
+    both = {"joint": record["objective"]["heldout"], "routed": errors["heldout"]}
+    if both["joint"] <= both["routed"]:
+        return solved, {**record, "solved": "joint", "heldout_error": both}
+    return by_group, {**record, "solved": "routed", "heldout_error": both, "objective": errors}

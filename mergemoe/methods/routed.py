@@ -30,7 +30,7 @@ def merge(
     for group, expert, down, fit, rest in zip(groups, experts, solved.downs, fitted, unseen, strict=True):
         record = {
             **solved.record(),
-            **prior.diagnosis(fit, kept, f"group {group.number}"),
+            **prior.diagnosis(fit.tokens, kept, f"group {group.number}", fit.gram),
             "objective": {"fit": fit.error(down), "heldout": rest.error(down)},
         }
         results.append(Merged(group, with_down(expert, down), record))

@@ -1,0 +1,123 @@
+"""Conjugate gradients for V (G + D) = B, all rows of V at once, preconditioned by G's diagonal blocks.
+
+From V = 0, the prior, the first direction is what each group would do by itself. Every row takes steps of its own. The
+residual R = B - V (G + D) is small where |R| <= 1e-6 |B|, B being what it is at the prior, and |R|^2 / D <= 1e-6 of the
+objective F = ||W P - Y||^2 + D |V|^2: F lies R (G + D)^-1 R^T above its minimum, which is at most that.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-6
+ROUNDING = 1e-13  # of the largest that Y P^T can be: what sums over tokens in float64 leave of a zero
+ITERATIONS = 1000
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """G's diagonal blocks U L U^T: vectors U [M, P, P] and values L [M, P]; diagonal [M P] is G's."""
+
+    vectors: Tensor
+    values: Tensor
+    diagonal: Tensor
+
+    @classmethod
+    def of(cls, gram: Tensor) -> "Blocks":
+        """Return those of the blocks [M, P, P], which are overwritten."""
+        values, diagonal = gram.new_zeros(gram.shape[:2]), gram.diagonal(dim1=1, dim2=2).flatten().clone()
+        for i, block in enumerate(gram):
+            found, vectors = torch.linalg.eigh(block)
+            values[i] = found.clamp_min(0)
+            block.copy_(vectors)
+        return cls(gram, values, diagonal)
+
+    def solve(self, rows: Tensor, penalty: float) -> Tensor:
+        """Return rows (G_block + D)^-1, [h, M P]."""
+        solved = torch.empty_like(rows)
+        width = len(self.values[0])
+        for i, (u, values) in enumerate(zip(self.vectors, self.values, strict=True)):
+            own = slice(i * width, (i + 1) * width)
+            solved[:, own] = (rows[:, own] @ u / (values + penalty)) @ u.T
+        return solved
+
+
+@dataclass
+class Descent:
+    """How far some rows are, at one D.
+
+    deviation V, residual R, direction: [h, M P]. scale [2]: |B|, and a bound on |Y P^T|. objective [1]: F.
+    iterations [1]: so far.
+    """
+
+    deviation: Tensor
+    residual: Tensor
+    direction: Tensor
+    scale: Tensor
+    objective: Tensor
+    iterations: Tensor
+
+    @classmethod
+    def begin(cls, b: Tensor, bound: float) -> "Descent":
+        """Return that of V = 0; `restart` says for which D."""
+        scale = torch.tensor([float(b.norm()), bound], dtype=torch.float64)
+        none, first = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+        return cls(torch.zeros_like(b), b, torch.zeros_like(b), scale, none, first)
+
+    @property
+    def relative(self) -> float:
+        """Return |R| / |B|."""
+        norm = float(self.residual.norm())
+        return norm / float(self.scale[0]) if norm else 0.0
+
+    def restart(self, residual: Tensor, squared: float, blocks: Blocks, penalty: float) -> None:
+        """Go on with another D, or with (Y - W P) P^T and ||W P - Y||^2 computed anew; `residual` is overwritten."""
+        self.residual = residual.add_(self.deviation, alpha=-penalty)
+        self.direction = blocks.solve(self.residual, penalty)
+        self.objective.fill_(squared + penalty * float(self.deviation.square().sum()))
+
+    def small(self, penalty: float) -> bool:
+        """Tell whether the residual is."""
+        size, bound = self.scale.tolist()
+        norm = float(self.residual.norm())
+        near = norm <= TOLERANCE * size and norm**2 <= TOLERANCE * penalty * float(self.objective)
+        return near or norm <= ROUNDING * bound
+
+    def run(
+        self, product: Callable[[Tensor], Tensor], blocks: Blocks, penalty: float, each: Callable[[], None]
+    ) -> bool:
+        """Go on until the residual is small, as far as rounding lets its recursion know, or ITERATIONS are over.
+
+        Args:
+            product: V -> V G.
+            blocks: G's.
+            penalty: D > 0.
+            each: called after each iteration, when all that is in here fits together.
+        """
+        power = _dot(self.residual, blocks.solve(self.residual, penalty))
+        while not self.small(penalty):
+            if int(self.iterations) >= ITERATIONS:
+                return False
+            image = product(self.direction).add_(self.direction, alpha=penalty)
+            step = _ratio(power, _dot(self.direction, image))
+            self.objective -= float(step @ power)
+            self.deviation.addcmul_(step[:, None], self.direction)
+            self.residual.addcmul_(step[:, None], image, value=-1)
+            del image
+            ahead = blocks.solve(self.residual, penalty)
+            before, power = power, _dot(self.residual, ahead)
+            self.direction.mul_(_ratio(power, before)[:, None]).add_(ahead)
+            del ahead
+            self.iterations += 1
+            each()
+        return True
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.einsum("hn,hn->h", a, b)
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(b > 0, a / b, 0.0)  # a row without a residual stays where it is
