@@ -25,18 +25,21 @@ model = mergemoe.load("PATH")
 LOADING_WITHOUT = """\
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("PATH"CONSENT)
 """
+
+STOCK = "It is a stock checkpoint: transformers loads it without any code besides its own."
+COMPACT = "The router keeps its outputs, and several of them share an expert."
 
 _TEXT = """\
 ---
 {front}
 ---
 
-# {model} with merged experts
+# {model}, compressed
 
-A compressed copy of `{model}`: in its Mixture-of-Experts layers, groups of experts became one expert each
-(method `{method}`). Everything else is the original's. It is run `{run}`:
+A copy of `{model}` with fewer or narrower experts in its Mixture-of-Experts layers (method `{method}`). Everything else
+is the original's. {form} It is run `{run}`:
 
 {made}
 
@@ -54,23 +57,36 @@ or, where mergemoe is not installed,
 """
 
 
-def describe(parameters: Parameters) -> str:
+def loading(folder: str, stock: bool) -> list[str]:
+    """Return the lines that load a checkpoint with mergemoe, and with transformers alone."""
+    consent = "" if stock else ", trust_remote_code=True"
+    return [text.replace("PATH", folder).replace("CONSENT", consent) for text in (LOADING, LOADING_WITHOUT)]
+
+
+def is_stock(files: Iterable[str]) -> bool:
+    """Tell by the names of a checkpoint's files whether stock transformers loads it, without code of ours."""
+    return "modeling_mergemoe.py" not in files
+
+
+def describe(parameters: Parameters, stock: bool) -> str:
     """Return the card of a run without its scores."""
     made = [[stage, parameters[stage].get("name", ""), listed(parameters[stage])] for stage in STAGES]
+    lines = loading("PATH", stock)
     return _TEXT.format(
         front=_front(parameters["model"]["path"]),
         model=parameters["model"]["name"],
         run="/".join(parameters[stage]["name"] for stage in CHOICES),
         method=parameters["solve"]["method"],
         made=table(["stage", "choice", "parameters"], made),
-        loading=LOADING,
-        loading_without=LOADING_WITHOUT,
+        form=STOCK if stock else COMPACT,
+        loading=lines[0],
+        loading_without=lines[1],
     )
 
 
-def full(parameters: Parameters, scores: str, provenance: str) -> str:
+def full(parameters: Parameters, stock: bool, scores: str, provenance: str) -> str:
     """Return the card of a run with a section of scores, and their provenance as a comment of the front matter."""
-    return describe(parameters).replace("---\n", f"---\n# provenance: {provenance}\n", 1) + "\n" + scores
+    return describe(parameters, stock).replace("---\n", f"---\n# provenance: {provenance}\n", 1) + "\n" + scores
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

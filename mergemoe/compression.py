@@ -128,4 +128,5 @@ def _solve_layer(
         found = model.get_submodule(entry["router"]["module"]).state_dict()
         tensors = {"router": found["weight"], "router_bias": found.get("e_score_correction_bias")}
         router = of_layer(entry, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    settings = {**settings, "routing": routing}
     return solve(experts, expert_map, profiled["usage"], tokens, act, router=router, **settings)[0]

@@ -177,6 +177,7 @@ class REAP(Solve):
     """REAP: the most salient experts stay, with their rows of the router."""
 
     method: Literal["reap"]
+    routing: Literal["pruned"] = "pruned"
 
 
 Share = Annotated[float, Field(gt=0, le=1, description="share of the experts' neurons that is kept, rounded up")]

@@ -120,8 +120,7 @@ def parameters(model: Model, marks: Marks) -> Context:
 def loading(model: Model, marks: Marks) -> Context:
     """The lines that load the winner, or the first run where none was chosen."""
     run = model.winner or model.runs[0]
-    texts = [text.replace("PATH", run.folder) for text in (cards.LOADING, cards.LOADING_WITHOUT)]
-    return {"run": run, "texts": texts}
+    return {"run": run, "texts": cards.loading(run.folder, run.stock)}
 
 
 SECTIONS = (overview, scores, layers, experts, parameters, loading)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergemoe import fits
 from mergemoe.features import Activation, routed_output, shared_output
 from mergemoe.folding import folded
 from mergemoe.problem import Problem, groups_of
@@ -26,6 +25,7 @@ def solve(
     act: Activation,
     *,
     router: Router | None = None,
+    routing: str = "preserved",
     method: str,
     scratch: Path | None = None,
     **options: Any,
@@ -40,7 +40,8 @@ def solve(
         usage: [N] choices of each expert.
         reader: the layer's calibration activations.
         act: the activation.
-        router: the layer's, for a method that changes the routing.
+        router: the layer's, where the routing changes.
+        routing: preserved, pruned or folded.
         method: a file of mergemoe/methods.
         scratch: a folder that belongs to exactly this solve; a long one goes on from what it holds.
         options: its keys in params.yaml.
@@ -55,10 +56,10 @@ def solve(
     working = experts.map(lambda matrices: matrices.float())
     merge = importlib.import_module(f"mergemoe.methods.{method}").merge
     problem = Problem(working, groups_of(expert_map, usage), reader, act, scratch=scratch)
-    if (routing := fits.routing(method, options)) != "preserved":
+    if routing != "preserved":
         assert router is not None
         problem = rerouted(problem, router, routing)
-    merged = merge(problem, **{name: value for name, value in options.items() if name != "routing"})
+    merged = merge(problem, **options)
     dtype = experts.up.dtype
     tensors = {
         "groups": torch.tensor([result.group.number for result in merged], dtype=torch.int64),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergemoe import store
+from mergemoe import cards, store
 from mergemoe.metrics import Metrics, Scores, columns, read, winner
 
 
@@ -17,6 +17,7 @@ class Run:
     folder: str
     parameters: Mapping[str, Mapping[str, Any]]  # as cards.describe takes them
     code: Mapping[str, str]  # stage -> digest
+    stock: bool  # whether transformers loads it without code of ours
     solved: Sequence[Mapping[str, Any]]  # one per layer
     scores: Scores
 
@@ -74,13 +75,15 @@ def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[
 
 
 def _run(results: Path, model: str, name: str, layout: Mapping[str, Any], metrics: Metrics) -> Run:
-    made = read(results / "models" / model / name / "provenance.json")["provenance"]
+    assembled = read(results / "models" / model / name / "provenance.json")
+    made = assembled["provenance"]
     solved = [read(results / "solve" / model / name / file) for file in _files(layout)]
     return Run(
         name=name,
         folder=f"results/models/{model}/{name}",
         parameters=made["params"],
         code={"solve": solved[0]["provenance"]["code"], "assemble": made["code"]},
+        stock=cards.is_stock(assembled["files"]),
         solved=solved,
         scores=metrics[model]["runs"][name],
     )

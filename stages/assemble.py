@@ -1,4 +1,4 @@
-"""Write the compact checkpoint of one run from its solved layers, with a card that names the run's parameters.
+"""Write the checkpoint of one run from its solved layers, with a card that names the run's parameters.
 
 python -m stages.assemble --cfg JSON --code DIGEST --layout LAYOUT.json --modeling mergemoe/modeling.py
     --solved LAYER.safetensors ... --out FOLDER
@@ -23,7 +23,8 @@ def main() -> None:
     with store.atomic(args.out) as folder:
         assemble(layout, solved, folder)
         payload = {"files": {path.name: store.sha256(path) for path in sorted(folder.iterdir())}}
-        (folder / "README.md").write_text(cards.describe(args.cfg))  # `mergemoe export` puts another in its place
+        card = cards.describe(args.cfg, cards.is_stock(payload["files"]))
+        (folder / "README.md").write_text(card)  # `mergemoe export` puts another in its place
         store.write_json(folder / "provenance.json", payload, provenance)
 
 

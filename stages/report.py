@@ -37,7 +37,7 @@ def main() -> None:
                 scores = metrics.markdown(run.scores, model.full, model.tasks)
                 card = folder / model.name / f"{run.name}.md"
                 card.parent.mkdir(parents=True, exist_ok=True)
-                card.write_text(cards.full(run.parameters, scores, store.canonical(provenance)))
+                card.write_text(cards.full(run.parameters, run.stock, scores, store.canonical(provenance)))
 
 
 if __name__ == "__main__":

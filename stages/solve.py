@@ -9,7 +9,7 @@ A killed solve that is iterative goes on from scratch/solve/<digest of its input
 import shutil
 from pathlib import Path
 
-from mergemoe import fits, routing, runtime, store
+from mergemoe import routing, runtime, store
 from mergemoe.activations import Reader
 from mergemoe.features import Activation
 from mergemoe.solve import solve
@@ -27,7 +27,7 @@ def main() -> None:
     if grouping["untouched"]:
         cfg = {"method": "none"}
     entry, router = layer_entry(layout, layer), None
-    if fits.routing(cfg["method"], cfg) != "preserved":
+    if cfg.get("routing", "preserved") != "preserved":
         router = routing.of_layer(entry, read_router(layout, layer, device))
     provenance = common.provenance("solve", args)
     scratch = Path("scratch", "solve", store.digest_json(provenance))

@@ -41,8 +41,9 @@ def drawn(rows=8):
 
 def by_workflow(path, tokens, folder, dtype, method, width=1.0, **options):
     """What the stages compute, called one after the other."""
-    changes = fits.routing(method, options) != "preserved"
-    by = "saliency" if fits.routing(method, options) == "pruned" else fits.GROUPINGS[method][0]
+    options["routing"] = fits.routing(method, options)
+    changes = options["routing"] != "preserved"
+    by = "saliency" if options["routing"] == "pruned" else fits.GROUPINGS[method][0]
     options |= {"width": width} if width < 1 else {}
     described = layout.describe(path, digests=False)
     batches = batches_of(tokens["input_ids"], tokens["attention_mask"], 48, CPU)

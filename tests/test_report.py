@@ -105,14 +105,24 @@ def test_a_card_tells_scores_next_to_the_full_models(made):
 def test_the_card_beside_the_weights_is_the_same_text_without_scores(made):
     folder = made / "results/models/demo/mixed/half/mergemoe"
     parameters = json.loads((folder / "provenance.json").read_text())["provenance"]["params"]
-    short, card = cards.describe(parameters), (made / "first/cards/demo/mixed/half/mergemoe.md").read_text()
+    short, card = (
+        cards.describe(parameters, stock=False),
+        (made / "first/cards/demo/mixed/half/mergemoe.md").read_text(),
+    )
     assert "Scores" not in short
     assert re.sub("# provenance.*\n", "", card).startswith(short)
 
 
+def test_a_card_asks_for_consent_only_where_code_of_ours_is_needed():
+    parameters = {stage: {"name": stage, "path": "model", "method": "average"} for stage in cards.STAGES}
+    assert "trust_remote_code=True" in cards.describe(parameters, stock=False)
+    assert "trust_remote_code" not in cards.describe(parameters, stock=True)
+    assert cards.is_stock(["config.json"]) and not cards.is_stock(["config.json", "modeling_mergemoe.py"])
+
+
 def test_an_absolute_path_of_the_model_stays_private():
     parameters = {stage: {"name": stage, "path": "/home/me/Model-A", "method": "average"} for stage in cards.STAGES}
-    card = cards.describe(parameters)
+    card = cards.describe(parameters, stock=False)
     assert 'base_model: "Model-A"' in card
     assert "/home" not in card
 

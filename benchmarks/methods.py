@@ -1,0 +1,151 @@
+"""Compare every method at equal size: what a comparison runs, and the table of what it measured.
+
+python benchmarks/methods.py params NAME > FILE    # snakemake --cores all --configfile FILE --replace-workflow-config
+python benchmarks/methods.py table NAME            # of benchmarks/methods/NAME.json, a copy of its results/metrics.json
+
+`make bench` does both for every comparison. At equal size means that every method keeps the same share of the routed
+experts' weights, so `oracle`, which grows, has no row.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).with_suffix("")
+SHARES = {"75": 0.75, "50": 0.5, "25": 0.25}
+SEEDS = 3
+# method -> how experts are grouped, and the method's keys. `slim` and `mixed` keep neurons beside experts.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "average": ("weights", {"method": "average"}),
+    "hcsmoe": ("outputs", {"method": "hcsmoe"}),
+    "zipit": ("weights", {"method": "zipit"}),
+    "msmoe": ("router", {"method": "msmoe"}),
+    "mergemoe": ("weights", {"method": "mergemoe"}),
+    "reap": ("saliency", {"method": "reap"}),
+    "routed": ("weights", {"method": "routed"}),
+    "joint": ("weights", {"method": "joint"}),
+    "pruned": ("saliency", {"method": "joint", "routing": "pruned"}),
+    "folded": ("selection", {"method": "joint", "routing": "folded", "features": "selected"}),
+    "select": ("selection", {"method": "select"}),
+    "slim": ("none", {"method": "slim"}),
+}
+STOCK = {"reap", "pruned", "folded", "slim"}
+MIXED = {"source": "data/calibration/mixed.jsonl.gz", "samples": 64, "length": 256, "holdout": 0.125}
+DEMO = {"model": "data/demo-moe", "calibrate": MIXED, "shares": list(SHARES)}
+COMPARISONS: dict[str, dict[str, Any]] = {
+    "demo": DEMO,
+    "generation": {**DEMO, "shares": ["50"], "generation": {}},
+    "code": {**DEMO, "calibrate": {**MIXED, "source": "data/calibration/code.jsonl.gz"}},
+    "few": {**DEMO, "calibrate": {**MIXED, "samples": 4, "holdout": 0.25}},
+    "shared": {**DEMO, "model": "data/shared-moe"},
+}
+
+
+def params(name: str) -> dict[str, Any]:
+    """Return the params.yaml of a comparison."""
+    chosen = COMPARISONS[name]
+    model = Path(chosen["model"]).name.removesuffix("-moe")
+    calibrations = {f"{name_of(chosen)}_{seed}": {**chosen["calibrate"], "seed": seed} for seed in range(SEEDS)}
+    clusters, solves, runs = {}, {}, []
+    for share in chosen["shares"]:
+        for method, (by, keys) in METHODS.items():
+            cluster, solve = (by, f"{method}_{share}") if by == "none" else (f"{by}_{share}", method)
+            clusters[cluster] = {"by": by} if by == "none" else {"by": by, "experts": SHARES[share]}
+            solves[solve] = {**keys, "width": SHARES[share]} if by == "none" else keys
+            runs += [[model, calibrate, cluster, solve] for calibrate in calibrations]
+    heldout = {"source": "data/heldout/mixed.jsonl.gz", "samples": 80, "length": 256}
+    evaluate = {"tasks": {}, "heldout": heldout, "dtype": "float32", "batch_tokens": 4096}
+    if "generation" in chosen:
+        evaluate["generation"] = chosen["generation"]
+    return {
+        "model": {model: {"path": chosen["model"]}},
+        "calibrate": calibrations,
+        "capture": {"dtype": "float32", "batch_tokens": 4096},
+        "cluster": clusters,
+        "solve": solves,
+        "evaluate": evaluate,
+        "runs": runs,
+    }
+
+
+def name_of(chosen: dict[str, Any]) -> str:
+    """Return the name of a comparison's calibrations: equal ones share it, and with it their artifacts."""
+    few = "few_" if chosen["calibrate"]["samples"] < MIXED["samples"] else ""
+    return few + Path(chosen["calibrate"]["source"]).name.partition(".")[0]
+
+
+def measured(name: str) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Return {method: {share: {score: its values over the seeds}}}, the full model's as method `full`."""
+    (model,) = json.loads((FOLDER / f"{name}.json").read_text()).values()
+    found: dict[str, Any] = {"full": {"100": {key: [value] for key, value in model["full"].items()}}}
+    for run, scores in model["runs"].items():
+        _, cluster, solve = run.split("/")
+        method, share = solve.rsplit("_", 1) if cluster == "none" else (solve, cluster.rsplit("_", 1)[1])
+        for key, value in scores.items():
+            found.setdefault(method, {}).setdefault(share, {}).setdefault(key, []).append(value)
+    return found
+
+
+def table(name: str) -> Iterator[str]:
+    """Yield the lines of a comparison's table, the best of every column in bold, and what it says of slim."""
+    found, shares = measured(name), COMPARISONS[name]["shares"]
+    if COMPARISONS[name].get("generation") is not None:
+        keys = ["fidelity/kl", "fidelity/perplexity", "fidelity/top1", "generation/loops", "generation/distinct2"]
+        columns = [(key.partition("/")[2], "50", key, False) for key in keys]
+        yield from rows({**found, "full": {"50": found["full"]["100"]}}, ["full", *METHODS], columns)
+        return
+    columns = [(f"KL at {share}%", share, "fidelity/kl", True) for share in shares]
+    columns += [
+        ("top-1 at 50%", "50", "fidelity/top1", False),
+        ("perplexity at 50%", "50", "fidelity/perplexity", True),
+    ]
+    yield from rows(found, list(METHODS), columns)
+    yield ""
+    for share in shares:
+        kl = {method: statistics.mean(found[method][share]["fidelity/kl"]) for method in METHODS}
+        merging = min((method for method in METHODS if method not in {"slim", "reap", "pruned"}), key=lambda m: kl[m])
+        verb = "beats" if kl["slim"] < kl[merging] else "loses to"
+        yield f"At {share}%, slim ({kl['slim']:.3g}) {verb} the best merging, {merging} ({kl[merging]:.3g})."
+
+
+def rows(found: dict[str, Any], methods: list[str], columns: list[tuple[str, str, str, bool]]) -> Iterator[str]:
+    """Yield a table in Markdown of (title, share, score, whether the least is marked): mean ± deviation over the seeds."""
+    yield "| | " + " | ".join(title for title, *_ in columns) + " |"
+    yield "|---" * (len(columns) + 1) + "|"
+    values = {m: [found[m].get(share, {}).get(key) for _, share, key, _ in columns] for m in methods}
+    for method in methods:
+        cells = []
+        for place, (value, (*_, least)) in enumerate(zip(values[method], columns, strict=True)):
+            best = least and value and statistics.mean(value) == min(statistics.mean(v[place]) for v in values.values())
+            cells.append(f"**{shown(value)}**" if best else shown(value))
+        yield f"| {method}{' (stock)' if method in STOCK else ''} | " + " | ".join(cells) + " |"
+
+
+def shown(values: list[float] | None) -> str:
+    """Return mean ± standard deviation."""
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.3g}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1g}"
+
+
+def main() -> None:
+    """Print what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["params", "table"])
+    parser.add_argument("name", choices=list(COMPARISONS))
+    args = parser.parse_args()
+    if args.what == "params":
+        yaml.safe_dump(params(args.name), sys.stdout, sort_keys=False)
+    else:
+        print("\n".join(table(args.name)))
+
+
+if __name__ == "__main__":
+    main()
