@@ -115,7 +115,7 @@ def table(name: str) -> Iterator[str]:
 
 
 def rows(found: dict[str, Any], methods: list[str], columns: list[tuple[str, str, str, bool]]) -> Iterator[str]:
-    """Yield a table in Markdown of (title, share, score, whether the least is marked): mean ± deviation over the seeds."""
+    """Yield a table in Markdown of columns (title, share, score, mark the least): mean ± deviation over the seeds."""
     yield "| | " + " | ".join(title for title, *_ in columns) + " |"
     yield "|---" * (len(columns) + 1) + "|"
     values = {m: [found[m].get(share, {}).get(key) for _, share, key, _ in columns] for m in methods}

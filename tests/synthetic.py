@@ -52,7 +52,7 @@ def _run(results: Path, model: str, calibrate: str, cluster: str, method: str) -
         "cluster": {"name": cluster, "by": "weights"},
         "solve": {"name": method, "method": method},
     }
-    write(folder / "provenance.json", {"files": {}}, stage="assemble", params=params)
+    write(folder / "provenance.json", {"files": {"modeling_mergemoe.py": "0" * 64}}, stage="assemble", params=params)
     for layer in range(LAYERS):
         errors = {"fit": kl * (1 + layer) / 9, "heldout": kl * (1.2 + layer) / 8 if cluster == "half" else None}
         write(
