@@ -12,12 +12,13 @@ GROUPINGS = {
     "mergemoe": ("weights",),
     "oracle": ("weights",),
     "reap": ("saliency",),
+    "unsolved": (*ANY, "saliency"),
     "routed": ANY,
     "joint": (*ANY, "saliency"),
     "select": ("selection",),
     "slim": ("none",),
 }
-CHOOSES_ROUTING = ("joint",)
+CHOOSES_ROUTING = ("unsolved", "joint")
 
 
 def routing(method: str, options: Mapping[str, Any]) -> str:

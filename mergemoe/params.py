@@ -186,31 +186,40 @@ Ridge = Annotated[
     Field(description="pull toward the prior, a share of the typical neuron's energy; auto: by held-out error"),
 ]
 
-
+Routing = Annotated[
+    Literal["preserved", "pruned", "folded"],
+    Field(description="pruned, folded: one row of the router per group, its others deleted or joined"),
+]
 Memory = Annotated[float, Field(gt=0, description="GB for the joint solve's sums; beyond it, it is iterative")]
 
 
-class Fitted(Solve):
-    """Least squares on routed outputs."""
+class Triple(Solve):
+    """What a merged expert computes before its down-projection, which the method finds."""
 
     features: Literal["plain", "usage", "aligned", "zipped", "selected"] = "usage"
     width: Share = 1.0
+
+
+class Unsolved(Triple):
+    """The down-projection that comes with the features."""
+
+    method: Literal["unsolved"]
+    routing: Routing = "preserved"
+
+
+class Routed(Triple):
+    """Least squares on routed outputs, group by group."""
+
+    method: Literal["routed"]
     ridge: Ridge = "auto"
 
 
-class Routed(Fitted):
-    """Least squares group by group."""
-
-    method: Literal["routed"]
-
-
-class Joint(Fitted):
-    """Least squares of all groups at once."""
+class Joint(Triple):
+    """Least squares on the routed output, of all groups at once."""
 
     method: Literal["joint"]
-    routing: Literal["preserved", "pruned", "folded"] = Field(
-        default="preserved", description="pruned, folded: one row of the router per group, its others deleted or joined"
-    )
+    routing: Routing = "preserved"
+    ridge: Ridge = "auto"
     memory: Memory = 8.0
 
 
@@ -233,7 +242,7 @@ class Slim(Solve):
 
 
 Method = Annotated[
-    Average | MSMoE | ZipIt | HCSMoE | MergeMoE | Oracle | REAP | Routed | Joint | Select | Slim,
+    Average | MSMoE | ZipIt | HCSMoE | MergeMoE | Oracle | REAP | Unsolved | Routed | Joint | Select | Slim,
     Field(discriminator="method"),
 ]
 

@@ -15,7 +15,7 @@ from mergemoe import averaging, cluster
 from mergemoe.alignment import aligned, reordered
 from mergemoe.features import routed_output
 from mergemoe.fits import GROUPINGS
-from mergemoe.methods import average, hcsmoe, joint, mergemoe, msmoe, oracle, routed, select, zipit
+from mergemoe.methods import average, hcsmoe, joint, mergemoe, msmoe, oracle, routed, select, unsolved, zipit
 from mergemoe.problem import groups_of
 from mergemoe.tokens import Tokens
 
@@ -26,6 +26,7 @@ METHODS = {
     "hcsmoe": (hcsmoe, {}),
     "mergemoe": (mergemoe, {}),
     "oracle": (oracle, {}),
+    "unsolved, selected": (unsolved, {"features": "selected", "width": 0.6}),
     "routed": (routed, {"ridge": 0.1}),
     "joint": (joint, {"ridge": 0.1}),
     "joint, aligned": (joint, {"features": "aligned", "ridge": 0.1}),
@@ -87,6 +88,26 @@ def without_ties(seed):
     return len(set(torch.bincount(tokens.index.flatten(), minlength=6).tolist())) == 6
 
 
+@pytest.mark.parametrize(
+    ("named", "features"), [(average, "plain"), (hcsmoe, "usage"), (msmoe, "aligned"), (zipit, "zipped")]
+)
+def test_a_named_baseline_is_a_triple_written_out(named, features):
+    problem = problems.problem()
+    both = named.merge(problem), unsolved.merge(problem, features)
+    for one, other in zip(*both, strict=True):
+        assert one.group == other.group
+        for role, part in one.expert.roles().items():
+            torch.testing.assert_close(part, other.expert.roles()[role], rtol=0, atol=0)
+
+
+def test_picked_neurons_that_are_not_solved_keep_their_own_columns():
+    problem = problems.problem()
+    for result in unsolved.merge(problem, "selected", 0.6):
+        columns = problem.experts.down[result.group.members].transpose(0, 1).flatten(1)  # of the whole pool
+        assert all((columns == own[:, None]).all(0).any() for own in result.expert.down[0].T)
+        assert result.expert.down.shape[2] == 3
+
+
 @pytest.mark.parametrize("name", METHODS)
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 1000))
@@ -122,7 +143,7 @@ def test_an_order_of_its_own_for_each_expert_changes_no_group(by):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("seed", itertools.islice((s for s in itertools.count() if without_ties(s)), 3))
+@pytest.mark.parametrize("seed", list(itertools.islice((s for s in itertools.count() if without_ties(s)), 3)))
 def test_the_names_of_experts_mean_nothing(name, seed):
     problem = problems.problem(seed=seed)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(seed + 1))  # new expert e was order[e]
@@ -158,7 +179,7 @@ def test_groups_by_router_join_the_centre_with_the_most_similar_logits():
 
 
 def test_every_method_has_groupings_and_every_grouping_a_method():
-    known = "average msmoe zipit hcsmoe mergemoe oracle reap routed joint select slim"
+    known = "average msmoe zipit hcsmoe mergemoe oracle reap unsolved routed joint select slim"
     assert " ".join(GROUPINGS) == known
     assert {by for groupings in GROUPINGS.values() for by in groupings} == {
         "weights", "router", "outputs", "selection", "saliency", "none",

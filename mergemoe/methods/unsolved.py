@@ -1,0 +1,16 @@
+"""Any features with the down-projection that comes with them, averaged or picked, and never solved.
+
+The triples that have no name of their own: `average`, `hcsmoe`, `msmoe` and `zipit` are this with plain, usage, aligned
+and zipped features and their papers' groups.
+"""
+
+from mergemoe import neurons
+from mergemoe.budget import kept_width
+from mergemoe.problem import Merged, Problem
+
+
+def merge(problem: Problem, features: neurons.Features = "usage", width: float = 1.0) -> list[Merged]:
+    """Return, per group, the expert with those features."""
+    groups = problem.groups if width < 1 else problem.several
+    experts = neurons.features(problem, groups, features, kept_width(width, problem.experts.up.shape[1]))
+    return [Merged(group, expert, {}) for group, expert in zip(groups, experts, strict=True)]
