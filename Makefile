@@ -1,5 +1,6 @@
 # make demo    run the workflow on the model in data/demo-moe, print the results
 # make test    run the tests
+# make bench   compare every method at equal size, hours; BENCH="demo few" names comparisons of benchmarks/methods.py
 # make check   lint, formats, types
 # make lock    resolve envs/*.txt anew
 #
@@ -8,6 +9,7 @@
 # https://download.pytorch.org/whl/cpu, whose build is small and runs on CPUs only.
 
 PYTHON ?= python3
+BENCH ?= demo generation code few
 TORCH_INDEX ?=
 
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
@@ -18,7 +20,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error Snakemake cannot work below a path with a blank: move this folder; it is $(CURDIR))
 endif
 
-.PHONY: demo test check lock
+.PHONY: demo test bench check lock
 .DELETE_ON_ERROR:
 
 demo: .venv/run
@@ -28,6 +30,15 @@ demo: .venv/run
 
 test: .venv/dev
 	.venv/bin/pytest --numprocesses auto --dist loadfile
+
+bench: .venv/run
+	@mkdir -p scratch
+	set -e; for name in $(BENCH); do \
+		.venv/bin/python benchmarks/methods.py params $$name > scratch/$$name.yaml; \
+		.venv/bin/snakemake --cores all --configfile scratch/$$name.yaml --replace-workflow-config; \
+		cp results/metrics.json benchmarks/methods/$$name.json; \
+		.venv/bin/python benchmarks/methods.py table $$name; \
+	done
 
 check: .venv/dev
 	.venv/bin/ruff check
