@@ -56,6 +56,7 @@ ROUTERS = {
     "deepseek_v3": "sigmoid",
     "glm4_moe": "sigmoid",
 }
+_ROUTER = re.compile(r"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.gate\.(?:weight|e_score_correction_bias)")
 
 
 class Routed(NamedTuple):
@@ -146,6 +147,17 @@ def sizes(headers: Headers, config: Mapping[str, Any]) -> dict[int, dict[str, in
             hidden = shape[0] if held.form == "alone" else stated(config, "hidden_size")[0] * held.experts
             layer["width"] = math.prod(shape) // hidden
     return layers
+
+
+def router_sizes(headers: Headers) -> dict[int, dict[str, int]]:
+    """Return {layer: the parameters and bytes of its router}, of the families in `ROUTERS`."""
+    found: dict[int, dict[str, int]] = {}
+    for key in headers:
+        if match := _ROUTER.fullmatch(key):
+            layer = found.setdefault(int(match[1]), {"parameters": 0, "bytes": 0})
+            layer["parameters"] += math.prod(headers[key]["shape"])
+            layer["bytes"] += headers[key]["bytes"]
+    return found
 
 
 def count_experts(folder: str | Path) -> dict[int, int]:

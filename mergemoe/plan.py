@@ -39,7 +39,7 @@ def sizes(params: Params, run: Run) -> dict[str, int]:
     folder = params.model[run.model].folder()
     whole = cost.count(folder, headers(folder))
     removed = Counter[str]()
-    routed = expert_sizes(folder)
+    routed, routers = expert_sizes(folder), experts.router_sizes(headers(folder))
     first, last = params.cluster[run.cluster].bounds()
     for layer, (n, m) in kept_per_layer(params, run).items():
         whole_width = routed[layer]["width"]
@@ -48,6 +48,8 @@ def sizes(params: Params, run: Run) -> dict[str, int]:
             width = whole_width * math.ceil(n / m)
         for what in ("parameters", "bytes"):
             removed[what] += routed[layer][what] - routed[layer][what] * m * width // (n * whole_width)
+            if params.routing(run.solve) != "preserved":
+                removed[what] += routers[layer][what] * (n - m) // n
     return {what: int(whole[what]) - removed[what] for what in ("parameters", "bytes")}
 
 

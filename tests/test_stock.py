@@ -7,13 +7,16 @@ import sys
 import architectures
 import pytest
 import torch
+import yaml
+from conftest import ROOT
 from test_compression import by_workflow, drawn, own_module_cache  # noqa: F401  # a fixture
 from transformers import AutoModelForCausalLM
 
 import mergemoe
-from mergemoe import stock
+from mergemoe import cost, plan, stock
 from mergemoe.errors import UserError
 from mergemoe.experts import ROUTERS
+from mergemoe.params import read_params
 
 PRUNED = {"method": "joint", "routing": "pruned"}
 FOLDED = {"method": "joint", "routing": "folded", "features": "selected"}
@@ -85,6 +88,16 @@ def test_reap_is_the_model_that_never_chooses_the_others(name, tmp_path):
     assert rows
     with torch.no_grad():
         torch.testing.assert_close(found(**drawn()).logits, masked(**drawn()).logits, rtol=1e-4, atol=1e-4)
+    mergemoe.save(found, tmp_path / "small")
+    chosen = {
+        "model": {"tiny": {"path": str(path)}},
+        "cluster": {"six": {"by": "saliency", "experts": 6}},
+        "solve": {"reap": {"method": "reap"}},
+        "runs": "all",
+    }
+    params = read_params({**yaml.safe_load((ROOT / "params.yaml").read_text()), **chosen})
+    counted = cost.count(tmp_path / "small")
+    assert plan.sizes(params, params.all_runs()[0]) == {what: counted[what] for what in ("parameters", "bytes")}
 
 
 def masked_softmax(router, gone):
