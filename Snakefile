@@ -6,10 +6,12 @@ from mergemoe import preflight, store
 from mergemoe.params import read_params
 from stages import mistakes
 from stages.graph import (
+    BUDGET,
     CAPTURE,
     CARDS,
     CLUSTER,
     CONVERTED,
+    CURVE,
     LAYOUT,
     METRICS,
     MODEL,
@@ -139,12 +141,50 @@ rule profile:
         " --layout {input.layout:q} --capture {input.capture:q}/layer_{wildcards.layer}.h5 --out {output:q} 2> {log:q}"
 
 
+rule curve:
+    """What one layer loses at other sizes, where a budget is spent by that."""
+    input:
+        layout=LAYOUT,
+        capture=CAPTURE,
+        profile=PROFILE,
+    output:
+        CURVE,
+    log:
+        "logs/curve/{model}/{calibrate}/{cluster}/layer_{layer}.log",
+    threads: graph.threads("cluster")
+    params:
+        cfg=graph.curve_choice,
+        code=code("stages.curve"),
+    shell:
+        "python -m stages.curve --cfg {params.cfg:q} --code {params.code} --layer {wildcards.layer}"
+        " --layout {input.layout:q} --capture {input.capture:q}/layer_{wildcards.layer}.h5"
+        " --profile {input.profile:q} --out {output:q} 2> {log:q}"
+
+
+rule budget:
+    """How many experts each layer keeps, and how wide, where one budget is spent over all of them."""
+    input:
+        layout=LAYOUT,
+        measured=graph.measured,
+    output:
+        BUDGET,
+    log:
+        "logs/budget/{model}/{calibrate}/{cluster}.log",
+    params:
+        cfg=graph.budget_choice,
+        code=code("stages.budget"),
+    shell:
+        "python -m stages.budget --cfg {params.cfg:q} --code {params.code}"
+        " --layout {input.layout:q} --measured {input.measured:q} --out {output:q} 2> {log:q}"
+
+
 rule cluster:
     """Which experts of one layer become one."""
     input:
         layout=LAYOUT,
         capture=CAPTURE,
         profile=PROFILE,
+        budget=graph.budget,
     output:
         CLUSTER,
     log:
@@ -156,7 +196,7 @@ rule cluster:
     shell:
         "python -m stages.cluster --cfg {params.cfg:q} --code {params.code} --layer {wildcards.layer}"
         " --layout {input.layout:q} --capture {input.capture:q}/layer_{wildcards.layer}.h5"
-        " --profile {input.profile:q} --out {output:q} 2> {log:q}"
+        " --profile {input.profile:q} --budget {input.budget:q} --out {output:q} 2> {log:q}"
 
 
 rule solve:

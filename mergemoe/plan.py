@@ -10,12 +10,12 @@ from mergemoe.params import Params, Run
 
 
 def kept_per_layer(params: Params, run: Run) -> dict[int, tuple[int, int]]:
-    """Return {layer: (N, M)} of a run."""
+    """Return {layer: (N, M)} of a run; of a budget as if it were spent evenly, on experts of full width."""
     chosen = params.cluster[run.cluster]
     first, last = chosen.bounds()
     layers = experts.count_experts(params.model[run.model].folder())
     return {
-        layer: (n, budget.kept_experts(chosen.experts if first <= layer <= last else None, n))
+        layer: (n, budget.kept_experts((chosen.share or chosen.experts) if first <= layer <= last else None, n))
         for layer, n in layers.items()
     }
 
@@ -33,8 +33,9 @@ def expert_sizes(path: str | Path) -> dict[int, dict[str, int]]:
 def sizes(params: Params, run: Run) -> dict[str, int]:
     """Return the parameters and bytes of a run's checkpoint: exact but for biases of experts of another width.
 
-    Experts of `oracle` are as wide as the largest group makes them, which clustering tells: they are counted as if all
-    groups were equal, which is the least.
+    What a budget over all layers leaves is counted as if it were spent evenly, which is the most. Experts of `oracle`
+    are as wide as the largest group makes them, which clustering tells: they are counted as if all groups were equal,
+    which is the least.
     """
     folder = params.model[run.model].folder()
     whole = cost.count(folder, headers(folder))
@@ -43,7 +44,7 @@ def sizes(params: Params, run: Run) -> dict[str, int]:
     first, last = params.cluster[run.cluster].bounds()
     for layer, (n, m) in kept_per_layer(params, run).items():
         whole_width = routed[layer]["width"]
-        width = budget.kept_width(params.width(run.solve) if first <= layer <= last else 1.0, whole_width)
+        width = budget.kept_width(params.width(run) if first <= layer <= last else 1.0, whole_width)
         if params.solve[run.solve].method == "oracle":
             width = whole_width * math.ceil(n / m)
         for what in ("parameters", "bytes"):
@@ -56,14 +57,15 @@ def sizes(params: Params, run: Run) -> dict[str, int]:
 def jobs(params: Params) -> dict[str, int]:
     """Return the number of jobs per rule, if nothing was done yet."""
     runs = params.all_runs()
-    layers = {model: len(experts.count_experts(params.model[model].folder())) for model in {r.model for r in runs}}
+    layers = {model: list(experts.count_experts(params.model[model].folder())) for model in {r.model for r in runs}}
 
     def distinct(depth: int) -> set[tuple[str, ...]]:
         return {tuple(run[:depth]) for run in runs}
 
     def per_layer(depth: int) -> int:
-        return sum(layers[choice[0]] for choice in distinct(depth))
+        return sum(len(layers[choice[0]]) for choice in distinct(depth))
 
+    spent = {run[:3]: params.cluster[run.cluster] for run in runs if params.cluster[run.cluster].spent()}
     scored = len(runs) + len(layers)
     return {
         "convert": sum(params.model[model].copied() for model in layers),
@@ -71,6 +73,8 @@ def jobs(params: Params) -> dict[str, int]:
         "calibrate": len(distinct(2)),
         "capture": len(distinct(2)),
         "profile": per_layer(2),
+        "curve": sum(len(one.within(layers[model])) for (model, *_), one in spent.items() if one.budget != "usage"),
+        "budget": len(spent),
         "cluster": per_layer(3),
         "solve": per_layer(4),
         "assemble": len(runs),

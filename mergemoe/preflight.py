@@ -40,12 +40,18 @@ def check(params: Params) -> None:
             )
         for layer, count in inside.items():
             try:
-                kept = budget.kept_experts(chosen.experts, count)
+                kept = budget.kept_experts(chosen.share or chosen.experts, count)
                 if chosen.max_size and kept * chosen.max_size < count:
                     raise UserError(f"`max_size: {chosen.max_size}` is too small for {kept} groups of {count} experts")
             except UserError as error:
                 raise UserError(f"cluster.{cluster}, layer {layer} of {model}: {error}") from None
     for run in params.all_runs():
+        chosen = params.cluster[run.cluster]
+        if chosen.spent() and chosen.budget != "usage" and not params.calibrate[run.calibrate].holdout:
+            raise UserError(
+                f"cluster.{run.cluster} spends by the error on held-out tokens, and calibrate.{run.calibrate}.holdout "
+                "is 0: set it to a share such as 0.125"
+            )
         _check_routing(params, run, layers[run.model])
     texts = {f"calibrate.{run.calibrate}": params.calibrate[run.calibrate] for run in params.all_runs()}
     for name, wanted in {**texts, "evaluate.heldout": params.evaluate.heldout}.items():
@@ -65,6 +71,11 @@ def _check_routing(params: Params, run: Run, counts: Mapping[int, int]) -> None:
     routing, chosen = params.routing(run.solve), params.cluster[run.cluster]
     if routing == "preserved":
         return
+    if chosen.spent():
+        raise UserError(
+            f"{'/'.join(run)}: `budget: {chosen.budget}` gives layers different numbers of experts, and the routing is "
+            f"{routing}: a stock model has one. Take `budget: uniform`, or a method that keeps the routing"
+        )
     config = checkpoint.read_config(params.model[run.model].folder())
     first, last = chosen.bounds()
     kept = {budget.kept_experts(chosen.experts, n) if first <= layer <= last else n for layer, n in counts.items()}

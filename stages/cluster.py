@@ -1,9 +1,10 @@
 """Group the experts of one layer.
 
 python -m stages.cluster --cfg JSON --code DIGEST --layer N --layout LAYOUT.json --capture LAYER.h5
-    --profile LAYER.json --out LAYER.json
+    --profile LAYER.json --budget [BUDGET.json] --out LAYER.json
 
-The configuration's `experts` is the number kept or a share; null leaves the layer as it is.
+The configuration's `experts` is the number kept or a share; null leaves the layer as it is. A BUDGET says it in its
+place.
 """
 
 from mergemoe import budget, cluster, runtime, store
@@ -16,7 +17,7 @@ from stages import common
 
 def main() -> None:
     """Read experts, usage and activations, group, write the groups with their figures."""
-    args = common.arguments(__doc__, "layout", "capture", "profile", also=["layer"])
+    args = common.arguments(__doc__, "layout", "capture", "profile", many=["budget"], also=["layer"])
     device = runtime.start(args.cfg["threads"], args.device)
     layout, layer = store.read_json(args.layout), int(args.layer)
     profile = store.read_json(args.profile, layer)
@@ -24,6 +25,9 @@ def main() -> None:
     whole = experts.up.shape[1]
     untouched = args.cfg["experts"] is None
     kept, width = budget.kept_experts(args.cfg["experts"], len(experts)), budget.kept_width(args.cfg["width"], whole)
+    for path in args.budget:
+        size = store.read_json(path)["layers"][str(layer)]
+        kept, width = size["experts"], size["width"]
     with Reader(args.capture, layer) as reader:
         problem = Problem(experts, [], reader, Activation(**layer_entry(layout, layer)["activation"]))
         by = "none" if untouched else args.cfg["by"]
@@ -31,7 +35,14 @@ def main() -> None:
         expert_map = cluster.group(by, kept, problem, profile, width, args.cfg["max_size"], router_groups)
         groups = cluster.describe(expert_map, profile["usage"], reader)
     needs = budget.needed_tokens(kept, width)
-    payload = {"layer": layer, "by": args.cfg["by"], "untouched": untouched, **groups, "needed_tokens": needs}
+    payload = {
+        "layer": layer,
+        "by": args.cfg["by"],
+        "untouched": untouched,
+        "width": width,
+        **groups,
+        "needed_tokens": needs,
+    }
     store.write_json(args.out, payload, common.provenance("cluster", args))
 
 

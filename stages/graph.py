@@ -12,6 +12,8 @@ LAYOUT = "results/layout/{model}.json"
 TOKENS = "results/calibrate/{model}/{calibrate}/tokens"
 CAPTURE = "results/capture/{model}/{calibrate}"  # a folder of layer_{layer}.h5
 PROFILE = "results/profile/{model}/{calibrate}/layer_{layer}.json"
+CURVE = "results/curve/{model}/{calibrate}/{cluster}/layer_{layer}.json"
+BUDGET = "results/budget/{model}/{calibrate}/{cluster}.json"
 CLUSTER = "results/cluster/{model}/{calibrate}/{cluster}/layer_{layer}.json"
 SOLVE = "results/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}"
 MODEL = "results/models/{model}/{calibrate}/{cluster}/{solve}"
@@ -137,12 +139,33 @@ class Graph:
         """Return the number of threads of a job's named choice."""
         return lambda wildcards: getattr(self.params, kind)[wildcards[kind]].threads
 
+    def measured(self, wildcards: Any) -> list[str]:
+        """Return what a budget is spent by: the curves of the layers in its range, or their profiles."""
+        chosen = self.params.cluster[wildcards.cluster]
+        path = PROFILE if chosen.budget == "usage" else CURVE
+        inside = chosen.within(self.layers[wildcards.model])
+        return [path.format(**wildcards, layer=f"{layer:03d}") for layer in inside]
+
+    def budget(self, wildcards: Any) -> list[str]:
+        """Return the budget that says what a layer keeps; none where its choice does, or for a layer out of range."""
+        chosen = self.params.cluster[wildcards.cluster]
+        return [BUDGET.format(**wildcards)] if chosen.spent() and chosen.within([int(wildcards.layer)]) else []
+
+    def curve_choice(self, wildcards: Any) -> str:
+        """Return what a layer's curve depends on: not how much is spent, but where a share leaves sizes to choose."""
+        chosen = self.params.cluster[wildcards.cluster]
+        return tracking.cfg(chosen.model_dump(include={"by", "share", "width", "max_size", "threads"}))
+
+    def budget_choice(self, wildcards: Any) -> str:
+        """Return how much is spent, and by what."""
+        chosen = self.params.cluster[wildcards.cluster]
+        return tracking.cfg(chosen.model_dump(include={"experts", "share", "per", "budget", "width"}))
+
     def cluster_choice(self, wildcards: Any) -> str:
         """Return the grouping of one layer: outside the choice's range, all experts are kept."""
         chosen = self.params.cluster[wildcards.cluster]
-        first, last = chosen.bounds()
-        merge = first <= int(wildcards.layer) <= last
-        return tracking.cfg(chosen.model_dump(exclude={"layers"}) | ({} if merge else {"experts": None}))
+        inside = chosen.within([int(wildcards.layer)])
+        return tracking.cfg(chosen.settings() | ({} if inside else {"experts": None}))
 
     def solve_code(self, wildcards: Any) -> str:
         """Return the digest of a solve's code: the stage and its own method, not its neighbours."""
@@ -158,6 +181,8 @@ class Graph:
         """Return all that made a compressed checkpoint: names and parameters, for its card."""
         kinds = ("model", "calibrate", "cluster", "solve")
         chosen = {k: {"name": wildcards[k], **getattr(self.params, k)[wildcards[k]].model_dump()} for k in kinds}
+        grouping = self.params.cluster[wildcards.cluster]
+        chosen["cluster"] = {"name": wildcards.cluster, **grouping.settings(), "layers": grouping.layers}
         return tracking.cfg(chosen | {"capture": self.params.capture.model_dump()})
 
     def section(self, name: str) -> str:

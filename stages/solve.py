@@ -27,6 +27,8 @@ def main() -> None:
     if grouping["untouched"]:
         cfg = {"method": "none"}
     entry, router = layer_entry(layout, layer), None
+    if cfg.get("width") == "auto":
+        cfg["width"] = grouping["width"] / entry["width"]
     if cfg.get("routing", "preserved") != "preserved":
         router = routing.of_layer(entry, read_router(layout, layer, device))
     provenance = common.provenance("solve", args)

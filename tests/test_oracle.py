@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import mergemoe
 from mergemoe import cost, plan
 from mergemoe.features import RULES, Activation, features
-from mergemoe.methods import oracle
+from mergemoe.methods import oracle, routed
 from mergemoe.params import read_params
 
 
@@ -41,8 +41,9 @@ def test_neurons_that_only_fill_up_have_no_feature(rule):
     assert not wide.down[:, :, 5:].any()
 
 
-def test_a_layer_whose_groups_are_all_single_stays():
-    assert oracle.merge(problems.problem(expert_map=range(6))) == []
+@pytest.mark.parametrize("method", [oracle, routed])
+def test_a_layer_whose_groups_are_all_single_stays(method):
+    assert method.merge(problems.problem(expert_map=range(6))) == []
 
 
 @pytest.mark.parametrize(("experts", "exact"), [(1, True), (3, False)])

@@ -23,6 +23,8 @@ def merge(
     """Return, per group, the expert with those features and its own least squares."""
     kept = kept_width(width, problem.experts.up.shape[1])
     groups = problem.groups if width < 1 else problem.several
+    if not groups:
+        return []
     experts = neurons.features(problem, groups, features, kept)
     fitted, unseen = (group_sums(problem, groups, experts, heldout=part) for part in (False, True))
     solved = prior.fit(fitted, unseen, [down_of(expert) for expert in experts], ridge)

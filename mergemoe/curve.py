@@ -1,0 +1,69 @@
+"""What a layer loses at other sizes: its error on held-out tokens by experts and width, grouped and solved each.
+
+The measure that budgets are spent by. Every size is solved group by group (`routed`), with the features that
+suit the grouping: that is much cheaper than the joint solve, and orders sizes alike (docs/method.md).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mergemoe import cluster
+from mergemoe.errors import UserError
+from mergemoe.methods import routed
+from mergemoe.problem import Problem, groups_of
+from mergemoe.progress import track
+from mergemoe.solve import output_error
+from mergemoe.weights import Experts
+
+STEPS = 8  # sizes are measured at every eighth of the experts
+
+
+def sizes(experts: int, width: int, share: float | None, counted: int) -> list[tuple[int, int]]:
+    """Return the candidates (M, I').
+
+    Args:
+        experts: N.
+        width: I.
+        share: of the routed weights that may stay; None where only experts are given up.
+        counted: I' of every candidate where `share` is None.
+    """
+    kept = sorted({-(-experts * step // STEPS) for step in range(1, STEPS + 1)})
+    if share is None:
+        return [(m, counted) for m in kept]
+    most = [(m, min(width, int(share * experts * width / m + 1e-9))) for m in kept if m >= share * experts - 1e-9]
+    return [(m, narrower) for m, narrower in most if narrower]
+
+
+def curve(
+    by: str, candidates: list[tuple[int, int]], problem: Problem, profiled: Mapping[str, Any], max_size: int | None
+) -> Iterator[dict[str, Any]]:
+    """Yield {experts, width, error} of each candidate size.
+
+    `error` is ||y' - y||^2 / ||y||^2 of the routed output on the held-out tokens.
+
+    Raises:
+        UserError: where no token is held out.
+    """
+    if not problem.reader.count(heldout=True):
+        raise UserError(
+            "a budget is spent by the error on held-out calibration tokens, and there are none: set "
+            "calibrate.holdout above 0"
+        )
+    whole, features = problem.experts.up.shape[1], "selected" if by == "selection" else "usage"
+    for kept, width in track(candidates, "sizes of the layer"):
+        expert_map = cluster.group(by, kept, problem, profiled, width, max_size)
+        grouped = replace(problem, groups=groups_of(expert_map, profiled["usage"]))
+        merged = {result.group.number: result.expert for result in routed.merge(grouped, features, width / whole)}
+        compact = _joined([merged.get(g.number, problem.experts[g.members[:1]]) for g in grouped.groups])
+        error = output_error(problem.experts, compact, grouped.shares, problem.reader, problem.act, heldout=True)
+        yield {"experts": kept, "width": width, "error": error}
+
+
+def _joined(experts: list[Experts]) -> Experts:
+    """Return single experts as one."""
+    roles = {role: torch.cat([expert.roles()[role].float() for expert in experts]) for role in experts[0].roles()}
+    norm = None if experts[0].norm is None else torch.cat([e.norm for e in experts if e.norm is not None])
+    return Experts(**roles, norm=norm)

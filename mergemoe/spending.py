@@ -1,0 +1,83 @@
+"""How many experts each layer keeps, and how wide, when one budget is spent over all layers. Imports nothing heavy."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from mergemoe.errors import UserError
+
+Measured = Sequence[Mapping[str, Any]]  # {experts, width, error} of each size of a layer, as curve.curve gives them
+
+
+def by_usage(usage: Mapping[int, Sequence[float]], total: int) -> dict[int, int]:
+    """Return {layer: M} by one threshold of usage for all layers (M-SMoE, arXiv 2310.01334).
+
+    Usage counts relative to the most used expert of its layer, so every layer keeps one at least. Ties go to the lower
+    layer, then to the lower expert, so `total` experts are kept exactly.
+
+    Args:
+        usage: {layer: [N]}, as profile.profile counts it.
+        total: the sum of all M.
+    """
+    shares = [
+        (-used / max(max(counts), 1e-300), layer, expert)
+        for layer, counts in usage.items()
+        for expert, used in enumerate(counts)
+    ]
+    kept = dict.fromkeys(usage, 0)
+    for _, layer, _ in sorted(shares)[:total]:
+        kept[layer] += 1
+    return {layer: max(1, m) for layer, m in kept.items()}
+
+
+def by_error(curves: Mapping[int, Measured], total: int) -> dict[int, int]:
+    """Return {layer: M} with the least sum of the layers' errors of all with that total.
+
+    Errors between two measured sizes are interpolated; no layer keeps fewer experts than its smallest measured size.
+    Of equal sums the one with fewer experts in the last layers is taken.
+
+    Args:
+        curves: {layer: its measured sizes, N experts among them}.
+        total: the sum of all M.
+    """
+    best, choices = np.zeros(1), []  # best[k]: the least sum of errors of the layers so far with k experts
+    for measured in curves.values():
+        known, known_errors = zip(*sorted((size["experts"], size["error"]) for size in measured), strict=True)
+        sizes = np.arange(known[0], known[-1] + 1)
+        errors = np.interp(sizes, known, known_errors)
+        sums = np.full((len(sizes), len(best) + known[-1]), np.inf)
+        for row, (m, error) in enumerate(zip(sizes, errors, strict=True)):
+            sums[row, m : m + len(best)] = best + error
+        best = sums.min(0)
+        choices.append(sizes[sums.argmin(0)])
+    kept, left = {}, total
+    for layer, chosen in zip(reversed(curves), reversed(choices), strict=True):
+        kept[layer] = int(chosen[left])
+        left -= kept[layer]
+    return {layer: kept[layer] for layer in curves}
+
+
+def best_size(curves: Mapping[int, Measured], per: Literal["layer", "model"]) -> dict[int, tuple[int, int]]:
+    """Return {layer: (M, I')} of the sizes with the least error: each layer's own, or one for all layers.
+
+    Of equal errors the one with fewer, wider experts is taken.
+
+    Raises:
+        UserError: where all layers are to have one size and no size is common to them.
+    """
+
+    def size(entry: Mapping[str, Any]) -> tuple[int, int]:
+        return entry["experts"], entry["width"]
+
+    if per == "layer":
+        return {layer: size(min(m, key=lambda entry: (entry["error"], size(entry)))) for layer, m in curves.items()}
+    common = set.intersection(*({size(entry) for entry in measured} for measured in curves.values()))
+    if not common:
+        raise UserError(
+            "`per: model` chooses one number of experts and one width for all layers, and these layers have no size in "
+            "common: they differ in experts or width. Set `per: layer` in `cluster`, or a range of `layers`"
+        )
+    errors = {one: sum(e["error"] for m in curves.values() for e in m if size(e) == one) for one in common}
+    chosen = min(common, key=lambda one: (errors[one], one))
+    return {layer: chosen for layer in curves}  # noqa: C420  # pyright loses the type of fromkeys

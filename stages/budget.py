@@ -1,0 +1,34 @@
+"""Say how many experts each layer keeps, and how wide, where one budget is spent over all layers.
+
+python -m stages.budget --cfg JSON --code DIGEST --layout LAYOUT.json --measured LAYER.json ... --out BUDGET.json
+
+MEASURED are the layers' curves, or their profiles where the budget is spent by usage.
+"""
+
+from mergemoe import budget, spending, store
+from mergemoe.weights import layer_entry
+from stages import common
+
+
+def main() -> None:
+    """Read what the layers measured, write {layer: {experts, width}}."""
+    args = common.arguments(__doc__, "layout", many=["measured"])
+    cfg, layout = args.cfg, store.read_json(args.layout)
+    layers = {artifact["layer"]: artifact for artifact in map(store.read_json, args.measured)}
+    entries = {layer: layer_entry(layout, layer) for layer in layers}
+    widths = {layer: budget.kept_width(cfg["width"], entry["width"]) for layer, entry in entries.items()}
+    if cfg["share"] is not None:
+        sizes = spending.best_size({layer: one["sizes"] for layer, one in layers.items()}, cfg["per"])
+    else:
+        total = sum(budget.kept_experts(cfg["experts"], entry["experts"]) for entry in entries.values())
+        if cfg["budget"] == "usage":
+            kept = spending.by_usage({layer: one["usage"] for layer, one in layers.items()}, total)
+        else:
+            kept = spending.by_error({layer: one["sizes"] for layer, one in layers.items()}, total)
+        sizes = {layer: (m, widths[layer]) for layer, m in kept.items()}
+    chosen = {str(layer): {"experts": m, "width": width} for layer, (m, width) in sizes.items()}
+    store.write_json(args.out, {"layers": chosen}, common.provenance("budget", args))
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,31 @@
+"""Measure what one layer loses at other sizes, for a budget that is spent by that.
+
+python -m stages.curve --cfg JSON --code DIGEST --layer N --layout LAYOUT.json --capture LAYER.h5
+    --profile LAYER.json --out LAYER.json
+"""
+
+from mergemoe import budget, curve, runtime, store
+from mergemoe.activations import Reader
+from mergemoe.features import Activation
+from mergemoe.problem import Problem
+from mergemoe.weights import layer_entry, read_experts
+from stages import common
+
+
+def main() -> None:
+    """Read experts, usage and activations, write the held-out error of each size."""
+    args = common.arguments(__doc__, "layout", "capture", "profile", also=["layer"])
+    cfg, layout, layer = args.cfg, store.read_json(args.layout), int(args.layer)
+    device = runtime.start(cfg["threads"], args.device)
+    profile = store.read_json(args.profile, layer)
+    experts = read_experts(layout, layer, device).map(lambda matrices: matrices.float())
+    whole = experts.up.shape[1]
+    candidates = curve.sizes(len(experts), whole, cfg["share"], budget.kept_width(cfg["width"], whole))
+    with Reader(args.capture, layer) as reader:
+        problem = Problem(experts, [], reader, Activation(**layer_entry(layout, layer)["activation"]))
+        sizes = list(curve.curve(cfg["by"], candidates, problem, profile, cfg["max_size"]))
+    store.write_json(args.out, {"layer": layer, "sizes": sizes}, common.provenance("curve", args))
+
+
+if __name__ == "__main__":
+    common.run(main)
