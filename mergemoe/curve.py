@@ -19,10 +19,11 @@ from mergemoe.solve import output_error
 from mergemoe.weights import Experts
 
 STEPS = 8  # sizes are measured at every eighth of the experts
+ALIGNED = 8  # neurons: grouped kernels want rows of whole 16 bytes
 
 
 def sizes(experts: int, width: int, share: float | None, counted: int) -> list[tuple[int, int]]:
-    """Return the candidates (M, I').
+    """Return the candidates (M, I'); where I is a multiple of 8, so is I'.
 
     Args:
         experts: N.
@@ -33,7 +34,8 @@ def sizes(experts: int, width: int, share: float | None, counted: int) -> list[t
     kept = sorted({-(-experts * step // STEPS) for step in range(1, STEPS + 1)})
     if share is None:
         return [(m, counted) for m in kept]
-    most = [(m, min(width, int(share * experts * width / m + 1e-9))) for m in kept if m >= share * experts - 1e-9]
+    step = ALIGNED if width % ALIGNED == 0 else 1
+    most = [(m, int(share * experts * width / m + 1e-9) // step * step) for m in kept if m >= share * experts - 1e-9]
     return [(m, narrower) for m, narrower in most if narrower]
 
 

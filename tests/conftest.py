@@ -1,6 +1,7 @@
 """Fixtures: a tiny random model, its captured activations, and a copy of the project to run the workflow in."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,14 @@ def snakemake(project: Path, *args: str, cores: int = 2) -> subprocess.Completed
     command = [sys.executable, "-m", "snakemake", "--cores", str(cores), *args]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(project)}
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+
+
+def planned(project: Path, *targets: str) -> dict[str, int]:
+    """Return the jobs that a dry run counts, per rule."""
+    dry = snakemake(project, "--dry-run", *targets)
+    assert dry.returncode == 0, dry.stderr
+    counts = re.findall(r"^(\w+) +(\d+)$", dry.stdout, re.MULTILINE)
+    return {rule: int(count) for rule, count in counts if rule not in {"all", "total"}}
 
 
 @pytest.fixture(scope="session")

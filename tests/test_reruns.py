@@ -1,10 +1,9 @@
 """Exactly which jobs a change reruns: one dry run of the real Snakefile per row of the table."""
 
-import re
 import shutil
 
 import pytest
-from conftest import make_tiny, snakemake
+from conftest import make_tiny, planned
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
 
@@ -126,14 +125,6 @@ def project(finished, tmp_path_factory):
     copied = shutil.copytree(finished, tmp_path_factory.mktemp("reruns") / "project")
     make_tiny(copied / "other-moe", initializer_range=0.3)
     return copied
-
-
-def planned(project):
-    """The jobs that a dry run counts, per rule."""
-    dry = snakemake(project, "--dry-run")
-    assert dry.returncode == 0, dry.stderr
-    counts = re.findall(r"^(\w+) +(\d+)$", dry.stdout, re.MULTILINE)
-    return {rule: int(count) for rule, count in counts if rule not in {"all", "total"}}
 
 
 @pytest.mark.parametrize("change", TABLE)
