@@ -20,7 +20,7 @@ import yaml
 FOLDER = Path(__file__).with_suffix("")
 SHARES = {"75": 0.75, "50": 0.5, "25": 0.25}
 SEEDS = 3
-# method -> how experts are grouped, and the method's keys. `slim` and `mixed` keep neurons beside experts.
+# method -> how experts are grouped, and the method's keys. `sized` takes experts and width by held-out error.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "average": ("weights", {"method": "average"}),
     "hcsmoe": ("outputs", {"method": "hcsmoe"}),
@@ -33,6 +33,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "pruned": ("saliency", {"method": "joint", "routing": "pruned"}),
     "folded": ("selection", {"method": "joint", "routing": "folded", "features": "selected"}),
     "select": ("selection", {"method": "select"}),
+    "sized": ("share", {"method": "select", "width": "auto"}),
     "slim": ("none", {"method": "slim"}),
 }
 STOCK = {"reap", "pruned", "folded", "slim"}
@@ -56,7 +57,7 @@ def params(name: str) -> dict[str, Any]:
     for share in chosen["shares"]:
         for method, (by, keys) in METHODS.items():
             cluster, solve = (by, f"{method}_{share}") if by == "none" else (f"{by}_{share}", method)
-            clusters[cluster] = {"by": by} if by == "none" else {"by": by, "experts": SHARES[share]}
+            clusters[cluster] = grouping(by, SHARES[share])
             solves[solve] = {**keys, "width": SHARES[share]} if by == "none" else keys
             runs += [[model, calibrate, cluster, solve] for calibrate in calibrations]
     heldout = {"source": "data/heldout/mixed.jsonl.gz", "samples": 80, "length": 256}
@@ -72,6 +73,13 @@ def params(name: str) -> dict[str, Any]:
         "evaluate": evaluate,
         "runs": runs,
     }
+
+
+def grouping(by: str, share: float) -> dict[str, Any]:
+    """Return a choice of `cluster` that keeps a share of the routed weights."""
+    if by == "none":  # the method narrows all experts
+        return {"by": by}
+    return {"by": "selection", "share": share} if by == "share" else {"by": by, "experts": share}
 
 
 def name_of(chosen: dict[str, Any]) -> str:

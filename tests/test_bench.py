@@ -18,7 +18,8 @@ MEASURED = sorted(path.stem for path in methods.FOLDER.glob("*.json"))
 def test_all_methods_of_a_column_keep_the_same_share_of_the_weights(name):
     params = read_params(methods.params(name))
     shares = [methods.SHARES[share] for share in methods.COMPARISONS[name]["shares"]]
-    kept = [params.cluster[run.cluster].experts * params.width(run.solve) for run in params.all_runs()]
+    groups = [(params.cluster[run.cluster], params.width(run)) for run in params.all_runs()]
+    kept = [chosen.share or chosen.experts * width for chosen, width in groups]
     assert sorted(kept) == sorted(shares * (methods.SEEDS * len(methods.METHODS)))
 
 
