@@ -11,7 +11,9 @@ import networkx as nx
 
 from mergemoe.errors import UserError
 from mergemoe.problem import Group, Problem, groups_of
-from mergemoe.selection import best_neurons, pool, pooled_sums
+from mergemoe.selection import best_neurons, passes, pool
+from mergemoe.sums import group_sums
+from mergemoe.weights import joined
 
 Members = tuple[int, ...]
 
@@ -28,9 +30,10 @@ class Costs:
         """Return the cost of each group; members ascend."""
         wanted = list(wanted)
         new = [group for group in dict.fromkeys(wanted) if group not in self.known]
-        described = [_group(self.problem, members) for members in new]
-        for members, group, moments in zip(new, described, pooled_sums(self.problem, described), strict=True):
-            self.known[members] = best_neurons(moments, pool(self.problem, group), self.width)[1]
+        for batch in passes(self.problem, [_group(self.problem, members) for members in new]):
+            pools = joined([pool(self.problem, group) for group in batch])
+            _, left = best_neurons(group_sums(self.problem, batch, pools, heldout=False), pools, self.width)
+            self.known |= {tuple(group.members): cost for group, cost in zip(batch, left.tolist(), strict=True)}
         return [self.known[members] for members in wanted]
 
 

@@ -10,6 +10,8 @@ import torch
 from mergemoe import pairing, selection
 from mergemoe.methods import select
 from mergemoe.problem import groups_of
+from mergemoe.sums import group_sums
+from mergemoe.weights import joined
 
 
 def left_over(p, y):
@@ -26,18 +28,19 @@ def explicit(p, y, width, always=()):
     return sorted(taken)
 
 
+@pytest.mark.parametrize("panel", [1, 3, 32])
 @pytest.mark.parametrize("case", [{}, {"gated": False}, {"biased": True}], ids=["gated", "un-gated", "biases"])
-def test_the_neurons_are_those_of_an_explicit_greedy_search(case):
+def test_the_neurons_are_those_of_an_explicit_greedy_search(case, panel, monkeypatch):
+    monkeypatch.setattr(selection, "PANEL", panel)
     problem = problems.problem(**case)
     for group in problem.several:
         pool = selection.pool(problem, group)
         p, y = problems.written_out(problem, [pool], group.members)
         neurons = pool.up.shape[1]
-        (moments,) = selection.pooled_sums(problem, [group])
-        found, error = selection.best_neurons(moments, pool, 5)
+        (found,), (error,) = selection.best_neurons(group_sums(problem, [group], pool, heldout=False), pool, 5)
         always = range(neurons, p.shape[1])
         assert found.tolist() == explicit(p, y, 5, always)
-        assert error == pytest.approx(left_over(p[:, [*found.tolist(), *always]], y), rel=1e-8)
+        assert float(error) == pytest.approx(left_over(p[:, [*found.tolist(), *always]], y), rel=1e-8)
 
 
 def test_a_pool_computes_what_its_members_do_side_by_side():
@@ -62,13 +65,30 @@ def test_a_group_of_one_at_full_width_is_that_expert_to_the_bit():
 def test_neurons_without_a_residual_left_are_taken_by_energy():
     problem = problems.problem(expert_map=(0, 0), top_k=1, tokens=3)  # 3 tokens, 10 neurons: 3 explain all
     group, pool = problem.groups[0], selection.pool(problem, problem.groups[0])
-    (moments,) = selection.pooled_sums(problem, [group])
-    first, _ = selection.best_neurons(moments, pool, 3)
-    found, error = selection.best_neurons(moments, pool, 5)
+    moments = group_sums(problem, [group], pool, heldout=False)
+    (first,), _ = selection.best_neurons(moments, pool, 3)
+    (found,), error = selection.best_neurons(moments, pool, 5)
     assert error < 1e-9 * moments.energy
-    energy = moments.gram.diagonal() * pool.down[0].square().sum(0)
+    energy = moments.gram[0].diagonal() * pool.down[0].square().sum(0)
     rest = [j for j in energy.argsort(descending=True).tolist() if j not in first.tolist()]
     assert set(found.tolist()) == {*first.tolist(), *rest[:2]}
+
+
+@pytest.mark.parametrize("panel", [1, 2, 32])
+def test_a_pool_that_runs_out_stops_beside_one_that_goes_on(panel, monkeypatch):
+    monkeypatch.setattr(selection, "PANEL", panel)
+    problem = problems.problem(expert_map=(0, 0, 1, 1), top_k=1)
+    pools = [selection.pool(problem, group) for group in problem.groups]
+    moments = group_sums(problem, problem.groups, joined(pools), heldout=False)
+    few = group_sums(problems.problem(expert_map=(0, 0), top_k=1, tokens=3), problem.groups[:1], pools[0], False)
+    for all_of, some in zip(vars(moments).values(), vars(few).values(), strict=True):
+        all_of[0] = some[0]
+    found, errors = selection.best_neurons(moments, joined(pools), 6)
+    for place, sums in enumerate((few, group_sums(problem, problem.groups[1:], pools[1], False))):
+        (neurons,), (error,) = selection.best_neurons(sums, pools[place], 6)
+        assert torch.equal(found[place], neurons)
+        assert float(errors[place]) == pytest.approx(float(error), rel=1e-9, abs=1e-12)
+    assert errors[0] < 1e-9 * moments.energy[0] < errors[1]
 
 
 def test_slim_experts_keep_their_own_neurons():
