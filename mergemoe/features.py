@@ -12,7 +12,7 @@ from torch import Tensor
 from mergemoe.errors import UserError
 from mergemoe.weights import Experts
 
-Which = int | Sequence[int] | Tensor  # one expert, or b of them side by side
+Which = int | slice | Sequence[int] | Tensor  # one expert, or b of them side by side
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,

@@ -32,6 +32,15 @@ class Moments:
         )
         return cls(gram, cross, energy, torch.zeros(stack, dtype=torch.int64, device=device))
 
+    @classmethod
+    def stacked(cls, parts: "Sequence[Moments]") -> "Moments":
+        """Return the sums of all parts one after the other."""
+        return cls(*(torch.cat(sums) for sums in zip(*(vars(part).values() for part in parts), strict=True)))
+
+    def split(self) -> "list[Moments]":
+        """Return each least squares' own, as stacks of one."""
+        return [Moments(*parts) for parts in zip(*(sums.split(1) for sums in vars(self).values()), strict=True)]
+
     def add(self, p: Tensor, y: Tensor, which: Sequence[int] | slice = slice(None)) -> None:
         """Add features p [b, n, I] and targets y [b, n, H] to some of the sums; the caller counts the tokens."""
         self.gram[which] += p.mT @ p

@@ -8,33 +8,64 @@ after the last halving is done by joining, one by one, the two groups whose unio
 from collections.abc import Iterable, Sequence
 
 import networkx as nx
+import torch
 
 from mergemoe.errors import UserError
-from mergemoe.problem import Group, Problem, groups_of
+from mergemoe.leastsquares import Moments
+from mergemoe.problem import Group, Problem
 from mergemoe.selection import best_neurons, passes, pool
 from mergemoe.sums import group_sums
+from mergemoe.unions import union_sums
 from mergemoe.weights import joined
 
 Members = tuple[int, ...]
 
 
 class Costs:
-    """The cost of every group that was asked for, each computed once."""
+    """The costs of groups and of their unions, each computed once; a group's own sums are kept for its unions."""
 
     def __init__(self, problem: Problem, width: int):
         """Take one layer, and the number of neurons that a group will keep."""
         self.problem, self.width = problem, width
+        self.own: dict[Members, Moments] = {}
         self.known: dict[Members, float] = {}
 
-    def of(self, wanted: Iterable[Members]) -> list[float]:
-        """Return the cost of each group; members ascend."""
-        wanted = list(wanted)
-        new = [group for group in dict.fromkeys(wanted) if group not in self.known]
-        for batch in passes(self.problem, [_group(self.problem, members) for members in new]):
+    def of(self, groups: Iterable[Members]) -> list[float]:
+        """Return the cost of each group."""
+        groups = list(groups)
+        for members in groups:
+            if members not in self.known:
+                self._learn([_group(members)], self._sums([members]))
+        return [self.known[members] for members in groups]
+
+    def of_unions(self, pairs: Iterable[tuple[Members, Members]]) -> list[float]:
+        """Return the cost of each two groups' union."""
+        pairs = list(pairs)
+        unknown: dict[Members, list[Members]] = {}
+        for one, other in pairs:
+            if _union(one, other) not in self.known:
+                unknown.setdefault(other, []).append(one)
+        for one, others in unknown.items():
+            for batch in passes(self.problem, [_group(other + one) for other in others]):
+                theirs = [tuple(union.members[: -len(one)]) for union in batch]
+                own, stacked = self._sums([one]), self._sums(theirs)
+                sums = union_sums(self.problem, _group(one), [_group(other) for other in theirs], own, stacked)
+                self._learn(batch, sums)
+        return [self.known[_union(one, other)] for one, other in pairs]
+
+    def _sums(self, groups: Sequence[Members]) -> Moments:
+        """Return the stacked sums of groups' own pools."""
+        new = [_group(members) for members in groups if members not in self.own]
+        for batch in passes(self.problem, new):
             pools = joined([pool(self.problem, group) for group in batch])
-            _, left = best_neurons(group_sums(self.problem, batch, pools, heldout=False), pools, self.width)
-            self.known |= {tuple(group.members): cost for group, cost in zip(batch, left.tolist(), strict=True)}
-        return [self.known[members] for members in wanted]
+            sums = group_sums(self.problem, batch, pools, heldout=False)
+            self.own |= {tuple(g.members): part for g, part in zip(batch, sums.split(), strict=True)}
+        return Moments.stacked([self.own[members] for members in groups])
+
+    def _learn(self, groups: Sequence[Group], sums: Moments) -> None:
+        """Find what groups cost; their pools' neurons are in the order of the members."""
+        _, left = best_neurons(sums, joined([pool(self.problem, group) for group in groups]), self.width)
+        self.known |= {tuple(sorted(g.members)): cost for g, cost in zip(groups, left.tolist(), strict=True)}
 
 
 def by_selection(problem: Problem, kept: int, width: int, max_size: int | None = None) -> list[int]:
@@ -69,7 +100,7 @@ def halve(groups: list[Members], costs: Costs) -> list[Members]:
     """Return the groups joined two by two, at the least sum of costs; an odd one stays as it is."""
     pairs = [(i, j) for j in range(len(groups)) for i in range(j)]
     graph = nx.Graph()
-    for (i, j), cost in zip(pairs, costs.of(_union(groups[i], groups[j]) for i, j in pairs), strict=True):
+    for (i, j), cost in zip(pairs, costs.of_unions((groups[i], groups[j]) for i, j in pairs), strict=True):
         graph.add_edge(i, j, weight=cost)
     matched = nx.min_weight_matching(graph)
     single = set(range(len(groups))) - {i for pair in matched for i in pair}
@@ -88,7 +119,7 @@ def join(groups: list[Members], costs: Costs, limit: int) -> list[Members]:
             f"`max_size: {limit}` leaves {len(groups)} groups of {sorted(map(len, groups))} experts of which no two "
             "may be joined: set it higher in `cluster`, or keep more experts"
         )
-    unions = costs.of(_union(groups[i], groups[j]) for i, j in pairs)
+    unions = costs.of_unions((groups[i], groups[j]) for i, j in pairs)
     own = costs.of(groups)
     added = [cost - own[i] - own[j] for (i, j), cost in zip(pairs, unions, strict=True)]
     i, j = pairs[added.index(min(added))]
@@ -99,6 +130,5 @@ def _union(one: Members, other: Members) -> Members:
     return tuple(sorted(one + other))
 
 
-def _group(problem: Problem, members: Members) -> Group:
-    inside = [0 if expert in members else 1 for expert in range(len(problem.experts))]
-    return groups_of(inside, [0] * len(inside))[0]
+def _group(members: Members) -> Group:
+    return Group(0, list(members), torch.full((len(members),), 1 / len(members), dtype=torch.float64))

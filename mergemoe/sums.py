@@ -90,7 +90,7 @@ def group_sums(
         slots = works.cumsum(0) - 1  # [n, G] the slot of a token among its group's
         for batch in batches(works):
             share = t.T[torch.tensor(batch.which, device=device)[:, None], batch.rows] * batch.real
-            p = routed_features(_rows(tokens.hidden, batch.rows), share, problem, merged, batch.which)
+            p = routed_features(gathered(tokens.hidden, batch.rows), share, problem, merged, batch.which)
             sums.add(p, _target(problem, tokens, groups, g, batch, slots), batch.which)
         sums.tokens += works.sum(0)
     return sums
@@ -105,12 +105,13 @@ def _target(
     places, numbers, members = torch.tensor(inside, device=g.device).T[:, :, None]  # [3, c, 1]
     for part in batches(g[:, members[:, 0]] != 0):
         place, number, member = places[part.which], numbers[part.which], members[part.which]
-        outputs = linear_output(_rows(tokens.hidden, part.rows), problem.experts, member[:, 0], problem.act).double()
+        outputs = linear_output(gathered(tokens.hidden, part.rows), problem.experts, member[:, 0], problem.act).double()
         outputs *= (g[part.rows, member] * part.real)[..., None]
         slot = place * batch.rows.shape[1] + slots[part.rows, number]
         y.view(-1, y.shape[2]).index_add_(0, slot.flatten(), outputs.flatten(0, 1))
     return y
 
 
-def _rows(x: Tensor, rows: Tensor) -> Tensor:
+def gathered(x: Tensor, rows: Tensor) -> Tensor:
+    """Return x[rows] [b, T, H]."""
     return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)  # faster than x[rows]

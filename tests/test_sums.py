@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergemoe import averaging, prior, selection, sums
+from mergemoe import averaging, pairing, prior, selection, sums, unions
 from mergemoe.leastsquares import Moments, solve_down
 from mergemoe.weights import joined
 
@@ -86,3 +86,29 @@ def test_a_stack_without_tokens_has_no_error_beside_one_that_has():
     none, error = moments.errors(w)
     assert none is None
     assert error == pytest.approx(((p[1] @ w[1].numpy().T - y[1]) ** 2).sum() / (y[1] ** 2).sum(), rel=1e-12)
+
+
+UNIONS = {
+    "pairs": ((0,), [(1,), (4,), (5,)]),
+    "of several": ((2, 0), [(1, 3), (5, 4)]),
+    "one with several": ((3,), [(0, 1), (2, 5)]),
+}
+
+
+@pytest.mark.parametrize(("one", "others"), UNIONS.values(), ids=UNIONS)
+@pytest.mark.parametrize("case", [{}, {"gated": False}, {"biased": True}], ids=["gated", "un-gated", "biases"])
+def test_the_sums_of_unions_are_those_of_a_loop_over_tokens(case, one, others):
+    problem = problems.problem(expert_map=range(6), top_k=3, **case)
+    one, others = pairing._group(one), [pairing._group(other) for other in others]
+    own, theirs = (
+        sums.group_sums(problem, part, joined([selection.pool(problem, group) for group in part]), heldout=False)
+        for part in ([one], others)
+    )
+    found = unions.union_sums(problem, one, others, own, theirs)
+    for place, other in enumerate(others):
+        union = pairing._group((*other.members, *one.members))
+        local = type(problem)(problem.experts, [union], problem.reader, problem.act)
+        p, y = problems.written_out(local, [selection.pool(problem, union)], union.members)
+        for matrix, expected in ((found.gram, p.T @ p), (found.cross, y.T @ p), (found.energy, (y**2).sum())):
+            assert np.linalg.norm(matrix[place].numpy() - expected) <= 1e-12 * np.linalg.norm(expected)
+        assert int(found.tokens[place]) == len(p)
