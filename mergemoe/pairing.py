@@ -33,34 +33,40 @@ class Costs:
     def of(self, groups: Iterable[Members]) -> list[float]:
         """Return the cost of each group."""
         groups = list(groups)
-        for members in groups:
-            if members not in self.known:
-                self._learn([_group(members)], self._sums([members]))
+        new = [members for members in groups if members not in self.known]
+        self._prepare(new)
+        for batch in passes(self.problem, [_group(members) for members in new]):
+            self._learn(batch, self._sums(batch))
         return [self.known[members] for members in groups]
 
     def of_unions(self, pairs: Iterable[tuple[Members, Members]]) -> list[float]:
         """Return the cost of each two groups' union."""
         pairs = list(pairs)
+        joining = dict.fromkeys(members for pair in pairs for members in pair)  # ordered, unlike a set
+        self.own = {members: sums for members, sums in self.own.items() if members in joining}
+        self._prepare(joining)
         unknown: dict[Members, list[Members]] = {}
-        for one, other in pairs:
-            if _union(one, other) not in self.known:
-                unknown.setdefault(other, []).append(one)
+        for other, one in pairs:
+            if _union(other, one) not in self.known:
+                unknown.setdefault(one, []).append(other)
         for one, others in unknown.items():
             for batch in passes(self.problem, [_group(other + one) for other in others]):
-                theirs = [tuple(union.members[: -len(one)]) for union in batch]
-                own, stacked = self._sums([one]), self._sums(theirs)
-                sums = union_sums(self.problem, _group(one), [_group(other) for other in theirs], own, stacked)
+                theirs = [_group(tuple(union.members[: -len(one)])) for union in batch]
+                own = _group(one)
+                sums = union_sums(self.problem, own, theirs, self._sums([own]), self._sums(theirs))
                 self._learn(batch, sums)
-        return [self.known[_union(one, other)] for one, other in pairs]
+        return [self.known[_union(other, one)] for other, one in pairs]
 
-    def _sums(self, groups: Sequence[Members]) -> Moments:
-        """Return the stacked sums of groups' own pools."""
-        new = [_group(members) for members in groups if members not in self.own]
-        for batch in passes(self.problem, new):
+    def _prepare(self, groups: Iterable[Members]) -> None:
+        """Have the own sums of these groups."""
+        for batch in passes(self.problem, [_group(members) for members in groups if members not in self.own]):
             pools = joined([pool(self.problem, group) for group in batch])
             sums = group_sums(self.problem, batch, pools, heldout=False)
-            self.own |= {tuple(g.members): part for g, part in zip(batch, sums.split(), strict=True)}
-        return Moments.stacked([self.own[members] for members in groups])
+            self.own |= {tuple(group.members): part for group, part in zip(batch, sums.split(), strict=True)}
+
+    def _sums(self, groups: Sequence[Group]) -> Moments:
+        """Return the stacked sums of groups' own pools."""
+        return Moments.stacked([self.own[tuple(group.members)] for group in groups])
 
     def _learn(self, groups: Sequence[Group], sums: Moments) -> None:
         """Find what groups cost; their pools' neurons are in the order of the members."""
