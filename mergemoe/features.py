@@ -3,7 +3,7 @@
 A test holds these functions against transformers' own experts module, for every family.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from mergemoe.errors import UserError
 from mergemoe.weights import Experts
 
+Which = int | slice | Sequence[int] | Tensor  # one expert, or b of them side by side
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
@@ -68,15 +69,15 @@ class Activation:
         return gate * up.clamp(-limit, limit)
 
 
-def features(x: Tensor, experts: Experts, expert: int, act: Activation) -> Tensor:
-    """Return h(x), [n, H] -> [n, I], in the dtype of x: what the down-projection sees."""
+def features(x: Tensor, experts: Experts, expert: Which, act: Activation) -> Tensor:
+    """Return h(x), [n, H] -> [n, I] or of several experts [b, n, H] -> [b, n, I], in the dtype of x."""
     up = _linear(x, experts.up[expert], experts.up_bias, expert)
     gate = None if experts.gate is None else _linear(x, experts.gate[expert], experts.gate_bias, expert)
     return act(up, gate)
 
 
-def linear_output(x: Tensor, experts: Experts, expert: int, act: Activation) -> Tensor:
-    """Return W_D h(x) + b, [n, H] -> [n, H], in the dtype of x: the expert before a norm, where its family has one."""
+def linear_output(x: Tensor, experts: Experts, expert: Which, act: Activation) -> Tensor:
+    """Return W_D h(x) + b in the shape and dtype of x: the expert before a norm, where its family has one."""
     return _linear(features(x, experts, expert, act), experts.down[expert], experts.down_bias, expert)
 
 
@@ -89,9 +90,9 @@ def output(x: Tensor, experts: Experts, expert: int, act: Activation) -> Tensor:
     return torch.nn.functional.rms_norm(scaled, scaled.shape[-1:], eps=act.norm_eps)
 
 
-def _linear(x: Tensor, matrix: Tensor, bias: Tensor | None, expert: int) -> Tensor:
-    y = x @ matrix.to(x.dtype).T
-    return y if bias is None else y + bias[expert].to(x.dtype)
+def _linear(x: Tensor, matrix: Tensor, bias: Tensor | None, expert: Which) -> Tensor:
+    y = x @ matrix.to(x.dtype).mT
+    return y if bias is None else y + bias[expert].to(x.dtype).unsqueeze(-2)
 
 
 def shared_output(x: Tensor, shares: Tensor, experts: Experts, act: Activation) -> Tensor:

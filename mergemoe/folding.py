@@ -28,9 +28,10 @@ def folded(router: Router, groups: Sequence[Group], chunks: Iterable[Tokens]) ->
     moments = Moments.zeros(len(router.rows), len(groups), router.rows.device)
     for tokens in chunks:
         logits = tokens.logits.double()
-        moments.add(logits, torch.stack([together(logits[:, g.members], router.rule.scores) for g in groups], 1))
-    penalty = PENALTY * float(moments.gram.diagonal().mean())
-    combined = toward(moments, start, penalty) if penalty else start
+        wanted = torch.stack([together(logits[:, g.members], router.rule.scores) for g in groups], 1)
+        moments.add(logits[None], wanted[None])
+    penalty = PENALTY * float(moments.gram[0].diagonal().mean())
+    combined = toward(moments, start[None], penalty)[0] if penalty else start
     bias = None if router.bias is None else (start @ router.bias.double()).to(router.bias)
     return Router(router.rule, (combined @ router.rows.double()).to(router.rows), bias)
 

@@ -72,7 +72,7 @@ def fit(
         "iterations": max(int(part["iterations"]) for part in found),
         "residual": max(float(part["residual"]) for part in found),
     }
-    return prior.Fit([down], best, {f"{r:g}": tried[r] for r in prior.GRID} if tried else None), record
+    return prior.Fit(down[None], best, {f"{r:g}": tried[r] for r in prior.GRID} if tried else None), record
 
 
 def row_slabs(hidden: int, width: int, groups: int, memory: float) -> list[slice]:
@@ -98,7 +98,7 @@ def _solve_rows(
 ) -> Tensor:
     """Solve some rows for every lambda, each from the one before; return their squared errors on held-out tokens."""
     w0 = torch.cat([down_of(expert)[rows] for expert in experts], 1)
-    scale = prior.typical_energy([blocks.diagonal])
+    scale = prior.typical_energy(blocks.diagonal)
     shape, device = list(w0.shape), w0.device
     shapes = {name: shape for name in ("deviation", "residual", "direction")}
     shapes |= {"scale": [2], "objective": [1], "iterations": [1], "tried": [len(ridges)], "at": [1]}

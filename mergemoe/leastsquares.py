@@ -4,7 +4,7 @@ Letters as in MergeMoE (arXiv 2510.14436): P is what the merged expert computes 
 what it should put out; one column per token there, one row per token here.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,39 +13,52 @@ from torch import Tensor
 
 @dataclass
 class Moments:
-    """Running float64 sums over tokens: all that least squares needs, so no activation is kept.
+    """Running float64 sums over tokens of G least squares of one shape: all they need, so no activation is kept.
 
-    gram [I, I] = P P^T, cross [H, I] = Y P^T, energy = ||Y||^2.
+    gram [G, I, I] = P P^T, cross [G, H, I] = Y P^T, energy [G] = ||Y||^2, tokens [G].
     """
 
     gram: Tensor
     cross: Tensor
-    energy: float = 0.0
-    tokens: int = 0
+    energy: Tensor
+    tokens: Tensor
 
     @classmethod
-    def zeros(cls, width: int, hidden_size: int, device: torch.device | str = "cpu") -> "Moments":
+    def zeros(cls, width: int, hidden_size: int, device: torch.device | str = "cpu", stack: int = 1) -> "Moments":
         """Return the sums over no tokens."""
-        options = {"dtype": torch.float64, "device": device}
-        return cls(torch.zeros(width, width, **options), torch.zeros(hidden_size, width, **options))
+        gram, cross, energy = (
+            torch.zeros(stack, *shape, dtype=torch.float64, device=device)
+            for shape in ((width, width), (hidden_size, width), ())
+        )
+        return cls(gram, cross, energy, torch.zeros(stack, dtype=torch.int64, device=device))
 
-    def add(self, p: Tensor, y: Tensor) -> None:
-        """Add tokens: features p [n, I] and targets y [n, H]."""
-        p, y = p.double(), y.double()
-        self.gram += p.T @ p
-        self.cross += y.T @ p
-        self.energy += float(y.square().sum())
-        self.tokens += len(p)
+    @classmethod
+    def stacked(cls, parts: "Sequence[Moments]") -> "Moments":
+        """Return the sums of all parts one after the other."""
+        return cls(*(torch.cat(sums) for sums in zip(*(vars(part).values() for part in parts), strict=True)))
 
-    def error(self, w: Tensor) -> float | None:
-        """Return ||W P - Y||^2 / ||Y||^2; None without tokens.
+    def split(self) -> "list[Moments]":
+        """Return each least squares' own, as stacks of one."""
+        return [Moments(*parts) for parts in zip(*(sums.split(1) for sums in vars(self).values()), strict=True)]
 
-        It is a difference of sums: below about 1e-14 it means zero.
+    def add(self, p: Tensor, y: Tensor, which: Sequence[int] | slice = slice(None)) -> None:
+        """Add features p [b, n, I] and targets y [b, n, H] to some of the sums; the caller counts the tokens."""
+        self.gram[which] += p.mT @ p
+        self.cross[which] += y.mT @ p
+        self.energy[which] += y.square().sum((1, 2))
+
+    def squared(self, w: Tensor) -> Tensor:
+        """Return ||W P - Y||^2 [G] of W [G, H, I].
+
+        It is a difference of sums: below about 1e-14 of the energy it means zero.
         """
-        if self.energy == 0:
-            return None
-        squared = self.energy - 2 * float((w * self.cross).sum()) + float(((w @ self.gram) * w).sum())
-        return max(squared, 0.0) / self.energy  # in this order a NaN stays one
+        squared = self.energy - 2 * (w * self.cross).sum((1, 2)) + ((w @ self.gram) * w).sum((1, 2))
+        return squared.clamp_min(0)
+
+    def errors(self, w: Tensor) -> list[float | None]:
+        """Return ||W P - Y||^2 / ||Y||^2 of each; None without tokens."""
+        pairs = zip(self.squared(w).tolist(), self.energy.tolist(), strict=True)
+        return [squared / energy if energy else None for squared, energy in pairs]
 
 
 @dataclass(frozen=True)
@@ -62,8 +75,8 @@ class Solution:
     condition: float | None
 
 
-def solve_down(moments: Moments, ridge: float) -> Solution:
-    """Return W = argmin ||W P - Y||^2 + D ||W||^2 = Y P^T (P P^T + D)^+, D = ridge * mean(diag(P P^T)).
+def solve_down(moments: Moments, ridge: float) -> list[Solution]:
+    """Return, for each, W = argmin ||W P - Y||^2 + D ||W||^2 = Y P^T (P P^T + D)^+, D = ridge * mean(diag(P P^T)).
 
     With Y = W_D' Q this is W_D' T1, T1 = Q P^+ (arXiv 2510.14436, eq. 6), because T1 itself is the least-squares
     map from P to Q. At ridge 0 and full row rank it is the paper's formula; where rank is missing, it is the solution
@@ -78,17 +91,19 @@ def solve_down(moments: Moments, ridge: float) -> Solution:
     if not (moments.gram.isfinite().all() and moments.cross.isfinite().all()):
         raise ValueError("the sums hold NaN or infinity: look at the captured activations, not here")
     values, vectors = torch.linalg.eigh(moments.gram)
-    largest = float(values[-1])
-    tolerance = 10 * len(values) * torch.finfo(torch.float64).eps * largest
-    present = values > tolerance
-    damping = ridge * float(moments.gram.diagonal().mean())
+    present = values > tolerance(values)
+    damping = ridge * moments.gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
     inverse = torch.where(present | (damping > 0), 1 / (values.clamp_min(0) + damping), 0.0)
-    down = (moments.cross @ vectors * inverse) @ vectors.T
-    kept = values[present]
-    share = kept / kept.sum()
-    return Solution(
-        down=down,
-        rank=int(present.sum()),
-        effective_rank=math.exp(-float((share * share.log()).sum())) if len(kept) else 0.0,
-        condition=largest / float(kept[0]) if len(kept) else None,
-    )
+    downs = (moments.cross @ vectors * inverse[:, None]) @ vectors.mT
+    solutions = []
+    for down, kept in zip(downs, (found[large] for found, large in zip(values, present, strict=True)), strict=True):
+        share = kept / kept.sum()
+        effective_rank = float((-(share * share.log()).sum()).exp()) if len(kept) else 0.0
+        condition = float(kept[-1] / kept[0]) if len(kept) else None
+        solutions.append(Solution(down, len(kept), effective_rank, condition))
+    return solutions
+
+
+def tolerance(values: Tensor) -> Tensor:
+    """Return, of ascending eigenvalues [G, I], the bound [G, 1] below which one cannot be told from rounding."""
+    return 10 * values.shape[1] * torch.finfo(torch.float64).eps * values[:, -1:]

@@ -8,30 +8,70 @@ after the last halving is done by joining, one by one, the two groups whose unio
 from collections.abc import Iterable, Sequence
 
 import networkx as nx
+import torch
 
 from mergemoe.errors import UserError
-from mergemoe.problem import Group, Problem, groups_of
-from mergemoe.selection import best_neurons, pool, pooled_sums
+from mergemoe.leastsquares import Moments
+from mergemoe.problem import Group, Problem
+from mergemoe.selection import best_neurons, passes, pool
+from mergemoe.sums import group_sums
+from mergemoe.unions import union_sums
+from mergemoe.weights import joined
 
 Members = tuple[int, ...]
 
 
 class Costs:
-    """The cost of every group that was asked for, each computed once."""
+    """The costs of groups, members ascending, and of their unions; a group's own sums are kept for its unions."""
 
     def __init__(self, problem: Problem, width: int):
         """Take one layer, and the number of neurons that a group will keep."""
         self.problem, self.width = problem, width
+        self.own: dict[Members, Moments] = {}
         self.known: dict[Members, float] = {}
 
-    def of(self, wanted: Iterable[Members]) -> list[float]:
-        """Return the cost of each group; members ascend."""
-        wanted = list(wanted)
-        new = [group for group in dict.fromkeys(wanted) if group not in self.known]
-        described = [_group(self.problem, members) for members in new]
-        for members, group, moments in zip(new, described, pooled_sums(self.problem, described), strict=True):
-            self.known[members] = best_neurons(moments, pool(self.problem, group), self.width)[1]
-        return [self.known[members] for members in wanted]
+    def of(self, groups: Iterable[Members]) -> list[float]:
+        """Return the cost of each group."""
+        groups = list(groups)
+        new = [members for members in groups if members not in self.known]
+        self._prepare(new)
+        for batch in passes(self.problem, [_group(members) for members in new]):
+            self._learn(batch, self._sums(batch))
+        return [self.known[members] for members in groups]
+
+    def of_unions(self, pairs: Iterable[tuple[Members, Members]]) -> list[float]:
+        """Return the cost of each two groups' union."""
+        pairs = list(pairs)
+        joining = dict.fromkeys(members for pair in pairs for members in pair)  # ordered, unlike a set
+        self.own = {members: sums for members, sums in self.own.items() if members in joining}
+        self._prepare(joining)
+        unknown: dict[Members, list[Members]] = {}
+        for other, one in pairs:
+            if _union(other, one) not in self.known:
+                unknown.setdefault(one, []).append(other)
+        for one, others in unknown.items():
+            for batch in passes(self.problem, [_group(other + one) for other in others]):
+                theirs = [_group(tuple(union.members[: -len(one)])) for union in batch]
+                own = _group(one)
+                sums = union_sums(self.problem, own, theirs, self._sums([own]), self._sums(theirs))
+                self._learn(batch, sums)
+        return [self.known[_union(other, one)] for other, one in pairs]
+
+    def _prepare(self, groups: Iterable[Members]) -> None:
+        """Have the own sums of these groups."""
+        for batch in passes(self.problem, [_group(members) for members in groups if members not in self.own]):
+            pools = joined([pool(self.problem, group) for group in batch])
+            sums = group_sums(self.problem, batch, pools, heldout=False)
+            self.own |= {tuple(group.members): part for group, part in zip(batch, sums.split(), strict=True)}
+
+    def _sums(self, groups: Sequence[Group]) -> Moments:
+        """Return the stacked sums of groups' own pools."""
+        return Moments.stacked([self.own[tuple(group.members)] for group in groups])
+
+    def _learn(self, groups: Sequence[Group], sums: Moments) -> None:
+        """Find what groups cost; their pools' neurons are in the order of the members."""
+        _, left = best_neurons(sums, joined([pool(self.problem, group) for group in groups]), self.width)
+        self.known |= {tuple(sorted(g.members)): cost for g, cost in zip(groups, left.tolist(), strict=True)}
 
 
 def by_selection(problem: Problem, kept: int, width: int, max_size: int | None = None) -> list[int]:
@@ -66,7 +106,7 @@ def halve(groups: list[Members], costs: Costs) -> list[Members]:
     """Return the groups joined two by two, at the least sum of costs; an odd one stays as it is."""
     pairs = [(i, j) for j in range(len(groups)) for i in range(j)]
     graph = nx.Graph()
-    for (i, j), cost in zip(pairs, costs.of(_union(groups[i], groups[j]) for i, j in pairs), strict=True):
+    for (i, j), cost in zip(pairs, costs.of_unions((groups[i], groups[j]) for i, j in pairs), strict=True):
         graph.add_edge(i, j, weight=cost)
     matched = nx.min_weight_matching(graph)
     single = set(range(len(groups))) - {i for pair in matched for i in pair}
@@ -85,7 +125,7 @@ def join(groups: list[Members], costs: Costs, limit: int) -> list[Members]:
             f"`max_size: {limit}` leaves {len(groups)} groups of {sorted(map(len, groups))} experts of which no two "
             "may be joined: set it higher in `cluster`, or keep more experts"
         )
-    unions = costs.of(_union(groups[i], groups[j]) for i, j in pairs)
+    unions = costs.of_unions((groups[i], groups[j]) for i, j in pairs)
     own = costs.of(groups)
     added = [cost - own[i] - own[j] for (i, j), cost in zip(pairs, unions, strict=True)]
     i, j = pairs[added.index(min(added))]
@@ -96,6 +136,5 @@ def _union(one: Members, other: Members) -> Members:
     return tuple(sorted(one + other))
 
 
-def _group(problem: Problem, members: Members) -> Group:
-    inside = [0 if expert in members else 1 for expert in range(len(problem.experts))]
-    return groups_of(inside, [0] * len(inside))[0]
+def _group(members: Members) -> Group:
+    return Group(0, list(members), torch.full((len(members),), 1 / len(members), dtype=torch.float64))

@@ -8,7 +8,6 @@ nor by rare groups (docs/log.md compares it with other scales). At lambda 0 it i
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,16 +15,16 @@ import torch
 from torch import Tensor
 
 from mergemoe.errors import UserError
-from mergemoe.leastsquares import Moments
+from mergemoe.leastsquares import Moments, tolerance
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Down-projections [H, P], their lambda, and {lambda: error on held-out tokens} where it was chosen by that."""
+    """Down-projections [G, H, P], their lambda, and {lambda: error on held-out tokens} where it was chosen by that."""
 
-    downs: list[Tensor]
+    downs: Tensor
     ridge: float
     tried: dict[str, float] | None
 
@@ -34,29 +33,27 @@ class Fit:
         return {"ridge": self.ridge, **({"heldout_error_by_ridge": self.tried} if self.tried else {})}
 
 
-def fit(
-    fitted: Sequence[Moments], unseen: Sequence[Moments], priors: Sequence[Tensor], ridge: float | Literal["auto"]
-) -> Fit:
-    """Solve one or several least squares with one lambda.
+def fit(fitted: Moments, unseen: Moments, priors: Tensor, ridge: float | Literal["auto"]) -> Fit:
+    """Solve G least squares with one lambda.
 
     Args:
         fitted: the sums over the fitted tokens.
         unseen: the same over the held-out tokens, which `auto` chooses by.
-        priors: W0 [H, P] of each.
+        priors: W0 [G, H, P].
         ridge: lambda >= 0; `auto` takes the one of GRID that leaves the least squared error on held-out tokens.
 
     Raises:
         UserError: where `auto` has no held-out token to choose by.
     """
-    scale = typical_energy([m.gram.diagonal() for m in fitted])
+    scale = typical_energy(fitted.gram.diagonal(dim1=1, dim2=2))
     if ridge != "auto":
-        return Fit([toward(m, w0, ridge * scale) for m, w0 in zip(fitted, priors, strict=True)], ridge, None)
-    energy = sum(m.energy for m in unseen)
+        return Fit(toward(fitted, priors, ridge * scale), ridge, None)
+    energy = float(unseen.energy.sum())
     check_unseen(energy)
     tried, best = {}, None
     for candidate in GRID:
-        downs = [toward(m, w0, candidate * scale) for m, w0 in zip(fitted, priors, strict=True)]
-        squared = sum((m.error(w) or 0.0) * m.energy for m, w in zip(unseen, downs, strict=True))
+        downs = toward(fitted, priors, candidate * scale)
+        squared = float(unseen.squared(downs).sum())
         tried[f"{candidate:g}"] = squared / energy
         if best is None or squared / energy < tried[f"{best.ridge:g}"]:
             best = Fit(downs, candidate, tried)
@@ -73,15 +70,14 @@ def check_unseen(energy: float) -> None:
         )
 
 
-def typical_energy(diagonals: Sequence[Tensor]) -> float:
+def typical_energy(energies: Tensor) -> float:
     """Return the median of diag(G) over all features that fire; 0 where none does."""
-    energies = torch.cat(list(diagonals))
     fires = energies[energies > 0]
     return float(fires.median()) if len(fires) else 0.0
 
 
-def toward(moments: Moments, prior: Tensor, penalty: float) -> Tensor:
-    """Return W [H, P], in float64; `penalty` is D.
+def toward(moments: Moments, priors: Tensor, penalty: float) -> Tensor:
+    """Return W [G, H, P], in float64; `penalty` is D, `priors` are W0 [G, H, P].
 
     Raises:
         ValueError: where `penalty` is negative, or the sums are not finite.
@@ -90,15 +86,15 @@ def toward(moments: Moments, prior: Tensor, penalty: float) -> Tensor:
         raise ValueError(f"a ridge must be >= 0, got one of {penalty}")
     if not (moments.gram.isfinite().all() and moments.cross.isfinite().all()):
         raise ValueError("the sums hold NaN or infinity: look at the captured activations, not here")
-    prior = prior.double()
-    residual = moments.cross - prior @ moments.gram
+    priors = priors.double()
+    residual = moments.cross - priors @ moments.gram
     if penalty > 0:
-        damped = moments.gram + penalty * torch.eye(len(moments.gram), dtype=torch.float64, device=prior.device)
-        return prior + torch.cholesky_solve(residual.T, torch.linalg.cholesky(damped)).T
+        damped = moments.gram.clone()
+        damped.diagonal(dim1=1, dim2=2).add_(penalty)
+        return priors + torch.cholesky_solve(residual.mT, torch.linalg.cholesky(damped)).mT
     values, vectors = torch.linalg.eigh(moments.gram)
-    tolerance = 10 * len(values) * torch.finfo(torch.float64).eps * float(values[-1])
-    kept = torch.where(values > tolerance, 1 / values, 0.0)
-    return prior + (residual @ vectors * kept) @ vectors.T
+    kept = torch.where(values > tolerance(values), 1 / values, 0.0)
+    return priors + (residual @ vectors * kept[:, None]) @ vectors.mT
 
 
 def diagnosis(tokens: int, needed: int, what: str, gram: Tensor | None = None) -> dict[str, Any]:

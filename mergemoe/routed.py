@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mergemoe.features import features, linear_output
+from mergemoe.features import Which, features, linear_output
 from mergemoe.leastsquares import Moments
-from mergemoe.problem import Group, Problem
+from mergemoe.problem import Problem
 from mergemoe.progress import track
 from mergemoe.tokens import Tokens
 from mergemoe.weights import Experts
@@ -39,22 +39,14 @@ def target(x: Tensor, g: Tensor, problem: Problem, members: Sequence[int]) -> Te
     return y
 
 
-def routed_features(x: Tensor, t: Tensor, problem: Problem, expert: Experts) -> Tensor:
-    """Return t(x) p(x) [r, P] in float64, with t(x) itself as the last column where there is a down bias; t [r]."""
-    p = features(x, expert, 0, problem.act).double()
-    p = torch.cat([p, torch.ones_like(p[:, :1])], 1) if expert.down_bias is not None else p
-    return t[:, None].double() * p
+def routed_features(x: Tensor, t: Tensor, problem: Problem, experts: Experts, which: Which = 0) -> Tensor:
+    """Return t(x) p(x) [r, P] in float64, with t(x) itself as the last column where there is a down bias; t [r].
 
-
-def group_sums(problem: Problem, groups: Sequence[Group], experts: Sequence[Experts], heldout: bool) -> list[Moments]:
-    """Return, per group, the sums of its routed features and target over the fitted (or held-out) tokens."""
-    sums = [Moments.zeros(len(down_of(e)[0]), e.down.shape[1], e.down.device) for e in experts]
-    for tokens in chunks(problem, heldout):
-        for group, expert, moments in zip(groups, experts, sums, strict=True):
-            rows, g = chosen(tokens, group.members)
-            x = tokens.hidden[rows]
-            moments.add(routed_features(x, g.sum(1), problem, expert), target(x, g, problem, group.members))
-    return sums
+    Of b experts side by side: x [b, r, H], t [b, r] give [b, r, P].
+    """
+    p = features(x, experts, which, problem.act).double()
+    p = torch.cat([p, torch.ones_like(p[..., :1])], -1) if experts.down_bias is not None else p
+    return p.mul_(t[..., None])
 
 
 def layer_features(tokens: Tokens, problem: Problem, experts: Sequence[Experts]) -> list[tuple[Tensor, Tensor]]:
@@ -110,14 +102,14 @@ def layer_sums(problem: Problem, experts: Sequence[Experts], heldout: bool) -> M
         for i, (rows, _) in enumerate(parts):
             place[i, rows] = torch.arange(len(rows), device=y.device)
         for i, (rows, p) in enumerate(parts):
-            sums.cross[:, spans[i]] += y[rows].T @ p
+            sums.cross[0, :, spans[i]] += y[rows].T @ p
             for j in range(i + 1):
                 both = torch.where((place[i] >= 0) & (place[j] >= 0))[0]
-                sums.gram[spans[i], spans[j]] += p[place[i, both]].T @ parts[j][1][place[j, both]]
-        sums.energy += float(y.square().sum())
+                sums.gram[0, spans[i], spans[j]] += p[place[i, both]].T @ parts[j][1][place[j, both]]
+        sums.energy += y.square().sum()
         sums.tokens += len(y)
     lower = sums.gram.tril()
-    sums.gram = lower + lower.tril(-1).T
+    sums.gram = lower + lower.tril(-1).mT
     return sums
 
 

@@ -6,6 +6,7 @@ removes most of the remaining routed output (orthogonal least squares); only the
 deflated, as in a pivoted Cholesky factorization.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from mergemoe.leastsquares import Moments
 from mergemoe.problem import Group, Problem
-from mergemoe.routed import group_sums
-from mergemoe.weights import Experts
+from mergemoe.sums import group_sums
+from mergemoe.weights import Experts, joined
 
-GRAM_BYTES = 1 << 30  # of the pools' sums that are held at once
-GONE = 1e-10  # a neuron with less than this share of its energy left is a combination of those taken
+GRAM_BYTES = 1 << 28  # of the pools' Grams that are held at once; with what is made of them it is 3 times as much
+GONE = 1e-8  # a neuron with less than this share of its energy left is a combination of those taken, up to rounding
+PANEL = 32  # neurons that are taken before the sums are deflated
 
 
 def selected(problem: Problem, groups: Sequence[Group], width: int) -> list[Experts]:
@@ -25,30 +27,21 @@ def selected(problem: Problem, groups: Sequence[Group], width: int) -> list[Expe
 
     A group of one expert at its full width is that expert, to the bit.
     """
-    found = [pool(problem, group) for group in groups]
-    larger = [place for place, expert in enumerate(found) if expert.up.shape[1] > width]
-    for place, moments in zip(larger, pooled_sums(problem, [groups[i] for i in larger]), strict=True):
-        found[place] = keep_neurons(found[place], best_neurons(moments, found[place], width)[0])
-    return found
-
-
-def pooled_sums(problem: Problem, groups: Sequence[Group]) -> Iterator[Moments]:
-    """Yield routed.group_sums of each group's pool over the fitted tokens, in passes that hold GRAM_BYTES at once."""
-    for batch in passes(problem, groups):
-        yield from group_sums(problem, batch, [pool(problem, each) for each in batch], heldout=False)
+    found = {group.number: pool(problem, group) for group in groups}
+    larger = [group for group in groups if found[group.number].up.shape[1] > width]
+    for batch in passes(problem, larger):
+        pools = joined([found[group.number] for group in batch])
+        neurons, _ = best_neurons(group_sums(problem, batch, pools, heldout=False), pools, width)
+        found |= {g.number: keep_neurons(found[g.number], kept) for g, kept in zip(batch, neurons, strict=True)}
+    return list(found.values())
 
 
 def passes(problem: Problem, groups: Sequence[Group]) -> Iterator[list[Group]]:
-    """Yield the groups whose pools' sums are held at once: as many as fill GRAM_BYTES."""
-    width = problem.experts.up.shape[1]
-    batch: list[Group] = []
-    held = 0
-    for place, group in enumerate(groups):
-        batch.append(group)
-        held += 8 * (len(group.members) * width) ** 2
-        if held > GRAM_BYTES or place == len(groups) - 1:
-            yield batch
-            batch, held = [], 0
+    """Yield the groups whose pools' sums are held at once: of one size, as many as fill GRAM_BYTES."""
+    for size, equal in itertools.groupby(sorted(groups, key=_size), _size):
+        most = max(1, GRAM_BYTES // (8 * (size * problem.experts.up.shape[1]) ** 2))
+        alike = list(equal)
+        yield from (alike[i : i + most] for i in range(0, len(alike), most))
 
 
 def pool(problem: Problem, group: Group) -> Experts:
@@ -77,44 +70,70 @@ def keep_neurons(expert: Experts, neurons: Tensor) -> Experts:
     return Experts(**kept, down=expert.down[:, :, neurons], down_bias=expert.down_bias, norm=expert.norm)
 
 
-def best_neurons(moments: Moments, expert: Experts, width: int) -> tuple[Tensor, float]:
-    """Return the numbers of `width` neurons, ascending, and the squared error that they leave, solved at ridge 0.
+def best_neurons(moments: Moments, pools: Experts, width: int) -> tuple[Tensor, Tensor]:
+    """Return the numbers of `width` neurons [G, width], ascending, and the squared errors [G] left, solved at ridge 0.
 
     Where fewer have a residual left, the rest are those of the largest energy, sum_x (t phi)^2 ||w_D||^2. Ties go to
-    the lower number.
+    the lower number. Scores need of the cross sums C no more than C^T C: the output's size does not matter. Both it and
+    the Gram are deflated PANEL by PANEL; within one, c_j = C_j - (U L^T)_j is known by Z = C^T U and N = U^T U.
 
     Args:
-        moments: routed.group_sums of the pool.
-        expert: the pool.
+        moments: sums.group_sums of the pools.
+        pools: of G groups.
         width: I'.
     """
-    gram, cross, error = moments.gram, moments.cross.clone(), moments.energy
-    if expert.down_bias is not None:
-        gram, cross, error = _without_constant(moments)
-    start, left = gram.diagonal().clone(), gram.diagonal().clone()
-    columns = gram.new_zeros(len(gram), width)
-    taken = torch.zeros(len(gram), dtype=torch.bool, device=gram.device)
-    for step in range(width):
-        score = torch.where(taken | (left <= GONE * start), -1.0, cross.square().sum(0) / left)
-        best = int(score.argmax())
-        if score[best] <= 0:
-            energy = torch.where(taken, -1.0, start * expert.down[0].double().square().sum(0))
-            taken[energy.argsort(descending=True, stable=True)[: width - step]] = True
-            break
-        column = (gram[:, best] - columns[:, :step] @ columns[best, :step]) / left[best].sqrt()
-        cross -= (cross[:, best] / left[best].sqrt())[:, None] * column
-        left -= column.square()
-        columns[:, step] = column
-        taken[best] = True
-        error -= float(score[best])
-    return torch.where(taken)[0], max(error, 0.0)
+    gram, cross, error = _without_constant(moments) if pools.down_bias is not None else _copied(moments)
+    outer = cross.mT @ cross
+    start = gram.diagonal(dim1=1, dim2=2).clone()
+    taken = torch.zeros_like(start, dtype=torch.bool)
+    each = torch.arange(len(gram), device=gram.device)
+    for first in range(0, width, PANEL):
+        size = min(PANEL, width - first)
+        left, norms = (sums.diagonal(dim1=1, dim2=2).clone() for sums in (gram, outer))
+        columns, products = gram.new_zeros(2, *start.shape, size)  # L and Z
+        inner = gram.new_zeros(len(gram), size, size)  # N
+        for step in range(size):
+            score = torch.where(taken | (left <= GONE * start), 0.0, norms / left)
+            gain, best = score.max(1)
+            open_ = gain > 0  # a group that has run out takes no step
+            scale = torch.where(open_, left[each, best].rsqrt(), 0.0)[:, None]
+            factor, z = columns[..., :step], products[..., :step]
+            at, n = factor[each, best], inner[:, :step, :step]
+            column = scale * (gram[each, best] - _apply(factor, at))
+            product = scale * (outer[each, best] - _apply(z, at))
+            overlap = scale * (z[each, best] - _apply(n, at))
+            norms -= column * (2 * (product - _apply(factor, overlap)) - column * gain[:, None])
+            left -= column.square()
+            columns[..., step], products[..., step] = column, product
+            inner[:, step, :step] = inner[:, :step, step] = overlap
+            inner[:, step, step] = gain
+            taken[each, best] |= open_
+            error -= gain
+        gram.baddbmm_(columns, columns.mT, alpha=-1)
+        half = products - columns @ inner / 2
+        outer.baddbmm_(half, columns.mT, alpha=-1).baddbmm_(columns, half.mT, alpha=-1)
+    energy = start * pools.down.double().square().sum(1)
+    order = torch.where(taken, torch.inf, energy).argsort(dim=1, descending=True, stable=True)
+    return order[:, :width].sort(1)[0], error.clamp_min(0)
 
 
-def _without_constant(moments: Moments) -> tuple[Tensor, Tensor, float]:
-    """Return the sums and the energy that are left when the last feature, a bias, has explained what it can."""
-    last, cross = moments.gram[-1], moments.cross[:, -1:]
-    if last[-1] == 0:
-        return moments.gram[:-1, :-1], moments.cross[:, :-1].clone(), moments.energy
-    column = last[:-1] / last[-1]
-    left = moments.gram[:-1, :-1] - column[:, None] * last[:-1], moments.cross[:, :-1] - cross * column
-    return *left, moments.energy - float(cross.square().sum() / last[-1])
+def _apply(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Return [G, P] of matrices [G, P, k] and vectors [G, k]."""
+    return (matrices @ vectors[..., None])[..., 0]
+
+
+def _copied(moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
+    return moments.gram.clone(), moments.cross, moments.energy.clone()
+
+
+def _without_constant(moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sums and the energies that are left when the last feature, a bias, has explained what it can."""
+    last, cross = moments.gram[:, -1], moments.cross[:, :, -1]
+    share = torch.where(last[:, -1:] > 0, last / last[:, -1:], 0.0)
+    explained = torch.where(last[:, -1] > 0, cross.square().sum(1) / last[:, -1], 0.0)
+    gram = (moments.gram - share[:, :, None] * last[:, None])[:, :-1, :-1].contiguous()
+    return gram, (moments.cross - cross[:, :, None] * share[:, None])[..., :-1], moments.energy - explained
+
+
+def _size(group: Group) -> int:
+    return len(group.members)

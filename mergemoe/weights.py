@@ -52,6 +52,11 @@ class Experts:
         return {name: part for name, part in named.items() if part is not None}
 
 
+def joined(parts: Sequence[Experts]) -> Experts:
+    """Return the experts of all parts one after the other."""
+    return Experts(**{role: torch.cat([part.roles()[role] for part in parts]) for role in parts[0].roles()})
+
+
 def read_experts(
     layout: Mapping[str, Any], layer: int, device: torch.device | str = "cpu", folder: str | Path | None = None
 ) -> Experts:

@@ -30,10 +30,11 @@ def zipped(problem: Problem, groups: Sequence[Group]) -> list[Experts]:
     """
     several = [group for group in groups if len(group.members) > 1]
     found = {group.number: problem.experts[[group.members[group.dominant]]] for group in groups}
-    pooled = (spread for batch in passes(problem, several) for spread in spreads(problem, batch))
-    for group, spread in zip(several, pooled, strict=True):
-        if spread.tokens >= ENOUGH:
-            found[group.number] = _expert(problem, group, units(spread.covariance(), problem.experts.up.shape[1]))
+    width = problem.experts.up.shape[1]
+    for batch in passes(problem, several):
+        for group, spread in zip(batch, spreads(problem, batch), strict=True):
+            if spread.tokens >= ENOUGH:
+                found[group.number] = _expert(problem, group, units(spread.covariance(), width))
     return [found[group.number] for group in groups]
 
 

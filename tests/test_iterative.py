@@ -22,8 +22,10 @@ from benchmarks.memory import MB, anonymous
 from mergemoe import conjugate, iterative, neurons, prior, store
 from mergemoe.errors import UserError
 from mergemoe.methods import joint, select, slim
-from mergemoe.routed import down_of, group_sums, layer_error, layer_sums
+from mergemoe.routed import down_of, layer_error, layer_sums
 from mergemoe.routing import Router, Rule
+from mergemoe.sums import group_sums
+from mergemoe.weights import joined
 
 
 def gigabytes(problem, rows, width=5):
@@ -87,14 +89,13 @@ def test_the_objective_is_the_direct_ones(seed, tokens, ridge, massive):
     experts = neurons.features(problem, problem.groups, "usage", 5)
     moments = layer_sums(problem, experts, heldout=False)
     w0 = torch.cat([down_of(expert) for expert in experts], 1)
-    penalty = ridge * prior.typical_energy([moments.gram.diagonal()])
+    penalty = ridge * prior.typical_energy(moments.gram[0].diagonal())
 
     def objective(w):
-        squared = moments.energy - 2 * float((w * moments.cross).sum()) + float(((w @ moments.gram) * w).sum())
-        return squared + penalty * float((w - w0).square().sum())
+        return float(moments.squared(w[None])) + penalty * float((w - w0).square().sum())
 
     (found,) = iterative.fit(problem, experts, ridge, gigabytes(problem, 7))[0].downs
-    assert objective(found) == pytest.approx(objective(prior.toward(moments, w0, penalty)), rel=1e-6)
+    assert objective(found) == pytest.approx(objective(prior.toward(moments, w0[None], penalty)[0]), rel=1e-6)
 
 
 def test_it_takes_no_more_steps_than_there_are_unknowns():
@@ -310,15 +311,15 @@ def test_with_few_tokens_auto_takes_what_is_nearer_to_the_held_out_outputs():
     for seed in range(6):
         problem = problems.problem(tokens=20, seed=seed)
         experts = neurons.features(problem, problem.groups, "usage", 5)
-        fitted, unseen = (group_sums(problem, problem.groups, experts, heldout=part) for part in (False, True))
-        by_group = prior.fit(fitted, unseen, [down_of(expert) for expert in experts], "auto")
-        error = layer_error(problem, experts, torch.cat(by_group.downs, 1), heldout=True)
+        fitted, unseen = (group_sums(problem, problem.groups, joined(experts), heldout=part) for part in (False, True))
+        by_group = prior.fit(fitted, unseen, torch.stack([down_of(expert) for expert in experts]), "auto")
+        error = layer_error(problem, experts, torch.cat(tuple(by_group.downs), 1), heldout=True)
         results = joint.merge(problem)
         record = results[0].record
         assert record["heldout_error"]["routed"] == pytest.approx(error, rel=1e-9)
         assert record["objective"]["heldout"] == min(record["heldout_error"].values())
         if record["solved"] == "routed":
-            torch.testing.assert_close(solution(results), torch.cat(by_group.downs, 1))
+            torch.testing.assert_close(solution(results), torch.cat(tuple(by_group.downs), 1))
             assert record["ridge"] == by_group.ridge and record["heldout_error_by_ridge"] == by_group.tried
         else:
             assert record["objective"]["heldout"] == min(record["heldout_error_by_ridge"].values())

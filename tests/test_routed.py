@@ -11,7 +11,9 @@ from mergemoe import neurons, prior
 from mergemoe.errors import UserError
 from mergemoe.leastsquares import Moments
 from mergemoe.methods import joint, routed
-from mergemoe.routed import down_of, group_sums, layer_sums
+from mergemoe.routed import down_of, layer_sums
+from mergemoe.sums import group_sums
+from mergemoe.weights import joined
 
 CASES = {
     "gated": {},
@@ -38,19 +40,18 @@ def close(found, expected):
 
 def test_the_sums_are_those_of_a_loop_over_tokens(problem):
     experts = neurons.features(problem, problem.groups, "usage", 5)
-    for group, expert, moments in zip(
-        problem.groups, experts, group_sums(problem, problem.groups, experts, heldout=False), strict=True
-    ):
+    moments = group_sums(problem, problem.groups, joined(experts), heldout=False)
+    for place, (group, expert) in enumerate(zip(problem.groups, experts, strict=True)):
         p, y = problems.written_out(problem, [expert], group.members)
-        close(moments.gram, p.T @ p)
-        close(moments.cross, y.T @ p)
-        assert moments.energy == pytest.approx((y**2).sum())
-        assert moments.tokens == len(p)
+        close(moments.gram[place], p.T @ p)
+        close(moments.cross[place], y.T @ p)
+        assert float(moments.energy[place]) == pytest.approx((y**2).sum())
+        assert int(moments.tokens[place]) == len(p)
     p, y = problems.written_out(problem, experts)
     moments = layer_sums(problem, experts, heldout=False)
-    close(moments.gram, p.T @ p)
-    close(moments.cross, y.T @ p)
-    assert moments.energy == pytest.approx((y**2).sum())
+    close(moments.gram[0], p.T @ p)
+    close(moments.cross[0], y.T @ p)
+    assert float(moments.energy) == pytest.approx((y**2).sum())
 
 
 @pytest.mark.parametrize("features", ["plain", "usage", "aligned"])
@@ -118,10 +119,10 @@ def test_a_thousandfold_feature_changes_the_penalty_of_no_other():
     p = torch.randn(200, 9, generator=generator, dtype=torch.float64)
     y = torch.randn(200, 3, generator=generator, dtype=torch.float64)
     ordinary, massive = Moments.zeros(9, 3), Moments.zeros(9, 3)
-    ordinary.add(p, y)
-    massive.add(p * torch.tensor([1000.0, *[1.0] * 8], dtype=torch.float64), y)
-    assert prior.typical_energy([massive.gram.diagonal()]) == pytest.approx(
-        prior.typical_energy([ordinary.gram.diagonal()]), rel=0.2
+    ordinary.add(p[None], y[None])
+    massive.add(p[None] * torch.tensor([1000.0, *[1.0] * 8], dtype=torch.float64), y[None])
+    assert prior.typical_energy(massive.gram[0].diagonal()) == pytest.approx(
+        prior.typical_energy(ordinary.gram[0].diagonal()), rel=0.2
     )
 
 
@@ -132,16 +133,15 @@ def test_what_is_minimized_is_no_more_than_before(seed, tokens, ridge):
     problem = problems.problem(tokens=tokens, seed=seed)
     experts = neurons.features(problem, problem.groups, "usage", 5)
     layer = layer_sums(problem, experts, heldout=False)
-    parts = group_sums(problem, problem.groups, experts, heldout=False)
-    priors = [down_of(expert) for expert in experts]
-    penalty = ridge * prior.typical_energy([layer.gram.diagonal()])
-    solved = [prior.toward(part, w0, penalty) for part, w0 in zip(parts, priors, strict=True)]
-    whole = prior.toward(layer, torch.cat(priors, 1), penalty)
+    parts = group_sums(problem, problem.groups, joined(experts), heldout=False)
+    priors = torch.stack([down_of(expert) for expert in experts])
+    w0 = torch.cat(tuple(priors), 1)[None]
+    penalty = ridge * prior.typical_energy(layer.gram[0].diagonal())
+    solved, whole = prior.toward(parts, priors, penalty), prior.toward(layer, w0, penalty)
 
     def objective(moments, w, w0):
-        return moments.error(w) * moments.energy + penalty * float((w - w0).square().sum()) if moments.energy else 0.0
+        return moments.squared(w) + penalty * (w - w0).square().sum((1, 2))
 
-    for moments, w, w0 in zip(parts, solved, priors, strict=True):
-        assert objective(moments, w, w0) <= objective(moments, w0, w0) * (1 + 1e-9) + 1e-9
-    w0 = torch.cat(priors, 1)
-    assert objective(layer, whole, w0) <= objective(layer, torch.cat(solved, 1), w0) * (1 + 1e-9) + 1e-9
+    assert (objective(parts, solved, priors) <= objective(parts, priors, priors) * (1 + 1e-9) + 1e-9).all()
+    by_group = torch.cat(tuple(solved), 1)[None]
+    assert objective(layer, whole, w0) <= objective(layer, by_group, w0) * (1 + 1e-9) + 1e-9

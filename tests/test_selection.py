@@ -10,6 +10,8 @@ import torch
 from mergemoe import pairing, selection
 from mergemoe.methods import select
 from mergemoe.problem import groups_of
+from mergemoe.sums import group_sums
+from mergemoe.weights import joined
 
 
 def left_over(p, y):
@@ -26,18 +28,19 @@ def explicit(p, y, width, always=()):
     return sorted(taken)
 
 
+@pytest.mark.parametrize("panel", [1, 3, 32])
 @pytest.mark.parametrize("case", [{}, {"gated": False}, {"biased": True}], ids=["gated", "un-gated", "biases"])
-def test_the_neurons_are_those_of_an_explicit_greedy_search(case):
+def test_the_neurons_are_those_of_an_explicit_greedy_search(case, panel, monkeypatch):
+    monkeypatch.setattr(selection, "PANEL", panel)
     problem = problems.problem(**case)
     for group in problem.several:
         pool = selection.pool(problem, group)
         p, y = problems.written_out(problem, [pool], group.members)
         neurons = pool.up.shape[1]
-        (moments,) = selection.pooled_sums(problem, [group])
-        found, error = selection.best_neurons(moments, pool, 5)
+        (found,), (error,) = selection.best_neurons(group_sums(problem, [group], pool, heldout=False), pool, 5)
         always = range(neurons, p.shape[1])
         assert found.tolist() == explicit(p, y, 5, always)
-        assert error == pytest.approx(left_over(p[:, [*found.tolist(), *always]], y), rel=1e-8)
+        assert float(error) == pytest.approx(left_over(p[:, [*found.tolist(), *always]], y), rel=1e-8)
 
 
 def test_a_pool_computes_what_its_members_do_side_by_side():
@@ -60,15 +63,33 @@ def test_a_group_of_one_at_full_width_is_that_expert_to_the_bit():
 
 
 def test_neurons_without_a_residual_left_are_taken_by_energy():
-    problem = problems.problem(expert_map=(0, 0), top_k=1, tokens=3)  # 3 tokens, 10 neurons: 3 explain all
+    problem = problems.problem(expert_map=(0, 0), top_k=1, tokens=3, seed=1)  # 3 tokens, 10 neurons: 3 explain all
+    problem.experts.down[0, :, 0] = 0.0  # the first neuron is the last choice, and taken by no mistake
     group, pool = problem.groups[0], selection.pool(problem, problem.groups[0])
-    (moments,) = selection.pooled_sums(problem, [group])
-    first, _ = selection.best_neurons(moments, pool, 3)
-    found, error = selection.best_neurons(moments, pool, 5)
+    moments = group_sums(problem, [group], pool, heldout=False)
+    (first,), _ = selection.best_neurons(moments, pool, 3)
+    (found,), error = selection.best_neurons(moments, pool, 5)
     assert error < 1e-9 * moments.energy
-    energy = moments.gram.diagonal() * pool.down[0].square().sum(0)
+    energy = moments.gram[0].diagonal() * pool.down[0].square().sum(0)
     rest = [j for j in energy.argsort(descending=True).tolist() if j not in first.tolist()]
-    assert set(found.tolist()) == {*first.tolist(), *rest[:2]}
+    assert set(found.tolist()) == {*first.tolist(), *rest[:2]} and 0 not in found
+
+
+@pytest.mark.parametrize("panel", [1, 2, 32])
+def test_a_pool_that_runs_out_stops_beside_one_that_goes_on(panel, monkeypatch):
+    monkeypatch.setattr(selection, "PANEL", panel)
+    problem = problems.problem(expert_map=(0, 0, 1, 1), top_k=1)
+    pools = [selection.pool(problem, group) for group in problem.groups]
+    moments = group_sums(problem, problem.groups, joined(pools), heldout=False)
+    few = group_sums(problems.problem(expert_map=(0, 0), top_k=1, tokens=3), problem.groups[:1], pools[0], False)
+    for all_of, some in zip(vars(moments).values(), vars(few).values(), strict=True):
+        all_of[0] = some[0]
+    found, errors = selection.best_neurons(moments, joined(pools), 6)
+    for place, sums in enumerate((few, group_sums(problem, problem.groups[1:], pools[1], False))):
+        (neurons,), (error,) = selection.best_neurons(sums, pools[place], 6)
+        assert torch.equal(found[place], neurons)
+        assert float(errors[place]) == pytest.approx(float(error), rel=1e-9, abs=1e-12)
+    assert errors[0] < 1e-9 * moments.energy[0] < errors[1]
 
 
 def test_slim_experts_keep_their_own_neurons():
@@ -112,3 +133,12 @@ def test_beyond_pairs_the_cheapest_union_is_joined():
     cheapest = min(pairs, key=lambda pair: cost(problem, pair))
     assert [j for j in range(6) if expert_map.count(expert_map[j]) == 2] == list(cheapest)
     assert sorted(set(expert_map)) == list(range(5))
+
+
+def test_the_costs_are_those_written_out_whatever_the_sizes():
+    problem = problems.problem(expert_map=range(6))
+    costs = pairing.Costs(problem, 5)
+    pairs = [((0, 3), (1, 2)), ((4,), (1, 2)), ((1, 2), (5,)), ((4,), (5,))]
+    expected = [cost(problem, tuple(sorted(one + other))) for one, other in pairs]
+    assert costs.of_unions(pairs) == pytest.approx(expected, rel=1e-8)
+    assert costs.of([(0, 3), (1, 2), (4, 5)]) == pytest.approx([cost(problem, m) for m in [(0, 3), (1, 2), (4, 5)]])

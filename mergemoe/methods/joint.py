@@ -14,8 +14,9 @@ import torch
 from mergemoe import iterative, neurons, prior
 from mergemoe.budget import kept_width
 from mergemoe.problem import Merged, Problem
-from mergemoe.routed import down_of, group_sums, layer_error, layer_sums, with_down
-from mergemoe.weights import Experts
+from mergemoe.routed import down_of, layer_error, layer_sums, with_down
+from mergemoe.sums import group_sums
+from mergemoe.weights import Experts, joined
 
 COPIES = (
     6  # of the Gram that a direct solve holds at its peak: fitted and held out, damped, factor, and what makes them
@@ -54,19 +55,18 @@ def _direct(
 ) -> tuple[prior.Fit, dict[str, Any]]:
     """Return the solution from the sums of the whole layer, and for the record its errors."""
     fitted, unseen = (layer_sums(problem, experts, heldout=part) for part in (False, True))
-    solved = prior.fit([fitted], [unseen], [torch.cat([down_of(expert) for expert in experts], 1)], ridge)
-    (down,) = solved.downs
-    errors = {"fit": fitted.error(down), "heldout": unseen.error(down)}
-    return solved, {"objective": errors, "effective_rank": prior.effective_rank(fitted.gram)}
+    solved = prior.fit(fitted, unseen, torch.cat([down_of(expert) for expert in experts], 1)[None], ridge)
+    errors = {"fit": fitted.errors(solved.downs)[0], "heldout": unseen.errors(solved.downs)[0]}
+    return solved, {"objective": errors, "effective_rank": prior.effective_rank(fitted.gram[0])}
 
 
 def _or_routed(
     problem: Problem, experts: Sequence[Experts], solved: prior.Fit, record: dict[str, Any]
 ) -> tuple[prior.Fit, dict[str, Any]]:
     """Return the solution group by group in place of the joint one where it is nearer to the held-out outputs."""
-    fitted, unseen = (group_sums(problem, problem.groups, experts, heldout=part) for part in (False, True))
-    by_group = prior.fit(fitted, unseen, [down_of(expert) for expert in experts], "auto")
-    by_group = prior.Fit([torch.cat(by_group.downs, 1)], by_group.ridge, by_group.tried)
+    fitted, unseen = (group_sums(problem, problem.groups, joined(experts), heldout=part) for part in (False, True))
+    by_group = prior.fit(fitted, unseen, torch.stack([down_of(expert) for expert in experts]), "auto")
+    by_group = prior.Fit(torch.cat(tuple(by_group.downs), 1)[None], by_group.ridge, by_group.tried)
     errors = {
         part: layer_error(problem, experts, by_group.downs[0], heldout=part == "heldout") for part in ("fit", "heldout")
     }

@@ -7,49 +7,42 @@ down-projection is left out of both sides: least squares sees what is linear.
 """
 
 import torch
+from torch import Tensor
 
 from mergemoe.averaging import by_usage
-from mergemoe.features import features, linear_output
-from mergemoe.leastsquares import Moments, solve_down
+from mergemoe.leastsquares import solve_down
 from mergemoe.problem import Merged, Problem
-from mergemoe.progress import track
 from mergemoe.routed import with_down
-from mergemoe.weights import Experts
+from mergemoe.sums import group_sums
+from mergemoe.tokens import Tokens
+from mergemoe.weights import joined
 
 
 def merge(problem: Problem, ridge: float = 0.0) -> list[Merged]:
     """Return, per group, the merged expert and how well the tokens pin it down."""
-    averaged = by_usage(problem, problem.several)
-    fit = sums(problem, averaged, heldout=False)
-    heldout = sums(problem, averaged, heldout=True)
+    groups = problem.several
+    if not groups:
+        return []
+    averaged = by_usage(problem, groups)
+    fitted, unseen = (group_sums(problem, groups, joined(averaged), part, everywhere) for part in (False, True))
+    solutions = solve_down(fitted, ridge)
+    downs = torch.stack([solution.down for solution in solutions])
+    errors = zip(fitted.errors(downs), unseen.errors(downs), strict=True)
     results = []
-    for group, expert, fitted, unseen in zip(problem.several, averaged, fit, heldout, strict=True):
-        solution = solve_down(fitted, ridge)
+    for group, expert, solution, (fit, heldout) in zip(groups, averaged, solutions, errors, strict=True):
         record = {
             "rank": solution.rank,
             "effective_rank": solution.effective_rank,
             "condition": solution.condition,
-            "objective": {"fit": fitted.error(solution.down), "heldout": unseen.error(solution.down)},
+            "objective": {"fit": fit, "heldout": heldout},
         }
         results.append(Merged(group, with_down(expert, solution.down), record))
     return results
 
 
-def sums(problem: Problem, averaged: list[Experts], heldout: bool) -> list[Moments]:
-    """Return, per group, the sums of P and Y = sum_j w_j E_j(X) over the fitted (or held-out) tokens."""
-    experts, device = problem.experts, problem.experts.up.device
-    hidden_size, width = experts.down.shape[1:]
-    biased = experts.down_bias is not None  # a bias is the weight of one more feature, constant 1
-    moments = [Moments.zeros(width + biased, hidden_size, device) for _ in averaged]
-    chunks = problem.reader.chunks(heldout=heldout, device=device)
-    label = f"chunks of {'held-out' if heldout else 'fitted'} tokens"
-    for tokens in track(chunks, label, problem.reader.chunk_count()):
-        for group, expert, moment in zip(problem.several, averaged, moments, strict=True):
-            p = features(tokens.hidden, expert, 0, problem.act)
-            p = torch.cat([p, torch.ones_like(p[:, :1])], 1) if biased else p
-            y = sum(
-                w * linear_output(tokens.hidden, experts, j, problem.act).double()
-                for w, j in zip(group.weights.tolist(), group.members, strict=True)
-            )
-            moment.add(p, y)  # type: ignore[arg-type]  # the sum of tensors is one
-    return moments
+def everywhere(problem: Problem, tokens: Tokens) -> Tensor:
+    """Return w_j [n, N], the same on all tokens: what sums.group_sums then takes for routing weights."""
+    weights = torch.zeros(len(problem.experts), dtype=torch.float64, device=tokens.hidden.device)
+    for group in problem.groups:
+        weights[group.members] = group.weights.to(weights)
+    return weights.expand(len(tokens.hidden), -1)

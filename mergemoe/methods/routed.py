@@ -8,10 +8,14 @@ of the papers cannot, whatever T1 is.
 
 from typing import Literal
 
+import torch
+
 from mergemoe import neurons, prior
 from mergemoe.budget import kept_width
 from mergemoe.problem import Merged, Problem
-from mergemoe.routed import down_of, group_sums, with_down
+from mergemoe.routed import down_of, with_down
+from mergemoe.sums import group_sums
+from mergemoe.weights import joined
 
 
 def merge(
@@ -26,14 +30,16 @@ def merge(
     if not groups:
         return []
     experts = neurons.features(problem, groups, features, kept)
-    fitted, unseen = (group_sums(problem, groups, experts, heldout=part) for part in (False, True))
-    solved = prior.fit(fitted, unseen, [down_of(expert) for expert in experts], ridge)
+    fitted, unseen = (group_sums(problem, groups, joined(experts), heldout=part) for part in (False, True))
+    solved = prior.fit(fitted, unseen, torch.stack([down_of(expert) for expert in experts]), ridge)
+    errors = zip(fitted.errors(solved.downs), unseen.errors(solved.downs), strict=True)
     results = []
-    for group, expert, down, fit, rest in zip(groups, experts, solved.downs, fitted, unseen, strict=True):
+    for place, (group, (fit, rest)) in enumerate(zip(groups, errors, strict=True)):
+        tokens, gram = int(fitted.tokens[place]), fitted.gram[place]
         record = {
             **solved.record(),
-            **prior.diagnosis(fit.tokens, kept, f"group {group.number}", fit.gram),
-            "objective": {"fit": fit.error(down), "heldout": rest.error(down)},
+            **prior.diagnosis(tokens, kept, f"group {group.number}", gram),
+            "objective": {"fit": fit, "heldout": rest},
         }
-        results.append(Merged(group, with_down(expert, down), record))
+        results.append(Merged(group, with_down(experts[place], solved.downs[place]), record))
     return results
