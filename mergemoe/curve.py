@@ -8,15 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from mergemoe import cluster
 from mergemoe.errors import UserError
 from mergemoe.methods import routed
 from mergemoe.problem import Problem, groups_of
 from mergemoe.progress import track
 from mergemoe.solve import output_error
-from mergemoe.weights import Experts
+from mergemoe.weights import joined
 
 STEPS = 8  # sizes are measured at every eighth of the experts
 ALIGNED = 8  # neurons: grouped kernels want rows of whole 16 bytes
@@ -59,13 +57,8 @@ def curve(
         expert_map = cluster.group(by, kept, problem, profiled, width, max_size)
         grouped = replace(problem, groups=groups_of(expert_map, profiled["usage"]))
         merged = {result.group.number: result.expert for result in routed.merge(grouped, features, width / whole)}
-        compact = _joined([merged.get(g.number, problem.experts[g.members[:1]]) for g in grouped.groups])
+        parts = [merged.get(group.number, problem.experts[group.members[:1]]) for group in grouped.groups]
+        norm = None if problem.experts.norm is None else problem.experts.norm[[g.members[0] for g in grouped.groups]]
+        compact = replace(joined(parts).map(lambda matrices: matrices.float()), norm=norm)
         error = output_error(problem.experts, compact, grouped.shares, problem.reader, problem.act, heldout=True)
         yield {"experts": kept, "width": width, "error": error}
-
-
-def _joined(experts: list[Experts]) -> Experts:
-    """Return single experts as one."""
-    roles = {role: torch.cat([expert.roles()[role].float() for expert in experts]) for role in experts[0].roles()}
-    norm = None if experts[0].norm is None else torch.cat([e.norm for e in experts if e.norm is not None])
-    return Experts(**roles, norm=norm)
