@@ -106,20 +106,26 @@ def table(name: str) -> Iterator[str]:
     if COMPARISONS[name].get("generation") is not None:
         keys = ["fidelity/kl", "fidelity/perplexity", "fidelity/top1", "generation/loops", "generation/distinct2"]
         columns = [(key.partition("/")[2], "50", key, False) for key in keys]
-        yield from rows({**found, "full": {"50": found["full"]["100"]}}, ["full", *METHODS], columns)
+        run = ["full", *(method for method in METHODS if method in found)]
+        yield from rows({**found, "full": {"50": found["full"]["100"]}}, run, columns)
         return
     columns = [(f"KL at {share}%", share, "fidelity/kl", True) for share in shares]
     columns += [
         ("top-1 at 50%", "50", "fidelity/top1", False),
         ("perplexity at 50%", "50", "fidelity/perplexity", True),
     ]
-    yield from rows(found, list(METHODS), columns)
+    run = [method for method in METHODS if method in found]
+    yield from rows(found, run, columns)
     yield ""
     for share in shares:
-        kl = {method: statistics.mean(found[method][share]["fidelity/kl"]) for method in METHODS}
-        merging = min((method for method in METHODS if method not in {"slim", "reap", "pruned"}), key=lambda m: kl[m])
-        verb = "beats" if kl["slim"] < kl[merging] else "loses to"
-        yield f"At {share}%, slim ({kl['slim']:.3g}) {verb} the best merging, {merging} ({kl[merging]:.3g})."
+        kl = {method: statistics.mean(found[method][share]["fidelity/kl"]) for method in run}
+        merging = min((method for method in run if method not in {"slim", "reap", "pruned"}), key=lambda m: kl[m])
+        stock = min((method for method in run if method in STOCK), key=lambda m: kl[m])
+        yield (
+            f"- At {share}%, slim {'beats' if kl['slim'] < kl[merging] else 'loses to'} the best merging, {merging}. KL of "
+            f"select: 1/{kl['mergemoe'] / kl['select']:.1f} of mergemoe's, 1/{kl['reap'] / kl['select']:.1f} of reap's; "
+            f"of the best stock checkpoint, {stock}: 1/{kl['reap'] / kl[stock]:.1f} of reap's."
+        )
 
 
 def rows(found: dict[str, Any], methods: list[str], columns: list[tuple[str, str, str, bool]]) -> Iterator[str]:
