@@ -121,10 +121,12 @@ def table(name: str) -> Iterator[str]:
         kl = {method: statistics.mean(found[method][share]["fidelity/kl"]) for method in run}
         merging = min((method for method in run if method not in {"slim", "reap", "pruned"}), key=lambda m: kl[m])
         stock = min((method for method in run if method in STOCK), key=lambda m: kl[m])
+        verb = "beats" if kl["slim"] < kl[merging] else "loses to"
+        times = {name: kl[name] / kl["select"] for name in ("mergemoe", "reap")}
         yield (
-            f"- At {share}%, slim {'beats' if kl['slim'] < kl[merging] else 'loses to'} the best merging, {merging}. KL of "
-            f"select: 1/{kl['mergemoe'] / kl['select']:.1f} of mergemoe's, 1/{kl['reap'] / kl['select']:.1f} of reap's; "
-            f"of the best stock checkpoint, {stock}: 1/{kl['reap'] / kl[stock]:.1f} of reap's."
+            f"- At {share}%, slim {verb} the best merging, {merging}. KL of select: 1/{times['mergemoe']:.1f} of "
+            f"mergemoe's, 1/{times['reap']:.1f} of reap's; of the best stock checkpoint, {stock}: "
+            f"1/{kl['reap'] / kl[stock]:.1f} of reap's."
         )
 
 
