@@ -22,7 +22,7 @@ Members = tuple[int, ...]
 
 
 class Costs:
-    """The costs of groups and of their unions, each computed once; a group's own sums are kept for its unions."""
+    """The costs of groups, members ascending, and of their unions; a group's own sums are kept for its unions."""
 
     def __init__(self, problem: Problem, width: int):
         """Take one layer, and the number of neurons that a group will keep."""

@@ -17,7 +17,7 @@ from mergemoe.problem import Group, Problem
 from mergemoe.sums import group_sums
 from mergemoe.weights import Experts, joined
 
-GRAM_BYTES = 1 << 28  # of the pools' Grams that are held at once; with what is made of them it is 3 times as much
+GRAM_BYTES = 1 << 28  # of the pools' Grams held at once; with the cross sums and what is made of both, 5 times as much
 GONE = 1e-8  # a neuron with less than this share of its energy left is a combination of those taken, up to rounding
 PANEL = 32  # neurons that are taken before the sums are deflated
 

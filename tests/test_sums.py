@@ -79,13 +79,14 @@ def test_each_solution_of_a_stack_is_its_own(tokens, penalty):
         assert solution.rank == min(tokens, 6)
 
 
-def test_a_stack_without_tokens_has_no_error_beside_one_that_has():
-    moments, p, y = random_moments(2, 6, 5, 30)
+def test_one_without_tokens_has_no_error_beside_those_that_have():
+    moments, p, y = random_moments(3, 6, 5, 30)
     moments.gram[0], moments.cross[0], moments.energy[0] = 0, 0, 0
-    w = torch.ones(2, 5, 6, dtype=torch.float64)
-    none, error = moments.errors(w)
+    w = torch.ones(3, 5, 6, dtype=torch.float64)
+    none, *errors = moments.errors(w)
     assert none is None
-    assert error == pytest.approx(((p[1] @ w[1].numpy().T - y[1]) ** 2).sum() / (y[1] ** 2).sum(), rel=1e-12)
+    for error, p_own, y_own in zip(errors, p[1:], y[1:], strict=True):
+        assert error == pytest.approx(((p_own @ np.ones((6, 5)) - y_own) ** 2).sum() / (y_own**2).sum(), rel=1e-12)
 
 
 UNIONS = {
