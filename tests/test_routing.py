@@ -162,6 +162,7 @@ def test_no_group_is_larger_than_max_size(most):
     assert max(map(by_selection(problem, 3, 5, max_size=2).count, range(3))) == 2
 
 
-def test_a_size_that_leaves_no_union_is_told():
-    with pytest.raises(UserError, match="`max_size: 2` leaves 3 groups"):
-        by_selection(problems.problem(expert_map=range(6)), 2, 5, max_size=2)
+@pytest.mark.parametrize("most", [2, 3])
+def test_a_size_that_leaves_no_union_is_told(most):
+    with pytest.raises(UserError, match=f"`max_size: {most}` leaves 3 groups"):
+        by_selection(problems.problem(expert_map=range(6)), 2, 5, max_size=most)
