@@ -119,14 +119,13 @@ def table(name: str) -> Iterator[str]:
     yield ""
     for share in shares:
         kl = {method: statistics.mean(found[method][share]["fidelity/kl"]) for method in run}
-        merging = min((method for method in run if method not in {"slim", "reap", "pruned"}), key=lambda m: kl[m])
+        better = [method for method in run if kl[method] < kl["slim"]]
         stock = min((method for method in run if method in STOCK), key=lambda m: kl[m])
-        verb = "beats" if kl["slim"] < kl[merging] else "loses to"
         times = {name: kl[name] / kl["select"] for name in ("mergemoe", "reap")}
         yield (
-            f"- At {share}%, slim {verb} the best merging, {merging}. KL of select: 1/{times['mergemoe']:.1f} of "
-            f"mergemoe's, 1/{times['reap']:.1f} of reap's; of the best stock checkpoint, {stock}: "
-            f"1/{kl['reap'] / kl[stock]:.1f} of reap's."
+            f"- At {share}%, slim beats all but {', '.join(better) or 'itself'}. "
+            f"KL of select: 1/{times['mergemoe']:.1f} of mergemoe's, 1/{times['reap']:.1f} of reap's; "
+            f"of the best stock checkpoint, {stock}: 1/{kl['reap'] / kl[stock]:.1f} of reap's."
         )
 
 
@@ -148,7 +147,7 @@ def shown(values: list[float] | None) -> str:
     if not values:
         return "–"
     mean = f"{statistics.mean(values):.3g}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1g}"
+    return mean if len(values) == 1 else f"{mean} ± {float(f'{statistics.stdev(values):.1g}'):g}"
 
 
 def main() -> None:
