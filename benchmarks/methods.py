@@ -38,10 +38,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 STOCK = {"reap", "pruned", "folded", "slim"}
 MIXED = {"source": "data/calibration/mixed.jsonl.gz", "samples": 64, "length": 256, "holdout": 0.125}
-DEMO = {"model": "data/demo-moe", "calibrate": MIXED, "shares": list(SHARES)}
+GIVEN = [method for method in METHODS if method != "sized"]  # whose budgets take minutes to measure
+DEMO = {"model": "data/demo-moe", "calibrate": MIXED, "shares": list(SHARES), "methods": GIVEN}
 COMPARISONS: dict[str, dict[str, Any]] = {
-    "demo": DEMO,
-    "generation": {**DEMO, "shares": ["50"], "generation": {}},
+    "demo": {**DEMO, "methods": list(METHODS)},
+    "generation": {**DEMO, "methods": list(METHODS), "shares": ["50"], "generation": {}},
     "code": {**DEMO, "calibrate": {**MIXED, "source": "data/calibration/code.jsonl.gz"}},
     "few": {**DEMO, "calibrate": {**MIXED, "samples": 4, "holdout": 0.25}},
     "shared": {**DEMO, "model": "data/shared-moe"},
@@ -55,7 +56,8 @@ def params(name: str) -> dict[str, Any]:
     calibrations = {f"{name_of(chosen)}_{seed}": {**chosen["calibrate"], "seed": seed} for seed in range(SEEDS)}
     clusters, solves, runs = {}, {}, []
     for share in chosen["shares"]:
-        for method, (by, keys) in METHODS.items():
+        for method in chosen["methods"]:
+            by, keys = METHODS[method]
             cluster, solve = (by, f"{method}_{share}") if by == "none" else (f"{by}_{share}", method)
             clusters[cluster] = grouping(by, SHARES[share])
             solves[solve] = {**keys, "width": SHARES[share]} if by == "none" else keys

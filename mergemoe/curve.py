@@ -11,6 +11,7 @@ from typing import Any
 from mergemoe import cluster
 from mergemoe.errors import UserError
 from mergemoe.methods import routed
+from mergemoe.pairing import Costs, by_selection
 from mergemoe.problem import Problem, groups_of
 from mergemoe.progress import track
 from mergemoe.solve import output_error
@@ -53,8 +54,12 @@ def curve(
             "calibrate.holdout above 0"
         )
     whole, features = problem.experts.up.shape[1], "selected" if by == "selection" else "usage"
+    costs = Costs(problem, max(width for _, width in candidates)) if by == "selection" else None
     for kept, width in track(candidates, "sizes of the layer"):
-        expert_map = cluster.group(by, kept, problem, profiled, width, max_size)
+        if costs:
+            expert_map = by_selection(problem, kept, width, max_size, costs)
+        else:
+            expert_map = cluster.group(by, kept, problem, profiled, width, max_size)
         grouped = replace(problem, groups=groups_of(expert_map, profiled["usage"]))
         merged = {result.group.number: result.expert for result in routed.merge(grouped, features, width / whole)}
         parts = [merged.get(group.number, problem.experts[group.members[:1]]) for group in grouped.groups]

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import networkx as nx
 import torch
+from torch import Tensor
 
 from mergemoe.errors import UserError
 from mergemoe.leastsquares import Moments
@@ -22,40 +23,43 @@ Members = tuple[int, ...]
 
 
 class Costs:
-    """The costs of groups, members ascending, and of their unions; a group's own sums are kept for its unions."""
+    """The costs of groups, members ascending, and of their unions, at every width up to the widest.
 
-    def __init__(self, problem: Problem, width: int):
-        """Take one layer, and the number of neurons that a group will keep."""
-        self.problem, self.width = problem, width
+    A group's own sums are kept for its unions.
+    """
+
+    def __init__(self, problem: Problem, widest: int):
+        """Take one layer, and the most neurons that a group will keep."""
+        self.problem, self.widest = problem, widest
         self.own: dict[Members, Moments] = {}
-        self.known: dict[Members, float] = {}
+        self.known: dict[Members, Tensor] = {}  # by neurons kept
 
-    def of(self, groups: Iterable[Members]) -> list[float]:
-        """Return the cost of each group."""
+    def of(self, groups: Iterable[Members], width: int) -> list[float]:
+        """Return the cost of each group that keeps `width` neurons."""
         groups = list(groups)
         new = [members for members in groups if members not in self.known]
         self._prepare(new)
         for batch in passes(self.problem, [_group(members) for members in new]):
             self._learn(batch, self._sums(batch))
-        return [self.known[members] for members in groups]
+        return [float(self.known[members][width - 1]) for members in groups]
 
-    def of_unions(self, pairs: Iterable[tuple[Members, Members]]) -> list[float]:
-        """Return the cost of each two groups' union."""
+    def of_unions(self, pairs: Iterable[tuple[Members, Members]], width: int) -> list[float]:
+        """Return the cost of each two groups' union that keeps `width` neurons."""
         pairs = list(pairs)
-        joining = dict.fromkeys(members for pair in pairs for members in pair)  # ordered, unlike a set
-        self.own = {members: sums for members, sums in self.own.items() if members in joining}
-        self._prepare(joining)
         unknown: dict[Members, list[Members]] = {}
         for other, one in pairs:
             if _union(other, one) not in self.known:
                 unknown.setdefault(one, []).append(other)
+        joining = dict.fromkeys(members for one in unknown for members in (one, *unknown[one]))  # ordered, unlike a set
+        self.own = {members: sums for members, sums in self.own.items() if members in joining}
+        self._prepare(joining)
         for one, others in unknown.items():
             for batch in passes(self.problem, [_group(other + one) for other in others]):
                 theirs = [_group(tuple(union.members[: -len(one)])) for union in batch]
                 own = _group(one)
                 sums = union_sums(self.problem, own, theirs, self._sums([own]), self._sums(theirs))
                 self._learn(batch, sums)
-        return [self.known[_union(other, one)] for other, one in pairs]
+        return [float(self.known[_union(other, one)][width - 1]) for other, one in pairs]
 
     def _prepare(self, groups: Iterable[Members]) -> None:
         """Have the own sums of these groups."""
@@ -70,11 +74,13 @@ class Costs:
 
     def _learn(self, groups: Sequence[Group], sums: Moments) -> None:
         """Find what groups cost; their pools' neurons are in the order of the members."""
-        _, left = best_neurons(sums, joined([pool(self.problem, group) for group in groups]), self.width)
-        self.known |= {tuple(sorted(g.members)): cost for g, cost in zip(groups, left.tolist(), strict=True)}
+        _, left = best_neurons(sums, joined([pool(self.problem, group) for group in groups]), self.widest)
+        self.known |= {tuple(sorted(g.members)): costs for g, costs in zip(groups, left.cpu(), strict=True)}
 
 
-def by_selection(problem: Problem, kept: int, width: int, max_size: int | None = None) -> list[int]:
+def by_selection(
+    problem: Problem, kept: int, width: int, max_size: int | None = None, costs: Costs | None = None
+) -> list[int]:
     """Return expert_map [N] with `kept` groups, numbered by their first members.
 
     Args:
@@ -82,14 +88,15 @@ def by_selection(problem: Problem, kept: int, width: int, max_size: int | None =
         kept: M.
         width: I', the neurons that every group keeps.
         max_size: experts of a group at most.
+        costs: of this layer, where several sizes are asked for.
     """
-    costs = Costs(problem, width)
+    costs = costs or Costs(problem, width)
     groups: list[Members] = [(expert,) for expert in range(len(problem.experts))]
     limit = max_size or len(problem.experts)
     while len(groups) >= 2 * kept and 2 * max(map(len, groups)) <= limit:
-        groups = halve(groups, costs)
+        groups = halve(groups, costs, width)
     while len(groups) > kept:
-        groups = join(groups, costs, limit)
+        groups = join(groups, costs, width, limit)
     return numbered(groups, len(problem.experts))
 
 
@@ -102,18 +109,19 @@ def numbered(groups: Iterable[Sequence[int]], experts: int) -> list[int]:
     return expert_map
 
 
-def halve(groups: list[Members], costs: Costs) -> list[Members]:
+def halve(groups: list[Members], costs: Costs, width: int) -> list[Members]:
     """Return the groups joined two by two, at the least sum of costs; an odd one stays as it is."""
     pairs = [(i, j) for j in range(len(groups)) for i in range(j)]
     graph = nx.Graph()
-    for (i, j), cost in zip(pairs, costs.of_unions((groups[i], groups[j]) for i, j in pairs), strict=True):
+    unions = costs.of_unions(((groups[i], groups[j]) for i, j in pairs), width)
+    for (i, j), cost in zip(pairs, unions, strict=True):
         graph.add_edge(i, j, weight=cost)
     matched = nx.min_weight_matching(graph)
     single = set(range(len(groups))) - {i for pair in matched for i in pair}
     return [_union(groups[i], groups[j]) for i, j in matched] + [groups[i] for i in sorted(single)]
 
 
-def join(groups: list[Members], costs: Costs, limit: int) -> list[Members]:
+def join(groups: list[Members], costs: Costs, width: int, limit: int) -> list[Members]:
     """Return the groups with those two joined whose union adds the least and is small enough; ties go to the first.
 
     Raises:
@@ -125,8 +133,8 @@ def join(groups: list[Members], costs: Costs, limit: int) -> list[Members]:
             f"`max_size: {limit}` leaves {len(groups)} groups of {sorted(map(len, groups))} experts of which no two "
             "may be joined: set it higher in `cluster`, or keep more experts"
         )
-    unions = costs.of_unions((groups[i], groups[j]) for i, j in pairs)
-    own = costs.of(groups)
+    unions = costs.of_unions(((groups[i], groups[j]) for i, j in pairs), width)
+    own = costs.of(groups, width)
     added = [cost - own[i] - own[j] for (i, j), cost in zip(pairs, unions, strict=True)]
     i, j = pairs[added.index(min(added))]
     return [group for place, group in enumerate(groups) if place not in {i, j}] + [_union(groups[i], groups[j])]

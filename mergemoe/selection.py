@@ -71,9 +71,9 @@ def keep_neurons(expert: Experts, neurons: Tensor) -> Experts:
 
 
 def best_neurons(moments: Moments, pools: Experts, width: int) -> tuple[Tensor, Tensor]:
-    """Return the numbers of `width` neurons [G, width], ascending, and the squared errors [G] left, solved at ridge 0.
+    """Return `width` neurons [G, width], ascending, and the squared errors [G, width] left after each that was taken.
 
-    Where fewer have a residual left, the rest are those of the largest energy, sum_x (t phi)^2 ||w_D||^2. Ties go to
+    The errors are those of solves at ridge 0; what is taken first does not depend on `width`. Where fewer have a residual left, the rest are those of the largest energy, sum_x (t phi)^2 ||w_D||^2. Ties go to
     the lower number. Scores need of the cross sums C no more than C^T C: the output's size does not matter. Both it and
     the Gram are deflated PANEL by PANEL; within one, c_j = C_j - (U L^T)_j is known by Z = C^T U and N = U^T U.
 
@@ -85,7 +85,7 @@ def best_neurons(moments: Moments, pools: Experts, width: int) -> tuple[Tensor, 
     gram, cross, error = _without_constant(moments) if pools.down_bias is not None else _copied(moments)
     outer = cross.mT @ cross
     start = gram.diagonal(dim1=1, dim2=2).clone()
-    taken = torch.zeros_like(start, dtype=torch.bool)
+    taken, errors = torch.zeros_like(start, dtype=torch.bool), gram.new_empty(len(gram), width)
     each = torch.arange(len(gram), device=gram.device)
     for first in range(0, width, PANEL):
         size = min(PANEL, width - first)
@@ -109,12 +109,13 @@ def best_neurons(moments: Moments, pools: Experts, width: int) -> tuple[Tensor, 
             inner[:, step, step] = gain
             taken[each, best] |= open_
             error -= gain
+            errors[:, first + step] = error
         gram.baddbmm_(columns, columns.mT, alpha=-1)
         half = products - columns @ inner / 2
         outer.baddbmm_(half, columns.mT, alpha=-1).baddbmm_(columns, half.mT, alpha=-1)
     energy = start * pools.down.double().square().sum(1)
     order = torch.where(taken, torch.inf, energy).argsort(dim=1, descending=True, stable=True)
-    return order[:, :width].sort(1)[0], error.clamp_min(0)
+    return order[:, :width].sort(1)[0], errors.clamp_min(0)
 
 
 def _apply(matrices: Tensor, vectors: Tensor) -> Tensor:

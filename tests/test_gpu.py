@@ -50,7 +50,7 @@ def test_the_batched_path_on_a_gpu_gives_the_cpus_numbers(biased):
         local = replace(drawn, experts=experts, reader=OnDevice(drawn.reader.parts[False], drawn.reader.parts[True]))
         solved = [mergemoe.merge(local, ridge=1e-3), routed.merge(local, ridge=1e-2), select.merge(local, 0.5, 1e-2)]
         downs = [down_of(result.expert).cpu() for results in solved for result in results]
-        costs = Costs(local, 40).of_unions([((i,), (j,)) for j in range(8) for i in range(j)])
+        costs = Costs(local, 40).of_unions([((i,), (j,)) for j in range(8) for i in range(j)], 40)
         found[device] = [*downs, torch.tensor(costs, dtype=torch.float64)]
     for gpu, cpu in zip(found["cuda"], found["cpu"], strict=True):
         torch.testing.assert_close(gpu, cpu, rtol=1e-6, atol=1e-8)

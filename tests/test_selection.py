@@ -37,10 +37,11 @@ def test_the_neurons_are_those_of_an_explicit_greedy_search(case, panel, monkeyp
         pool = selection.pool(problem, group)
         p, y = problems.written_out(problem, [pool], group.members)
         neurons = pool.up.shape[1]
-        (found,), (error,) = selection.best_neurons(group_sums(problem, [group], pool, heldout=False), pool, 5)
+        (found,), (errors,) = selection.best_neurons(group_sums(problem, [group], pool, heldout=False), pool, 5)
         always = range(neurons, p.shape[1])
         assert found.tolist() == explicit(p, y, 5, always)
-        assert float(error) == pytest.approx(left_over(p[:, [*found.tolist(), *always]], y), rel=1e-8)
+        expected = [left_over(p[:, [*explicit(p, y, width, always), *always]], y) for width in range(1, 6)]
+        assert errors.tolist() == pytest.approx(expected, rel=1e-8)
 
 
 def test_a_pool_computes_what_its_members_do_side_by_side():
@@ -68,8 +69,8 @@ def test_neurons_without_a_residual_left_are_taken_by_energy():
     group, pool = problem.groups[0], selection.pool(problem, problem.groups[0])
     moments = group_sums(problem, [group], pool, heldout=False)
     (first,), _ = selection.best_neurons(moments, pool, 3)
-    (found,), error = selection.best_neurons(moments, pool, 5)
-    assert error < 1e-9 * moments.energy
+    (found,), (errors,) = selection.best_neurons(moments, pool, 5)
+    assert (errors[2:] < 1e-9 * moments.energy).all() and errors[1] > 1e-6 * moments.energy
     energy = moments.gram[0].diagonal() * pool.down[0].square().sum(0)
     rest = [j for j in energy.argsort(descending=True).tolist() if j not in first.tolist()]
     assert set(found.tolist()) == {*first.tolist(), *rest[:2]} and 0 not in found
@@ -86,10 +87,10 @@ def test_a_pool_that_runs_out_stops_beside_one_that_goes_on(panel, monkeypatch):
         all_of[0] = some[0]
     found, errors = selection.best_neurons(moments, joined(pools), 6)
     for place, sums in enumerate((few, group_sums(problem, problem.groups[1:], pools[1], False))):
-        (neurons,), (error,) = selection.best_neurons(sums, pools[place], 6)
+        (neurons,), (alone,) = selection.best_neurons(sums, pools[place], 6)
         assert torch.equal(found[place], neurons)
-        assert float(errors[place]) == pytest.approx(float(error), rel=1e-9, abs=1e-12)
-    assert errors[0] < 1e-9 * moments.energy[0] < errors[1]
+        torch.testing.assert_close(errors[place], alone, rtol=1e-9, atol=1e-12)
+    assert errors[0, -1] < 1e-9 * moments.energy[0] < errors[1, -1]
 
 
 def test_slim_experts_keep_their_own_neurons():
@@ -101,12 +102,12 @@ def test_slim_experts_keep_their_own_neurons():
             assert (row == problem.experts.up[expert]).all(1).any()
 
 
-def cost(problem, members):
-    """The squared error that is left when the pool is cut to 5 neurons, written out."""
+def cost(problem, members, width=5):
+    """The squared error that is left when the pool is cut to `width` neurons, written out."""
     (group,) = [g for g in groups_of([int(j not in members) for j in range(6)], [0] * 6) if g.members == list(members)]
     local = type(problem)(problem.experts, [group], problem.reader, problem.act)
     p, y = problems.written_out(local, [selection.pool(local, group)], group.members)
-    return left_over(p[:, explicit(p, y, 5)], y)
+    return left_over(p[:, explicit(p, y, width)], y)
 
 
 def test_pairs_are_the_cheapest_of_all_perfect_matchings():
@@ -138,7 +139,15 @@ def test_beyond_pairs_the_cheapest_union_is_joined():
 def test_the_costs_are_those_written_out_whatever_the_sizes():
     problem = problems.problem(expert_map=range(6))
     costs = pairing.Costs(problem, 5)
-    pairs = [((0, 3), (1, 2)), ((4,), (1, 2)), ((1, 2), (5,)), ((4,), (5,))]
-    expected = [cost(problem, tuple(sorted(one + other))) for one, other in pairs]
-    assert costs.of_unions(pairs) == pytest.approx(expected, rel=1e-8)
-    assert costs.of([(0, 3), (1, 2), (4, 5)]) == pytest.approx([cost(problem, m) for m in [(0, 3), (1, 2), (4, 5)]])
+    pairs, groups = [((0, 3), (1, 2)), ((4,), (1, 2)), ((1, 2), (5,)), ((4,), (5,))], [(0, 3), (1, 2), (4, 5)]
+    for width in (5, 2):  # the second from what the first found
+        expected = [cost(problem, tuple(sorted(one + other)), width) for one, other in pairs]
+        assert costs.of_unions(pairs, width) == pytest.approx(expected, rel=1e-8)
+        assert costs.of(groups, width) == pytest.approx([cost(problem, members, width) for members in groups])
+
+
+def test_groups_of_several_sizes_are_those_of_each_size_alone():
+    problem = problems.problem(expert_map=range(6))
+    costs = pairing.Costs(problem, 5)
+    for kept, width in [(3, 5), (4, 3), (2, 2), (5, 4), (3, 1)]:
+        assert pairing.by_selection(problem, kept, width, None, costs) == pairing.by_selection(problem, kept, width)
