@@ -6,6 +6,9 @@ import re
 from mergemoe.errors import UserError
 from mergemoe.experts import ROUTERS
 
+STEPS = 8  # sizes are measured at every eighth of the experts
+ALIGNED = 8  # neurons: grouped kernels want rows of whole 16 bytes
+
 
 def kept_experts(experts: int | float | None, total: int) -> int:
     """Return M: an int is M itself, a float the share of N that is kept, rounded up; None keeps all.
@@ -89,3 +92,29 @@ def needed_tokens(kept: int, width: int) -> dict[str, int]:
     `group`: tokens of one group for its own least squares, I'; `joint`: tokens of the layer for all groups, M I'.
     """
     return {"group": width, "joint": kept * width}
+
+
+def measured_experts(experts: int, max_size: int | None) -> list[int]:
+    """Return the numbers of groups at which a layer of N experts is measured, where none has more than `max_size`."""
+    kept = {-(-experts * step // STEPS) for step in range(1, STEPS + 1)}
+    return sorted(m for m in kept if m * (max_size or experts) >= experts)
+
+
+def measured_sizes(
+    experts: int, width: int, share: float | None, counted: int, max_size: int | None = None
+) -> list[tuple[int, int]]:
+    """Return the sizes (M, I') at which a layer is measured; where I is a multiple of 8, so is a share's I'.
+
+    Args:
+        experts: N.
+        width: I.
+        share: of the routed weights that may stay; None where only experts are given up.
+        counted: I' of every size where `share` is None.
+        max_size: experts of a group at most.
+    """
+    kept = measured_experts(experts, max_size)
+    if share is None:
+        return [(m, counted) for m in kept]
+    step = ALIGNED if width % ALIGNED == 0 else 1
+    most = [(m, int(share * experts * width / m + 1e-9) // step * step) for m in kept if m >= share * experts - 1e-9]
+    return [(m, narrower) for m, narrower in most if narrower]

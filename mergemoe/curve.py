@@ -17,26 +17,6 @@ from mergemoe.progress import track
 from mergemoe.solve import output_error
 from mergemoe.weights import joined
 
-STEPS = 8  # sizes are measured at every eighth of the experts
-ALIGNED = 8  # neurons: grouped kernels want rows of whole 16 bytes
-
-
-def sizes(experts: int, width: int, share: float | None, counted: int) -> list[tuple[int, int]]:
-    """Return the candidates (M, I'); where I is a multiple of 8, so is I'.
-
-    Args:
-        experts: N.
-        width: I.
-        share: of the routed weights that may stay; None where only experts are given up.
-        counted: I' of every candidate where `share` is None.
-    """
-    kept = sorted({-(-experts * step // STEPS) for step in range(1, STEPS + 1)})
-    if share is None:
-        return [(m, counted) for m in kept]
-    step = ALIGNED if width % ALIGNED == 0 else 1
-    most = [(m, int(share * experts * width / m + 1e-9) // step * step) for m in kept if m >= share * experts - 1e-9]
-    return [(m, narrower) for m, narrower in most if narrower]
-
 
 def curve(
     by: str, candidates: list[tuple[int, int]], problem: Problem, profiled: Mapping[str, Any], max_size: int | None

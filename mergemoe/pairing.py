@@ -2,9 +2,11 @@
 
 The cost of a group is the routed squared error that is left when its pooled neurons are cut to I' and solved again
 (selection.best_neurons). Halving the number of groups is a minimum-cost perfect matching; what is left to do
-after the last halving is done by joining, one by one, the two groups whose union adds the least.
+after the last halving is done by joining, one by one, the two groups whose union adds the least. Neither is done where
+the groups could then not become M of at most `max_size`.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import networkx as nx
@@ -94,10 +96,24 @@ def by_selection(
     groups: list[Members] = [(expert,) for expert in range(len(problem.experts))]
     limit = max_size or len(problem.experts)
     while len(groups) >= 2 * kept and 2 * max(map(len, groups)) <= limit:
-        groups = halve(groups, costs, width)
+        halved = halve(groups, costs, width)
+        if not packs(map(len, halved), kept, limit):
+            break
+        groups = halved
     while len(groups) > kept:
-        groups = join(groups, costs, width, limit)
+        groups = join(groups, costs, width, kept, limit)
     return numbered(groups, len(problem.experts))
+
+
+def packs(sizes: Iterable[int], kept: int, limit: int) -> bool:
+    """Tell whether groups of these sizes become `kept` of at most `limit` experts, each put where it first fits."""
+    rooms = [limit] * kept
+    for size in sorted(sizes, reverse=True):
+        place = next((place for place, room in enumerate(rooms) if room >= size), None)
+        if place is None:
+            return False
+        rooms[place] -= size
+    return True
 
 
 def numbered(groups: Iterable[Sequence[int]], experts: int) -> list[int]:
@@ -121,23 +137,32 @@ def halve(groups: list[Members], costs: Costs, width: int) -> list[Members]:
     return [_union(groups[i], groups[j]) for i, j in matched] + [groups[i] for i in sorted(single)]
 
 
-def join(groups: list[Members], costs: Costs, width: int, limit: int) -> list[Members]:
-    """Return the groups with those two joined whose union adds the least and is small enough; ties go to the first.
+def join(groups: list[Members], costs: Costs, width: int, kept: int, limit: int) -> list[Members]:
+    """Return the groups with those two joined whose union adds the least of all that may be; ties go to the first.
 
     Raises:
-        UserError: where every union is too large.
+        UserError: where none may be: by packs, the groups cannot become `kept` of at most `limit` experts.
     """
-    pairs = [(i, j) for j in range(len(groups)) for i in range(j) if len(groups[i]) + len(groups[j]) <= limit]
+    sizes = sorted(map(len, groups))
+    alike = {(a, b): packs(_without(sizes, a, b), kept, limit) for a in set(sizes) for b in set(sizes)}
+    pairs = [(i, j) for j in range(len(groups)) for i in range(j) if alike[len(groups[i]), len(groups[j])]]
     if not pairs:
         raise UserError(
-            f"`max_size: {limit}` leaves {len(groups)} groups of {sorted(map(len, groups))} experts of which no two "
-            "may be joined: set it higher in `cluster`, or keep more experts"
+            f"`max_size: {limit}` leaves {len(groups)} groups of {sizes} experts, which it knows no way to make {kept} "
+            "of: set it higher in `cluster`, or keep more experts"
         )
     unions = costs.of_unions(((groups[i], groups[j]) for i, j in pairs), width)
     own = costs.of(groups, width)
     added = [cost - own[i] - own[j] for (i, j), cost in zip(pairs, unions, strict=True)]
     i, j = pairs[added.index(min(added))]
     return [group for place, group in enumerate(groups) if place not in {i, j}] + [_union(groups[i], groups[j])]
+
+
+def _without(sizes: list[int], one: int, other: int) -> list[int]:
+    """Return the sizes when a group of `one` and a group of `other` experts are joined."""
+    left = Counter(sizes)
+    left.subtract((one, other))
+    return [*left.elements(), one + other]
 
 
 def _union(one: Members, other: Members) -> Members:

@@ -43,6 +43,12 @@ def check(params: Params) -> None:
                 kept = budget.kept_experts(chosen.share or chosen.experts, count)
                 if chosen.max_size and kept * chosen.max_size < count:
                     raise UserError(f"`max_size: {chosen.max_size}` is too small for {kept} groups of {count} experts")
+                least = budget.measured_experts(count, chosen.max_size)[0]
+                if chosen.budget == "error" and kept < least:
+                    raise UserError(
+                        f"{kept} of {count} experts are kept, and `budget: error` measures no layer below {least}: "
+                        "keep more, or take `budget: uniform`"
+                    )
             except UserError as error:
                 raise UserError(f"cluster.{cluster}, layer {layer} of {model}: {error}") from None
     for run in params.all_runs():
@@ -72,9 +78,11 @@ def _check_routing(params: Params, run: Run, counts: Mapping[int, int]) -> None:
     if routing == "preserved":
         return
     if chosen.spent():
+        spent = "share" if chosen.share else f"budget: {chosen.budget}"
         raise UserError(
-            f"{'/'.join(run)}: `budget: {chosen.budget}` gives layers different numbers of experts, and the routing is "
-            f"{routing}: a stock model has one. Take `budget: uniform`, or a method that keeps the routing"
+            f"{'/'.join(run)}: with `{spent}`, what layers measure says how many experts they keep, and the routing is "
+            f"{routing}: a stock model has one number, known before. Set `experts` alone, or take a method that keeps "
+            "the routing"
         )
     config = checkpoint.read_config(params.model[run.model].folder())
     first, last = chosen.bounds()

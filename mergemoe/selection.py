@@ -73,9 +73,11 @@ def keep_neurons(expert: Experts, neurons: Tensor) -> Experts:
 def best_neurons(moments: Moments, pools: Experts, width: int) -> tuple[Tensor, Tensor]:
     """Return `width` neurons [G, width], ascending, and the squared errors [G, width] left after each that was taken.
 
-    The errors are those of solves at ridge 0; what is taken first does not depend on `width`. Where fewer have a residual left, the rest are those of the largest energy, sum_x (t phi)^2 ||w_D||^2. Ties go to
-    the lower number. Scores need of the cross sums C no more than C^T C: the output's size does not matter. Both it and
-    the Gram are deflated PANEL by PANEL; within one, c_j = C_j - (U L^T)_j is known by Z = C^T U and N = U^T U.
+    The errors are those of solves at ridge 0, and what is taken first does not depend on `width`. Where fewer have a
+    residual left, the rest are those of the largest energy, sum_x (t phi)^2 ||w_D||^2. Ties go to the lower number.
+
+    Scores need of the cross sums C no more than C^T C: the output's size does not matter. Both it and the Gram are
+    deflated PANEL by PANEL; within one, c_j = C_j - (U L^T)_j is known by Z = C^T U and N = U^T U.
 
     Args:
         moments: sums.group_sums of the pools.

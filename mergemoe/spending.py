@@ -10,25 +10,27 @@ from mergemoe.errors import UserError
 Measured = Sequence[Mapping[str, Any]]  # {experts, width, error} of each size of a layer, as curve.curve gives them
 
 
-def by_usage(usage: Mapping[int, Sequence[float]], total: int) -> dict[int, int]:
+def by_usage(usage: Mapping[int, Sequence[float]], total: int, max_size: int | None = None) -> dict[int, int]:
     """Return {layer: M} by one threshold of usage for all layers (M-SMoE, arXiv 2310.01334).
 
-    Usage counts relative to the most used expert of its layer, so every layer keeps one at least. Ties go to the lower
-    layer, then to the lower expert, so `total` experts are kept exactly.
+    Usage counts relative to the most used expert of its layer, which is kept, and as many others as `max_size` asks
+    for. Ties go to the lower layer, then to the more used expert, so `total` experts are kept exactly.
 
     Args:
         usage: {layer: [N]}, as profile.profile counts it.
-        total: the sum of all M.
+        total: the sum of all M, no less than the layers must keep.
+        max_size: experts of a group at most.
     """
+    kept = {layer: -(-len(counts) // (max_size or len(counts))) for layer, counts in usage.items()}
     shares = [
-        (-used / max(max(counts), 1e-300), layer, expert)
+        (-used / max(max(counts), 1e-300), layer, rank)
         for layer, counts in usage.items()
-        for expert, used in enumerate(counts)
+        for rank, used in enumerate(sorted(counts, reverse=True))
+        if rank >= kept[layer]
     ]
-    kept = dict.fromkeys(usage, 0)
-    for _, layer, _ in sorted(shares)[:total]:
+    for _, layer, _ in sorted(shares)[: total - sum(kept.values())]:
         kept[layer] += 1
-    return {layer: max(1, m) for layer, m in kept.items()}
+    return kept
 
 
 def by_error(curves: Mapping[int, Measured], total: int) -> dict[int, int]:

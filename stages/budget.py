@@ -22,7 +22,7 @@ def main() -> None:
     else:
         total = sum(budget.kept_experts(cfg["experts"], entry["experts"]) for entry in entries.values())
         if cfg["budget"] == "usage":
-            kept = spending.by_usage({layer: one["usage"] for layer, one in layers.items()}, total)
+            kept = spending.by_usage({layer: one["usage"] for layer, one in layers.items()}, total, cfg["max_size"])
         else:
             kept = spending.by_error({layer: one["sizes"] for layer, one in layers.items()}, total)
         sizes = {layer: (m, widths[layer]) for layer, m in kept.items()}

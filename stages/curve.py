@@ -20,7 +20,8 @@ def main() -> None:
     profile = store.read_json(args.profile, layer)
     experts = read_experts(layout, layer, device).map(lambda matrices: matrices.float())
     whole = experts.up.shape[1]
-    candidates = curve.sizes(len(experts), whole, cfg["share"], budget.kept_width(cfg["width"], whole))
+    counted = budget.kept_width(cfg["width"], whole)
+    candidates = budget.measured_sizes(len(experts), whole, cfg["share"], counted, cfg["max_size"])
     with Reader(args.capture, layer) as reader:
         problem = Problem(experts, [], reader, Activation(**layer_entry(layout, layer)["activation"]))
         sizes = list(curve.curve(cfg["by"], candidates, problem, profile, cfg["max_size"]))

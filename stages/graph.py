@@ -159,7 +159,7 @@ class Graph:
     def budget_choice(self, wildcards: Any) -> str:
         """Return how much is spent, and by what."""
         chosen = self.params.cluster[wildcards.cluster]
-        return tracking.cfg(chosen.model_dump(include={"experts", "share", "per", "budget", "width"}))
+        return tracking.cfg(chosen.model_dump(include={"experts", "share", "per", "budget", "width", "max_size"}))
 
     def cluster_choice(self, wildcards: Any) -> str:
         """Return the grouping of one layer: outside the choice's range, all experts are kept."""

@@ -8,6 +8,7 @@ import torch
 from test_methods import compressed
 
 from mergemoe import cluster, curve
+from mergemoe.budget import measured_sizes
 from mergemoe.errors import UserError
 from mergemoe.features import routed_output
 from mergemoe.methods import routed
@@ -18,15 +19,20 @@ from mergemoe.problem import groups_of
     ("experts", "width", "share"), [(16, 128, 0.25), (16, 128, 0.5), (24, 96, 0.75), (6, 5, 0.4), (60, 7, 0.01)]
 )
 def test_no_size_is_above_its_share_and_none_is_smaller_than_it_must(experts, width, share):
-    for m, narrower in curve.sizes(experts, width, share, 0):
+    for m, narrower in measured_sizes(experts, width, share, 0):
         step = 1 if width % 8 else 8
         assert m * narrower <= share * experts * width + 1e-9 and narrower <= width and narrower % step == 0
         assert m * (narrower + step) > share * experts * width
 
 
 def test_experts_alone_are_measured_at_every_eighth():
-    assert curve.sizes(16, 128, None, 96) == [(m, 96) for m in range(2, 17, 2)]
-    assert curve.sizes(4, 8, None, 8) == [(m, 8) for m in range(1, 5)]
+    assert measured_sizes(16, 128, None, 96) == [(m, 96) for m in range(2, 17, 2)]
+    assert measured_sizes(4, 8, None, 8) == [(m, 8) for m in range(1, 5)]
+
+
+def test_no_size_needs_larger_groups_than_are_allowed():
+    assert measured_sizes(16, 128, None, 128, max_size=3) == [(m, 128) for m in range(6, 17, 2)]
+    assert [m for m, _ in measured_sizes(16, 128, 0.25, 0, max_size=2)] == [8, 10, 12, 14, 16]
 
 
 @pytest.mark.parametrize(("by", "features", "width"), [("selection", "selected", 3), ("weights", "usage", 5)])

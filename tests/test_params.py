@@ -1,13 +1,12 @@
 """params.yaml: every mistake is named by its path before the first job."""
 
 import copy
-import shutil
 
 import pytest
 import yaml
 from conftest import ROOT
 
-from mergemoe import budget, preflight
+from mergemoe import budget
 from mergemoe.errors import UserError
 from mergemoe.params import read_params
 
@@ -58,6 +57,13 @@ def test_the_projects_own_file_is_valid_and_all_is_every_product():
         ("solve.joint", {"method": "joint", "ridge": "best"}, "solve.joint.ridge"),
         ("solve.joint", {"method": "joint", "memory": 0.0}, "solve.joint.memory"),
         ("solve.routed", {"method": "routed", "memory": 8.0}, "solve.routed.memory: unknown key"),
+        ("cluster.half", {"by": "weights", "experts": 0.5, "share": 0.5}, "`share` is of `by: selection`"),
+        ("cluster.half", {"by": "selection", "experts": 0.5, "share": 0.5}, "`share` is of `by: selection`"),
+        ("cluster.half", {"by": "selection", "experts": 0.5, "per": "layer"}, "`per` belongs to `share`"),
+        ("cluster.half", {"by": "saliency", "experts": 4, "budget": "error"}, "`budget: error` is of groups that"),
+        ("cluster.half", {"by": "outputs", "experts": 4, "max_size": 2}, "by weights, router or selection, not by out"),
+        ("cluster.half", {"by": "weights", "experts": 4, "max_size": 1}, "cluster.half.max_size"),
+        ("solve.joint", {"method": "joint", "routing": "gone"}, "solve.joint.routing"),
         ("model", {}, "model: it is empty; give at least one choice by a name of your own"),
     ],
 )
@@ -122,56 +128,3 @@ def test_a_missing_section_is_named():
 )
 def test_a_share_is_rounded_up_and_a_number_is_itself(experts, total, kept):
     assert budget.kept_experts(experts, total) == kept
-
-
-def small(tiny, **changes):
-    """The demo's parameters on the tiny model."""
-    config = copy.deepcopy(GOOD)
-    config["model"] = {"tiny": {"path": str(tiny)}}
-    config["cluster"] = {"half": {"by": "weights", "experts": 4, **changes}}
-    config["runs"] = "all"
-    return config
-
-
-def test_preflight_passes_what_can_run(tiny, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    preflight.check(read_params(small(tiny)))
-    preflight.check_texts(read_params(small(tiny)))
-
-
-def test_preflight_names_what_cannot_run(tiny, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    dense = tmp_path / "dense"
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 48}
-    Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2)).save_pretrained(dense)
-    missing_text, no_model, no_revision, no_experts = small(tiny), small(tiny), small(tiny), small(tiny)
-    missing_text["calibrate"]["mixed"]["source"] = "data/calibration/none.jsonl"
-    no_model["model"]["tiny"]["path"] = "data/nowhere"
-    no_revision["model"]["tiny"]["path"] = "Qwen/Qwen3-30B-A3B"
-    no_experts["model"]["tiny"]["path"] = str(dense)
-    for config, message in [
-        (small(tiny, experts=9), r"asks for more experts than the layer has \(8\)"),
-        (small(tiny, layers="0"), "holds no MoE layer of tiny; it has 1, 2"),
-        (missing_text, "calibrate.mixed.source: data/calibration/none.jsonl: no such file"),
-        (no_model, "data/nowhere: no config.json there"),
-        (no_revision, "Qwen/Qwen3-30B-A3B: no config.json .* hub, add `revision`, its full commit hash"),
-        (no_experts, r"\(qwen3\) has no layer with experts"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            preflight.check(read_params(config))
-    unknown = small(tiny)
-    unknown["evaluate"]["tasks"] = {"blimpp": {"include": "data/blimp"}}
-    with pytest.raises(UserError, match="evaluate.tasks.blimpp: no .* in data/blimp says `task: blimpp`"):
-        preflight.check(read_params(unknown))
-    mute = tmp_path / "mute"
-    shutil.copytree(tiny, mute, ignore=shutil.ignore_patterns("tokenizer*"))
-    nothing = small(tiny)
-    nothing["model"]["tiny"]["path"] = str(mute)
-    with pytest.raises(UserError, match="makes no token"):
-        preflight.check_texts(read_params(nothing))
-    short = small(tiny)
-    short["calibrate"]["mixed"]["samples"] = 100_000
-    with pytest.raises(UserError, match="calibrate.mixed: .* asks for 100000"):
-        preflight.check_texts(read_params(short))

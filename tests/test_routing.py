@@ -162,7 +162,12 @@ def test_no_group_is_larger_than_max_size(most):
     assert max(map(by_selection(problem, 3, 5, max_size=2).count, range(3))) == 2
 
 
-@pytest.mark.parametrize("most", [2, 3])
-def test_a_size_that_leaves_no_union_is_told(most):
-    with pytest.raises(UserError, match=f"`max_size: {most}` leaves 3 groups"):
-        by_selection(problems.problem(expert_map=range(6)), 2, 5, max_size=most)
+@pytest.mark.parametrize(("kept", "most"), [(2, 3), (2, 4), (3, 2), (4, 2)])
+def test_groups_that_a_size_allows_are_found(kept, most):
+    found = by_selection(problems.problem(expert_map=range(6)), kept, 5, max_size=most)
+    assert set(found) == set(range(kept)) and max(map(found.count, found)) <= most
+
+
+def test_a_size_that_allows_no_groups_is_told():
+    with pytest.raises(UserError, match="`max_size: 2` leaves 6 groups"):
+        by_selection(problems.problem(expert_map=range(6)), 2, 5, max_size=2)

@@ -45,9 +45,15 @@ def test_one_threshold_of_usage_is_m_smoes():
     assert spending.by_usage(usage, 7) == {3: 4, 5: 2, 8: 1}
 
 
-def test_equal_usage_goes_to_the_lower_layer_and_a_layer_without_a_token_keeps_one_expert():
+def test_equal_usage_goes_to_the_lower_layer_and_every_layer_keeps_one_expert():
     assert spending.by_usage({0: [5, 5], 1: [5, 5]}, 3) == {0: 2, 1: 1}
-    assert spending.by_usage({0: [5, 5], 1: [0, 0]}, 2) == {0: 2, 1: 1}
+    assert spending.by_usage({0: [5, 5], 1: [0, 0]}, 2) == {0: 1, 1: 1}
+
+
+def test_every_layer_keeps_as_many_as_the_size_of_groups_asks_for():
+    usage = {0: [9, 1, 1, 1], 1: [9, 8, 7, 6]}
+    assert spending.by_usage(usage, 5) == {0: 1, 1: 4}
+    assert spending.by_usage(usage, 5, max_size=2) == {0: 2, 1: 3}
 
 
 SIZED = {
