@@ -12,6 +12,7 @@ import stages  # noqa: F401  # fixes MKL's code path, thread counts and offline 
 # isort: split
 import pytest
 import torch
+from dryrun import dry_run
 from filelock import FileLock
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -116,9 +117,9 @@ def snakemake(project: Path, *args: str, cores: int = 2) -> subprocess.Completed
 
 def planned(project: Path, *targets: str) -> dict[str, int]:
     """Return the jobs that a dry run counts, per rule."""
-    dry = snakemake(project, "--dry-run", *targets)
-    assert dry.returncode == 0, dry.stderr
-    counts = re.findall(r"^(\w+) +(\d+)$", dry.stdout, re.MULTILINE)
+    code, said = dry_run(project, *targets)
+    assert code == 0, said
+    counts = re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)
     return {rule: int(count) for rule, count in counts if rule not in {"all", "total"}}
 
 

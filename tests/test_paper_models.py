@@ -56,7 +56,7 @@ def project(tmp_path_factory):
     params["cluster"] = {name: {"by": "weights", "experts": m, "layers": at} for name, (at, m, _) in RUNS.items()}
     params["solve"] = {"mergemoe": {"method": "mergemoe"}}
     params["runs"] = [[name, "mixed", name, "mergemoe"] for name in RUNS]
-    params["evaluate"]["tasks"] = {}
+    params["evaluate"] |= {"tasks": {}, "generation": None}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     done = snakemake(folder)
     assert done.returncode == 0, done.stderr

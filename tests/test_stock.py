@@ -27,28 +27,36 @@ import sys
 sys.modules["mergemoe"] = None
 import torch
 from transformers import AutoModelForCausalLM
-model, info = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True)
-assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
-torch.save(model(torch.arange(3, 27)[None]).logits, sys.argv[2])
+for folder in sys.argv[1:]:
+    model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+    torch.save(model(torch.arange(3, 27)[None]).logits, folder + ".logits")
 """
+CASES = [(name, chosen) for name in ("qwen3_moe", "qwen2_moe", "deepseek_v3") for chosen in STOCK][:-1]  # but the last
 
 
 def experts(options):
     return 1.0 if options["method"] == "slim" else 6
 
 
-@pytest.mark.parametrize(
-    ("name", "chosen"),
-    [(name, chosen) for name in ("qwen3_moe", "qwen2_moe", "deepseek_v3") for chosen in STOCK][:-1],  # but the last
-)
-def test_what_the_workflow_writes_is_stock_and_what_compress_makes(name, chosen, tmp_path):
-    options = STOCK[chosen]
-    path = architectures.save(name, tmp_path / "full", torch.float32)
-    by_workflow(path, drawn(), tmp_path, torch.float32, **options)
-    settings = json.loads((tmp_path / "workflow/config.json").read_text())
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder per case: the full model, what the workflow wrote, and its logits in a process without this package."""
+    folder = tmp_path_factory.mktemp("stock")
+    made = {case: folder / "-".join(case) for case in CASES}
+    for (name, chosen), own in made.items():
+        by_workflow(architectures.save(name, own / "full"), drawn(), own, torch.float32, **STOCK[chosen])
+    workflows = [own / "workflow" for own in made.values()]
+    subprocess.run([sys.executable, "-c", LOADS, *workflows], check=True)
+    return made
+
+
+@pytest.mark.parametrize(("name", "chosen"), CASES)
+def test_what_the_workflow_writes_is_stock_and_what_compress_makes(name, chosen, written, tmp_path):
+    options, path, workflow = STOCK[chosen], written[name, chosen] / "full", written[name, chosen] / "workflow"
+    settings = json.loads((workflow / "config.json").read_text())
     assert not settings.keys() & {"auto_map", "mergemoe"}
-    assert not list((tmp_path / "workflow").glob("*.py"))
-    subprocess.run([sys.executable, "-c", LOADS, tmp_path / "workflow", tmp_path / "logits"], check=True)
+    assert not list(workflow.glob("*.py"))
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     found = mergemoe.compress(
@@ -57,10 +65,10 @@ def test_what_the_workflow_writes_is_stock_and_what_compress_makes(name, chosen,
     assert found is model and type(found).__name__ == settings["architectures"][0]
     ids = torch.arange(3, 27)[None]
     with torch.no_grad():
-        assert torch.equal(found(ids).logits, torch.load(tmp_path / "logits"))
+        assert torch.equal(found(ids).logits, torch.load(workflow.with_suffix(".logits")))
     mergemoe.save(found, tmp_path / "saved")
-    again, written = AutoModelForCausalLM.from_pretrained(tmp_path / "saved"), (tmp_path / "workflow")
-    expected = AutoModelForCausalLM.from_pretrained(written).state_dict()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    expected = AutoModelForCausalLM.from_pretrained(workflow).state_dict()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in again.state_dict().items())
     assert sum(p.numel() for p in found.parameters()) < sum(
         p.numel() for p in AutoModelForCausalLM.from_pretrained(path).parameters()
