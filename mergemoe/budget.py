@@ -28,8 +28,9 @@ def kept_experts(experts: int | float | None, total: int) -> int:
 
 
 def kept_width(share: float, width: int) -> int:
-    """Return I', the share of the experts' neurons that is kept, rounded up."""
-    return math.ceil(round(share * width, 9))
+    """Return I', the share of the experts' neurons that is kept, rounded up: where I is a multiple of 8, so is I'."""
+    step = _step(width)
+    return math.ceil(round(share * width / step, 9)) * step
 
 
 def check_router(model_type: str, routing: str, kept: int, top_k: int, groups: int, top_groups: int) -> None:
@@ -115,6 +116,10 @@ def measured_sizes(
     kept = measured_experts(experts, max_size)
     if share is None:
         return [(m, counted) for m in kept]
-    step = ALIGNED if width % ALIGNED == 0 else 1
+    step = _step(width)
     most = [(m, int(share * experts * width / m + 1e-9) // step * step) for m in kept if m >= share * experts - 1e-9]
     return [(m, narrower) for m, narrower in most if narrower]
+
+
+def _step(width: int) -> int:
+    return ALIGNED if width % ALIGNED == 0 else 1

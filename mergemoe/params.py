@@ -214,7 +214,7 @@ class REAP(Solve):
     routing: Literal["pruned"] = "pruned"
 
 
-Share = Annotated[float, Field(gt=0, le=1, description="share of the experts' neurons that is kept, rounded up")]
+Share = Annotated[float, Field(gt=0, le=1, description="share of the neurons that is kept, rounded up: of 128, to a multiple of 8")]
 Ridge = Annotated[
     Literal["auto"] | Annotated[float, Field(ge=0)],
     Field(description="pull toward the prior, a share of the typical neuron's energy; auto: by held-out error"),

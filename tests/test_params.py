@@ -13,10 +13,11 @@ from mergemoe.params import read_params
 GOOD = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
-def test_the_projects_own_file_is_valid_and_all_is_every_product():
-    params = read_params(GOOD)
-    products = len(params.model) * len(params.calibrate) * len(params.cluster) * len(params.solve)
-    assert len(read_params({**GOOD, "runs": "all"}).all_runs()) == products
+def test_the_projects_own_file_names_some_of_all_runs_that_fit():
+    everything = read_params({**GOOD, "runs": "all"})
+    assert set(read_params(GOOD).all_runs()) < set(everything.all_runs())
+    products = len(GOOD["model"]) * len(GOOD["calibrate"]) * len(GOOD["cluster"]) * len(GOOD["solve"])
+    assert len(everything.all_runs()) + len(everything.left_out()) == products
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_the_projects_own_file_is_valid_and_all_is_every_product():
         ("evaluate.generation", {"prompts": 4, "prompt_tokens": 257}, "4 prompts of 257 tokens from `heldout`"),
         ("evaluate.generation", {"prompts": 4, "new_tokens": 23}, "evaluate.generation.new_tokens"),
         ("evaluate.generation", {"prompt": 4}, "evaluate.generation.prompt: unknown key"),
-        ("runs", [["demo", "mixed", "half", "magic"]], "solve 'magic'; there are: average, mergemoe"),
+        ("runs", [["demo", "mixed", "half", "magic"]], "solve 'magic'; there are: average, mergemoe, reap, select"),
         ("runs", [["demo", "mixed", "half"]], "runs.0: List should have at least 4 items"),
         ("runs", [], "empty"),
         ("cluster.pairs", {"by": "selection", "experts": 0.5, "width": 0.0}, "cluster.pairs.width"),
@@ -128,3 +129,11 @@ def test_a_missing_section_is_named():
 )
 def test_a_share_is_rounded_up_and_a_number_is_itself(experts, total, kept):
     assert budget.kept_experts(experts, total) == kept
+
+
+@pytest.mark.parametrize(
+    ("share", "width", "kept"),
+    [(0.5, 128, 64), (0.35, 128, 48), (0.01, 128, 8), (0.5, 24, 16), (1.0, 24, 24), (0.6, 5, 3), (0.5, 12, 6)],
+)
+def test_a_width_that_is_whole_16_bytes_stays_so(share, width, kept):
+    assert budget.kept_width(share, width) == kept
