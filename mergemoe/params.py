@@ -168,28 +168,10 @@ class Solve(Section):
     threads: int = Field(default=1, gt=0, description="CPU threads; the last bits depend on it")
 
 
-class Average(Solve):
-    """Plain averages of all three matrices: the baseline."""
+class Plain(Solve):
+    """A method without parameters of its own."""
 
-    method: Literal["average"]
-
-
-class MSMoE(Solve):
-    """M-SMoE: usage-weighted averages of experts whose neurons were aligned."""
-
-    method: Literal["msmoe"]
-
-
-class ZipIt(Solve):
-    """Correlated neurons of a group become one."""
-
-    method: Literal["zipit"]
-
-
-class HCSMoE(Solve):
-    """HC-SMoE: usage-weighted averages of experts with like outputs."""
-
-    method: Literal["hcsmoe"]
+    method: Literal["average", "msmoe", "zipit", "hcsmoe", "oracle"]
 
 
 class MergeMoE(Solve):
@@ -201,12 +183,6 @@ class MergeMoE(Solve):
     )
 
 
-class Oracle(Solve):
-    """The usage-weighted output of a group, exactly; larger than the original, for small models."""
-
-    method: Literal["oracle"]
-
-
 class REAP(Solve):
     """REAP: the most salient experts stay, with their rows of the router."""
 
@@ -214,7 +190,9 @@ class REAP(Solve):
     routing: Literal["pruned"] = "pruned"
 
 
-Share = Annotated[float, Field(gt=0, le=1, description="share of the neurons that is kept, rounded up: of 128, to a multiple of 8")]
+Share = Annotated[
+    float, Field(gt=0, le=1, description="share of the neurons that is kept, rounded up: of 128, to a multiple of 8")
+]
 Ridge = Annotated[
     Literal["auto"] | Annotated[float, Field(ge=0)],
     Field(description="pull toward the prior, a share of the typical neuron's energy; auto: by held-out error"),
@@ -276,7 +254,7 @@ class Slim(Solve):
 
 
 Method = Annotated[
-    Average | MSMoE | ZipIt | HCSMoE | MergeMoE | Oracle | REAP | Unsolved | Routed | Joint | Select | Slim,
+    Plain | MergeMoE | REAP | Unsolved | Routed | Joint | Select | Slim,
     Field(discriminator="method"),
 ]
 

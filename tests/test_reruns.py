@@ -143,10 +143,7 @@ def test_a_change_reruns_exactly(project, change):
 def test_a_new_method_reruns_nothing(project):
     package = project / "mergemoe"
     changes = {
-        "params.py": {
-            "class MSMoE(Solve)": 'class New(Solve):\n    method: Literal["new"]\n\n\nclass MSMoE(Solve)',
-            "Average | MSMoE": "Average | New | MSMoE",
-        },
+        "params.py": {'Literal["average",': 'Literal["new", "average",'},
         "fits.py": {'"average": ANY,': '"average": ANY,\n    "new": ANY,'},
     }
     before = {name: (package / name).read_text() for name in changes}
