@@ -125,7 +125,7 @@ def table(name: str) -> Iterator[str]:
         stock = min((method for method in run if method in STOCK), key=lambda m: kl[m])
         times = {name: kl[name] / kl["select"] for name in ("mergemoe", "reap")}
         yield (
-            f"- At {share}%, slim beats all but {', '.join(better) or 'itself'}. "
+            f"- At {share}%, slim beats {'all but ' + ', '.join(better) if better else 'all others'}. "
             f"KL of select: 1/{times['mergemoe']:.1f} of mergemoe's, 1/{times['reap']:.1f} of reap's; "
             f"of the best stock checkpoint, {stock}: 1/{kl['reap'] / kl[stock]:.1f} of reap's."
         )
