@@ -1,6 +1,7 @@
 """How many experts a layer keeps, and how many tokens its solve then needs. Imports nothing heavy."""
 
 import math
+import numbers
 import re
 
 from mergemoe.errors import UserError
@@ -18,12 +19,13 @@ def kept_experts(experts: int | float | None, total: int) -> int:
     """
     if experts is None:
         return total
-    if isinstance(experts, bool) or experts <= 0 or (isinstance(experts, float) and experts > 1):
+    whole = isinstance(experts, numbers.Integral)  # also numpy's
+    if isinstance(experts, bool) or not isinstance(experts, numbers.Real) or experts <= 0 or not whole and experts > 1:
         raise UserError(f"experts: {experts} is neither a whole number above 0, kept experts, nor a share in (0, 1]")
-    if isinstance(experts, int):
+    if whole:
         if experts > total:
             raise UserError(f"`experts: {experts}` asks for more experts than the layer has ({total}); see `cluster`")
-        return experts
+        return int(experts)
     return math.ceil(round(experts * total, 9))
 
 

@@ -33,7 +33,7 @@ RECOMMENDED = {"method": "select"}
 def compress(
     model: "PreTrainedModel",
     tokens: Tensor | Mapping[str, Tensor],
-    experts: int | float = 0.5,
+    experts: int | float | None = None,
     method: str = "recommended",
     layers: str | Sequence[int] = "all",
     seed: int = 0,
@@ -49,13 +49,14 @@ def compress(
         model: a transformers model; its class becomes a subclass of what it was.
         tokens: ids [S, L], or a mapping with `input_ids` and, where there is padding, `attention_mask`, as a
             tokenizer returns with return_tensors="pt".
-        experts: an int is the number kept per layer, a float in (0, 1] the share, rounded up.
+        experts: an int is the number kept per layer, a float in (0, 1] the share, rounded up; by default half of
+            them, or all where the method (`slim`) keeps all.
         method: a method of `solve` in params.yaml.
         layers: "all", a range such as "28-47", or the numbers of the decoder layers to merge.
         seed: draws the sequences that are never fitted on.
         holdout: their share.
         batch_tokens: tokens of one forward batch.
-        options: of the method, as in params.yaml.
+        options: of the method, as in params.yaml; a `share` is the workflow's alone.
 
     Raises:
         UserError: where the model's experts cannot be merged or an argument is none, before anything is computed.
@@ -66,10 +67,11 @@ def compress(
     described = layout.of_model(model)
     settings = {**(RECOMMENDED if method == "recommended" else {"method": method}), **options}
     request.check_method(**settings)
-    chosen = request.chosen(described, layers, experts, settings.get("width", 1.0))
+    chosen = request.chosen(described, layers, experts, **settings)
     config = request.stock_config(model, described, chosen, **settings)
     ids, mask = request.ids_and_mask(tokens)
     heldout = torch.tensor(heldout_rows(len(ids), holdout, seed))
+    request.check_heldout(heldout=heldout, **settings)
     resident = ResidentModel(model)
     batches = batches_of(ids, mask, batch_tokens, model.device)
     with _as_the_workflow_runs_it(model):

@@ -19,6 +19,7 @@ GROUPINGS = {
     "slim": ("none",),
 }
 CHOOSES_ROUTING = ("unsolved", "joint")
+ROUTINGS = ("preserved", "pruned", "folded")
 
 
 def routing(method: str, options: Mapping[str, Any]) -> str:

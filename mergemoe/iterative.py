@@ -54,11 +54,10 @@ def fit(
     slabs = row_slabs(hidden, width, len(experts), memory)
     with _folder(problem.scratch) as folder:
         blocks, energy = _prepared(problem, experts, width, folder)
-        if ridge == "auto":
-            prior.check_unseen(energy)
-        ridges = sorted(prior.GRID, reverse=True) if ridge == "auto" else [ridge]  # from the easiest down
+        # From the easiest down.
+        ridges = sorted(prior.candidates(ridge, problem.reader.count(heldout=True), energy), reverse=True)
         sums = [_solve_rows(problem, experts, rows, blocks, ridges, folder) for rows in slabs]
-        tried = {r: float(sum(s[i] for s in sums)) / energy for i, r in enumerate(ridges)} if ridge == "auto" else {}
+        tried = {r: float(sum(s[i] for s in sums)) / energy for i, r in enumerate(ridges)} if len(ridges) > 1 else {}
         best = min(sorted(tried), key=lambda r: tried[r]) if tried else ridges[0]
         del blocks
         found = [store.read_tensors(_solution(folder, rows, best)) for rows in slabs]

@@ -211,6 +211,12 @@ class Triple(Solve):
     features: Literal["plain", "usage", "aligned", "zipped", "selected"] = "usage"
     width: Share = 1.0
 
+    @model_validator(mode="after")
+    def _picked(self) -> "Triple":
+        if self.width < 1 and self.features != "selected":
+            raise ValueError(f"`width` below 1 needs `features: selected`: {self.features} are averages")
+        return self
+
 
 class Unsolved(Triple):
     """The down-projection that comes with the features."""

@@ -140,21 +140,29 @@ def describe(params: Params, results: Path) -> str:
 def _tokens(params: Params, results: Path) -> list[str]:
     """Say what each grouping's solve needs and what its calibration gives."""
     lines = ["tokens that a solve must exceed, with margin (group: those routed to it; joint: those of the layer)"]
-    for run in {run[:3]: run for run in params.all_runs()}.values():
+    seen = set[tuple[Any, ...]]()
+    for run in params.all_runs():
         folder, chosen = params.model[run.model].folder(), params.calibrate[run.calibrate]
-        widths = {layer: size["width"] for layer, size in expert_sizes(folder).items()}
+        first, last = params.cluster[run.cluster].bounds()
+        widths = {
+            layer: budget.kept_width(params.width(run) if first <= layer <= last else 1.0, size["width"])
+            for layer, size in expert_sizes(folder).items()
+        }
         top_k = experts.top_k(checkpoint.read_config(folder)) or 1
         held = max(1, round(chosen.samples * chosen.holdout)) if chosen.holdout else 0
         tokens = (chosen.samples - held) * chosen.length
         shapes: dict[tuple[int, int, int], list[int]] = {}
         for layer, (n, m) in kept_per_layer(params, run).items():
-            if m < n:
+            if m < n or params.width(run) < 1 and first <= layer <= last:
                 shapes.setdefault((n, m, widths[layer]), []).append(layer)
         for (n, m, width), layers in sorted(shapes.items()):
+            if (run[:3], m, width) in seen:  # another method's, of the same groups
+                continue
+            seen.add((run[:3], m, width))
             need, exact = budget.needed_tokens(m, width), _smallest_group(results, run, layers, m)
             gives = f"{exact:,} in the smallest" if exact else f"about {min(tokens, tokens * top_k // m):,} (estimate)"
             lines.append(
-                f"  {'/'.join(run[:3])}, {len(layers)} layers {n} -> {m} experts: "
+                f"  {'/'.join(run[:3])}, {len(layers)} layers {n} -> {m} experts of width {width}: "
                 f"group {need['group']:,}, has {gives}; joint {need['joint']:,}, has {tokens:,}"
             )
     return lines

@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from mergemoe import budget, checkpoint, experts, faults, text
+from mergemoe import budget, checkpoint, experts, faults, plan, text
 from mergemoe.errors import UserError
 from mergemoe.params import Params, Run
+from mergemoe.spending import NO_SIZE_IN_COMMON
 
 
 def check(params: Params) -> None:
@@ -38,9 +39,11 @@ def check(params: Params) -> None:
                 f"cluster.{cluster}.layers: {chosen.layers} holds no MoE layer of {model}; "
                 f"it has {', '.join(map(str, layers[model]))}"
             )
-        for layer, count in inside.items():
+        if chosen.share:
+            _check_share(params, model, cluster, inside)
+        for layer, count in inside.items() if not chosen.share else ():
             try:
-                kept = budget.kept_experts(chosen.share or chosen.experts, count)
+                kept = budget.kept_experts(chosen.experts, count)
                 if chosen.max_size and kept * chosen.max_size < count:
                     raise UserError(f"`max_size: {chosen.max_size}` is too small for {kept} groups of {count} experts")
                 least = budget.measured_experts(count, chosen.max_size)[0]
@@ -58,6 +61,11 @@ def check(params: Params) -> None:
                 f"cluster.{run.cluster} spends by the error on held-out tokens, and calibrate.{run.calibrate}.holdout "
                 "is 0: set it to a share such as 0.125"
             )
+        if getattr(params.solve[run.solve], "ridge", None) == "auto" and not params.calibrate[run.calibrate].holdout:
+            raise UserError(
+                f"solve.{run.solve}.ridge is auto, which chooses by held-out sequences, and calibrate.{run.calibrate}"
+                ".holdout is 0: set it to a share such as 0.125, or give the ridge a number"
+            )
         _check_routing(params, run, layers[run.model])
     texts = {f"calibrate.{run.calibrate}": params.calibrate[run.calibrate] for run in params.all_runs()}
     for name, wanted in {**texts, "evaluate.heldout": params.evaluate.heldout}.items():
@@ -70,6 +78,24 @@ def check(params: Params) -> None:
             raise UserError(
                 f"evaluate.tasks.{name}: no *.yaml file in {task.include} says `task: {name}` or `group: {name}`"
             )
+
+
+def _check_share(params: Params, model: str, cluster: str, inside: Mapping[int, int]) -> None:
+    """Check that layers have sizes that a share allows, and common ones where all are to have one."""
+    chosen, sized = params.cluster[cluster], plan.expert_sizes(params.model[model].folder())
+    assert chosen.share
+    found = []
+    for layer, count in inside.items():
+        width = sized[layer]["width"]
+        found.append(set(budget.measured_sizes(count, width, chosen.share, 0, chosen.max_size)))
+        if not found[-1]:
+            raise UserError(
+                f"cluster.{cluster}, layer {layer} of {model}: {chosen.share:.3g} of {count} experts of width {width} "
+                "leaves no size: each group keeps 8 neurons at least where the width is a multiple of 8, or one. Raise "
+                "`share`, or `max_size` if it is set"
+            )
+    if chosen.per == "model" and not set.intersection(*found):
+        raise UserError(f"cluster.{cluster}, {model}: {NO_SIZE_IN_COMMON}")
 
 
 def _check_routing(params: Params, run: Run, counts: Mapping[int, int]) -> None:

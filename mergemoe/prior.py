@@ -33,7 +33,7 @@ class Fit:
         return {"ridge": self.ridge, **({"heldout_error_by_ridge": self.tried} if self.tried else {})}
 
 
-def fit(fitted: Moments, unseen: Moments, priors: Tensor, ridge: float | Literal["auto"]) -> Fit:
+def fit(fitted: Moments, unseen: Moments, priors: Tensor, ridge: float | Literal["auto"], heldout: int) -> Fit:
     """Solve G least squares with one lambda.
 
     Args:
@@ -41,17 +41,18 @@ def fit(fitted: Moments, unseen: Moments, priors: Tensor, ridge: float | Literal
         unseen: the same over the held-out tokens, which `auto` chooses by.
         priors: W0 [G, H, P].
         ridge: lambda >= 0; `auto` takes the one of GRID that leaves the least squared error on held-out tokens.
+        heldout: held-out tokens of the layer, whether they reach these groups or not.
 
     Raises:
         UserError: where `auto` has no held-out token to choose by.
     """
     scale = typical_energy(fitted.gram.diagonal(dim1=1, dim2=2))
-    if ridge != "auto":
-        return Fit(toward(fitted, priors, ridge * scale), ridge, None)
     energy = float(unseen.energy.sum())
-    check_unseen(energy)
+    ridges = candidates(ridge, heldout, energy)
+    if len(ridges) == 1:
+        return Fit(toward(fitted, priors, ridges[0] * scale), ridges[0], None)
     tried, best = {}, None
-    for candidate in GRID:
+    for candidate in ridges:
         downs = toward(fitted, priors, candidate * scale)
         squared = float(unseen.squared(downs).sum())
         tried[f"{candidate:g}"] = squared / energy
@@ -61,13 +62,32 @@ def fit(fitted: Moments, unseen: Moments, priors: Tensor, ridge: float | Literal
     return best
 
 
-def check_unseen(energy: float) -> None:
-    """Raise a UserError where `auto` has no held-out token to choose by; `energy` is the sum of the ||Y||^2."""
-    if not energy:
+def candidates(ridge: float | Literal["auto"], heldout: int, energy: float) -> list[float]:
+    """Return the lambdas to choose from: one that was given, or for `auto` all of GRID.
+
+    Where no held-out token reaches the experts, they are rarely used, and `auto` stays near what they had.
+
+    Args:
+        ridge: as in params.yaml.
+        heldout: held-out tokens of the layer.
+        energy: the sum of ||Y||^2 over those that reach the experts.
+
+    Raises:
+        UserError: where `auto` has no held-out token to choose by.
+    """
+    if ridge != "auto":
+        return [ridge]
+    if not heldout:
         raise UserError(
-            "`ridge: auto` chooses by the held-out calibration tokens, and none of them reaches these experts: set "
-            "calibrate.holdout above 0, take more samples, or give `ridge` a number such as 0.01"
+            "`ridge: auto` chooses by held-out calibration tokens, and there are none: set `holdout` of `calibrate` "
+            "above 0, or give `ridge` a number such as 0.01"
         )
+    if energy:
+        return list(GRID)
+    logging.getLogger(__name__).warning(
+        "no held-out token reaches these experts: `ridge: auto` takes %g, which stays near what they had", GRID[-1]
+    )
+    return [GRID[-1]]
 
 
 def typical_energy(energies: Tensor) -> float:
@@ -88,11 +108,13 @@ def toward(moments: Moments, priors: Tensor, penalty: float) -> Tensor:
         raise ValueError("the sums hold NaN or infinity: look at the captured activations, not here")
     priors = priors.double()
     residual = moments.cross - priors @ moments.gram
+    damped = moments.gram.clone()
+    damped.diagonal(dim1=1, dim2=2).add_(penalty)
     if penalty > 0:
-        damped = moments.gram.clone()
-        damped.diagonal(dim1=1, dim2=2).add_(penalty)
-        return priors + torch.cholesky_solve(residual.mT, torch.linalg.cholesky(damped)).mT
-    values, vectors = torch.linalg.eigh(moments.gram)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed.any():  # a penalty below rounding is none
+            return priors + torch.cholesky_solve(residual.mT, factor).mT
+    values, vectors = torch.linalg.eigh(damped)
     kept = torch.where(values > tolerance(values), 1 / values, 0.0)
     return priors + (residual @ vectors * kept[:, None]) @ vectors.mT
 
@@ -104,7 +126,7 @@ def diagnosis(tokens: int, needed: int, what: str, gram: Tensor | None = None) -
     """
     if tokens < 2 * needed:
         logging.getLogger(__name__).warning(
-            "%s: %d tokens for %d unknowns per output, fewer than twice as many: the ridge decides; take more samples",
+            "%s: %d tokens for %d unknowns per output, fewer than twice as many, say little of it: take more samples",
             what, tokens, needed,
         )  # fmt: skip
     rank = None if gram is None else effective_rank(gram)

@@ -94,6 +94,8 @@ def rerouted(problem: Problem, router: Router, routing: str) -> Problem:
     for tokens in problem.reader.chunks(device=router.rows.device):
         check_rule(router, tokens)
         break
+    if routing not in ("pruned", "folded"):
+        raise ValueError(f"a router is pruned or folded, not {routing!r}")
     if routing == "pruned":
         kept = torch.tensor([group.members[0] for group in problem.groups], device=router.rows.device)
         return problem.with_router(pruned(router, kept))

@@ -7,6 +7,10 @@ import numpy as np
 
 from mergemoe.errors import UserError
 
+NO_SIZE_IN_COMMON = (
+    "`per: model` chooses one number of experts and one width for all layers, and these layers have no size in common: "
+    "they differ in experts or width. Set `per: layer` in `cluster`, or a range of `layers`"
+)
 Measured = Sequence[Mapping[str, Any]]  # {experts, width, error} of each size of a layer, as curve.curve gives them
 
 
@@ -76,10 +80,7 @@ def best_size(curves: Mapping[int, Measured], per: Literal["layer", "model"]) ->
         return {layer: size(min(m, key=lambda entry: (entry["error"], size(entry)))) for layer, m in curves.items()}
     common = set.intersection(*({size(entry) for entry in measured} for measured in curves.values()))
     if not common:
-        raise UserError(
-            "`per: model` chooses one number of experts and one width for all layers, and these layers have no size in "
-            "common: they differ in experts or width. Set `per: layer` in `cluster`, or a range of `layers`"
-        )
+        raise UserError(NO_SIZE_IN_COMMON)
     errors = {one: sum(e["error"] for m in curves.values() for e in m if size(e) == one) for one in common}
     chosen = min(common, key=lambda one: (errors[one], one))
     return {layer: chosen for layer in curves}  # noqa: C420  # pyright loses the type of fromkeys

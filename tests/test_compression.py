@@ -1,8 +1,11 @@
 """Compression in memory, saving, and what both must have in common with the workflow."""
 
+import importlib
+import inspect
 import json
 
 import architectures
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -10,7 +13,7 @@ from conftest import make_tiny
 from transformers import AutoModelForCausalLM
 
 import mergemoe
-from mergemoe import cluster, fits, layout
+from mergemoe import cluster, fits, layout, request
 from mergemoe.activations import Reader
 from mergemoe.assemble import assemble
 from mergemoe.capture import batches_of, capture
@@ -150,6 +153,21 @@ def test_the_kernel_is_what_it_was(tiny):
         ({"method": "foo"}, "no method 'foo'; there are: average, msmoe"),
         ({"rigde": 1.0}, "method select has no option rigde; it has: width, ridge"),
         ({"method": "average", "ridge": 1.0}, "method average has no option ridge; it has: none"),
+        ({"layers": []}, "`layers` is empty"),
+        ({"layers": 1}, "a list of layers; got 1"),
+        ({"method": "slim"}, "method slim needs `width`"),
+        ({"method": "slim", "width": 0.5, "experts": 4}, "slim keeps all experts"),
+        ({"width": 1.5}, "method select, `width`: got 1.5; it is a share"),
+        ({"width": "auto"}, "method select, `width`: got 'auto'; it is a share"),
+        ({"width": 0.0}, "method select, `width`: got 0.0"),
+        ({"ridge": "Auto"}, "method select, `ridge`: got 'Auto'; it is auto, or a number"),
+        ({"ridge": -1.0}, "method select, `ridge`: got -1.0"),
+        ({"memory": 0}, "method select, `memory`: got 0; it is gigabytes"),
+        ({"method": "mergemoe", "ridge": "auto"}, "method mergemoe, `ridge`: got 'auto'"),
+        ({"method": "joint", "routing": "bogus"}, "method joint, `routing`: got 'bogus'; it is one of preserved"),
+        ({"method": "joint", "features": "bogus"}, "method joint, `features`: got 'bogus'; it is one of plain"),
+        ({"method": "routed", "width": 0.5}, "method routed: `width` below 1 needs features"),
+        ({"holdout": 0.0}, "method select chooses its ridge by held-out sequences.* `holdout`"),
         ({"tokens": torch.arange(9)}, "must be token ids"),
         ({"tokens": torch.rand(2, 9)}, "must be token ids"),
         ({"tokens": {"input_ids": [[1, 2]]}}, "must be token ids"),
@@ -163,6 +181,17 @@ def test_an_argument_that_means_nothing_is_refused_before_anything_is_computed(t
     with pytest.raises(UserError, match=words):
         mergemoe.compress(model, **{"tokens": drawn(), **arguments})
     assert not hasattr(model.config, "mergemoe")
+
+
+@pytest.mark.parametrize("method", fits.GROUPINGS)
+def test_every_option_of_a_method_has_a_check(method):
+    takes = list(inspect.signature(importlib.import_module(f"mergemoe.methods.{method}").merge).parameters)[1:]
+    assert set(takes) <= request.VALUES.keys()
+
+
+def test_a_number_of_experts_may_be_numpys_and_none_may_be_held_out_where_the_ridge_is_given(tiny):
+    model = mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn(), experts=np.int64(3), holdout=0.0, ridge=0.1)
+    assert [len(layer.mlp.experts.down_proj) for layer in model.model.layers[1:]] == [3, 3]
 
 
 def test_layers_may_be_a_range_as_in_params_yaml(tiny):

@@ -64,6 +64,7 @@ def test_the_projects_own_file_names_some_of_all_runs_that_fit():
         ("cluster.half", {"by": "saliency", "experts": 4, "budget": "error"}, "`budget: error` is of groups that"),
         ("cluster.half", {"by": "outputs", "experts": 4, "max_size": 2}, "by weights, router or selection, not by out"),
         ("cluster.half", {"by": "weights", "experts": 4, "max_size": 1}, "cluster.half.max_size"),
+        ("solve.joint", {"method": "joint", "width": 0.5}, "`width` below 1 needs `features: selected`: usage are"),
         ("solve.joint", {"method": "joint", "routing": "gone"}, "solve.joint.routing"),
         ("model", {}, "model: it is empty; give at least one choice by a name of your own"),
     ],

@@ -71,7 +71,7 @@ def test_preflight_names_what_cannot_run(tiny, tmp_path, monkeypatch):
         ("qwen3_moe", {"max_size": 2, "experts": 3}, {}, "`max_size: 2` is too small for 3 groups of 8 experts"),
         ("qwen3_moe", {"experts": 1, "budget": "error", "max_size": 8}, {}, None),
         ("qwen3_moe", {"experts": 1, "budget": "error", "holdout": 0.0}, {}, "calibrate.mixed.holdout is 0: set it"),
-        ("qwen3_moe", {"experts": 1, "budget": "usage", "holdout": 0.0}, {}, None),
+        ("qwen3_moe", {"experts": 1, "budget": "usage", "holdout": 0.0}, {"ridge": 0.1}, None),
         ("qwen3_moe", {"experts": 1}, {"routing": "folded"}, "1 experts are kept and 3 work on a token"),
         ("qwen3_moe", {"layers": "1"}, {"routing": "folded"}, r"would have \[4, 8\] experts"),
         ("qwen3_moe", {"budget": "usage"}, {"routing": "folded"}, "with `budget: usage`, what layers measure says"),
@@ -93,6 +93,50 @@ def test_a_budget_and_a_routing_fit_the_model(family, cluster, solve, message, t
     else:
         with pytest.raises(UserError, match=message):
             preflight.check(read_params(config))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "message"),
+    [
+        ({"share": 0.25, "max_size": 2}, None),
+        ({"share": 0.01}, "0.01 of 8 experts of width 24 leaves no size"),
+        ({"share": 0.5}, None),
+    ],
+)
+def test_a_share_leaves_a_size(cluster, message, tiny, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = small(tiny)
+    config["cluster"] = {"half": {"by": "selection", **cluster}}
+    config["solve"] = {"sized": {"method": "select", "width": "auto"}}
+    if message is None:
+        preflight.check(read_params(config))
+    else:
+        with pytest.raises(UserError, match=message):
+            preflight.check(read_params(config))
+
+
+def test_one_size_for_all_layers_needs_one_that_is_common(tiny, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = small(tiny)
+    config["solve"] = {"sized": {"method": "select", "width": "auto"}}
+    config["cluster"] = {"half": {"by": "selection", "share": 0.5}}
+    monkeypatch.setattr(preflight, "_experts", lambda *_: {1: 8, 2: 17})
+    with pytest.raises(UserError, match="have no size in common"):
+        preflight.check(read_params(config))
+    config["cluster"]["half"]["per"] = "layer"
+    preflight.check(read_params(config))
+
+
+@pytest.mark.parametrize("solve", [{"method": "joint"}, {"method": "routed"}])
+def test_auto_needs_held_out_sequences(solve, tiny, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = small(tiny)
+    config["calibrate"]["mixed"]["holdout"] = 0.0
+    config["solve"] = {"chosen": solve}
+    with pytest.raises(UserError, match=r"solve.chosen.ridge is auto.*calibrate.mixed.holdout is 0"):
+        preflight.check(read_params(config))
+    config["solve"]["chosen"] = {**solve, "ridge": 0.1}
+    preflight.check(read_params(config))
 
 
 def test_what_no_layer_is_measured_at_is_not_asked_for(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Routed and joint least squares, and the ridge toward a prior, against numpy's lstsq on the problem written out."""
 
+from dataclasses import replace
+
 import numpy as np
 import problems
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from mergemoe import neurons, prior
 from mergemoe.errors import UserError
 from mergemoe.leastsquares import Moments
-from mergemoe.methods import joint, routed
+from mergemoe.methods import joint, mergemoe, routed
 from mergemoe.routed import down_of, layer_sums
 from mergemoe.sums import group_sums
 from mergemoe.weights import joined
@@ -110,8 +112,43 @@ def test_auto_takes_the_lambda_with_the_least_error_on_held_out_tokens():
 def test_auto_without_held_out_tokens_says_what_to_turn():
     problem = problems.problem()
     problem.reader.parts[True] = problems.draw_tokens(0, 6, 7, 2, torch.Generator())
-    with pytest.raises(UserError, match=r"calibrate\.holdout"):
+    with pytest.raises(UserError, match=r"set `holdout` of `calibrate`"):
         joint.merge(problem, ridge="auto")
+
+
+def test_experts_that_no_held_out_token_reaches_stay_near_what_they_had(caplog):
+    """A rare group of its own, beside experts that are used: a token held out reaches the layer, and not the group."""
+    problem = problems.problem(expert_map=(0, 0, 1, 2, 3, 4))
+    unused = problem.reader.parts[True]
+    index = torch.tensor([[2, 3]]).expand_as(unused.index)
+    problem.reader.parts[True] = replace(unused, index=index)
+    (result,) = routed.merge(problem)
+    assert result.record["ridge"] == max(prior.GRID) and "heldout_error_by_ridge" not in result.record
+    assert "no held-out token reaches these experts" in caplog.text
+    assert joint.merge(problem)[0].record["heldout_error_by_ridge"]  # the layer has some
+
+
+def test_a_group_with_few_tokens_is_told_by_every_method(caplog):
+    problem = problems.problem(expert_map=(0, 0, 1, 1, 2, 2), tokens=8, top_k=1)
+    counts = torch.bincount(problem.reader.parts[False].index.flatten(), minlength=6).view(3, 2).sum(1).tolist()
+    for method in (routed, joint, mergemoe):
+        caplog.clear()
+        records = [result.record for result in method.merge(problem, ridge=0.1)]
+        expected = [sum(counts)] * 3 if method is mergemoe else counts
+        assert [record["tokens"] for record in records] == expected
+        assert [record["unknowns"] for record in records] == [5] * 3
+        assert caplog.text.count("say little of it") >= 3
+    assert joint.merge(problem, ridge=0.1)[0].record["layer_tokens"] == sum(counts)
+
+
+def test_a_penalty_below_rounding_is_none():
+    problem = problems.problem(tokens=6)
+    experts = joined(neurons.features(problem, problem.several, "usage", 5))
+    moments = group_sums(problem, problem.several, experts, heldout=False)
+    priors = torch.zeros_like(moments.cross)
+    expected = prior.toward(moments, priors, 0.0)
+    found = prior.toward(moments, priors, 1e-22 * prior.typical_energy(moments.gram.diagonal(dim1=1, dim2=2)))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_thousandfold_feature_changes_the_penalty_of_no_other():

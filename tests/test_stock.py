@@ -36,7 +36,7 @@ CASES = [(name, chosen) for name in ("qwen3_moe", "qwen2_moe", "deepseek_v3") fo
 
 
 def experts(options):
-    return 1.0 if options["method"] == "slim" else 6
+    return {} if options["method"] == "slim" else {"experts": 6}
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,7 @@ def test_what_the_workflow_writes_is_stock_and_what_compress_makes(name, chosen,
     assert not list(workflow.glob("*.py"))
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    found = mergemoe.compress(
-        model, drawn(), experts=experts(options), seed=7, holdout=0.25, batch_tokens=48, **options
-    )
+    found = mergemoe.compress(model, drawn(), **experts(options), seed=7, holdout=0.25, batch_tokens=48, **options)
     assert found is model and type(found).__name__ == settings["architectures"][0]
     ids = torch.arange(3, 27)[None]
     with torch.no_grad():

@@ -14,13 +14,13 @@ import torch
 from mergemoe import iterative, neurons, prior
 from mergemoe.budget import kept_width
 from mergemoe.problem import Merged, Problem
-from mergemoe.routed import down_of, layer_error, layer_sums, with_down
+from mergemoe.routed import chunks, down_of, layer_error, layer_sums, with_down
 from mergemoe.sums import group_sums
 from mergemoe.weights import Experts, joined
 
-COPIES = (
-    6  # of the Gram that a direct solve holds at its peak: fitted and held out, damped, factor, and what makes them
-)
+# Of what a solve holds at its peak besides the experts: Grams of the direct one (fitted and held out, damped, factor,
+# and what makes them), and matrices of the down-projections' shape of the one group by group.
+COPIES, HELD = 6, 6
 
 
 def merge(
@@ -39,15 +39,26 @@ def merge(
     else:
         solved, record = iterative.fit(problem, experts, ridge, memory)
     tokens, unknowns = problem.reader.count(), kept * len(experts)
-    record = {**prior.diagnosis(tokens, unknowns, "the layer"), **record}
-    if ridge == "auto" and tokens < 2 * unknowns and problem.changed is None:
+    layer = prior.diagnosis(tokens, unknowns, "the layer")
+    record = {"layer_tokens": layer["tokens"], "layer_unknowns": layer["unknowns"], **record}
+    sums = 8 * len(experts) * max(columns) * (2 * max(columns) + HELD * problem.experts.down.shape[1])
+    if ridge == "auto" and tokens < 2 * unknowns and problem.changed is None and sums <= memory * 1e9:
         solved, record = _or_routed(problem, experts, solved, record)
     record = {**solved.record(), **record}
     parts = solved.downs[0].split(columns, dim=1)
-    return [
-        Merged(group, with_down(expert, part), record)
-        for group, expert, part in zip(problem.groups, experts, parts, strict=True)
-    ]
+    results = []
+    for group, expert, part, own in zip(problem.groups, experts, parts, routed_tokens(problem), strict=True):
+        few = prior.diagnosis(own, kept, f"group {group.number}")
+        results.append(Merged(group, with_down(expert, part), {**few, **record}))
+    return results
+
+
+def routed_tokens(problem: Problem) -> list[int]:
+    """Return how many fitted tokens each group has."""
+    counts = torch.zeros(len(problem.groups), dtype=torch.int64)
+    for tokens in chunks(problem, heldout=False):
+        counts += (problem.shares(tokens) != 0).sum(0).cpu()
+    return counts.tolist()
 
 
 def _direct(
@@ -55,7 +66,10 @@ def _direct(
 ) -> tuple[prior.Fit, dict[str, Any]]:
     """Return the solution from the sums of the whole layer, and for the record its errors."""
     fitted, unseen = (layer_sums(problem, experts, heldout=part) for part in (False, True))
-    solved = prior.fit(fitted, unseen, torch.cat([down_of(expert) for expert in experts], 1)[None], ridge)
+    unseen_tokens = problem.reader.count(heldout=True)
+    solved = prior.fit(
+        fitted, unseen, torch.cat([down_of(expert) for expert in experts], 1)[None], ridge, unseen_tokens
+    )
     errors = {"fit": fitted.errors(solved.downs)[0], "heldout": unseen.errors(solved.downs)[0]}
     return solved, {"objective": errors, "effective_rank": prior.effective_rank(fitted.gram[0])}
 
@@ -65,7 +79,8 @@ def _or_routed(
 ) -> tuple[prior.Fit, dict[str, Any]]:
     """Return the solution group by group in place of the joint one where it is nearer to the held-out outputs."""
     fitted, unseen = (group_sums(problem, problem.groups, joined(experts), heldout=part) for part in (False, True))
-    by_group = prior.fit(fitted, unseen, torch.stack([down_of(expert) for expert in experts]), "auto")
+    priors, heldout = torch.stack([down_of(expert) for expert in experts]), problem.reader.count(heldout=True)
+    by_group = prior.fit(fitted, unseen, priors, "auto", heldout)
     by_group = prior.Fit(torch.cat(tuple(by_group.downs), 1)[None], by_group.ridge, by_group.tried)
     errors = {
         part: layer_error(problem, experts, by_group.downs[0], heldout=part == "heldout") for part in ("fit", "heldout")

@@ -9,6 +9,7 @@ down-projection is left out of both sides: least squares sees what is linear.
 import torch
 from torch import Tensor
 
+from mergemoe import prior
 from mergemoe.averaging import by_usage
 from mergemoe.leastsquares import solve_down
 from mergemoe.problem import Merged, Problem
@@ -29,8 +30,11 @@ def merge(problem: Problem, ridge: float = 0.0) -> list[Merged]:
     downs = torch.stack([solution.down for solution in solutions])
     errors = zip(fitted.errors(downs), unseen.errors(downs), strict=True)
     results = []
-    for group, expert, solution, (fit, heldout) in zip(groups, averaged, solutions, errors, strict=True):
+    for place, (group, expert, solution, (fit, heldout)) in enumerate(
+        zip(groups, averaged, solutions, errors, strict=True)
+    ):
         record = {
+            **prior.diagnosis(int(fitted.tokens[place]), expert.up.shape[1], f"group {group.number}"),
             "rank": solution.rank,
             "effective_rank": solution.effective_rank,
             "condition": solution.condition,

@@ -30,8 +30,9 @@ def merge(
     if not groups:
         return []
     experts = neurons.features(problem, groups, features, kept)
+    heldout = problem.reader.count(heldout=True)
     fitted, unseen = (group_sums(problem, groups, joined(experts), heldout=part) for part in (False, True))
-    solved = prior.fit(fitted, unseen, torch.stack([down_of(expert) for expert in experts]), ridge)
+    solved = prior.fit(fitted, unseen, torch.stack([down_of(expert) for expert in experts]), ridge, heldout)
     errors = zip(fitted.errors(solved.downs), unseen.errors(solved.downs), strict=True)
     results = []
     for place, (group, (fit, rest)) in enumerate(zip(groups, errors, strict=True)):
