@@ -58,7 +58,8 @@ def folder(tmp_path):
 
 def parse(folder):
     """What the Snakefile does with a checkpoint before the first job."""
-    config = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"model": {"mine": {"path": str(folder)}}}
+    config = yaml.safe_load((ROOT / "params.yaml").read_text())
+    config |= {"model": {"mine": {"path": str(folder)}}, "runs": [["mine", "mixed", "half", "mergemoe"]]}
     params = read_params(config | {"evaluate": {**config["evaluate"], "tasks": {}}})
     preflight.check(params)
     return params
