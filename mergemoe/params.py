@@ -9,7 +9,7 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -168,12 +168,6 @@ class Solve(Section):
     threads: int = Field(default=1, gt=0, description="CPU threads; the last bits depend on it")
 
 
-class Plain(Solve):
-    """A method without parameters of its own."""
-
-    method: Literal["average", "msmoe", "zipit", "hcsmoe", "oracle"]
-
-
 class MergeMoE(Solve):
     """The paper's method: usage-weighted features, least squares for the down-projection."""
 
@@ -259,10 +253,17 @@ class Slim(Solve):
     memory: Memory = 8.0
 
 
-Method = Annotated[
-    Plain | MergeMoE | REAP | Unsolved | Routed | Joint | Select | Slim,
-    Field(discriminator="method"),
-]
+WithParameters = MergeMoE | REAP | Unsolved | Routed | Joint | Select | Slim
+_NAMED = {get_args(section.model_fields["method"].annotation)[0] for section in get_args(WithParameters)}
+
+
+class Plain(Solve):
+    """A method without parameters of its own: fits.py names it."""
+
+    method: Literal[*(name for name in fits.GROUPINGS if name not in _NAMED)]  # pyright: ignore[reportInvalidTypeForm]
+
+
+Method = Annotated[Plain | WithParameters, Field(discriminator="method")]
 
 
 class Task(Section):

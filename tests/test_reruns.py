@@ -142,21 +142,16 @@ def test_a_change_reruns_exactly(project, change):
 
 def test_a_new_method_reruns_nothing(project):
     package = project / "mergemoe"
-    changes = {
-        "params.py": {'Literal["average",': 'Literal["new", "average",'},
-        "fits.py": {'"average": ANY,': '"average": ANY,\n    "new": ANY,'},
-    }
-    before = {name: (package / name).read_text() for name in changes}
+    fits, line = package / "fits.py", '    "average": ANY,\n'
+    before, params = fits.read_text(), (project / "params.yaml").read_text()
+    assert line in before
     try:
         (package / "methods" / "new.py").write_text('"""New."""\n\n\ndef merge(problem):\n    return []\n')
-        for name, replaced in changes.items():
-            text = before[name]
-            for old, new in replaced.items():
-                assert old in text
-                text = text.replace(old, new)
-            (package / name).write_text(text)
+        fits.write_text(before.replace(line, line + '    "new": ANY,\n'))
         assert planned(project) == {}
+        (project / "params.yaml").write_text(params.replace("{method: average}", "{method: new}"))
+        assert planned(project)["solve"] == 2  # it can be asked for
     finally:
-        for name, text in before.items():
-            (package / name).write_text(text)
+        fits.write_text(before)
+        (project / "params.yaml").write_text(params)
         (package / "methods" / "new.py").unlink()
