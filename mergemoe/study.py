@@ -17,9 +17,16 @@ class Run:
     folder: str
     parameters: Mapping[str, Mapping[str, Any]]  # as cards.describe takes them
     code: Mapping[str, str]  # stage -> digest
+    files: Mapping[str, str]  # of the checkpoint: name -> sha256
     stock: bool  # whether transformers loads it without code of ours
     solved: Sequence[Mapping[str, Any]]  # one per layer
     scores: Scores
+    texts: Sequence[Mapping[str, str]]  # continuations as text, where they were made
+
+    @property
+    def grouping(self) -> str:
+        """The choices that grouped the experts: calibrate/cluster."""
+        return self.name.rpartition("/")[0]
 
     @property
     def method(self) -> str:
@@ -37,6 +44,8 @@ class Model:
     columns: Sequence[str]
     tasks: Mapping[str, Mapping[str, Any]]  # version and samples of each
     profiles: Mapping[str, Sequence[Mapping[str, Any]]]  # calibrate -> one per layer
+    groupings: Mapping[str, Sequence[Mapping[str, Any]]]  # calibrate/cluster -> one per layer
+    texts: Sequence[Mapping[str, str]]  # the full model's continuations, where they were made
     runs: Sequence[Run]
     winner: Run | None
 
@@ -57,24 +66,31 @@ def load(results: Path, runs: Sequence[Sequence[str]], tasks: Sequence[str], met
 
 def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[str], metrics: Metrics) -> Model:
     layout = read(results / "layout" / f"{name}.json")
-    loaded = [_run(results, name, "/".join(run), layout, metrics) for run in runs]
+    loaded = [_run(results, name, "/".join(run), layout, tasks, metrics) for run in runs]
     best = winner(metrics[name])
     return Model(
         name=name,
         layout=layout,
         full=metrics[name]["full"],
-        columns=columns({name: metrics[name]}),
+        columns=[key for key in columns({name: metrics[name]}) if not key.startswith("generation/")],
         tasks={task: read(results.joinpath("scores", name, *runs[0], f"{task}.json")) for task in tasks},
         profiles={
             calibrate: [read(results / "profile" / name / calibrate / file) for file in _files(layout)]
             for calibrate in dict.fromkeys(run[0] for run in runs)
         },
+        groupings={
+            grouping: [read(results / "cluster" / name / grouping / file) for file in _files(layout)]
+            for grouping in dict.fromkeys(run.grouping for run in loaded)
+        },
+        texts=_texts(results / "scores" / name / "full", tasks),
         runs=loaded,
         winner=next((run for run in loaded if run.name == best), None),
     )
 
 
-def _run(results: Path, model: str, name: str, layout: Mapping[str, Any], metrics: Metrics) -> Run:
+def _run(
+    results: Path, model: str, name: str, layout: Mapping[str, Any], tasks: Sequence[str], metrics: Metrics
+) -> Run:
     assembled = read(results / "models" / model / name / "provenance.json")
     made = assembled["provenance"]
     solved = [read(results / "solve" / model / name / file) for file in _files(layout)]
@@ -83,10 +99,16 @@ def _run(results: Path, model: str, name: str, layout: Mapping[str, Any], metric
         folder=f"results/models/{model}/{name}",
         parameters=made["params"],
         code={"solve": solved[0]["provenance"]["code"], "assemble": made["code"]},
+        files=assembled["files"],
         stock=cards.is_stock(assembled["files"]),
         solved=solved,
         scores=metrics[model]["runs"][name],
+        texts=_texts(results / "scores" / model / name, tasks),
     )
+
+
+def _texts(scores: Path, tasks: Sequence[str]) -> list[dict[str, str]]:
+    return read(scores / "generation.json")["continuations"] if "generation" in tasks else []
 
 
 def _files(layout: Mapping[str, Any]) -> list[str]:
@@ -98,9 +120,11 @@ def inputs(results: Path, models: Sequence[Model]) -> dict[str, str]:
     paths = []
     for model in models:
         tasks = [f"{task}.json" for task in model.tasks]
+        groupings = dict.fromkeys(run.grouping for run in model.runs)
         paths.append(f"layout/{model.name}.json")
         paths += [f"scores/{model.name}/full/{task}" for task in tasks]
         paths += [f"profile/{model.name}/{calibrate}/{file}" for calibrate in model.profiles for file in model.layers]
+        paths += [f"cluster/{model.name}/{grouping}/{file}" for grouping in groupings for file in model.layers]
         for run in model.runs:
             paths += [f"scores/{model.name}/{run.name}/{task}" for task in tasks]
             paths += [f"solve/{model.name}/{run.name}/{file}" for file in model.layers]

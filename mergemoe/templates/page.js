@@ -1,17 +1,33 @@
 "use strict";
 
-for (const script of document.querySelectorAll("script[data-plot]")) {
-  const { data, layout } = JSON.parse(script.textContent);
-  const plot = document.getElementById(script.dataset.plot);
-  Plotly.newPlot(plot, data, layout, { displayModeBar: false });
-  new ResizeObserver(() => Plotly.Plots.resize(plot)).observe(plot);
+const house = JSON.parse(document.getElementById("house").textContent);
+
+// A figure shows the view that its selects name together; an element without one shows those of its children.
+function show(id) {
+  const selects = [...document.querySelectorAll(`select[data-for~="${CSS.escape(id)}"]`)];
+  const key = selects.map((select) => select.value).join(" ");
+  const script = document.querySelector(`script[data-plot="${CSS.escape(id)}"]`);
+  const element = document.getElementById(id);
+  if (!script) {
+    for (const child of element.children) child.hidden = child.dataset.key !== key;
+    return;
+  }
+  const { views, figures } = (element.views ??= JSON.parse(script.textContent));
+  const { data, layout } = structuredClone(figures[selects.length ? views[key] : 0]);
+  if (layout.height) element.style.height = `${layout.height}px`;
+  Plotly.react(element, data, { ...layout, template: house }, { displayModeBar: false });
 }
 
-for (const select of document.querySelectorAll("select[data-layers]")) {
-  const plot = document.getElementById(select.dataset.layers);
-  const show = () => Plotly.restyle(plot, { visible: plot.data.map((trace) => trace.meta === select.value) });
-  select.addEventListener("change", show);
-  show(); // a browser may have kept an earlier choice
+for (const { dataset } of document.querySelectorAll("script[data-plot]")) {
+  show(dataset.plot);
+  const element = document.getElementById(dataset.plot);
+  new ResizeObserver(() => Plotly.Plots.resize(element)).observe(element);
+}
+
+for (const select of document.querySelectorAll("select[data-for]")) {
+  const update = () => select.dataset.for.split(" ").forEach(show);
+  select.addEventListener("change", update);
+  update(); // a browser may have kept an earlier choice
 }
 
 // Numbers sort by their value, the rest by their text; what was not measured stays last.

@@ -1,0 +1,200 @@
+"""The sections of a model's article, in the order of `SECTIONS`.
+
+A section is one function here, which chooses the numbers, and one template of the same name, which lays them out; to
+add one, add both. A function returns None where a study has nothing for its section.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from mergemoe import cards, expertplots, plots, scoreplots
+from mergemoe.metrics import SAME_SIZE, measured
+from mergemoe.study import Model, Run
+
+LABELS = {
+    "fidelity/kl": "KL\u00a0↓",
+    "fidelity/perplexity": "perplexity\u00a0↓",
+    "fidelity/top1": "equal top-1\u00a0↑",
+    "fidelity/output_error": "output error\u00a0↓",
+    "generation/loops": "loops\u00a0↓",
+    "generation/distinct1": "distinct-1\u00a0↑",
+    "generation/distinct2": "distinct-2\u00a0↑",
+    "generation/distinct3": "distinct-3\u00a0↑",
+    "generation/length": "tokens",
+    "generation/perplexity": "perplexity under the full model",
+}
+PICTURES = 4  # of a first screen; further scores share the last one
+COSTS = {"parameters": "parameters", "bytes": "bytes", "flops_per_token": "FLOPs per token"}
+Marks = Mapping[str, plots.Mark]
+Context = dict[str, Any]
+
+
+def label(key: str) -> str:
+    """Return a score's name for people; the arrow points to the better side."""
+    return LABELS.get(key, key.replace("/", " ") + ("\u00a0↑" if "acc" in key else ""))
+
+
+def overview(model: Model, marks: Marks) -> Context:
+    """What was compressed, what came out best, and every score over size."""
+    figures = {
+        key: scoreplots.quality(label(key), key, model.full.get(key), _points(model, key), marks)
+        for key in model.columns
+    }
+    apart = list(figures) if len(figures) <= PICTURES else list(figures)[: PICTURES - 1]
+    pictures = [plots.switched({key: figures.pop(key)}) for key in apart]
+    return {
+        "pictures": [*pictures, *([plots.switched(figures)] if figures else [])],
+        "together": list(figures),
+        "tiles": model.columns[:PICTURES],
+    }
+
+
+def _points(model: Model, key: str) -> list[scoreplots.Point]:
+    return [
+        scoreplots.Point(
+            run=run.name,
+            method=run.method,
+            share=run.scores["cost/bytes"] / model.full["cost/bytes"],
+            value=run.scores[key],
+            error=run.scores.get(f"{key}_stderr"),
+        )
+        for run in model.runs
+        if key in run.scores
+    ]
+
+
+def scores(model: Model, marks: Marks) -> Context:
+    """Every run's size and scores, to be sorted by any of them."""
+    keys = [*model.columns, *(["fidelity/output_error"] if "fidelity" in model.tasks else [])]
+    kept = {run.name: _kept(run.solved) for run in model.runs}
+    return {"keys": keys, "kept": kept, "measured": measured, "same_size": SAME_SIZE}
+
+
+def _kept(solved: Sequence[Mapping[str, Any]]) -> str:
+    """Return the experts per layer before and after: one pair, or the totals where layers differ."""
+    pairs = {(layer["experts"], layer["kept"]) for layer in solved}
+    if len(pairs) == 1:
+        return "{} → {}".format(*pairs.pop())
+    return f"{sum(layer['experts'] for layer in solved)} → {sum(layer['kept'] for layer in solved)} in all"
+
+
+def errors(model: Model, marks: Marks) -> Context:
+    """Where the error arises: over the layers, and of all runs at one layer."""
+    lines = [
+        scoreplots.Line(
+            run=run.name,
+            grouping=run.grouping,
+            method=run.method,
+            layers=[layer["layer"] for layer in run.solved],
+            fit=plots.rounded(layer["output_error"]["fit"] for layer in run.solved),
+            heldout=plots.rounded(layer["output_error"]["heldout"] for layer in run.solved),
+        )
+        for run in model.runs
+    ]
+    axis = plots.logarithmic_range(error for line in lines for error in (*line.fit, *line.heldout))
+    groupings, methods = (sorted({line[place] for line in lines}) for place in (1, 2))
+    chosen = {name: [line for line in lines if name in (line.grouping, line.method)] for name in groupings + methods}
+    some = {name: scoreplots.errors(few, marks, axis, fit=True) for name, few in chosen.items()}
+    layers = lines[0].layers
+    return {
+        "over_layers": plots.switched({"all": scoreplots.errors(lines, marks, axis, fit=False), **some}),
+        "at_layer": plots.switched(
+            {str(layer): scoreplots.layer(place, lines, marks, axis) for place, layer in enumerate(layers)}
+        ),
+        "groupings": groupings,
+        "methods": methods,
+        "layers": layers,
+    }
+
+
+def experts(model: Model, marks: Marks) -> Context:
+    """How often the router chooses each expert, how much it matters, and whom it was merged with."""
+    figures = {}
+    for calibrate, profiles in model.profiles.items():
+        figures |= {f"{calibrate} {profile['layer']}": expertplots.experts(profile) for profile in profiles}
+    for name, groupings in model.groupings.items():
+        for profile, grouping in zip(model.profiles[name.partition("/")[0]], groupings, strict=True):
+            figures[f"{name} {profile['layer']}"] = expertplots.experts(profile, grouping)
+    return {"figures": plots.switched(figures), "first": _first(model).grouping}
+
+
+def _first(model: Model) -> Run:
+    """Return the run that is shown first: the winner, where one was chosen."""
+    return model.winner or model.runs[0]
+
+
+def calibration(model: Model, marks: Marks) -> Context:
+    """Whether the calibration tokens were enough, per layer: of each grouping a picture, of each run a table."""
+    figures = {name: expertplots.tokens(groupings) for name, groupings in model.groupings.items()}
+    return {
+        "figures": plots.switched({run.name: figures[run.grouping] for run in model.runs}),
+        "rows": {run.name: [_sufficiency(layer) for layer in run.solved] for run in model.runs},
+        "first": _first(model).name,
+    }
+
+
+def _sufficiency(layer: Mapping[str, Any]) -> Context:
+    """Return how well the tokens pin a layer's solution down: of its groups, the worst of each figure."""
+    groups, error = layer["groups"], layer["output_error"]
+    wholes = [(group["layer_tokens"], group["layer_unknowns"]) for group in groups if "layer_tokens" in group]
+    fits = wholes or [(group["tokens"], group["unknowns"]) for group in groups if group.get("unknowns")]
+    return {
+        "layer": layer["layer"],
+        "merged": len(groups),
+        "fit": min(fits, key=lambda fit: fit[0] / fit[1], default=None),
+        "rank": _least(group.get("rank") for group in groups),
+        "effective_rank": _least(group.get("effective_rank") for group in groups),
+        "condition": max((group["condition"] for group in groups if group.get("condition") is not None), default=None),
+        "errors": [error["fit"], error["heldout"]],
+        "ratio": error["heldout"] / error["fit"] if error["fit"] and error["heldout"] is not None else None,
+    }
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def texts(model: Model, marks: Marks) -> Context | None:
+    """How the models go on by themselves: the numbers, and the same prompts continued side by side."""
+    if not model.texts:
+        return None
+    found = {key for key in model.full if key.startswith("generation/") and not key.endswith("_stderr")}
+    samples = [
+        {
+            "prompt": own["prompt"],
+            "full": own["text"],
+            "runs": {run.name: run.texts[place]["text"] for run in model.runs},
+        }
+        for place, own in enumerate(model.texts)
+    ]
+    return {"keys": [key for key in LABELS if key in found], "samples": samples}
+
+
+def cost(model: Model, marks: Marks) -> Context:
+    """What each run costs beside the full model, counted."""
+    return {"costs": COSTS}
+
+
+def parameters(model: Model, marks: Marks) -> Context:
+    """What each run was made with."""
+    return {"stages": cards.STAGES}
+
+
+def loading(model: Model, marks: Marks) -> Context:
+    """The lines that load the winner, or the first run where none was chosen."""
+    run = _first(model)
+    return {"run": run, "lines": cards.loading(run.folder, run.stock)}
+
+
+# Of each section, its name in the table of contents.
+SECTIONS: dict[Callable[[Model, Marks], Context | None], str] = {
+    overview: "Overview",
+    scores: "Scores",
+    errors: "Errors",
+    experts: "Experts",
+    calibration: "Calibration",
+    texts: "Texts",
+    cost: "Cost",
+    parameters: "Provenance",
+    loading: "Loading",
+}
