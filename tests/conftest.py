@@ -12,6 +12,7 @@ import stages  # noqa: F401  # fixes MKL's code path, thread counts and offline 
 # isort: split
 import pytest
 import torch
+from browsing import browser  # noqa: F401  # a fixture, one browser per test process
 from dryrun import dry_run
 from filelock import FileLock
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM

@@ -17,6 +17,8 @@ RUNS = [
 ]
 TASKS = ["blimp", "fidelity"]
 CFG = {"runs": RUNS, "tasks": TASKS}
+GENERATED = {"runs": RUNS, "tasks": [*TASKS, "generation"]}
+PROMPTS = ["Once upon a time", "x" * 500]
 KEPT = {"half": 4, "quarter": 2}
 KL = {"half/average": 1.0451, "half/mergemoe": 0.2503, "quarter/mergemoe": 0.8342}
 
@@ -37,6 +39,10 @@ def build(results: Path) -> Path:
         }
         write(results / f"profile/demo/mixed/layer_{layer:03d}.json", {"layer": layer, **figures})
     score(results / "scores/demo/full", {"acc": 0.7012, "acc_stderr": 0.0132}, {"perplexity": 81.93})
+    generated(results / "scores/demo/full", "full")
+    for cluster, kept in KEPT.items():
+        for layer in range(LAYERS):
+            write(results / f"cluster/demo/mixed/{cluster}/layer_{layer:03d}.json", grouping(layer, kept))
     for run in RUNS:
         _run(results, *run)
     return results
@@ -57,13 +63,60 @@ def _run(results: Path, model: str, calibrate: str, cluster: str, method: str) -
         errors = {"fit": kl * (1 + layer) / 9, "heldout": kl * (1.2 + layer) / 8 if cluster == "half" else None}
         write(
             results / "solve" / name / f"layer_{layer:03d}.json",
-            {"layer": layer, "method": method, "experts": EXPERTS, "kept": KEPT[cluster], "output_error": errors},
+            {
+                "layer": layer,
+                "method": method,
+                "experts": EXPERTS,
+                "kept": KEPT[cluster],
+                "output_error": errors,
+                "groups": fits(layer, KEPT[cluster]) if method == "mergemoe" else [],
+            },
         )
     score(
         results / "scores" / name,
         {"acc": 0.71 - kl / 10, "acc_stderr": 0.0139},
         {"perplexity": 81.9 * (1 + kl), "kl": kl, "kl_stderr": kl / 40, "top1": 0.9 - kl / 4, "output_error": kl / 2},
     )
+    generated(results / "scores" / name, f"{cluster}/{method}")
+
+
+def grouping(layer: int, kept: int) -> dict[str, Any]:
+    """Return what a clustering says of a layer: every `kept`-th expert is in one group; the last layer prunes one."""
+    pruned = [EXPERTS - 1] if layer == LAYERS - 1 else []
+    expert_map = [-1 if expert in pruned else expert % kept for expert in range(EXPERTS)]
+    members = [[e for e, g in enumerate(expert_map) if g == group] for group in range(kept)]
+    return {
+        "layer": layer,
+        "kept": kept,
+        "expert_map": expert_map,
+        "pruned": pruned,
+        "fit_tokens": 1568,
+        "needed_tokens": {"group": WIDTH, "joint": kept * WIDTH},
+        "groups": [
+            {
+                "members": own,
+                "centre": max(own),  # usage rises with the number
+                "size": len(own),
+                "share": sum(own) / sum(range(EXPERTS)),
+                "routed_tokens": 3 + 100 * group,
+            }
+            for group, own in enumerate(members)
+        ],
+    }
+
+
+def fits(layer: int, kept: int) -> list[dict[str, Any]]:
+    """Return what a solve says of the groups of a layer."""
+    return [
+        {
+            "group": group,
+            "tokens": 1568 - group,
+            "unknowns": WIDTH,
+            "rank": WIDTH - group % 2,
+            "condition": 10.0 * layer,
+        }
+        for group in range(kept)
+    ]
 
 
 def checkpoint(folder: Path, experts: int) -> Path:
@@ -84,6 +137,13 @@ def score(folder: Path, blimp: dict[str, float], fidelity: dict[str, float]) -> 
     """Write the scores of one model."""
     write(folder / "blimp.json", {"task": "blimp", "version": "2.0", "samples": 1200, "scores": blimp})
     write(folder / "fidelity.json", {"task": "fidelity", "samples": 16320, "scores": fidelity})
+
+
+def generated(folder: Path, text: str) -> None:
+    """Write the continuations of one model, all of which begin with `text`."""
+    numbers = {"loops": len(text) / 100, "loops_stderr": 0.02, "distinct2": 0.5, "length": 48.0, "perplexity": 5.25}
+    texts = [{"prompt": prompt, "text": f"{text} <b>of</b> {place}"} for place, prompt in enumerate(PROMPTS)]
+    write(folder / "generation.json", {"task": "generation", "samples": 16, "scores": numbers, "continuations": texts})
 
 
 def write(path: Path, payload: dict[str, Any], stage: str = "test", params: Any = None) -> None:
