@@ -30,6 +30,7 @@ GREY = "#8a919c"
 _AXIS = {"fixedrange": True, "gridcolor": "#ddd", "zeroline": False}
 HOUSE = go.layout.Template(
     layout={
+        "colorway": COLOURS,
         "font": {"family": "system-ui, sans-serif", "size": 12},
         "margin": {"l": 40, "r": 12, "t": 30, "b": 38},
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -63,19 +64,20 @@ def marks(methods: Iterable[str]) -> dict[str, Mark]:
 
 
 def switched(figures: Mapping[str, go.Figure]) -> dict[str, Any]:
-    """Return figures that one place of the page shows in turn: `views` names them, equal ones are there once.
+    """Return figures that one place of the page shows in turn: `views` names them, what is equal is there once.
 
-    The template is left out; the page has it once.
+    `layout` is what all of them share. The template is left out; the page has it once.
     """
     plain = {key: figure.to_plotly_json() for key, figure in figures.items()}
-    for figure in plain.values():
-        figure["layout"].pop("template", None)
     texts = {key: json.dumps(figure, sort_keys=True) for key, figure in plain.items()}
     places = {text: place for place, text in enumerate(dict.fromkeys(texts.values()))}
-    return {
-        "views": {key: places[text] for key, text in texts.items()},
-        "figures": [json.loads(text) for text in places],
-    }
+    different = [json.loads(text) for text in places]
+    layouts = [figure["layout"] for figure in different]
+    shared = {key: value for key, value in layouts[0].items() if all(value == one.get(key) for one in layouts)}
+    for figure in different:
+        figure["layout"] = {key: value for key, value in figure["layout"].items() if key not in shared}
+    shared.pop("template")
+    return {"views": {key: places[text] for key, text in texts.items()}, "figures": different, "layout": shared}
 
 
 def rounded(values: Iterable[float | None]) -> list[float | None]:

@@ -30,7 +30,7 @@ class Line(NamedTuple):
     grouping: str
     method: str
     layers: Sequence[int]
-    fit: Sequence[float]
+    fit: Sequence[float | None]
     heldout: Sequence[float | None]
 
 
@@ -105,21 +105,32 @@ def layer(place: int, lines: Sequence[Line], drawn: Mapping[str, Mark], axis: Ma
     A run's name stands above its marks, so that a long one takes no room from the picture.
     """
     rows = list(range(len(lines)))
+    colours, symbols = zip(*(drawn[line.method][:2] for line in lines), strict=True)
+    ends = {"fitted on": [line.fit[place] for line in lines], "held out": [line.heldout[place] for line in lines]}
+    names = [
+        {"text": line.run, "x": 0, "xref": "paper", "xanchor": "left", "y": row, "yshift": 15, "showarrow": False}
+        for row, line in zip(rows, lines, strict=True)
+    ]
     height = max(LOWEST, 54 + 40 * len(lines))
-    figure = go.Figure(layout={"template": HOUSE, "height": height, "margin": {"l": 8, "t": 12}})
-    for row, line in zip(rows, lines, strict=True):
-        mark, ends = drawn[line.method], (line.fit[place], line.heldout[place])
+    layout = {"height": height, "margin": {"l": 8, "t": 12}, "annotations": names}
+    figure = go.Figure(layout={"template": HOUSE, **layout})
+    figure.add_scatter(
+        x=[end for pair in zip(*ends.values(), strict=True) for end in (*pair, None)],
+        y=[row for row in rows for _ in range(3)],
+        mode="lines",
+        line={"color": GREY, "width": 2},
+        hoverinfo="skip",
+    )
+    for what, values in ends.items():
+        filled = what == "held out"
         figure.add_scatter(
-            x=list(ends),
-            y=[row, row],
-            mode="lines+markers",
-            line={"color": mark.colour, "width": 2},
-            marker={"symbol": [f"{mark.symbol}-open", mark.symbol], "size": 10, "color": mark.colour},
-            name=line.run,
-            hovertemplate=[f"{line.run}<br>%{{x:.3g}} {what}<extra></extra>" for what in ("fitted on", "held out")],
-        )
-        figure.add_annotation(
-            text=line.run, x=0, xref="paper", xanchor="left", y=row, yshift=15, showarrow=False, font={"size": 12}
+            x=values,
+            y=rows,
+            mode="markers",
+            marker={"symbol": [s if filled else f"{s}-open" for s in symbols], "color": list(colours), "size": 10},
+            name=what,
+            text=[line.run for line in lines],
+            hovertemplate=f"%{{text}}<br>%{{x:.3g}} {what}<extra></extra>",
         )
     figure.update_xaxes(axis, title_text="output error")
     figure.update_yaxes(range=[len(lines) - 0.6, -0.8], tickvals=rows, showticklabels=False)

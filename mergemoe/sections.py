@@ -7,7 +7,7 @@ add one, add both. A function returns None where a study has nothing for its sec
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from mergemoe import cards, expertplots, plots, scoreplots
+from mergemoe import cards, expertmap, plots, scoreplots, tokenplots
 from mergemoe.metrics import SAME_SIZE, measured
 from mergemoe.study import Model, Run
 
@@ -92,7 +92,7 @@ def errors(model: Model, marks: Marks) -> Context:
         for run in model.runs
     ]
     axis = plots.logarithmic_range(error for line in lines for error in (*line.fit, *line.heldout))
-    groupings, methods = (sorted({line[place] for line in lines}) for place in (1, 2))
+    groupings, methods = sorted({line.grouping for line in lines}), sorted({line.method for line in lines})
     chosen = {name: [line for line in lines if name in (line.grouping, line.method)] for name in groupings + methods}
     some = {name: scoreplots.errors(few, marks, axis, fit=True) for name, few in chosen.items()}
     layers = lines[0].layers
@@ -109,13 +109,16 @@ def errors(model: Model, marks: Marks) -> Context:
 
 def experts(model: Model, marks: Marks) -> Context:
     """How often the router chooses each expert, how much it matters, and whom it was merged with."""
-    figures = {}
-    for calibrate, profiles in model.profiles.items():
-        figures |= {f"{calibrate} {profile['layer']}": expertplots.experts(profile) for profile in profiles}
-    for name, groupings in model.groupings.items():
-        for profile, grouping in zip(model.profiles[name.partition("/")[0]], groupings, strict=True):
-            figures[f"{name} {profile['layer']}"] = expertplots.experts(profile, grouping)
-    return {"figures": plots.switched(figures), "first": _first(model).grouping}
+    layers = [layer["layer"] for layer in model.layout["layers"]]
+    profiles, groupings = {}, {}
+    for name, told in model.profiles.items():
+        profiles[name] = dict(zip(layers, map(expertmap.profiled, told), strict=True))
+    for name, told in model.groupings.items():
+        own = profiles[name.partition("/")[0]]
+        groupings[name] = {
+            layer: expertmap.grouped(one, own[layer]["usage"]) for layer, one in zip(layers, told, strict=True)
+        }
+    return {"map": {"profiles": profiles, "groupings": groupings}, "first": _first(model).grouping}
 
 
 def _first(model: Model) -> Run:
@@ -125,7 +128,7 @@ def _first(model: Model) -> Run:
 
 def calibration(model: Model, marks: Marks) -> Context:
     """Whether the calibration tokens were enough, per layer: of each grouping a picture, of each run a table."""
-    figures = {name: expertplots.tokens(groupings) for name, groupings in model.groupings.items()}
+    figures = {name: tokenplots.tokens(groupings) for name, groupings in model.groupings.items()}
     return {
         "figures": plots.switched({run.name: figures[run.grouping] for run in model.runs}),
         "rows": {run.name: [_sufficiency(layer) for layer in run.solved] for run in model.runs},

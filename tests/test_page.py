@@ -120,7 +120,8 @@ def test_errors_switch_by_method_and_by_layer(browser, file, made):
         assert {trace["legendgroup"] for trace in drawn(page, "errors-demo")} == {"mixed/quarter/mergemoe"}
         for number in range(synthetic.LAYERS):
             choose(page, "layer-demo", str(number))
-            shown = {trace["name"]: trace["x"][0] for trace in drawn(page, "layer-demo")}
+            fit = drawn(page, "layer-demo")[1]
+            shown = dict(zip(fit["text"], fit["x"], strict=True))
             assert shown == pytest.approx({n: at[number]["output_error"]["fit"] for n, at in solved.items()}, rel=1e-3)
 
 
@@ -150,7 +151,9 @@ def test_the_group_map_switches_by_grouping_and_layer(browser, file, made):
                 pruned = len(layer["pruned"])
                 assert numbers[len(numbers) - pruned :] == layer["pruned"]
         choose(page, "experts-demo", "mixed")
-        assert page.locator("#experts-demo .ytick text").all_text_contents() == [str(e) for e in range(synthetic.EXPERTS)]
+        assert page.locator("#experts-demo .ytick text").all_text_contents() == [
+            str(e) for e in range(synthetic.EXPERTS)
+        ]
 
 
 def test_a_run_shows_its_own_fits(browser, file):

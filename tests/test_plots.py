@@ -1,10 +1,10 @@
 """The pictures of the report."""
 
-import re
-
 import synthetic
 
-from mergemoe import expertplots, plots, scoreplots
+from mergemoe import expertmap, plots, scoreplots, tokenplots
+
+LINE = scoreplots.Line("mixed/half/a", "mixed/half", "a", [0], [0.1], [0.2])
 
 
 def test_each_method_is_drawn_in_its_own_way():
@@ -14,31 +14,27 @@ def test_each_method_is_drawn_in_its_own_way():
 
 def test_equal_figures_of_one_place_are_there_once():
     layer = synthetic.grouping(0, 4)
-    content = plots.switched({"a": expertplots.tokens([layer]), "b": expertplots.tokens([layer, layer | {"layer": 1}])})
+    content = plots.switched({"a": tokenplots.tokens([layer]), "b": tokenplots.tokens([layer, layer | {"layer": 1}])})
     assert content["views"] == {"a": 0, "b": 1}
-    same = plots.switched(dict.fromkeys("abc", expertplots.tokens([layer])))
+    same = plots.switched(dict.fromkeys("abc", tokenplots.tokens([layer])))
     assert same["views"] == dict.fromkeys("abc", 0) and len(same["figures"]) == 1
-    assert "template" not in same["figures"][0]["layout"]
+    assert same["figures"][0]["layout"] == {} and "template" not in same["layout"]
+    high = scoreplots.layer(0, [LINE] * 9, plots.marks("a"), {})
+    both = plots.switched({"low": scoreplots.layer(0, [LINE], plots.marks("a"), {}), "high": high})
+    assert both["layout"]["margin"] == {"l": 8, "t": 12}
+    assert both["figures"][1]["layout"]["height"] == high.layout.height
 
 
 def test_experts_that_became_one_stand_together_the_most_used_first():
-    profile = {"usage": [10, 40, 20, 0, 30], "saliency": [1.0, 2.0, 3.0, 4.0, 5.0]}
-    groups = [
-        {"members": [0, 1], "centre": 1, "size": 2, "share": 0.5},
-        {"members": [2], "centre": 2, "size": 1, "share": 0.2},
-    ]
-    figure = expertplots.experts(profile, {"groups": [groups[1], groups[0]], "pruned": [3, 4]})
-    assert list(figure.data[0].x) == [0.4, 0.1, 0.2, 0.0, 0.3]
-    assert list(figure.data[1].x) == [2.0, 1.0, 3.0, 4.0, 5.0]
-    labels = [re.sub("<span.*", "", label).strip() for label in figure.layout.yaxis.ticktext]
-    assert labels == ["<b>1</b>", "0", "2", "<i>3</i>", "<i>4</i>"]
-    colours = figure.data[0].marker.color
-    assert colours[0] == colours[1] != colours[2] and colours[3] == colours[4] == "rgba(0,0,0,0)"
-    assert [(band.y0, band.y1) for band in figure.layout.shapes if band.xref == "x domain"] == [(-0.5, 1.5)]
+    profile = expertmap.profiled({"usage": [10, 40, 20, 0, 30], "saliency": [1.0, 2.0, 3.0, 4.0, 1 / 3]})
+    assert profile == {"usage": [0.1, 0.4, 0.2, 0.0, 0.3], "saliency": [1.0, 2.0, 3.0, 4.0, 0.3333]}
+    groups = [{"members": [2], "centre": 2, "share": 0.2}, {"members": [0, 1], "centre": 1, "share": 0.5}]
+    told = expertmap.grouped({"groups": groups, "pruned": [3, 4]}, profile["usage"])
+    assert told == {"groups": [[1, 0], [2]], "shares": [0.5, 0.2], "pruned": [3, 4]}
 
 
 def test_tokens_of_a_group_are_told_from_those_that_do_not_suffice():
-    enough, few, *lines = expertplots.tokens([synthetic.grouping(0, 2)]).data  # of 6 that a group needs
+    enough, few, *lines = tokenplots.tokens([synthetic.grouping(0, 2)]).data  # of 6 that a group needs
     assert (list(enough.y), list(few.y)) == ([103], [3])
     assert {line.name: set(line.y) for line in lines} == {
         "all fitted tokens": {1568},
@@ -62,9 +58,12 @@ def test_errors_of_one_method_alone_have_a_colour_per_run():
 
 
 def test_a_layer_shows_the_errors_of_every_run():
-    lines = [scoreplots.Line(f"mixed/half/{m}", "mixed/half", m, [4, 7], [0.1, 0.2], [0.3, 0.4]) for m in ("a", "b")]
-    figure = scoreplots.layer(1, lines, plots.marks("ab"), {})
-    assert [(trace.name, *trace.x) for trace in figure.data] == [("mixed/half/a", 0.2, 0.4), ("mixed/half/b", 0.2, 0.4)]
+    lines = [scoreplots.Line(f"mixed/half/{m}", "mixed/half", m, [4, 7], [0.1, 0.2], [0.3, None]) for m in ("a", "b")]
+    spans, fit, heldout = scoreplots.layer(1, lines, plots.marks("ab"), {}).data
+    assert (list(fit.x), list(heldout.x)) == ([0.2, 0.2], [None, None])
+    assert list(spans.x) == [0.2, None, None] * 2
+    assert list(fit.text) == ["mixed/half/a", "mixed/half/b"]
+    assert list(fit.marker.symbol) == [f"{symbol}-open" for symbol in heldout.marker.symbol]
 
 
 def test_the_ticks_of_a_logarithmic_axis_are_plain_numbers():

@@ -42,7 +42,7 @@ def page(made):
 
 
 def block(page: str, name: str):
-    return json.loads(re.search(rf'<script type="application/json" {name}>(.*?)</script>', page)[1])
+    return json.loads(re.search(rf'<script type="application/json" {name}[^>]*>(.*?)</script>', page)[1])
 
 
 def view(page: str, plot: str, key: str):

@@ -2,18 +2,26 @@
 
 const house = JSON.parse(document.getElementById("house").textContent);
 
-// A figure shows the view that its selects name together; an element without one shows those of its children.
+// What a place for a picture shows, by the values of its selects: a picture of its own, or one drawn from numbers.
+const drawings = {
+  views: ({ views, figures, layout }, values) => {
+    const figure = figures[values.length ? views[values.join(" ")] : 0];
+    return { data: figure.data, layout: { ...layout, ...figure.layout } };
+  },
+  experts: drawExperts,
+};
+
+// Elements without a picture show one of their children, by the same values.
 function show(id) {
-  const selects = [...document.querySelectorAll(`select[data-for~="${CSS.escape(id)}"]`)];
-  const key = selects.map((select) => select.value).join(" ");
-  const script = document.querySelector(`script[data-plot="${CSS.escape(id)}"]`);
+  const values = [...document.querySelectorAll(`select[data-for~="${CSS.escape(id)}"]`)].map(({ value }) => value);
   const element = document.getElementById(id);
+  const script = document.querySelector(`script[data-plot="${CSS.escape(id)}"]`);
   if (!script) {
-    for (const child of element.children) child.hidden = child.dataset.key !== key;
+    for (const child of element.children) child.hidden = child.dataset.key !== values.join(" ");
     return;
   }
-  const { views, figures } = (element.views ??= JSON.parse(script.textContent));
-  const { data, layout } = structuredClone(figures[selects.length ? views[key] : 0]);
+  const content = (element.content ??= JSON.parse(script.textContent));
+  const { data, layout } = structuredClone(drawings[script.dataset.drawing](content, values));
   if (layout.height) element.style.height = `${layout.height}px`;
   Plotly.react(element, data, { ...layout, template: house }, { displayModeBar: false });
 }
