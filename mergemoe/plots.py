@@ -26,12 +26,13 @@ _SYMBOLS = {
     "hexagon": "⬢",
 }
 GREY = "#8a919c"
+_FONT = "system-ui, sans-serif"
 
 _AXIS = {"fixedrange": True, "gridcolor": "#ddd", "zeroline": False}
 HOUSE = go.layout.Template(
     layout={
         "colorway": COLOURS,
-        "font": {"family": "system-ui, sans-serif", "size": 12},
+        "font": {"family": _FONT, "size": 12},
         "margin": {"l": 40, "r": 12, "t": 30, "b": 38},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
@@ -39,7 +40,12 @@ HOUSE = go.layout.Template(
         "showlegend": False,
         "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         "dragmode": False,  # a finger on a picture scrolls the page
-        "hoverlabel": {"align": "left", "bgcolor": "#22272e", "bordercolor": "#22272e", "font": {"color": "#ffffff"}},
+        "hoverlabel": {
+            "align": "left",
+            "bgcolor": "#22272e",
+            "bordercolor": "#59636e",
+            "font": {"family": _FONT, "color": "#ffffff"},
+        },
         "xaxis": {**_AXIS, "title": {"standoff": 8, "font": {"size": 12}}},
         "yaxis": {**_AXIS, "automargin": True, "title": {"standoff": 10, "font": {"size": 12}}},
     }

@@ -133,6 +133,7 @@ def calibration(model: Model, marks: Marks) -> Context:
         "figures": plots.switched({run.name: figures[run.grouping] for run in model.runs}),
         "rows": {run.name: [_sufficiency(layer) for layer in run.solved] for run in model.runs},
         "first": _first(model).name,
+        "signs": {name: (tokenplots.SIGN[name], colour) for name, colour in tokenplots.COLOUR.items()},
     }
 
 

@@ -31,7 +31,7 @@ class Run:
     @property
     def method(self) -> str:
         """The method that merged the experts."""
-        return self.solved[0]["method"]
+        return self.parameters["solve"]["method"]  # a layer that was left as it is says `none`
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,16 @@ def test_the_winner_and_its_rule_are_told(page):
     assert "mergemoe.load(&#34;results/models/demo/mixed/quarter/mergemoe&#34;)" in page
 
 
+def test_a_run_that_leaves_its_first_layer_as_it_is_is_still_of_its_method(tmp_path):
+    results = synthetic.build(tmp_path / "results")
+    first = results / "solve/demo/mixed/half/mergemoe/layer_000.json"
+    record = json.loads(first.read_text()) | {"method": "none", "output_error": {"fit": 0.0, "heldout": 0.0}}
+    synthetic.write(first, {key: value for key, value in record.items() if key != "provenance"})
+    assert report(results, tmp_path).returncode == 0
+    errors = view((tmp_path / "report/index.html").read_text(), "errors-demo", "mergemoe")
+    assert {trace["name"] for trace in errors["data"]} >= {"mixed/half/mergemoe", "mixed/quarter/mergemoe"}
+
+
 def test_a_missing_score_stops_the_report_and_is_named(tmp_path):
     results = synthetic.build(tmp_path / "results")
     (results / "scores/demo/full/fidelity.json").unlink()
