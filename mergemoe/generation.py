@@ -76,14 +76,14 @@ def _to_end(row: list[int], end: int | None) -> list[int]:
 
 
 def scores(continued: Sequence[Sequence[int]], end: int | None) -> dict[str, float]:
-    """Return loops, distinct2 and length, means over continuations, each with its standard error.
+    """Return loops, distinct1 to distinct3 and length, means over continuations, each with its standard error.
 
     The end token is no word of the text, so none of them counts it.
     """
     texts = [row[:-1] if row and row[-1] == end else row for row in continued]
     each = {
         "loops": [float(loops(text)) for text in texts],
-        "distinct2": [distinct2(text) for text in texts],
+        **{f"distinct{n}": [distinct(text, n) for text in texts] for n in (1, 2, 3)},
         "length": [float(len(text)) for text in texts],
     }
     found: dict[str, float] = {}
@@ -107,10 +107,10 @@ def loops(text: Sequence[int]) -> bool:
     return False
 
 
-def distinct2(text: Sequence[int]) -> float:
-    """Return the share of a text's bigrams that are distinct; 1 where there is none, since nothing repeats."""
-    bigrams = list(zip(text, text[1:], strict=False))
-    return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
+def distinct(text: Sequence[int], n: int) -> float:
+    """Return the share of a text's n-grams that are distinct; 1 where there is none, since nothing repeats."""
+    grams = list(zip(*(text[start:] for start in range(n)), strict=False))
+    return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def perplexity(

@@ -4,44 +4,68 @@ from collections.abc import Mapping
 from typing import Any
 
 import lm_eval
+import torch
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 
 from mergemoe.errors import UserError
+from mergemoe.lmtasks import Task
 
 
 def score(
-    model: Any, tokenizer: Any, task: str, *, include: str | None, fewshot: int, limit: int | None, batch_size: int
+    model: Any, tokenizer: Any, task: Task, *, fewshot: int, limit: int | None, batch_size: int
 ) -> dict[str, Any]:
     """Run one task of lm-eval.
 
     Args:
         model: a transformers model.
         tokenizer: its tokenizer.
-        task: a name that lm-eval knows, or one defined in `include`.
-        include: a folder of task files; lm-eval's own tasks are then left aside.
+        task: what lm-eval is asked to run.
         fewshot: examples in the prompt.
         limit: examples per (sub)task; None is all.
         batch_size: sequences of one forward pass.
 
     Returns:
-        version, samples, scores (with their standard errors), and the same per subtask in `parts`.
+        version, samples, note, scores (with their standard errors), and the same per subtask in `parts`.
 
     Raises:
-        UserError: where lm-eval does not know the task.
+        UserError: where the task's data cannot be had, or memory does not suffice.
     """
-    manager = TaskManager(include_path=include, include_defaults=include is None)
-    if task not in manager.all_tasks:
-        where = f"in {include}" if include else f"to lm-eval {lm_eval.__version__}"
-        raise UserError(f"evaluate.tasks.{task}: the name is not known {where}")
+    try:
+        results = _run(model, tokenizer, task, fewshot, limit, batch_size)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise UserError(
+            f"evaluate.tasks.{task.name}: out of memory with batch_size {batch_size} ({error}): lower `batch_size`"
+        ) from error
+    except (ConnectionError, FileNotFoundError) as error:  # `datasets` says both of a hub that it may not ask
+        raise UserError(
+            f"evaluate.tasks.{task.name}: its data cannot be had ({error}). Where the hub can be reached, export "
+            "HF_HUB_OFFLINE=0; where not, give the task `data_files` (docs/tasks.md)"
+        ) from error
+    counts = {name: n["effective"] for name, n in results["n-samples"].items()}
+    parts = {
+        name: {**_numbers(values), "samples": counts[name]}
+        for name, values in results["results"].items()
+        if name in counts
+    }
+    whole = results["groups"] if task.name in results.get("groups", {}) else results["results"]
+    return {
+        "version": results["versions"].get(task.name, next(iter(results["versions"].values()), None)),
+        "samples": sum(counts.values()),
+        "note": task.note,
+        "scores": _numbers(whole[task.name]),
+        "parts": parts if set(parts) != {task.name} else {},
+    }
+
+
+def _run(model: Any, tokenizer: Any, task: Task, fewshot: int, limit: int | None, batch_size: int) -> Any:
     evaluate: Any = lm_eval.simple_evaluate  # decorators hide the signatures from type checkers
     wrap: Any = HFLM
-    results = evaluate(
+    return evaluate(
         wrap(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device)),
-        tasks=[task],
+        tasks=[task.spec],
         num_fewshot=fewshot,
         limit=limit,
-        task_manager=manager,
+        task_manager=task.manager,
         bootstrap_iters=1000,
         log_samples=False,
         random_seed=0,
@@ -49,18 +73,6 @@ def score(
         torch_random_seed=0,
         fewshot_random_seed=0,
     )
-    counts = {name: n["effective"] for name, n in results["n-samples"].items()}
-    parts = {
-        name: {**_numbers(values), "samples": counts[name]}
-        for name, values in results["results"].items()
-        if name in counts
-    }
-    return {
-        "version": results["versions"].get(task, next(iter(results["versions"].values()), None)),
-        "samples": sum(counts.values()),
-        "scores": _numbers(results["groups"][task] if task in results.get("groups", {}) else results["results"][task]),
-        "parts": parts if set(parts) != {task} else {},
-    }
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

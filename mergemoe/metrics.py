@@ -20,7 +20,7 @@ FIDELITY = """\
 where both put the same one first, mean relative squared error of the compressed layers."""
 GENERATION = """\
 `generation` continues held-out prompts greedily: share of continuations that end in a loop, mean share of
-distinct bigrams in one."""
+distinct words (1), pairs (2) and triples (3) of tokens in one, mean length, perplexity under the full model."""
 SAME_SIZE = 0.01  # runs whose bytes are this close, as a share of the smallest, count as one size
 
 
@@ -71,16 +71,20 @@ def dump(metrics: Metrics) -> str:
 def columns(metrics: Metrics) -> list[str]:
     """Return the scores worth a column, fidelity first: of a task its `acc`, or all where it has none.
 
-    Of generation only what tells a text that repeats itself: a length and a perplexity are good or bad beside the full
-    model's alone, and a loop makes both look good.
+    Generation has a table of its own: its figures are good or bad beside the full model's alone.
     """
     models = [scores for model in metrics.values() for scores in (model["full"], *model["runs"].values())]
     keys = {key for scores in models for key in scores if not key.endswith(("_stderr", "/output_error"))}
-    keys -= {"generation/length", "generation/perplexity"}
+    keys -= generation(keys)
     chosen = [key for key in keys if key.endswith("/acc") or f"{key.partition('/')[0]}/acc" not in keys]
     return sorted(
         (key for key in chosen if not key.startswith("cost/")), key=lambda key: (not key.startswith("fidelity/"), key)
     )
+
+
+def generation(keys: Iterable[str]) -> set[str]:
+    """Return those of generation, standard errors left out."""
+    return {key for key in keys if key.startswith("generation/") and not key.endswith("_stderr")}
 
 
 def winner(model: Metrics) -> str | None:
@@ -108,7 +112,8 @@ def shown(value: float | None, error: float | None = None) -> str:
 def measured(task: str, artifact: Mapping[str, Any]) -> str:
     """Return what a task's scores were measured on."""
     version = f"version {artifact['version']}, " if artifact.get("version") is not None else ""
-    return f"{task} ({version}{artifact['samples']:,} {'tokens' if task == 'fidelity' else 'samples'})"
+    note = f"; {artifact['note']}" if artifact.get("note") else ""
+    return f"{task} ({version}{artifact['samples']:,} {'tokens' if task == 'fidelity' else 'samples'}{note})"
 
 
 def table(metrics: Metrics) -> str:
@@ -134,7 +139,7 @@ def markdown(scores: Scores, base: Scores, tasks: Mapping[str, Mapping[str, Any]
         tasks: {task: its artifact}.
     """
     both = {"": {"full": base, "runs": {"": scores}}}
-    keys = [key for key in [*columns(both), "fidelity/output_error"] if key in scores]
+    keys = [key for key in [*columns(both), "fidelity/output_error", *sorted(generation(scores))] if key in scores]
     rows = [[key, *(shown(one.get(key), one.get(f"{key}_stderr")) for one in (base, scores))] for key in keys]
     explained = [FIDELITY, *([GENERATION] if "generation" in tasks else [])]
     costs = [[key, f"{base[key]:,.0f}", f"{scores[key]:,.0f}"] for key in scores if key.startswith("cost/")]

@@ -11,16 +11,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mergemoe import budget, checkpoint, fits
 from mergemoe.errors import UserError
-
-
-class Section(BaseModel):
-    """A part of params.yaml; unknown keys are errors, types are strict, values cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+from mergemoe.evaluation import Evaluate
+from mergemoe.section import Section, Text
 
 
 class Model(Section):
@@ -52,29 +48,6 @@ class Model(Section):
     def copied(self) -> bool:
         """Tell whether a run begins with a plain copy: of what is quantized, or has no class of its own."""
         return self.dequantize or checkpoint.read_config(self.folder()).get("model_type") == "deepseek"
-
-
-class Text(Section):
-    """Where text comes from: a local file, or a Hugging Face data set at one commit."""
-
-    source: str | None = Field(default=None, description="a .jsonl, .jsonl.gz, .txt or .txt.gz file")
-    dataset: str | None = Field(default=None, description="a Hugging Face data set, in place of `source`")
-    revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$", description="its full commit hash")
-    subset: str | None = Field(default=None, description="its configuration, if it has several")
-    split: str = "train"
-    field: str = Field(default="text", description="the key of the text in each row")
-    samples: int = Field(gt=0, description="sequences")
-    length: int = Field(gt=1, description="tokens per sequence")
-    seed: int = 0
-    pack: bool = Field(default=True, description="join documents and cut; false: a document a sequence, cut or padded")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "Text":
-        if (self.source is None) == (self.dataset is None):
-            raise ValueError("give `source` (a local file) or `dataset` (a Hugging Face data set), one of them")
-        if self.dataset is not None and self.revision is None:
-            raise ValueError("`dataset` needs `revision`, its full commit hash: a name alone changes under you")
-        return self
 
 
 class Calibrate(Text):
@@ -264,50 +237,6 @@ class Plain(Solve):
 
 
 Method = Annotated[Plain | WithParameters, Field(discriminator="method")]
-
-
-class Task(Section):
-    """One task of lm-eval."""
-
-    include: str | None = Field(default=None, description="folder of task files, for a task that is not lm-eval's own")
-    fewshot: int = Field(default=0, ge=0)
-    limit: int | None = Field(default=None, gt=0, description="examples per (sub)task")
-    batch_size: int = Field(default=32, gt=0)
-
-
-class Generation(Section):
-    """Greedy continuations of the first tokens of held-out sequences."""
-
-    prompts: int = Field(default=80, gt=0, description="sequences that are continued, one prompt each")
-    prompt_tokens: int = Field(default=32, gt=0)
-    new_tokens: int = Field(default=96, ge=24, description="of the longest continuation; a loop covers 24 at least")
-
-
-class Evaluate(Section):
-    """What a compressed model is measured by."""
-
-    tasks: dict[str, Task] = {}
-    heldout: Text = Field(description="text for fidelity: perplexity, KL and output error against the full model")
-    generation: Generation | None = Field(
-        default=None, description="greedy continuations of held-out prompts; {}: by the defaults"
-    )
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    batch_tokens: int = Field(default=16384, gt=0, description="tokens of one forward batch, lm-eval's excepted")
-    threads: int = Field(default=1, gt=0)
-
-    @model_validator(mode="after")
-    def _prompts(self) -> "Evaluate":
-        wanted, heldout = self.generation, self.heldout
-        if wanted and (wanted.prompts > heldout.samples or wanted.prompt_tokens > heldout.length):
-            raise ValueError(
-                f"generation takes {wanted.prompts} prompts of {wanted.prompt_tokens} tokens from `heldout`, which has "
-                f"{heldout.samples} sequences of {heldout.length}"
-            )
-        return self
-
-    def scored(self) -> list[str]:
-        """Return what every model gets scores for: the tasks of lm-eval, and what is measured beside them."""
-        return [*self.tasks, "fidelity", *(["generation"] if self.generation else [])]
 
 
 class Run(NamedTuple):

@@ -72,6 +72,9 @@ def check(params: Params) -> None:
         if wanted.source is not None and not Path(wanted.source).is_file():
             raise UserError(f"{name}.source: {wanted.source}: no such file")
     for name, task in params.evaluate.tasks.items():
+        for split, path in task.data_files.items():
+            if not Path(path).is_file():
+                raise UserError(f"evaluate.tasks.{name}.data_files.{split}: {path}: no such file")
         if task.include is not None and not Path(task.include).is_dir():
             raise UserError(f"evaluate.tasks.{name}.include: {task.include} is no folder")
         if task.include is not None and not _defines(Path(task.include), name):

@@ -4,29 +4,32 @@ python -m stages.evaluate --cfg JSON --code DIGEST --task NAME --model MODEL --m
     --out SCORES.json
 
 MODEL is the full checkpoint, a folder or a hub model's id, or the folder of a compressed one; MADE is the artifact that
-lists the sha256 of its files: the layout of the full one, provenance.json of a compressed one. FILES define the task,
-where it is not lm-eval's own.
+lists the sha256 of its files: the layout of the full one, provenance.json of a compressed one. FILES define the task
+where it is not lm-eval's own, or are its data.
 """
 
 import torch
 from transformers import AutoTokenizer
 
-from mergemoe import checkpoint, harness, runtime, store
+from mergemoe import checkpoint, harness, lmtasks, runtime, store
 from mergemoe.loading import load
 from stages import common
 
 
 def main() -> None:
-    """Load the model, score it, write the scores."""
+    """Find the task, load the model, score it, write the scores."""
     args = common.arguments(__doc__, "made", many=["files"], also=["task", "model"])
     cfg = dict(args.cfg)
     device = runtime.start(cfg.pop("threads"), args.device)
     made = store.read_json(args.made)
     folder = checkpoint.locate(args.model, made.get("revision"))
     store.check_files(folder, made["files"], original="layers" in made)
-    model = load(folder, device, getattr(torch, cfg.pop("dtype")))
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    scored = harness.score(model, tokenizer, args.task, **cfg)
+    dtype = getattr(torch, cfg.pop("dtype"))
+    run = {key: cfg[key] for key in ("fewshot", "limit", "batch_size")}
+    with lmtasks.opened(args.task, cfg["include"], cfg["data_files"], cfg["fewshot"]) as task:
+        model = load(folder, device, dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        scored = harness.score(model, tokenizer, task, **run)
     store.write_json(args.out, {"task": args.task, "settings": cfg, **scored}, common.provenance("evaluate", args))
 
 

@@ -113,8 +113,9 @@ class Graph:
         return [source] if source else []
 
     def task_files(self, wildcards: Any) -> list[str]:
-        """Return the files that define a task, where it is not lm-eval's own."""
-        return tracking.files_below(self.params.evaluate.tasks[wildcards.task].include)
+        """Return the files that define a task, where it is not lm-eval's own, or the local data of one that is."""
+        task = self.params.evaluate.tasks[wildcards.task]
+        return tracking.files_below(task.include) + sorted(task.data_files.values())
 
     def folder(self, wildcards: Any) -> str:
         """Return the checkpoint of a subject: a folder, or a hub model's id, which is the same on every machine."""

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import stages  # noqa: F401  # fixes MKL's code path, thread counts and offline mode before torch is imported
@@ -12,8 +11,8 @@ import stages  # noqa: F401  # fixes MKL's code path, thread counts and offline 
 # isort: split
 import pytest
 import torch
+import warm
 from browsing import browser  # noqa: F401  # a fixture, one browser per test process
-from dryrun import dry_run
 from filelock import FileLock
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -109,18 +108,22 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
-def snakemake(project: Path, *args: str, cores: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run snakemake in a copy of the project and return what it said."""
-    command = [sys.executable, "-m", "snakemake", "--cores", str(cores), *args]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(project)}
+def snakemake(project: Path, *args: str, cores: int = 2, python: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run snakemake in a copy of the project and return what it said.
+
+    It and its jobs are forks of one process (warm.py), unless `python` names a real interpreter.
+    """
+    python = python or warm.python()
+    command = [python, "-m", "snakemake", "--cores", str(cores), *args]
+    environment = {**os.environ, "PATH": f"{Path(python).parent}:{os.environ['PATH']}", "HOME": str(project)}
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
 
 
 def planned(project: Path, *targets: str) -> dict[str, int]:
     """Return the jobs that a dry run counts, per rule."""
-    code, said = dry_run(project, *targets)
-    assert code == 0, said
-    counts = re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)
+    done = snakemake(project, "--dry-run", *targets)
+    assert done.returncode == 0, done.stderr
+    counts = re.findall(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE)
     return {rule: int(count) for rule, count in counts if rule not in {"all", "total"}}
 
 

@@ -6,9 +6,11 @@ import re
 import shutil
 
 import pytest
+import yaml
 from conftest import ROOT, snakemake
 
-from mergemoe import metrics
+from mergemoe import metrics, plan
+from mergemoe.params import read_params
 
 COMMITTED = ROOT / "results" / "metrics.json"
 
@@ -54,6 +56,14 @@ def test_the_demo_gives_the_committed_numbers(measured):
         for key, value in scores.items():
             tolerance = 5 / 1200 if key == "blimp/acc" else 1e-2 * abs(value)
             assert math.isclose(found[key], value, rel_tol=0, abs_tol=tolerance), (name, key)
+
+
+def test_the_plan_foretells_the_bytes_of_every_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    params = read_params(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    committed = json.loads(COMMITTED.read_text())["demo"]["runs"]
+    for run in params.all_runs():
+        assert plan.sizes(params, run)["bytes"] == committed["/".join(run[1:])]["cost/bytes"]
 
 
 def test_the_readme_shows_the_committed_table():

@@ -58,23 +58,29 @@ def test_loops_are_those_of_the_slow_definition(before, unit, length, after):
     assert generation.loops(text) == loops_slowly(text)
 
 
-def test_distinct2_is_the_share_of_distinct_bigrams():
-    assert generation.distinct2([1, 2, 3, 4]) == 1
-    assert generation.distinct2([1, 2, 1, 2, 1]) == 2 / 4
-    assert generation.distinct2([5] * 11) == 1 / 10
-    assert generation.distinct2([5]) == generation.distinct2([]) == 1
+def test_distinct_is_the_share_of_distinct_n_grams():
+    assert [generation.distinct([1, 2, 3, 4], n) for n in (1, 2, 3)] == [1, 1, 1]
+    assert [generation.distinct([1, 2, 1, 2, 1], n) for n in (1, 2, 3)] == [2 / 5, 2 / 4, 2 / 3]
+    assert [generation.distinct([5] * 11, n) for n in (1, 2, 3)] == [1 / 11, 1 / 10, 1 / 9]
+    assert [generation.distinct([5], n) for n in (1, 2, 3)] == [1, 1, 1]
+    assert generation.distinct([], 1) == 1
 
 
-@given(st.lists(st.integers(0, 3), min_size=2, max_size=30))
-def test_distinct2_counts_every_bigram_that_is_not_an_earlier_one(text):
-    pairs = [text[i : i + 2] for i in range(len(text) - 1)]
-    new = [pair not in pairs[:i] for i, pair in enumerate(pairs)]
-    assert generation.distinct2(text) == sum(new) / len(pairs)
+@given(st.lists(st.integers(0, 3), min_size=3, max_size=30), st.integers(1, 3))
+def test_distinct_counts_every_n_gram_that_is_not_an_earlier_one(text, n):
+    grams = [text[i : i + n] for i in range(len(text) - n + 1)]
+    new = [gram not in grams[:i] for i, gram in enumerate(grams)]
+    assert generation.distinct(text, n) == sum(new) / len(grams)
 
 
 def test_scores_are_means_with_standard_errors_and_leave_the_end_token_out():
     scores = generation.scores([[7] * 24 + [0], [1, 2, 3, 0], [0], [4, 5, 4, 5]], end=0)
-    values = {"loops": [1, 0, 0, 0], "distinct2": [1 / 23, 1, 1, 2 / 3], "length": [24, 3, 0, 4]}
+    values = {
+        "loops": [1, 0, 0, 0],
+        "distinct2": [1 / 23, 1, 1, 2 / 3],
+        "distinct3": [1 / 22, 1, 1, 1],
+        "length": [24, 3, 0, 4],
+    }
     for name, each in values.items():
         numbers = torch.tensor(each, dtype=torch.float64)
         assert scores[name] == pytest.approx(float(numbers.mean()))

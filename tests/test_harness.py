@@ -8,8 +8,8 @@ import torch
 from conftest import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mergemoe.errors import UserError
 from mergemoe.harness import score
+from mergemoe.lmtasks import opened
 
 
 @pytest.fixture
@@ -20,7 +20,8 @@ def run(tiny, monkeypatch):
     tokenizer = AutoTokenizer.from_pretrained(tiny)
 
     def scored(task, limit):
-        return score(model, tokenizer, task, include="data/blimp", fewshot=0, limit=limit, batch_size=8)
+        with opened(task, "data/blimp", {}, 0) as found:
+            return score(model, tokenizer, found, fewshot=0, limit=limit, batch_size=8)
 
     return scored, model, tokenizer
 
@@ -60,8 +61,3 @@ def test_a_single_task_has_no_parts_and_the_share_counted_by_hand(run):
     assert (found["samples"], found["parts"]) == (40, {})
     assert found["scores"]["acc"] == pytest.approx(expected)
     assert found["scores"]["acc_stderr"] == pytest.approx((expected * (1 - expected) / 39) ** 0.5)
-
-
-def test_an_unknown_task_is_refused_by_name(run):
-    with pytest.raises(UserError, match=r"evaluate\.tasks\.no_such_task"):
-        run[0]("no_such_task", 3)

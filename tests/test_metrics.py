@@ -69,9 +69,10 @@ def test_a_task_without_accuracy_shows_all_its_scores():
     assert metrics.columns({"m": {"full": full, "runs": {}}}) == ["fidelity/kl", "a/acc", "b/f1"]
 
 
-def test_of_generation_what_repeats_has_a_column():
-    full = {f"generation/{name}": 1.0 for name in ("loops", "loops_stderr", "distinct2", "length", "perplexity")}
-    assert metrics.columns({"m": {"full": full, "runs": {}}}) == ["generation/distinct2", "generation/loops"]
+def test_generation_is_no_column():
+    full = {f"generation/{name}": 1.0 for name in ("loops", "loops_stderr", "distinct2")} | {"fidelity/kl": 1.0}
+    assert metrics.columns({"m": {"full": full, "runs": {}}}) == ["fidelity/kl"]
+    assert metrics.generation(full) == {"generation/loops", "generation/distinct2"}
 
 
 def test_a_card_explains_generation_where_it_was_measured(gathered):

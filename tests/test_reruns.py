@@ -65,6 +65,12 @@ TABLE = {
         "    blimp_causative: {include: data/blimp, limit: 2}\n  heldout:",
         {"evaluate": 3, "report": 1},
     ),
+    "a stock task on local data": (
+        PARAMS,
+        "  heldout:",
+        "    piqa: {data_files: {validation: data/calibration/wiki.jsonl.gz}}\n  heldout:",
+        {"evaluate": 3, "report": 1},
+    ),
     "one task's limit": (PARAMS, "limit: 2", "limit: 3", {"evaluate": 3, "report": 1}),
     "evaluate.heldout": (PARAMS, "samples: 4", "samples: 5", REFERENCED),
     "evaluate.heldout.length": (PARAMS, "4, length: 32", "4, length: 31", REFERENCED),

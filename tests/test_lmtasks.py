@@ -1,0 +1,194 @@
+"""Stock tasks of lm-eval on local data: its own prompts, its own scores, and clear words where that cannot be."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mergemoe import harness, lmtasks, squad
+from mergemoe.errors import UserError
+from mergemoe.evaluation import SUITES, Evaluate
+
+LIMIT = 6
+FILES = {
+    "winogrande": {"validation": "winogrande_xl_validation"},
+    "arc_easy": {"test": "arc_easy_test"},
+    "arc_challenge": {"test": "arc_challenge_test"},
+    "hellaswag": {"validation": "hellaswag_validation"},
+    "piqa": {"validation": "piqa_validation"},
+    "squad_completion": {"validation": "squad_v1.1_dev_subset"},
+    "mrpc": {"test": "mrpc_test"},
+}
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, dict[str, str]]:
+    """{task: data_files} of the seven."""
+    if "MERGEMOE_SHARED" not in os.environ:
+        pytest.skip("MERGEMOE_SHARED names no folder with the tasks' data")
+    data = Path(os.environ["MERGEMOE_SHARED"], "data")
+    return {task: {split: f"{data}/{name}.jsonl.gz" for split, name in one.items()} for task, one in FILES.items()}
+
+
+@pytest.fixture(scope="module")
+def demo():
+    folder = ROOT / "data" / "demo-moe"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def scored(files, demo):
+    """What the seven score on the demo model."""
+    found = {}
+    for name, data_files in files.items():
+        with lmtasks.opened(name, None, data_files, 0) as task:
+            found[name] = harness.score(*demo, task, fewshot=0, limit=LIMIT, batch_size=4)
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_every_score_has_its_standard_error_its_version_and_its_number_of_samples(scored):
+    for name, one in scored.items():
+        assert one["version"] == 1 and one["samples"] == LIMIT
+        for metric in [key for key in one["scores"] if not key.endswith("_stderr")]:
+            assert f"{metric}_stderr" in one["scores"], (name, metric)
+    assert set(scored["arc_easy"]["scores"]) == {"acc", "acc_norm", "acc_stderr", "acc_norm_stderr"}
+    assert set(scored["squad_completion"]["scores"]) == {"contains", "contains_stderr"}
+
+
+@pytest.mark.timeout(600)
+def test_what_differs_from_the_stock_task_is_said_beside_the_score(scored):
+    notes = {name: one["note"] for name, one in scored.items() if one["note"]}
+    assert notes == {
+        "squad_completion": squad.NOTE,
+        "mrpc": "on the split 'test'; lm-eval's own task is scored on 'validation'",
+    }
+
+
+@pytest.mark.timeout(900)
+def test_the_scores_are_those_of_lm_evals_command_line(scored, files, tmp_path):
+    # mrpc's f1 is left out there: the command line draws 100,000 resamples for its standard error, 20 minutes of them.
+    for name, data_files in files.items():
+        path = lmtasks.stock_file(name)
+        text, _ = lmtasks.local(name, path, data_files, 0, str(tmp_path / "cache"))
+        if name == "mrpc":
+            text = yaml.safe_dump({**yaml.safe_load(text), "metric_list": [{"metric": "acc"}]})
+        (tmp_path / f"{name}.yaml").write_text(text)
+    command = [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "run",
+        "--model",
+        "hf",
+        "--tasks",
+        *files,
+        "--include_path",
+        str(tmp_path),
+    ]
+    command += ["--model_args", f"pretrained={ROOT}/data/demo-moe", "dtype=float32", "--device", "cpu"]
+    command += [
+        "--batch_size",
+        "4",
+        "--limit",
+        str(LIMIT),
+        "--num_fewshot",
+        "0",
+        "--output_path",
+        str(tmp_path / "out"),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(tmp_path / "hf"),
+    }
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = json.loads(next((tmp_path / "out").rglob("results*.json")).read_text())
+    for name, one in scored.items():
+        own = {
+            key.replace(",none", ""): value
+            for key, value in written["results"][name].items()
+            if isinstance(value, float) and key.endswith(",none")
+        }
+        assert own == {key: one["scores"][key] for key in own}, name
+        assert len(own) >= 2
+        assert written["n-samples"][name]["effective"] == one["samples"]
+
+
+def test_a_prompt_is_the_stock_tasks(files):
+    with lmtasks.opened("arc_easy", None, files["arc_easy"], 0) as task:
+        loaded = task.manager.load([task.spec])["tasks"]["arc_easy"]
+        doc = next(iter(loaded.test_docs()))
+        assert loaded.doc_to_text(doc) == f"Question: {doc['question']}\nAnswer:"
+        assert loaded.doc_to_choice(doc) == doc["choices"]["text"]
+
+
+def test_a_row_of_squad_is_its_context_question_and_first_answer():
+    one = {"context": " The sky is blue. ", "question": "What is blue? ", "answers": {"text": ["The sky", "sky"]}}
+    made = {"text": "The sky is blue.\nQuestion: What is blue?\nAnswer:", "value": "The sky"}
+    assert squad.row(one) == made
+
+
+def opened(name, include=None, data_files=None, fewshot=0):
+    with lmtasks.opened(name, include, data_files or {}, fewshot) as task:
+        return task
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"name": "no_such_task"}, r"evaluate\.tasks\.no_such_task: the name is not known to lm-eval"),
+        ({"name": "no_such_task", "include": "data/blimp"}, r"no_such_task: the name is not known in data/blimp"),
+        ({"name": "blimp", "data_files": {"train": "x.jsonl"}}, "no single task of this name"),
+        ({"name": "arc_easy", "data_files": {"train": "a", "dev": "b"}}, r"has train, dev: .* is scored on 'test'"),
+        ({"name": "arc_easy", "data_files": {"test": "a"}, "fewshot": 2}, r"fewshot is 2, .* the split 'train'"),
+        ({"name": "squad_completion", "data_files": {"test": "a"}}, "with the one split `validation`"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_with_the_key(asked, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=message):
+        opened(**asked)
+
+
+def test_a_stock_task_without_the_hub_says_what_helps(demo):
+    with lmtasks.opened("arc_easy", None, {}, 0) as task, pytest.raises(UserError, match="give the task `data_files`"):
+        harness.score(*demo, task, fewshot=0, limit=2, batch_size=2)
+
+
+@pytest.mark.parametrize("error", [MemoryError("no more"), torch.OutOfMemoryError("no more")])
+def test_out_of_memory_names_the_key_to_lower(demo, monkeypatch, error):
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(harness.lm_eval, "simple_evaluate", fails)
+    with pytest.raises(UserError, match=r"evaluate\.tasks\.arc_easy: out of memory with batch_size 7"):
+        harness.score(*demo, opened("arc_easy"), fewshot=0, limit=2, batch_size=7)
+
+
+HELDOUT = {"source": "x.jsonl", "samples": 4, "length": 8}
+
+
+def test_a_suite_is_its_tasks_and_a_tasks_own_entry_goes_before_the_suites():
+    listed = Evaluate(tasks=["mergemoe-seven", "boolq"], heldout=HELDOUT).tasks
+    assert list(listed) == [*SUITES["mergemoe-seven"], "boolq"]
+    mapped = Evaluate(tasks={"mergemoe-seven": {"limit": 40}, "piqa": {"limit": 3}}, heldout=HELDOUT).tasks
+    assert {name: task.limit for name, task in mapped.items()} == dict.fromkeys(SUITES["mergemoe-seven"], 40) | {
+        "piqa": 3
+    }
+    assert Evaluate(tasks={"mcsmoe": None}, heldout=HELDOUT).tasks.keys() == set(SUITES["mcsmoe"])
+
+
+@pytest.mark.parametrize("name", sorted({name for names in SUITES.values() for name in names}))
+def test_lm_eval_has_every_task_of_the_suites(name):
+    assert lmtasks.stock_file(name) is not None
