@@ -353,6 +353,18 @@ rule report:
         " --metrics {output.metrics:q} --page {output.page:q} --cards {output.cards:q} 2> {log:q}"
 
 
+rule report_partial:
+    """A page of what there is after `--keep-going`, and of what there is not. It has no output: it is never recorded."""
+    log:
+        "logs/report_partial.log",
+    params:
+        cfg=graph.report(),
+        code=code("stages.report_partial"),
+    shell:
+        "python -m stages.report_partial --cfg {params.cfg:q} --code {params.code} --results results --logs logs"
+        " --page scratch/report_partial/index.html 2> {log:q}"
+
+
 # One target per DVC stage.
 for _stage, _files in graph.targets().items():
 

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mergemoe import cards, plots
+from mergemoe.holes import Hole
 from mergemoe.metrics import Metrics, shown
 from mergemoe.sections import SECTIONS, label
 from mergemoe.study import Model
@@ -19,8 +20,13 @@ from mergemoe.study import Model
 PLOTLY = Path(__file__).with_name("templates").joinpath("plotly-basic.min.js").read_text()
 
 
-def page(models: Sequence[Model], metrics: Metrics, provenance: Mapping[str, Any]) -> str:
-    """Return the whole page; `metrics` and `provenance` are in it as JSON, too."""
+def page(
+    models: Sequence[Model], metrics: Metrics, provenance: Mapping[str, Any], holes: Sequence[Hole] | None = None
+) -> str:
+    """Return the whole page; `metrics` and `provenance` are in it as JSON, too.
+
+    With `holes` it says that it is partial, and what it lacks.
+    """
     env = Environment(
         loader=PackageLoader("mergemoe"),
         autoescape=True,
@@ -33,6 +39,7 @@ def page(models: Sequence[Model], metrics: Metrics, provenance: Mapping[str, Any
     marks = plots.marks(run.method for model in models for run in model.runs)
     return env.get_template("page.html").render(
         articles=[_article(env, model, marks) for model in models],
+        holes=holes,
         metrics=metrics,
         provenance=provenance,
         house=plots.HOUSE.to_plotly_json(),

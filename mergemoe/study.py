@@ -55,13 +55,21 @@ class Model:
         return _files(self.layout)
 
 
-def load(results: Path, runs: Sequence[Sequence[str]], tasks: Sequence[str], metrics: Metrics) -> list[Model]:
-    """Read the artifacts of every model in `metrics`.
+def load(
+    results: Path, runs: Sequence[Sequence[str]], tasks: Sequence[str], metrics: Metrics, partial: bool = False
+) -> list[Model]:
+    """Read the artifacts of every model in `metrics`; `partial` leaves out tasks that not every model has scores of.
 
     Raises:
         ArtifactError: where a file is missing or damaged.
     """
-    return [_model(results, name, [run[1:] for run in runs if run[0] == name], tasks, metrics) for name in metrics]
+    models = []
+    for name in metrics:
+        own = [run[1:] for run in runs if run[0] == name]
+        subjects = [results / "scores" / name / "full", *(results.joinpath("scores", name, *run) for run in own)]
+        seen = [task for task in tasks if not partial or all((s / f"{task}.json").is_file() for s in subjects)]
+        models.append(_model(results, name, own, seen, metrics))
+    return models
 
 
 def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[str], metrics: Metrics) -> Model:

@@ -31,7 +31,8 @@ def rules_of(stage):
 
 
 def test_every_rule_belongs_to_one_stage_in_the_snakefiles_order(tiny):
-    assert [rule for stage in STAGES for rule in rules_of(stage)] == [rule for rule in RULES if rule != "all"]
+    kept = [rule for rule in RULES if rule not in {"all", "report_partial"}]
+    assert [rule for stage in STAGES for rule in rules_of(stage)] == kept
     assert list(STAGES) == list(Graph(params_of(tiny)).targets())
 
 

@@ -1,0 +1,40 @@
+"""Show what there is of a study that did not come to its end, and name what there is not.
+
+python -m stages.report_partial --cfg '{"runs": [[MODEL, CALIBRATE, CLUSTER, SOLVE], ...], "tasks": [NAME, ...]}'
+    --code DIGEST --results results --logs logs --page scratch/report_partial/index.html
+
+The page lies outside results/, in no output of DVC, and there are no metrics.json and no cards: it is never recorded.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from mergemoe import holes, metrics, report, store, study
+from stages import common
+
+
+def main() -> None:
+    """Read what is there, name the holes from the logs, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", type=json.loads, required=True, help="runs and tasks as JSON")
+    parser.add_argument("--code", required=True, help="digest of the stage's code, for the provenance")
+    for name in ("results", "logs", "page"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    args = parser.parse_args()
+
+    runs, tasks = args.cfg["runs"], args.cfg["tasks"]
+    missing = holes.find(args.results, args.logs, runs, tasks)
+    made = [run for run in runs if holes.assembled(args.results, run)]
+    numbers = metrics.gather(args.results, made, tasks, partial=True)
+    models = study.load(args.results, made, tasks, numbers, partial=True)
+    provenance = {"stage": "report_partial", "params": args.cfg, "code": args.code}
+    with store.atomic(args.page) as file:
+        file.write_text(report.page(models, numbers, provenance, missing))
+    for hole in missing:
+        print(f"{hole.model}/{hole.subject} lacks {hole.missing}: {hole.said}")
+    print(f"{args.page} shows the rest")
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,98 @@
+"""Tasks that fail leave no score and spare the others; the partial report shows the rest and names the holes."""
+
+import json
+import re
+import shutil
+
+import pytest
+import yaml
+from conftest import ROOT, snakemake
+
+pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
+
+# A task whose data is missing, and one whose rows need more memory than there is.
+FOLDER = {
+    "no_data.yaml": """
+task: no_data
+dataset_path: json
+dataset_kwargs: {data_files: {test: nowhere.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: ""
+doc_to_target: 0
+doc_to_choice: ["a", "b"]
+""",
+    "large.yaml": """
+include: no_data.yaml
+task: large
+dataset_kwargs: {data_files: {test: data/calibration/wiki.jsonl.gz}}
+process_docs: !function memory.full
+""",
+    "memory.py": """
+def full(docs):
+    raise MemoryError("cannot allocate")
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def kept_going(finished, tmp_path_factory):
+    """A finished project to which three tasks were added that fail, and what Snakemake said."""
+    project = shutil.copytree(finished, tmp_path_factory.mktemp("kept") / "project")
+    (project / "bad").mkdir()
+    for name, text in FOLDER.items():
+        (project / "bad" / name).write_text(text.lstrip())
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    own = {name: {"include": "bad"} for name in ("no_data", "large")}
+    params["evaluate"]["tasks"] |= {"misspelt": {}, **own, "blimp_causative": {"include": "data/blimp", "limit": 2}}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    done = snakemake(project, "--keep-going")
+    assert done.returncode != 0
+    return project
+
+
+def scores(project):
+    return {str(path.relative_to(project / "results/scores")) for path in project.glob("results/scores/**/*.json")}
+
+
+def test_the_other_scores_stay_and_the_failed_tasks_have_none(kept_going, finished):
+    subjects = ["tiny/full", "tiny/mixed/half/average", "tiny/mixed/half/mergemoe"]
+    assert scores(kept_going) == scores(finished) | {f"{subject}/blimp_causative.json" for subject in subjects}
+
+
+def test_each_failure_says_the_key_of_params_yaml_and_what_helps(kept_going):
+    logs = kept_going / "logs/evaluate/tiny/full"
+    told = {name: (logs / f"{name}.log").read_text().splitlines()[-1] for name in ("misspelt", "no_data", "large")}
+    assert told["misspelt"].startswith("error: evaluate.tasks.misspelt: the name is not known to lm-eval")
+    assert told["no_data"].startswith("error: evaluate.tasks.no_data: its data cannot be had")
+    assert told["large"].startswith("error: evaluate.tasks.large: out of memory with batch_size 32")
+
+
+def test_the_report_is_not_made_and_the_partial_one_names_every_hole(kept_going, finished):
+    before = (kept_going / "results/metrics.json").read_bytes()
+    made = snakemake(kept_going, "report_partial", cores=1)
+    assert made.returncode == 0, made.stderr
+    page = (kept_going / "scratch/report_partial/index.html").read_text()
+    assert "<title>MergeMoE report, partial</title>" in page
+    assert "9 things are missing" in page
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td><td class="said">(.*?)</td>', page)
+    assert {(subject, missing) for subject, missing, _ in rows} == {
+        (f"tiny/{subject}", task)
+        for subject in ("full", "mixed/half/average", "mixed/half/mergemoe")
+        for task in ("misspelt", "no_data", "large")
+    }
+    assert all(f"evaluate.tasks.{missing}: " in said for _, missing, said in rows)
+    numbers = json.loads(re.search(r'<script type="application/json" id="metrics">(.*?)</script>', page)[1])
+    assert numbers["tiny"]["full"].keys() >= {"blimp/acc", "blimp_causative/acc", "fidelity/perplexity"}
+    assert (kept_going / "results/metrics.json").read_bytes() == before  # of the run before the tasks were added
+
+
+def test_a_partial_report_can_never_be_recorded(kept_going):
+    snakemake(kept_going, "report_partial", cores=1)
+    pages = [path.relative_to(kept_going).as_posix() for path in kept_going.rglob("index.html")]
+    assert sorted(pages) == ["results/report/index.html", "scratch/report_partial/index.html"]
+    assert "partial</title>" not in (kept_going / "results/report/index.html").read_text()
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    outs = [str(out) for stage in stages for out in [*stage.get("outs", []), *stage.get("metrics", [])]]
+    assert outs and not any("scratch" in out for out in outs)
+    assert "/scratch/" in (ROOT / ".gitignore").read_text().splitlines()
