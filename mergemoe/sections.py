@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mergemoe import cards, expertmap, plots, scoreplots, tokenplots
-from mergemoe.metrics import SAME_SIZE, measured
+from mergemoe.metrics import SAME_SIZE, generation, measured
 from mergemoe.study import Model, Run
 
 LABELS = {
@@ -162,7 +162,7 @@ def texts(model: Model, marks: Marks) -> Context | None:
     """How the models go on by themselves: the numbers, and the same prompts continued side by side."""
     if not model.texts:
         return None
-    found = {key for key in model.full if key.startswith("generation/") and not key.endswith("_stderr")}
+    found = generation(model.full)
     samples = [
         {
             "prompt": own["prompt"],

@@ -80,7 +80,7 @@ def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[
         name=name,
         layout=layout,
         full=metrics[name]["full"],
-        columns=[key for key in columns({name: metrics[name]}) if not key.startswith("generation/")],
+        columns=columns({name: metrics[name]}),
         tasks={task: read(results.joinpath("scores", name, *runs[0], f"{task}.json")) for task in tasks},
         profiles={
             calibrate: [read(results / "profile" / name / calibrate / file) for file in _files(layout)]
