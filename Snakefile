@@ -12,12 +12,15 @@ from stages.graph import (
     CLUSTER,
     CONVERTED,
     CURVE,
+    ERRORS,
     LAYOUT,
     METRICS,
     MODEL,
     PAGE,
+    PARTS,
     PATTERNS,
     PROFILE,
+    QUALITY,
     REFERENCE,
     SCORE,
     SOLVE,
@@ -330,7 +333,7 @@ rule evaluate:
 
 
 rule report:
-    """metrics.json, a card per run, and the page."""
+    """metrics.json, its tables, a card per run, the page, and parts of it that `snakemake --report` shows."""
     input:
         layouts=graph.every(LAYOUT),
         profiles=graph.every(PROFILE),
@@ -341,7 +344,18 @@ rule report:
         templates=files_below("mergemoe/templates"),
     output:
         metrics=METRICS,
+        quality=QUALITY,
+        errors=ERRORS,
         page=PAGE,
+        parts=[
+            report(
+                f"results/report/{part}.html",
+                caption=f"mergemoe/templates/captions/{part}.rst",
+                category=category,
+                labels={"figure": category},
+            )
+            for part, category in PARTS.items()
+        ],
         cards=directory(CARDS),
     log:
         "logs/report.log",
@@ -350,7 +364,8 @@ rule report:
         code=code("stages.report"),
     shell:
         "python -m stages.report --cfg {params.cfg:q} --code {params.code} --results results"
-        " --metrics {output.metrics:q} --page {output.page:q} --cards {output.cards:q} 2> {log:q}"
+        " --metrics {output.metrics:q} --quality {output.quality:q} --errors {output.errors:q}"
+        " --page {output.page:q} --parts {output.parts:q} --cards {output.cards:q} 2> {log:q}"
 
 
 rule report_partial:

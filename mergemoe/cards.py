@@ -1,6 +1,6 @@
 """Model cards: what a compressed checkpoint is, how it was made, how to load it, and what it scores.
 
-`describe` goes beside the weights before anything is measured; `full` is the same text with the scores.
+`describe` goes beside the weights before anything is measured; modelcard.py has the same text with the scores.
 A run's parameters are {stage: parameters} of the stages in `STAGES`. Those in `CHOICES` have a `name`, too;
 `model` has a `path`, `solve` a `method`.
 
@@ -82,11 +82,6 @@ def describe(parameters: Parameters, stock: bool) -> str:
         loading=lines[0],
         loading_without=lines[1],
     )
-
-
-def full(parameters: Parameters, stock: bool, scores: str, provenance: str) -> str:
-    """Return the card of a run with a section of scores, and their provenance as a comment of the front matter."""
-    return describe(parameters, stock).replace("---\n", f"---\n# provenance: {provenance}\n", 1) + "\n" + scores
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -13,19 +13,32 @@ from markupsafe import Markup
 from mergemoe import cards, plots
 from mergemoe.holes import Hole
 from mergemoe.metrics import Metrics, shown
-from mergemoe.sections import SECTIONS, label
+from mergemoe.sections import SECTIONS, Section, calibration, cost, errors, experts, label, overview, scores
 from mergemoe.study import Model
 
 # Plotly.js's bundle of bars and lines, a quarter of the whole; tests hold its version to Python's plotly.
 PLOTLY = Path(__file__).with_name("templates").joinpath("plotly-basic.min.js").read_text()
 
 
+# Pages of some sections, each small enough for a data URL of Snakemake's own report: Chromium takes 2 MiB.
+PARTS = {
+    "quality": (overview, scores, cost),
+    "errors": (errors,),
+    "experts": (experts,),
+    "calibration": (calibration,),
+}
+
+
 def page(
-    models: Sequence[Model], metrics: Metrics, provenance: Mapping[str, Any], holes: Sequence[Hole] | None = None
+    models: Sequence[Model],
+    metrics: Metrics,
+    provenance: Mapping[str, Any],
+    holes: Sequence[Hole] | None = None,
+    part: str | None = None,
 ) -> str:
     """Return the whole page; `metrics` and `provenance` are in it as JSON, too.
 
-    With `holes` it says that it is partial, and what it lacks.
+    With `holes` it says that it is partial, and what it lacks; `part` has only the sections of `PARTS` by that name.
     """
     env = Environment(
         loader=PackageLoader("mergemoe"),
@@ -38,7 +51,7 @@ def page(
     env.filters |= {"shown": shown, "label": label, "listed": cards.listed}
     marks = plots.marks(run.method for model in models for run in model.runs)
     return env.get_template("page.html").render(
-        articles=[_article(env, model, marks) for model in models],
+        articles=[_article(env, model, marks, PARTS[part] if part else tuple(SECTIONS)) for model in models],
         holes=holes,
         metrics=metrics,
         provenance=provenance,
@@ -47,9 +60,11 @@ def page(
     )
 
 
-def _article(env: Environment, model: Model, marks: Mapping[str, plots.Mark]) -> list[Markup]:
+def _article(
+    env: Environment, model: Model, marks: Mapping[str, plots.Mark], sections: Sequence[Section]
+) -> list[Markup]:
     """Return the sections of a model; one that has nothing to say is left out."""
-    contexts = {section: context for section in SECTIONS if (context := section(model, marks)) is not None}
+    contexts = {section: context for section in sections if (context := section(model, marks)) is not None}
     contents = {f"{model.name}-{section.__name__}": SECTIONS[section] for section in contexts}
     return [
         Markup(

@@ -190,8 +190,9 @@ def loading(model: Model, marks: Marks) -> Context:
     return {"run": run, "lines": cards.loading(run.folder, run.stock)}
 
 
+Section = Callable[[Model, Marks], Context | None]
 # Of each section, its name in the table of contents.
-SECTIONS: dict[Callable[[Model, Marks], Context | None], str] = {
+SECTIONS: dict[Section, str] = {
     overview: "Overview",
     scores: "Scores",
     errors: "Errors",

@@ -20,6 +20,13 @@ MODEL = "results/models/{model}/{calibrate}/{cluster}/{solve}"
 REFERENCE = "results/scores/{model}/full/reference"
 SCORE = "results/scores/{model}/{subject}/{task}.json"
 METRICS, PAGE, CARDS = "results/metrics.json", "results/report/index.html", "results/cards"
+QUALITY, ERRORS = "results/quality.csv", "results/errors.csv"
+PARTS = {  # of the page, for Snakemake's own report: their categories there
+    "quality": "Quality over size",
+    "errors": "Error of each layer",
+    "experts": "Experts and their groups",
+    "calibration": "Calibration",
+}
 
 # Of a path's parts. A subject is what is scored: the full model, or a run of it.
 PATTERNS = {
