@@ -4,10 +4,10 @@ A section is one function here, which chooses the numbers, and one template of t
 add one, add both. A function returns None where a study has nothing for its section.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mergemoe import cards, expertmap, plots, scoreplots, tokenplots
+from mergemoe import cards, expertmap, plots, scoreplots, sufficiency, tokenplots
 from mergemoe.metrics import SAME_SIZE, generation, measured
 from mergemoe.study import Model, Run
 
@@ -131,31 +131,10 @@ def calibration(model: Model, marks: Marks) -> Context:
     figures = {name: tokenplots.tokens(groupings) for name, groupings in model.groupings.items()}
     return {
         "figures": plots.switched({run.name: figures[run.grouping] for run in model.runs}),
-        "rows": {run.name: [_sufficiency(layer) for layer in run.solved] for run in model.runs},
+        "rows": {run.name: [sufficiency.worst(layer) for layer in run.solved] for run in model.runs},
         "first": _first(model).name,
         "signs": {name: (tokenplots.SIGN[name], colour) for name, colour in tokenplots.COLOUR.items()},
     }
-
-
-def _sufficiency(layer: Mapping[str, Any]) -> Context:
-    """Return how well the tokens pin a layer's solution down: of its groups, the worst of each figure."""
-    groups, error = layer["groups"], layer["output_error"]
-    wholes = [(group["layer_tokens"], group["layer_unknowns"]) for group in groups if "layer_tokens" in group]
-    fits = wholes or [(group["tokens"], group["unknowns"]) for group in groups if group.get("unknowns")]
-    return {
-        "layer": layer["layer"],
-        "merged": len(groups),
-        "fit": min(fits, key=lambda fit: fit[0] / fit[1], default=None),
-        "rank": _least(group.get("rank") for group in groups),
-        "effective_rank": _least(group.get("effective_rank") for group in groups),
-        "condition": max((group["condition"] for group in groups if group.get("condition") is not None), default=None),
-        "errors": [error["fit"], error["heldout"]],
-        "ratio": error["heldout"] / error["fit"] if error["fit"] and error["heldout"] is not None else None,
-    }
-
-
-def _least(values: Iterable[float | None]) -> float | None:
-    return min((value for value in values if value is not None), default=None)
 
 
 def texts(model: Model, marks: Marks) -> Context | None:

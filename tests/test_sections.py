@@ -5,11 +5,11 @@ from typing import Any
 
 import synthetic
 
-from mergemoe import sections
+from mergemoe import sections, sufficiency
 
 
 def test_a_layer_is_told_by_its_worst_fit():
-    told = sections._sufficiency(
+    told = sufficiency.worst(
         {"layer": 3, "groups": synthetic.fits(3, 4), "output_error": {"fit": 0.25, "heldout": 0.5}}
     )
     assert told == {
@@ -26,7 +26,7 @@ def test_a_layer_is_told_by_its_worst_fit():
 
 def test_a_layer_solved_as_a_whole_is_told_by_the_layers_tokens():
     groups = [{"tokens": 50, "unknowns": 8, "layer_tokens": 90, "layer_unknowns": 16}] * 2
-    told = sections._sufficiency({"layer": 0, "groups": groups, "output_error": {"fit": 0.5, "heldout": None}})
+    told = sufficiency.worst({"layer": 0, "groups": groups, "output_error": {"fit": 0.5, "heldout": None}})
     assert (told["fit"], told["ratio"]) == ((90, 16), None)
 
 
