@@ -49,12 +49,16 @@ def test_the_demo_model_is_worth_compressing(measured):
 @pytest.mark.demo
 @pytest.mark.timeout(1200)
 def test_the_demo_gives_the_committed_numbers(measured):
-    # The last bits, and with them a pair or two of BLiMP, may differ between processors.
+    # The last bits, and with them a pair or two of BLiMP and a word of a greedy continuation, which then goes another
+    # way, may differ between processors.
     committed = json.loads(COMMITTED.read_text())["demo"]
     for name, scores in {"full": committed["full"], **committed["runs"]}.items():
         found = measured["full"] if name == "full" else measured["runs"][name]
         for key, value in scores.items():
-            tolerance = 5 / 1200 if key == "blimp/acc" else 1e-2 * abs(value)
+            if key.startswith("generation/"):
+                tolerance = scores.get(f"{key}_stderr", math.inf)
+            else:
+                tolerance = 5 / 1200 if key == "blimp/acc" else 1e-2 * abs(value)
             assert math.isclose(found[key], value, rel_tol=0, abs_tol=tolerance), (name, key)
 
 

@@ -1,5 +1,6 @@
 """dvc.yaml against the Snakefile and the code: the ledger and the engine never drift."""
 
+import json
 import os
 import re
 import shutil
@@ -63,6 +64,12 @@ def test_after_a_commit_dvc_has_nothing_to_do(finished, tmp_path):
     committed = run(sys.executable, "-m", "dvc", "commit", "-f")
     assert committed.returncode == 0, committed.stderr
     assert "up to date" in run(sys.executable, "-m", "dvc", "status").stdout
+    metrics = run(sys.executable, "-m", "dvc", "metrics", "show", "--json")
+    assert '"fidelity/kl"' in metrics.stdout
+    plots = run(sys.executable, "-m", "dvc", "plots", "show", "--json", "--split")
+    assert plots.returncode == 0, plots.stderr
+    points = json.loads(plots.stdout)["data"]["KL to the full model over size"][0]
+    assert "mixed/half/mergemoe" in json.dumps(points)
     again = run(sys.executable, "-m", "dvc", "repro")
     assert again.returncode == 0, again.stderr
     assert "Running stage" not in again.stdout

@@ -1,5 +1,6 @@
 """The report through its real entry point, on a synthetic study."""
 
+import csv
 import json
 import re
 import subprocess
@@ -7,10 +8,11 @@ import sys
 
 import pytest
 import synthetic
+from huggingface_hub import ModelCard
 from plotly.offline import get_plotlyjs_version
 
 from mergemoe import cards, metrics
-from mergemoe.report import PLOTLY
+from mergemoe.report import PARTS, PLOTLY
 
 
 def report(results, out, cfg=synthetic.CFG):
@@ -19,10 +21,13 @@ def report(results, out, cfg=synthetic.CFG):
         "--code": "0" * 64,
         "--results": results,
         "--metrics": out / "metrics.json",
+        "--quality": out / "quality.csv",
+        "--errors": out / "errors.csv",
         "--page": out / "report/index.html",
         "--cards": out / "cards",
     }
     command = [sys.executable, "-m", "stages.report", *(str(word) for pair in arguments.items() for word in pair)]
+    command += ["--parts", *(str(out / f"report/{part}.html") for part in PARTS)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -53,7 +58,7 @@ def view(page: str, plot: str, key: str):
 def test_twice_made_is_the_same_to_the_byte(made):
     first, second = made / "first", made / "second"
     files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
-    assert len(files) == 2 + len(synthetic.RUNS)
+    assert len(files) == 4 + len(PARTS) + len(synthetic.RUNS)
     for file in files:
         assert (first / file).read_bytes() == (second / file).read_bytes(), file
 
@@ -119,6 +124,48 @@ def test_a_card_tells_scores_next_to_the_full_models(made):
     assert "results/scores/demo/mixed/half/average/blimp.json" not in provenance["inputs"]
 
 
+def test_the_hub_reads_the_scores_of_a_card(made):
+    loaded = ModelCard.load(made / "first/cards/demo/mixed/half/mergemoe.md").data
+    gathered = json.loads((made / "first/metrics.json").read_text())["demo"]["runs"]["mixed/half/mergemoe"]
+    found = {f"{one.dataset_type}/{one.metric_type}": one.metric_value for one in loaded.eval_results}
+    assert found == {key: gathered[key] for key in metrics.columns({"": {"full": {}, "runs": {"": gathered}}})}
+    assert {one.metric_args["stderr"] for one in loaded.eval_results if one.metric_type == "acc"} == {0.0139}
+    assert (loaded.base_model, loaded.library_name) == ("data/demo-moe", "transformers")
+    assert loaded.model_name == "demo/mixed/half/mergemoe" and "mergemoe" in loaded.tags
+
+
+def test_a_card_names_the_sha256_of_every_file(made):
+    card = (made / "first/cards/demo/mixed/half/mergemoe.md").read_text()
+    listed = json.loads((made / "results/models/demo/mixed/half/mergemoe/provenance.json").read_text())["files"]
+    assert all(f"| `{name}` | `{digest}` |" in card for name, digest in listed.items())
+
+
+def test_the_tables_hold_the_numbers_of_metrics_json_and_of_the_solves(made):
+    gathered = json.loads((made / "first/metrics.json").read_text())["demo"]
+    rows = {row["run"]: row for row in csv.DictReader((made / "first/quality.csv").open())}
+    assert rows.keys() == {"full", *gathered["runs"]}
+    for run, scores in {"full": gathered["full"], **gathered["runs"]}.items():
+        given = {key: float(value) for key, value in rows[run].items() if "/" in key and value}
+        assert given == scores
+        assert float(rows[run]["share"]) == scores["cost/bytes"] / gathered["full"]["cost/bytes"]
+    lines = list(csv.DictReader((made / "first/errors.csv").open()))
+    assert len(lines) == len(synthetic.RUNS) * synthetic.LAYERS
+    for line in lines:
+        solved = json.loads(
+            (made / f"results/solve/demo/{line['run']}/layer_{int(line['layer']):03d}.json").read_text()
+        )
+        shown = {key: float(line[key]) if line[key] else None for key in ("fit", "heldout")}
+        assert shown == solved["output_error"]
+
+
+def test_a_part_has_its_sections_and_fits_into_a_data_url(made, page):
+    headings = re.findall("<h2>(.*?)</h2>", page)
+    for part in PARTS:
+        text = (made / f"first/report/{part}.html").read_text()
+        assert set(re.findall("<h2>(.*?)</h2>", text)) < set(headings), part
+        assert 4 * len(text.encode()) / 3 < 2 * 2**20
+
+
 def test_the_card_beside_the_weights_is_the_same_text_without_scores(made):
     folder = made / "results/models/demo/mixed/half/mergemoe"
     parameters = json.loads((folder / "provenance.json").read_text())["provenance"]["params"]
@@ -127,7 +174,9 @@ def test_the_card_beside_the_weights_is_the_same_text_without_scores(made):
         (made / "first/cards/demo/mixed/half/mergemoe.md").read_text(),
     )
     assert "Scores" not in short
-    assert re.sub("# provenance.*\n", "", card).startswith(short)
+    fronts, bodies = zip(*(text.removeprefix("---\n").split("\n---\n") for text in (short, card)), strict=True)
+    assert set(fronts[0].splitlines()) < set(fronts[1].splitlines())
+    assert bodies[1].startswith(bodies[0])
 
 
 def test_a_card_asks_for_consent_only_where_code_of_ours_is_needed():
