@@ -21,7 +21,7 @@ class Task(Section):
     data_files: dict[str, str] = Field(
         default={}, description="{split: .jsonl or .jsonl.gz file}: lm-eval's own task on local data, with no hub"
     )
-    fewshot: int = Field(default=0, ge=0)
+    fewshot: int | None = Field(default=None, ge=0, description="examples in the prompt; None: the task's own")
     limit: int | None = Field(default=None, gt=0, description="examples per (sub)task")
     batch_size: int = Field(default=32, gt=0)
 

@@ -33,20 +33,21 @@ class Task:
     spec: str  # for lm-eval: a name that `manager` knows, or the path of a file
     manager: TaskManager
     note: str | None  # what a reader of the score must know
+    local: bool = False  # its data are `data_files`
 
 
 @contextmanager
-def opened(name: str, include: str | None, data_files: Mapping[str, str], fewshot: int) -> Iterator[Task]:
+def opened(name: str, include: str | None, data_files: Mapping[str, str], fewshot: int | None) -> Iterator[Task]:
     """Yield one task; what is written for it, and what `datasets` makes of local files, is gone afterwards.
 
     Args:
         name: as lm-eval has it, or as a file in `include` has it.
         include: a folder of task files; lm-eval's own are then left aside.
         data_files: {split: path} of local data for a stock task.
-        fewshot: examples in the prompt.
+        fewshot: examples in the prompt; None is the task's own number.
 
     Raises:
-        UserError: where the name is not known, or the data lacks a split.
+        UserError: where the name is not known, takes no examples, or the data lacks a split.
     """
     if include:
         manager = TaskManager(include_path=include, include_defaults=False)
@@ -55,6 +56,11 @@ def opened(name: str, include: str | None, data_files: Mapping[str, str], fewsho
         yield Task(name, name, manager, None)
         return
     path = stock_file(name)
+    if path is not None and fewshot and load_yaml(path, resolve_func=False).get("num_fewshot") == 0:
+        raise UserError(
+            f"evaluate.tasks.{name}.fewshot is {fewshot}: lm-eval's own task takes no examples, whatever is asked for. "
+            "Leave `fewshot` out"
+        )
     if data_files:
         if path is None:
             raise UserError(
@@ -65,7 +71,7 @@ def opened(name: str, include: str | None, data_files: Mapping[str, str], fewsho
             text, note = local(name, path, data_files, fewshot, folder)
             file = Path(folder, f"{name}.yaml")
             file.write_text(text)
-            yield Task(name, str(file), TaskManager(include_defaults=False), note)
+            yield Task(name, str(file), TaskManager(include_defaults=False), note, local=True)
     elif path is not None:
         yield Task(name, str(path), TaskManager(include_defaults=False), None)
     else:
@@ -77,7 +83,7 @@ def opened(name: str, include: str | None, data_files: Mapping[str, str], fewsho
 
 def stock_file(name: str) -> Path | None:
     """Return the file of lm-eval's own that defines a single task; None where none does."""
-    line = re.compile(rf"^task:\s*[\"']?{re.escape(name)}[\"']?\s*$".encode(), re.MULTILINE)
+    line = re.compile(rf"^[\"']?task[\"']?:[ \t]*[\"']?{re.escape(name)}[\"']?\s*(#.*)?$".encode(), re.MULTILINE)
     word = name.encode()
     for path in sorted(STOCK.rglob("*.yaml")):
         content = path.read_bytes()
@@ -86,7 +92,9 @@ def stock_file(name: str) -> Path | None:
     return None
 
 
-def local(name: str, path: Path, data_files: Mapping[str, str], fewshot: int, cache: str) -> tuple[str, str | None]:
+def local(
+    name: str, path: Path, data_files: Mapping[str, str], fewshot: int | None, cache: str
+) -> tuple[str, str | None]:
     """Return a task file that is the stock one on local data, and what must be said of its scores.
 
     The split that is scored is the stock task's; where `data_files` lacks it and has one file, that file's.
@@ -111,10 +119,11 @@ def local(name: str, path: Path, data_files: Mapping[str, str], fewshot: int, ca
         splits["test_split"] = found
         note = f"on the split {found!r}; lm-eval's own task is scored on {wanted!r}"
     shots = stock.get("fewshot_split") or stock.get("training_split")
-    if fewshot and shots and shots not in files:
+    wanted_shots = stock.get("num_fewshot", 0) if fewshot is None else fewshot
+    if wanted_shots and shots and shots not in files:
         raise UserError(
-            f"evaluate.tasks.{name}.fewshot is {fewshot}, and its examples come from the split {shots!r}: add that "
-            "split's file to `data_files`"
+            f"evaluate.tasks.{name}: the prompt has {wanted_shots} examples, which come from the split {shots!r}: add "
+            "that split's file to `data_files`, or set `fewshot: 0`"
         )
     return yaml.safe_dump(
         {

@@ -114,8 +114,9 @@ def shown(value: float | None, error: float | None = None) -> str:
 def measured(task: str, artifact: Mapping[str, Any]) -> str:
     """Return what a task's scores were measured on."""
     version = f"version {artifact['version']}, " if artifact.get("version") is not None else ""
+    shots = f"{'/'.join(map(str, artifact['shots']))}-shot, " if any(artifact.get("shots", ())) else ""
     note = f"; {artifact['note']}" if artifact.get("note") else ""
-    return f"{task} ({version}{artifact['samples']:,} {'tokens' if task == 'fidelity' else 'samples'}{note})"
+    return f"{task} ({version}{shots}{artifact['samples']:,} {'tokens' if task == 'fidelity' else 'samples'}{note})"
 
 
 def table(metrics: Metrics) -> str:

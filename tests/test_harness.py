@@ -44,7 +44,7 @@ def by_hand(model, tokenizer, limit):
 def test_a_group_is_the_mean_of_its_parts(run):
     scored, model, tokenizer = run
     found = scored("blimp", 3)
-    assert (found["samples"], len(found["parts"])) == (36, 12)
+    assert (found["samples"], found["shots"], len(found["parts"])) == (36, [0], 12)
     for part in found["parts"].values():
         assert set(part) == {"acc", "acc_stderr", "samples"}
         assert part["samples"] == 3

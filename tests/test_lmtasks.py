@@ -57,7 +57,7 @@ def scored(files, demo):
 @pytest.mark.timeout(600)
 def test_every_score_has_its_standard_error_its_version_and_its_number_of_samples(scored):
     for name, one in scored.items():
-        assert one["version"] == 1 and one["samples"] == LIMIT
+        assert one["version"] == 1 and one["samples"] == LIMIT and one["shots"] == [0]
         for metric in [key for key in one["scores"] if not key.endswith("_stderr")]:
             assert f"{metric}_stderr" in one["scores"], (name, metric)
     assert set(scored["arc_easy"]["scores"]) == {"acc", "acc_norm", "acc_stderr", "acc_norm_stderr"}
@@ -151,7 +151,9 @@ def opened(name, include=None, data_files=None, fewshot=0):
         ({"name": "no_such_task", "include": "data/blimp"}, r"no_such_task: the name is not known in data/blimp"),
         ({"name": "blimp", "data_files": {"train": "x.jsonl"}}, "no single task of this name"),
         ({"name": "arc_easy", "data_files": {"train": "a", "dev": "b"}}, r"has train, dev: .* is scored on 'test'"),
-        ({"name": "arc_easy", "data_files": {"test": "a"}, "fewshot": 2}, r"fewshot is 2, .* the split 'train'"),
+        ({"name": "arc_easy", "data_files": {"test": "a"}, "fewshot": 2}, r"has 2 examples, .* the split 'train'"),
+        ({"name": "gsm8k", "data_files": {"test": "a"}, "fewshot": None}, r"has 5 examples, .* the split 'train'"),
+        ({"name": "truthfulqa_mc1", "fewshot": 2}, "fewshot is 2: lm-eval's own task takes no examples"),
         ({"name": "squad_completion", "data_files": {"test": "a"}}, "with the one split `validation`"),
     ],
 )
@@ -176,6 +178,38 @@ def test_out_of_memory_names_the_key_to_lower(demo, monkeypatch, error):
         harness.score(*demo, opened("arc_easy"), fewshot=0, limit=2, batch_size=7)
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("piqa", "no JSON\n", "ArrowInvalid: JSON parse error"),
+        ("piqa", "", "StopIteration"),
+        ("piqa", '{"sol1": "a", "sol2": "b", "label": 0}\n', "'goal' is undefined"),
+        ("squad_completion", '{"question": "a"}\n', "KeyError: 'context'"),
+    ],
+)
+def test_rows_that_cannot_be_read_name_their_task_and_what_is_missing(demo, tmp_path, name, rows, message):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(rows)
+    with (
+        lmtasks.opened(name, None, {"validation": str(file)}, None) as task,
+        pytest.raises(UserError, match=rf"evaluate\.tasks\.{name}\.data_files: .*{message}"),
+    ):
+        harness.score(*demo, task, fewshot=None, limit=2, batch_size=2)
+
+
+def test_the_number_of_examples_is_the_stock_tasks_unless_another_is_asked_for(demo, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "What is 1 + 1?", "answer": "It is 2. #### 2"}\n' * 6)
+    data_files = {"train": str(file), "test": str(file)}
+    for asked, used in [(None, 5), (0, 0), (2, 2)]:
+        with lmtasks.opened("gsm8k", None, data_files, asked) as task:
+            one = harness.score(*demo, task, fewshot=asked, limit=2, batch_size=2)
+        assert one["shots"] == [used]
+        assert set(one["scores"]) == {
+            f"exact_match_{kind}{error}" for kind in ("strict-match", "flexible-extract") for error in ("", "_stderr")
+        }
+
+
 HELDOUT = {"source": "x.jsonl", "samples": 4, "length": 8}
 
 
@@ -192,3 +226,10 @@ def test_a_suite_is_its_tasks_and_a_tasks_own_entry_goes_before_the_suites():
 @pytest.mark.parametrize("name", sorted({name for names in SUITES.values() for name in names}))
 def test_lm_eval_has_every_task_of_the_suites(name):
     assert lmtasks.stock_file(name) is not None
+
+
+def test_a_task_is_found_however_its_file_writes_the_name():
+    for name in ("mmlu_anatomy", "gsm8k", "squad_completion"):  # "task": "x", task: x, and a Python class
+        assert name in lmtasks.stock_file(name).read_text()
+    for name in ("mmlu", "anatomy", "no_such_task"):
+        assert lmtasks.stock_file(name) is None
