@@ -1,10 +1,12 @@
 """Compress Mixture-of-Experts models by merging experts; the rules stand in the order the data flows."""
 
+import os
+
 from snakemake.utils import min_version
 
 from mergemoe import preflight, store
 from mergemoe.params import read_params
-from stages import mistakes
+from stages import claims, mistakes
 from stages.graph import (
     BUDGET,
     CAPTURE,
@@ -22,6 +24,7 @@ from stages.graph import (
     PROFILE,
     QUALITY,
     REFERENCE,
+    REPORTED,
     SCORE,
     SOLVE,
     TOKENS,
@@ -47,6 +50,7 @@ wildcard_constraints:
 
 onstart:
     store.sweep("results")
+    os.environ["MERGEMOE_CLAIMS"] = claims.write(graph, "scratch/claims.json")  # jobs refuse inputs made otherwise
     with mistakes.told():
         preflight.check_texts(params)
 
@@ -357,6 +361,7 @@ rule report:
             for part, category in PARTS.items()
         ],
         cards=directory(CARDS),
+        reported=REPORTED,
     log:
         "logs/report.log",
     params:
@@ -365,7 +370,8 @@ rule report:
     shell:
         "python -m stages.report --cfg {params.cfg:q} --code {params.code} --results results"
         " --metrics {output.metrics:q} --quality {output.quality:q} --errors {output.errors:q}"
-        " --page {output.page:q} --parts {output.parts:q} --cards {output.cards:q} 2> {log:q}"
+        " --page {output.page:q} --parts {output.parts:q} --cards {output.cards:q}"
+        " --out {output.reported:q} 2> {log:q}"
 
 
 rule report_partial:

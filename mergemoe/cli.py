@@ -42,6 +42,18 @@ def main() -> None:
     command.add_argument("folder", metavar="DIR", help="a new folder")
     command.set_defaults(run=export)
 
+    command = commands.add_parser("record", help="put a finished run into DVC's ledger, if everything in it holds")
+    command.set_defaults(run=record)
+
+    command = commands.add_parser("restore", help="bring back a recorded revision: code, artifacts, Snakemake's notes")
+    command.add_argument("revision", metavar="REV", help="of git")
+    command.set_defaults(run=restore)
+
+    command = commands.add_parser("audit", help="whether results are what was recorded, and come out again")
+    command.add_argument("revision", metavar="REV", nargs="?", help="of git; without it, the tree as it is")
+    command.add_argument("--rerun", action="store_true", help="compute everything again in a temporary clone")
+    command.set_defaults(run=audit)
+
     args = parser.parse_args()
     try:
         args.run(args)
@@ -104,6 +116,34 @@ def _read_params(path: str) -> "Params":
     return read_params(yaml.safe_load(Path(path).read_text()), path)
 
 
+def record(args: argparse.Namespace) -> None:
+    """Record what the workflow made."""
+    from mergemoe import ledger
+
+    print(ledger.record(Path.cwd()))
+
+
+def restore(args: argparse.Namespace) -> None:
+    """Bring back what was recorded."""
+    from mergemoe import ledger
+
+    print(ledger.restore(Path.cwd(), args.revision))
+
+
+def audit(args: argparse.Namespace) -> None:
+    """Print what an audit found, write it as JSON, and end with status 1 unless nothing differs."""
+    from mergemoe import store, verdict
+    from mergemoe.audit import audit
+
+    found = audit(Path.cwd(), args.revision, args.rerun)
+    path = Path("logs", "audit", f"{found['revision'][:12]}.json")
+    with store.atomic(path) as file:
+        file.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    print(f"{verdict.text(found)}\n({path} has all of it)")
+    if not found["identical"]:
+        sys.exit(1)
+
+
 def table(args: argparse.Namespace) -> None:
     """Print the scores."""
     from mergemoe import metrics
@@ -116,7 +156,7 @@ def table(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Copy a checkpoint that is what was recorded, with the card that has its scores."""
-    from mergemoe import store
+    from mergemoe import provenance, store
 
     source, card = Path("results/models", args.name), Path("results/cards", f"{args.name}.md")
     if not (source / "provenance.json").is_file() or not card.is_file():
@@ -125,14 +165,18 @@ def export(args: argparse.Namespace) -> None:
             for path in Path("results/models").glob("*/*/*/*/config.json")
         )
         raise UserError(f"no finished run {args.name}; there are: {', '.join(done) or 'none'}")
-    provenance = source / "provenance.json"
+    listed = source / "provenance.json"
     made = json.loads(card.read_text().partition("# provenance: ")[2].partition("\n")[0])
-    if made["inputs"].get(provenance.as_posix()) != store.sha256(provenance):
+    if made["inputs"].get(listed.as_posix()) != provenance.content(listed):
         raise UserError(f"{card} has the scores of another checkpoint: run `snakemake` to the end, then export")
     if Path(args.folder).exists():
         raise UserError(f"{args.folder} exists: export writes a new folder")
-    store.check_files(source, store.read_json(provenance)["files"])
+    store.check_files(source, store.read_json(listed)["files"])
     with store.atomic(args.folder) as folder:
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".*"))
         shutil.copyfile(card, folder / "README.md")
     print(f"{args.folder}: load it with mergemoe.load({args.folder!r})")
+
+
+if __name__ == "__main__":
+    main()

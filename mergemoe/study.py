@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergemoe import cards, store
+from mergemoe import cards, provenance
 from mergemoe.metrics import Metrics, Scores, columns, read, winner
 
 
@@ -124,7 +124,7 @@ def _files(layout: Mapping[str, Any]) -> list[str]:
 
 
 def inputs(results: Path, models: Sequence[Model]) -> dict[str, str]:
-    """Return {path: sha256} of the artifacts that `models` and their metrics were read from."""
+    """Return {path: digest of its payload} of the artifacts that `models` and their metrics were read from."""
     paths = []
     for model in models:
         tasks = [f"{task}.json" for task in model.tasks]
@@ -137,4 +137,4 @@ def inputs(results: Path, models: Sequence[Model]) -> dict[str, str]:
             paths += [f"scores/{model.name}/{run.name}/{task}" for task in tasks]
             paths += [f"solve/{model.name}/{run.name}/{file}" for file in model.layers]
             paths.append(f"models/{model.name}/{run.name}/provenance.json")
-    return {f"results/{path}": store.sha256(results / path) for path in paths}
+    return {f"results/{path}": provenance.content(results / path) for path in paths}

@@ -18,13 +18,13 @@ def main() -> None:
     args = common.arguments(__doc__, "layout", "modeling", many=["solved"])
     layout = store.read_json(args.layout)
     store.check_files(checkpoint.locate(layout["path"], layout.get("revision")), layout["files"], original=True)
-    provenance = common.provenance("assemble", args)
+    provenance = common.made_by("assemble", args)
     solved = {int(re.findall(r"\d+", path)[-1]): store.read_tensors(path) for path in args.solved}
     with store.atomic(args.out) as folder:
         assemble(layout, solved, folder)
-        payload = {"files": {path.name: store.sha256(path) for path in sorted(folder.iterdir())}}
-        card = cards.describe(args.cfg, cards.is_stock(payload["files"]))
+        card = cards.describe(args.cfg, cards.is_stock(path.name for path in folder.iterdir()))
         (folder / "README.md").write_text(card)  # `mergemoe export` puts another in its place
+        payload = {"files": {path.name: store.sha256(path) for path in sorted(folder.iterdir())}}
         store.write_json(folder / "provenance.json", payload, provenance)
 
 

@@ -27,7 +27,7 @@ def main() -> None:
             kept = spending.by_error({layer: one["sizes"] for layer, one in layers.items()}, total)
         sizes = {layer: (m, widths[layer]) for layer, m in kept.items()}
     chosen = {str(layer): {"experts": m, "width": width} for layer, (m, width) in sizes.items()}
-    store.write_json(args.out, {"layers": chosen}, common.provenance("budget", args))
+    store.write_json(args.out, {"layers": chosen}, common.made_by("budget", args))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def main() -> None:
         "attention_mask": torch.tensor(sequences.mask, dtype=torch.uint8),
         "heldout": torch.tensor(text.heldout_rows(cfg["samples"], holdout, cfg["seed"]), dtype=torch.uint8),
     }
-    provenance = common.provenance("calibrate", args)
+    provenance = common.made_by("calibrate", args)
     store.write_tensors(args.out, tensors, provenance)
     store.write_json(args.out.removesuffix(".safetensors") + ".json", {"documents": sequences.documents}, provenance)
 

@@ -20,7 +20,7 @@ def main() -> None:
     """Capture into the scratch folder, then move the layers into their folder, whole."""
     args = common.arguments(__doc__, "layout", "tokens")
     device = runtime.start(args.cfg["threads"], args.device)
-    provenance = common.provenance("capture", args)
+    provenance = common.made_by("capture", args)
     layout, tokens = store.read_json(args.layout), store.read_tensors(args.tokens)
     original = checkpoint.locate(layout["path"], layout.get("revision"))
     store.check_files(original, layout["files"], original=True)

@@ -43,7 +43,7 @@ def main() -> None:
         **groups,
         "needed_tokens": needs,
     }
-    store.write_json(args.out, payload, common.provenance("cluster", args))
+    store.write_json(args.out, payload, common.made_by("cluster", args))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """What all stages share: arguments, provenance, and errors said in one line."""
 
 import argparse
+import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from mergemoe import store
+from mergemoe import environment, provenance
 from mergemoe.errors import UserError
 
 
@@ -34,20 +37,36 @@ def arguments(doc: str | None, *inputs: str, many: Sequence[str] = (), also: Seq
     return args
 
 
-def provenance(stage: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Return what an artifact says of its making: stage, parameters, inputs, code."""
+def made_by(stage: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what an artifact says of its making: stage, path, parameters, inputs, code.
+
+    Raises:
+        ArtifactError: where an input is not what its path says, or, in a run of the workflow, what params.yaml says.
+    """
+    known: dict[str, str] = {}
+    for path in args.inputs:
+        provenance.check_input(path, _claims(), known)
     return {
         "stage": stage,
+        "path": provenance.address(args.out),
         "params": args.cfg,
-        "inputs": {path: store.sha256(path) for path in sorted(args.inputs)},
+        "inputs": {path: provenance.content(path) for path in sorted(args.inputs)},
         "code": args.code,
     }
 
 
+@functools.cache
+def _claims() -> dict[str, Any] | None:
+    """Return what the Snakefile wrote down for its jobs; nothing where a stage is run by hand."""
+    path = os.environ.get("MERGEMOE_CLAIMS")
+    return json.loads(Path(path).read_text()) if path else None
+
+
 def run(main: Callable[[], None]) -> None:
-    """Run a stage; a user's mistake ends it in one clear line, and its CPU time is reported."""
+    """Run a stage; a user's mistake ends it in one clear line, else what it ran in and its CPU time end its log."""
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    print(environment.line(), file=sys.stderr)
     print(f"CPU time: {time.process_time():.1f} s", file=sys.stderr)

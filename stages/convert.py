@@ -20,7 +20,7 @@ def main() -> None:
     with store.atomic(args.out) as folder:
         convert(original, folder)
         payload = {"files": {path.name: store.sha256(path) for path in sorted(folder.iterdir())}, "original": digests}
-        store.write_json(folder / "provenance.json", payload, common.provenance("convert", args))
+        store.write_json(folder / "provenance.json", payload, common.made_by("convert", args))
 
 
 if __name__ == "__main__":

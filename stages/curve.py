@@ -25,7 +25,7 @@ def main() -> None:
     with Reader(args.capture, layer) as reader:
         problem = Problem(experts, [], reader, Activation(**layer_entry(layout, layer)["activation"]))
         sizes = list(curve.curve(cfg["by"], candidates, problem, profile, cfg["max_size"]))
-    store.write_json(args.out, {"layer": layer, "sizes": sizes}, common.provenance("curve", args))
+    store.write_json(args.out, {"layer": layer, "sizes": sizes}, common.made_by("curve", args))
 
 
 if __name__ == "__main__":

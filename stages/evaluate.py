@@ -30,7 +30,7 @@ def main() -> None:
         model = load(folder, device, dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         scored = harness.score(model, tokenizer, task, **run)
-    store.write_json(args.out, {"task": args.task, "settings": cfg, **scored}, common.provenance("evaluate", args))
+    store.write_json(args.out, {"task": args.task, "settings": cfg, **scored}, common.made_by("evaluate", args))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main() -> None:
         errors = [part["output_error"] for part in parts.values()] or [0.0]  # a run may keep every expert
         scores["output_error"] = sum(errors) / len(errors)
     payload = {"task": "fidelity", "samples": int(mask[:, 1:].sum()), "scores": scores, "parts": parts}
-    store.write_json(args.out, payload, common.provenance("fidelity", args))
+    store.write_json(args.out, payload, common.made_by("fidelity", args))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main() -> None:
         for start, row in zip(starts[:SHOWN].tolist(), continued[:SHOWN], strict=True)
     ]
     payload = {"task": "generation", "samples": len(starts), "scores": scores, "continuations": texts}
-    store.write_json(args.out, payload, common.provenance("generate", args))
+    store.write_json(args.out, payload, common.made_by("generate", args))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ MODEL = "results/models/{model}/{calibrate}/{cluster}/{solve}"
 REFERENCE = "results/scores/{model}/full/reference"
 SCORE = "results/scores/{model}/{subject}/{task}.json"
 METRICS, PAGE, CARDS = "results/metrics.json", "results/report/index.html", "results/cards"
+REPORTED = "results/report/provenance.json"
 QUALITY, ERRORS = "results/quality.csv", "results/errors.csv"
 PARTS = {  # of the page, for Snakemake's own report: their categories there
     "quality": "Quality over size",

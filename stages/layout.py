@@ -15,7 +15,7 @@ def main() -> None:
     described = layout.describe(args.cfg["path"], args.cfg.get("revision"))
     finite.check_finite(folder)
     records.check(args.cfg["path"], args.cfg.get("revision"), described["files"])
-    store.write_json(args.out, described, common.provenance("layout", args))
+    store.write_json(args.out, described, common.made_by("layout", args))
 
 
 if __name__ == "__main__":

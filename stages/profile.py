@@ -19,7 +19,7 @@ def main() -> None:
     with Reader(args.capture, layer) as reader:
         act = Activation(**layer_entry(layout, layer)["activation"])
         figures = profile(reader, read_experts(layout, layer, device), act)
-    store.write_json(args.out, {"layer": layer, **figures}, common.provenance("profile", args))
+    store.write_json(args.out, {"layer": layer, **figures}, common.made_by("profile", args))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def main() -> None:
     """Draw the held-out sequences, stream the model, write the folder whole."""
     args = common.arguments(__doc__, "layout", many=["text"])
     device = runtime.start(args.cfg["threads"], args.device)
-    provenance = common.provenance("reference", args)
+    provenance = common.made_by("reference", args)
     layout = store.read_json(args.layout)
     original = checkpoint.locate(layout["path"], layout.get("revision"))
     store.check_files(original, layout["files"], original=True)

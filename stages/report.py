@@ -2,15 +2,18 @@
 
 python -m stages.report --cfg '{"runs": [[MODEL, CALIBRATE, CLUSTER, SOLVE], ...], "tasks": [NAME, ...]}'
     --code DIGEST --results results --metrics METRICS.json --quality RUNS.csv --errors LAYERS.csv
-    --page INDEX.html --parts PART.html ... --cards FOLDER
+    --page INDEX.html --parts PART.html ... --cards FOLDER --out PROVENANCE.json
+
+PROVENANCE.json lists the sha256 of all the others.
 """
 
 import argparse
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
-from mergemoe import metrics, modelcard, report, store, study, tables
+from mergemoe import metrics, modelcard, provenance, report, store, study, tables
 from stages import common
 
 
@@ -19,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", type=json.loads, required=True, help="runs and tasks as JSON")
     parser.add_argument("--code", required=True, help="digest of the stage's code, for the provenance")
-    for name in ("results", "metrics", "quality", "errors", "page", "cards"):
+    for name in ("results", "metrics", "quality", "errors", "page", "cards", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--parts", type=Path, nargs="+", required=True)
     args = parser.parse_args()
@@ -41,10 +44,18 @@ def main() -> None:
     with store.atomic(args.cards) as folder:
         for model in models:
             for run in model.runs:
-                provenance = {**made, "inputs": study.inputs(args.results, [replace(model, runs=[run])])}
+                own = {**made, "inputs": study.inputs(args.results, [replace(model, runs=[run])])}
                 card = folder / model.name / f"{run.name}.md"
                 card.parent.mkdir(parents=True, exist_ok=True)
-                card.write_text(modelcard.card(model, run, store.canonical(provenance)))
+                card.write_text(modelcard.card(model, run, store.canonical(own)))
+    cards = sorted(path for path in args.cards.rglob("*.md"))
+    files = {os.path.relpath(path, args.out.parent): store.sha256(path) for path in [*texts, *cards]}
+    reported = {
+        "stage": "report",
+        "path": provenance.address(args.out),
+        **{k: whole[k] for k in ("params", "inputs", "code")},
+    }
+    store.write_json(args.out, {"files": files}, reported)
 
 
 if __name__ == "__main__":

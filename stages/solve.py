@@ -31,7 +31,7 @@ def main() -> None:
         cfg["width"] = grouping["width"] / entry["width"]
     if cfg.get("routing", "preserved") != "preserved":
         router = routing.of_layer(entry, read_router(layout, layer, device))
-    provenance = common.provenance("solve", args)
+    provenance = common.made_by("solve", args)
     scratch = Path("scratch", "solve", store.digest_json(provenance))
     with Reader(args.capture, layer) as reader:
         tensors, record = solve(

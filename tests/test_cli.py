@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT
 
 import mergemoe
-from mergemoe import cost
+from mergemoe import cost, store
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
 
@@ -106,7 +106,9 @@ def test_plan_does_not_call_another_groupings_tokens_exact(project, tmp_path):
 def test_export_refuses_a_card_with_the_scores_of_another_checkpoint(finished, tmp_path):
     project = shutil.copytree(finished, tmp_path / "project")
     path = project / "results/models/tiny/mixed/half/mergemoe/provenance.json"
-    path.write_text(path.read_text() + "\n")
+    written = store.read_json(path)
+    made = {key: value for key, value in written.pop("provenance").items() if key not in {"payload", "seal"}}
+    store.write_json(path, {"files": written["files"] | {"config.json": "0" * 64}}, made)
     refused = command(project, "export", "tiny/mixed/half/mergemoe", str(tmp_path / "out"))
     assert refused.returncode != 0 and "scores of another checkpoint" in refused.stderr
     assert not (tmp_path / "out").exists()

@@ -154,7 +154,7 @@ def work(tiny, tmp_path_factory):
     run(folder, "layout", {"path": str(tiny)}, "--out", "layout.json")
     run(folder, "reference", {**HOW, "heldout": text}, *JUDGED[:2], "--text", source, "--out", "reference")
     run(folder, "generate", CFG, *JUDGED, "--model", tiny, "--made", "layout.json", "--out", "full.json")
-    for out in ("other.json", "again.json"):
+    for out in ("other.json", "again/other.json"):
         run(folder, "generate", CFG, *JUDGED, *OTHER, "--out", out)
     return folder
 
@@ -175,7 +175,7 @@ def test_the_stage_writes_what_decoding_token_by_token_gives(work, tiny, subject
 
 
 def test_the_same_inputs_give_the_same_bytes(work):
-    assert (work / "other.json").read_bytes() == (work / "again.json").read_bytes()
+    assert (work / "other.json").read_bytes() == (work / "again/other.json").read_bytes()
 
 
 def test_a_continuation_stops_at_its_end_token_whatever_the_others_of_its_batch_do(work, tiny):

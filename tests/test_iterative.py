@@ -257,17 +257,17 @@ def test_a_killed_stage_goes_on_from_its_scratch_folder_and_removes_it(described
         subprocess.run, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     command = ["--cfg", cfg, "--code", "0", "--layer", str(layer), *options, "--device", "cpu", "--out"]
-    killed = run([sys.executable, "dies.py", *command, "killed.safetensors"])
+    killed = run([sys.executable, "dies.py", *command, "one/layer.safetensors"])
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (scratch,) = (tmp_path / "scratch" / "solve").iterdir()
     assert (scratch / "rows_00000.safetensors").is_file()
-    done = run([sys.executable, "-c", "from stages import solve; solve.main()", *command, "killed.safetensors"])
+    done = run([sys.executable, "-c", "from stages import solve; solve.main()", *command, "one/layer.safetensors"])
     assert done.returncode == 0, done.stderr
     assert not scratch.exists()
-    whole = run([sys.executable, "-m", "stages.solve", *command, "whole.safetensors"])
+    whole = run([sys.executable, "-m", "stages.solve", *command, "other/layer.safetensors"])
     assert whole.returncode == 0, whole.stderr
-    assert (tmp_path / "killed.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
-    assert (tmp_path / "killed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert (tmp_path / "one/layer.safetensors").read_bytes() == (tmp_path / "other/layer.safetensors").read_bytes()
+    assert (tmp_path / "one/layer.json").read_bytes() == (tmp_path / "other/layer.json").read_bytes()
 
 
 SIZES = {"expert_map": [0, 0, 1, 2, 3, 4, 5, 6, 7], "hidden_size": 1024, "width": 256, "tokens": 64}

@@ -25,6 +25,7 @@ def report(results, out, cfg=synthetic.CFG):
         "--errors": out / "errors.csv",
         "--page": out / "report/index.html",
         "--cards": out / "cards",
+        "--out": out / "report/provenance.json",
     }
     command = [sys.executable, "-m", "stages.report", *(str(word) for pair in arguments.items() for word in pair)]
     command += ["--parts", *(str(out / f"report/{part}.html") for part in PARTS)]
@@ -58,7 +59,7 @@ def view(page: str, plot: str, key: str):
 def test_twice_made_is_the_same_to_the_byte(made):
     first, second = made / "first", made / "second"
     files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
-    assert len(files) == 4 + len(PARTS) + len(synthetic.RUNS)
+    assert len(files) == 5 + len(PARTS) + len(synthetic.RUNS)
     for file in files:
         assert (first / file).read_bytes() == (second / file).read_bytes(), file
 

@@ -1,4 +1,4 @@
-"""A `python` whose `-m stages.X` and `-m snakemake` run in forks of a process that has torch and the like imported.
+"""A `python` whose stages, `-m snakemake` and `-m mergemoe.cli` run in forks of a process that has torch imported.
 
 A job of the tiny workflow computes for a tenth of a second and imports for three to nine. What runs is the same code,
 in a process of its own; that it gives the same bytes as a fresh interpreter is a test (test_workflow.py). Anything else
@@ -43,7 +43,7 @@ CLIENT = """\
 import json, os, socket, sys
 
 module = sys.argv[2] if sys.argv[1:2] == ["-m"] else ""
-if not (module == "snakemake" or module.startswith("stages.")):
+if module not in ("snakemake", "mergemoe.cli") and not module.startswith("stages."):
     os.execv("PYTHON", ["PYTHON", *sys.argv[1:]])
 asked = json.dumps({"module": module, "argv": sys.argv[3:], "env": dict(os.environ), "cwd": os.getcwd()}).encode()
 server = socket.socket(socket.AF_UNIX)
@@ -121,6 +121,7 @@ def job(module: str, argv: list[str], env: dict[str, str], cwd: str) -> int:
     os.environ.update(env)
     os.chdir(cwd)
     sys.path[0] = ""
+    sys.executable = str(Path(sys.argv[1]).with_name("python"))  # what it starts is warm, too
     sys.argv = [module, *argv]
     status: object = None
     try:

@@ -1,0 +1,105 @@
+"""Whether every file below results/ is what its path and params.yaml say, all the way back to checkpoint and text.
+
+An artifact holds where its payload has the digest that it carries, its provenance is the one that is claimed
+(provenance.py), and what it was made from is what lies there now. A file without provenance of its own, such as the
+weights of a checkpoint or a page, is listed with its sha256 in a provenance.json.
+"""
+
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mergemoe import checkpoint, provenance, store
+from mergemoe.errors import ArtifactError
+from mergemoe.progress import track
+from mergemoe.provenance import Claims
+
+
+class Fault(NamedTuple):
+    """Something that does not hold."""
+
+    stage: str  # of the claim; empty for a file that no run makes
+    path: str  # relative to the project
+    fact: str
+
+
+def check(root: Path, claims: Claims, kept_out: Collection[str] = ()) -> list[Fault]:
+    """Return every fault of the artifacts below `root`/results, those that are missing first.
+
+    Args:
+        root: the project's folder.
+        claims: what every artifact must say.
+        kept_out: folders that are not here, and need not be, for they are kept out of pushes.
+    """
+    found = files(root)
+    listed, known = _listed(root, found), {}
+    missing = [path for path in claims if not (root / path).exists() and not _below(path, kept_out)]
+    missing += [path for path in listed if not (root / path).is_file()]
+    faults = [_fault(path, f"{path} is missing", claims, listed) for path in missing]
+    for path in track(found, "artifacts checked"):
+        try:
+            if path in listed:
+                if store.sha256(root / path) != listed[path].sha256:
+                    raise ArtifactError(f"{path} does not hold what was written (its sha256 differs)")
+            else:
+                _check(path, root, claims, known, kept_out)
+        except ArtifactError as error:
+            faults.append(_fault(path, str(error).replace(f"{root}/", ""), claims, listed))
+    return faults
+
+
+def files(root: Path) -> list[str]:
+    """Return the files below `root`/results, sorted; temporaries and Snakemake's own marks have hidden names."""
+    paths = (path.relative_to(root) for path in (root / "results").rglob("*") if path.is_file())
+    return sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
+
+
+class _Listed(NamedTuple):
+    by: str  # a provenance.json
+    sha256: str
+
+
+def _listed(root: Path, found: Sequence[str]) -> dict[str, _Listed]:
+    """Return what each provenance.json among `found` lists."""
+    listed = {}
+    for path in found:
+        if Path(path).name == "provenance.json":
+            try:
+                names = store.read_json(root / path).get("files", {})
+            except ArtifactError:
+                continue  # the check of this file itself says so
+            folder = Path(path).parent
+            listed |= {os.path.normpath(folder / name): _Listed(path, digest) for name, digest in names.items()}
+    return listed
+
+
+def _below(path: str, folders: Collection[str]) -> bool:
+    return any(Path(path).is_relative_to(folder) for folder in folders)
+
+
+def _check(path: str, root: Path, claims: Claims, known: dict[str, str], kept_out: Collection[str]) -> None:
+    file = root / path
+    made = provenance.of(file)
+    provenance.check_claim(path, made, claims)
+    assert made is not None  # a claim is of an artifact
+    inputs = {name: digest for name, digest in made["inputs"].items() if not _below(name, kept_out)}
+    provenance.check_links(path, inputs, root, known)
+    layer = int(digits[1]) if (digits := re.fullmatch(r"layer_(\d+)", file.stem)) else None
+    if file.suffix == ".h5":
+        from mergemoe.activations import Reader  # torch is slow to import, and not every study has captures left
+
+        Reader(file, layer).__exit__()
+    elif file.suffix == ".safetensors":
+        store.read_tensors(file)
+    else:
+        whole = store.read_json(file, layer)
+        if made["stage"] == "layout":
+            folder = root / checkpoint.locate(whole["path"], whole.get("revision"))
+            store.check_files(folder, whole["files"], original=True)
+
+
+def _fault(path: str, fact: str, claims: Claims, listed: Mapping[str, _Listed]) -> Fault:
+    name = provenance.unit(listed[path].by if path in listed else path, claims)
+    return Fault(claims[name]["stage"] if name else "", path, fact)

@@ -1,0 +1,51 @@
+"""What a job runs in: versions, platform, threads, seconds. Stages end their logs with it; it is in no artifact."""
+
+import json
+import os
+import platform
+import re
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "safetensors", "numpy", "h5py", "lm-eval", "snakemake", "dvc")
+MARK = "ran in: "
+STARTED = time.monotonic()
+
+
+def here() -> dict[str, Any]:
+    """Return packages, Python and platform of this process."""
+    return {
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def line() -> str:
+    """Return the line of a log that says what a job ran in, with what threads and GPU, and for how long."""
+    ran: dict[str, Any] = {**here(), "mkl_cbwr": os.environ.get("MKL_CBWR")}
+    if torch := sys.modules.get("torch"):  # a stage without it computes nothing that hangs on them
+        ran |= {"threads": torch.get_num_threads()}
+        ran |= {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+    return MARK + json.dumps({**ran, "seconds": round(time.monotonic() - STARTED, 1)}, sort_keys=True)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """Return what Linux says of the processor, which the last bits of a number hang on; elsewhere Python's word."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.is_file() else ""
+    facts = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE))
+    if len(facts) < 3:
+        return platform.processor()
+    return f"{facts['model name']}, family {facts['cpu family']}, model {facts['model']}"

@@ -1,0 +1,134 @@
+"""Record and restore: DVC gets what Snakemake made only where it holds, and it comes back with Snakemake's notes.
+
+DVC records whatever lies there, and Snakemake trusts whatever its own notes say; these two close the gaps.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from mergemoe import chain, lock, programs, recorded, store
+from mergemoe.chain import Fault
+from mergemoe.clones import bring, clone, fetch
+from mergemoe.errors import UserError
+
+SHOWN = 12  # faults that a message lists
+MEND = """\
+Delete what does not belong there, or bring it back; `snakemake --cores all FILE ...` makes what is missing, and then
+`snakemake --cores all` what follows from it."""
+
+
+def record(root: Path) -> str:
+    """Record a finished run in dvc.lock, and where it ran; return what was recorded, in words.
+
+    Raises:
+        UserError: where jobs are pending, or an artifact is not what path and params.yaml say; nothing changes then.
+    """
+    check_project(root)
+    if jobs := programs.pending(root):
+        listed = ", ".join(f"{rule} {count}" for rule, count in jobs.items())
+        raise UserError(f"not recorded: jobs are pending ({listed}). Run `snakemake --cores all` first")
+    refuse(chain.check(root, programs.claims(root)), "not recorded")
+    before = _text(root / "dvc.lock")
+    renewed = programs.run(root, str(programs.PYTHON), "-m", "stages.ledger")
+    programs.run(root, "dvc", "commit", "--force")
+    if wrong := [entry for entry in lock.outs(root) if lock.digest(root / entry.path) != entry.md5]:
+        _write(root / "dvc.lock", before)
+        raise UserError(
+            f"not recorded: DVC remembers other bytes of {wrong[0].path} than there are. A file in it was replaced by "
+            f"one of the same size and time: `touch` the files in it, then record again"
+        )
+    changed = _text(root / "dvc.lock") != before
+    if changed:
+        recorded.renew(root)
+    found = chain.files(root)
+    size = sum((root / path).stat().st_size for path in found)
+    files = ["dvc.lock", str(recorded.FILE), "results/metrics.json", *renewed.split()]
+    end = f"`git add -A` and `git commit` keep {', '.join(files)}; `dvc push` the artifacts" if changed else "as before"
+    return f"recorded {len(found)} files, {size / 1e6:,.1f} MB: {end}"
+
+
+def restore(root: Path, revision: str) -> str:
+    """Bring back a recorded revision: git's files, the artifacts, and Snakemake's notes of them.
+
+    Raises:
+        UserError: where something would be lost, or the revision was not recorded, or its artifacts cannot be had; the
+            tree is what it was then.
+    """
+    check_project(root)
+    commit = resolve(root, revision)
+    if dirty := programs.run(root, "git", "status", "--porcelain", "--untracked-files=no").splitlines():
+        raise UserError(f"not restored: {len(dirty)} tracked files have changes ({dirty[0][3:]}); commit them first")
+    _refuse_unrecorded(root)
+    with clone(root, commit) as tree:
+        fetch(tree)  # before anything changes here
+    start = programs.run(root, "git", "rev-parse", "--abbrev-ref", "HEAD").strip()
+    if start == "HEAD":
+        start = programs.run(root, "git", "rev-parse", "HEAD").strip()
+    old = _outs(root)
+    programs.run(root, "git", "checkout", "--quiet", revision)
+    bring(root)
+    for path in old - _outs(root):  # of the revision that was left, and recorded there
+        shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink(missing_ok=True)
+    programs.run(root, "snakemake", "--cores", "1", "--touch", "--forceall", "--quiet")
+    if jobs := programs.pending(root):
+        raise UserError(f"{revision} is here, but Snakemake would run {jobs}: it was not recorded by `mergemoe record`")
+    return f"restored {revision} ({commit[:12]}); `mergemoe restore {start}` goes back"
+
+
+def check_project(root: Path) -> None:
+    """Refuse a folder that is no project with a ledger."""
+    for name, helps in {
+        "Snakefile": "run this in the project's folder",
+        ".git": "git init",
+        ".dvc": "dvc init",
+    }.items():
+        if not (root / name).exists():
+            raise UserError(f"{root.resolve()} has no {name}: {helps}")
+
+
+def resolve(root: Path, revision: str) -> str:
+    """Return the commit of a revision that was recorded."""
+    try:
+        commit = programs.run(root, "git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
+    except UserError:
+        raise UserError(f"{revision}: no such revision in git") from None
+    if not programs.run(root, "git", "ls-tree", commit, "dvc.lock"):
+        raise UserError(f"{revision} has no dvc.lock: nothing was recorded then")
+    return commit
+
+
+def refuse(faults: Sequence[Fault], what: str) -> None:
+    """Raise the error that lists faults, where there are any."""
+    if faults:
+        listed = [f"  {fault.fact}" for fault in faults[:SHOWN]]
+        more = [f"  and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        raise UserError("\n".join([f"{what}: {len(faults)} artifacts do not hold", *listed, *more, MEND]))
+
+
+def _refuse_unrecorded(root: Path) -> None:
+    entries = lock.outs(root) if (root / "dvc.lock").is_file() else ()
+    outs = [entry.path for entry in entries if lock.digest(root / entry.path) == entry.md5]
+    tracked = set(programs.run(root, "git", "ls-files", "results").splitlines())
+    found = [path for path in chain.files(root) if path not in tracked]
+    if lost := [path for path in found if not any(Path(path).is_relative_to(out) for out in outs)]:
+        raise UserError(
+            f"not restored: {len(lost)} files below results/ are not recorded, such as {lost[0]}. "
+            "`mergemoe record` keeps them; or delete them"
+        )
+
+
+def _outs(root: Path) -> set[str]:
+    return {entry.path for entry in lock.outs(root)} if (root / "dvc.lock").is_file() else set()
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None
+
+
+def _write(path: Path, text: str | None) -> None:
+    if text is None:
+        path.unlink(missing_ok=True)
+        return
+    with store.atomic(path) as file:
+        file.write_text(text)

@@ -1,0 +1,76 @@
+"""A dvc.lock against the bytes on disk, without DVC and without its cache of states.
+
+DVC trusts a file's size and time, so it can miss a changed byte; this reads every byte. The hashes are DVC's: md5 of a
+file; of a folder, md5 of the JSON list of its files with theirs, sorted by the parts of their paths.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from mergemoe.errors import UserError
+
+IGNORED = {".snakemake_timestamp"}  # Snakemake's mark of a folder; .dvcignore has it, too
+
+
+class Entry(NamedTuple):
+    """What the lock says of one path."""
+
+    stage: str
+    kind: str  # deps or outs
+    path: str
+    md5: str
+
+
+def read(root: Path) -> dict[str, Any]:
+    """Return {stage: its record} of the lock.
+
+    Raises:
+        UserError: where there is none, or it cannot be read.
+    """
+    path = root / "dvc.lock"
+    if not path.is_file():
+        raise UserError(f"{path} is not there: nothing was recorded yet. `mergemoe record` writes it after a run")
+    try:
+        return dict(yaml.safe_load(path.read_text())["stages"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): bring it back with git") from error
+
+
+def entries(lock: dict[str, Any], kind: str) -> Iterator[Entry]:
+    """Yield the lock's outputs (`outs`) or what they depend on (`deps`), in its order."""
+    for stage, record in lock.items():
+        for one in record.get(kind, []):
+            yield Entry(stage, kind, one["path"], one["md5"])
+
+
+def outs(root: Path) -> list[Entry]:
+    """Return the outputs that a project's dvc.lock has."""
+    return list(entries(read(root), "outs"))
+
+
+def digest(path: Path) -> str | None:
+    """Return DVC's hash of a file or folder; None where there is nothing."""
+    if path.is_dir():
+        found = [file for file in path.rglob("*") if file.is_file() and file.name not in IGNORED]
+        files = sorted((file.relative_to(path) for file in found), key=lambda file: file.parts)
+        listed = [{"md5": _md5(path / file), "relpath": file.as_posix()} for file in files]
+        return hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+    return _md5(path) if path.exists() else None
+
+
+def cached(cache: Path, md5: str) -> bool:
+    """Tell whether DVC's cache has an output, with every file of a folder."""
+    path = cache / "files" / "md5" / md5[:2] / md5[2:]
+    if not path.is_file() or not md5.endswith(".dir"):
+        return path.is_file()
+    return all(cached(cache, file["md5"]) for file in json.loads(path.read_text()))
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,69 @@
+"""The programs that the ledger is kept with: git, dvc and snakemake, called as a user would call them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mergemoe.errors import UserError
+
+PYTHON = Path(sys.executable)
+
+
+def run(root: Path, *command: str, shown: bool = False) -> str:
+    """Run a program in a project's folder and return what it printed.
+
+    Args:
+        root: the folder.
+        command: the program and its arguments; dvc and snakemake are those of this Python.
+        shown: whether its messages appear while it runs.
+
+    Raises:
+        UserError: where it is not there, or ends with a status that is not 0; with the last lines that it said.
+    """
+    if command[0] in {"dvc", "snakemake"}:
+        command = (str(PYTHON), "-m", *command)
+    errors = None if shown else subprocess.PIPE
+    try:
+        done = subprocess.run(command, cwd=root, env=_environment(), stdout=subprocess.PIPE, stderr=errors, text=True)
+    except FileNotFoundError:
+        raise UserError(f"`{command[0]}` is not there: install it") from None
+    if done.returncode != 0:
+        name = " ".join(command[2:] if command[1] == "-m" else command)
+        said = (done.stderr or done.stdout).strip().splitlines()[-12:]
+        raise UserError("\n  ".join([f"`{name}` in {root} ended with status {done.returncode}", *said]))
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment in which a workflow's jobs find this Python, whether or not a shell has activated it."""
+    return {**os.environ, "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}", "DVC_NO_ANALYTICS": "1"}
+
+
+def pending(root: Path) -> dict[str, int]:
+    """Return how many jobs of each rule Snakemake would run."""
+    said = run(root, "snakemake", "--cores", "1", "--dry-run", "--quiet", "rules")
+    counts = re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)
+    return {rule: int(count) for rule, count in counts if rule not in {"all", "total"}}
+
+
+def claims(root: Path) -> dict[str, Any]:
+    """Return what the provenance of every artifact must say, by a project's own code and params.yaml."""
+    return json.loads(run(root, str(PYTHON), "-m", "stages.claims"))
+
+
+def unpushed(root: Path) -> set[str]:
+    """Return the outputs that dvc.yaml keeps out of pushes."""
+    stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"].values()
+    outs = [out for stage in stages for out in stage.get("outs", []) if isinstance(out, dict)]
+    return {path for out in outs for path, options in out.items() if options.get("push") is False}
+
+
+def kept_out(root: Path) -> set[str]:
+    """Return those that are not here for that reason: a clone knows only their hashes."""
+    return {path for path in unpushed(root) if not (root / path).exists()}

@@ -1,0 +1,105 @@
+"""What the provenance of every artifact must say, by params.yaml and the code as they are now.
+
+python -m stages.claims    prints {path: {stage, params, code}} as JSON; a path is a job's first output
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mergemoe import store
+from mergemoe.errors import UserError
+from mergemoe.params import read_params
+from stages import graph
+from stages.graph import Graph
+from stages.tracking import code
+
+HOW = ("dtype", "batch_tokens", "threads")  # of section evaluate: how the models run
+
+
+class Wildcards(dict[str, str]):
+    """The parts of a path, by name and as attributes, as Snakemake gives them to a rule's functions."""
+
+    __getattr__ = dict.__getitem__
+
+
+def claims(g: Graph) -> dict[str, dict[str, Any]]:
+    """Return the claim of every artifact of the runs."""
+    found = {}
+    for stage, pattern, wildcards in _jobs(g):
+        made = g.solve_code(wildcards) if stage == "solve" else code(f"stages.{stage}")
+        found[pattern.format(**wildcards)] = {"stage": stage, "params": _params(g, stage, wildcards), "code": made}
+    return found
+
+
+def write(g: Graph, path: str) -> str:
+    """Write the claims for the jobs of a run, which refuse an input that was made otherwise; return `path`."""
+    with store.atomic(path) as file:
+        file.write_text(json.dumps(claims(g)))
+    return path
+
+
+def _jobs(g: Graph) -> Iterator[tuple[str, str, Wildcards]]:
+    """Yield stage, output and wildcards of every job, some of them more than once."""
+    tasks = {"fidelity": "fidelity", "generation": "generate"}
+    for run in g.runs:
+        names, subject = run._asdict(), "/".join(run[1:])
+        one, chosen = Wildcards(names), g.params.cluster[run.cluster]
+        layers = [Wildcards(names, layer=f"{layer:03d}") for layer in g.layers[run.model]]
+        if g.params.model[run.model].copied():
+            yield "convert", graph.CONVERTED, one
+        yield "layout", graph.LAYOUT, one
+        yield "calibrate", f"{graph.TOKENS}.safetensors", one
+        yield "capture", graph.CAPTURE, one
+        yield from (("profile", graph.PROFILE, layer) for layer in layers)
+        if chosen.spent():
+            measured = set(g.measured(one))
+            yield from (("curve", graph.CURVE, w) for w in layers if graph.CURVE.format(**w) in measured)
+            yield "budget", graph.BUDGET, one
+        yield from (("cluster", graph.CLUSTER, layer) for layer in layers)
+        yield from (("solve", f"{graph.SOLVE}.safetensors", layer) for layer in layers)
+        yield "assemble", graph.MODEL, one
+        yield "reference", graph.REFERENCE, one
+        for scored in ("full", subject):
+            for task in g.params.evaluate.scored():
+                wildcards = Wildcards(model=run.model, subject=scored, task=task)
+                yield tasks.get(task, "evaluate"), graph.SCORE, wildcards
+    yield "report", graph.REPORTED, Wildcards()
+
+
+def _params(g: Graph, stage: str, wildcards: Wildcards) -> dict[str, Any]:
+    of = {
+        "convert": g.choice("model"),
+        "layout": g.plain_choice,
+        "calibrate": g.choice("calibrate"),
+        "capture": lambda _: g.section("capture"),
+        "profile": lambda _: g.section("profile"),
+        "curve": g.curve_choice,
+        "budget": g.budget_choice,
+        "cluster": g.cluster_choice,
+        "solve": g.choice("solve"),
+        "assemble": g.run_choice,
+        "reference": lambda _: g.evaluate("heldout", *HOW),
+        "fidelity": lambda _: g.evaluate(*HOW),
+        "generate": lambda _: g.evaluate("generation", *HOW),
+        "evaluate": g.task_choice,
+        "report": lambda _: g.report(),
+    }
+    return json.loads(of[stage](wildcards))
+
+
+def main() -> None:
+    """Read params.yaml, print the claims."""
+    try:
+        params = read_params(yaml.safe_load(Path("params.yaml").read_text()))
+        print(json.dumps(claims(Graph(params))))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
