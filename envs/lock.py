@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ENVS = Path(__file__).parent
-EXTRAS = ".[workflow,eval,report,slurm]"
+EXTRAS = ".[workflow,eval,report,s3,slurm]"
 CUDA_ONLY = re.compile(r"(nvidia|cuda)-.*|triton")
 
 CPU = """\

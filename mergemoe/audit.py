@@ -23,7 +23,7 @@ def audit(root: Path, revision: str | None = None, rerun: bool = False) -> dict[
         UserError: where there is nothing to audit, or the recomputation fails.
     """
     ledger.check_project(root)
-    commit = ledger.resolve(root, revision or "HEAD")
+    commit = ledger.resolve(root, revision) if revision else programs.run(root, "git", "rev-parse", "HEAD").strip()
     if rerun and not revision and (dirty := programs.run(root, "git", "status", "--porcelain", "-uno").splitlines()):
         raise UserError(
             f"--rerun computes the commit again, and {dirty[0][3:]} differs from it: commit, or name a revision"
@@ -40,7 +40,7 @@ def audit(root: Path, revision: str | None = None, rerun: bool = False) -> dict[
 def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
     locked = lock.read(tree)
     kept_out = programs.kept_out(tree)
-    faults = chain.check(tree, programs.claims(tree), kept_out)
+    faults = chain.check(tree, programs.ledger(tree)["claims"], kept_out)
     stages = {name: _stage(name, tree, locked, faults, kept_out) for name in locked}
     strays = [fault.fact for fault in faults if fault.stage not in RULES]
     found: dict[str, Any] = {"stages": stages, "strays": strays, "edited": _edited(tree, locked)}
@@ -127,7 +127,8 @@ def _rerun(stages: dict[str, Any], tree: Path, again: Path, locked: dict[str, An
 
 def _metrics(root: Path, commit: str, tree: Path) -> dict[str, Any]:
     """Return the numbers of metrics.json that are not those of the commit, with their standard errors."""
-    committed = _flat(json.loads(programs.run(root, "git", "show", f"{commit}:{METRICS}")))
+    known = programs.run(root, "git", "ls-tree", commit, METRICS)
+    committed = _flat(json.loads(programs.run(root, "git", "show", f"{commit}:{METRICS}"))) if known else {}
     path = tree / METRICS
     found = _flat(json.loads(path.read_text())) if path.is_file() else {}
     keys = sorted(committed.keys() | found.keys())

@@ -73,7 +73,7 @@ def describe(parameters: Parameters, stock: bool) -> str:
     made = [[stage, parameters[stage].get("name", ""), listed(parameters[stage])] for stage in STAGES]
     lines = loading("PATH", stock)
     return _TEXT.format(
-        front=_front(parameters["model"]["path"]),
+        front=_front(parameters["model"]),
         model=parameters["model"]["name"],
         run="/".join(parameters[stage]["name"] for stage in CHOICES),
         method=parameters["solve"]["method"],
@@ -98,10 +98,11 @@ def listed(choice: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}: {value}" for key, value in spelled.items() if value != "null")
 
 
-def _front(path: str) -> str:
-    """Return the card's metadata."""
+def _front(model: Mapping[str, Any]) -> str:
+    """Return the card's metadata; the Hub takes a path with a slash for an id, so of a folder it is the name."""
+    base = model["path"] if model.get("revision") else Path(model["path"]).name
     return f"""\
-base_model: {json.dumps(_base(path))}
+base_model: {json.dumps(base)}
 library_name: transformers
 pipeline_tag: text-generation
 tags: [mergemoe, moe, model-compression]"""

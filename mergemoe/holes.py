@@ -3,7 +3,8 @@
 A run without its model has one hole: the first artifact that is missing on the way to it.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,11 @@ from mergemoe import store
 
 RULES = {"fidelity": "fidelity", "generation": "generate"}  # what is no task of lm-eval has a rule of its own
 OPTIONAL = {"convert", "curve", "budget"}  # not every run has them
+BAR = re.compile(r"\d+%\|")  # of a progress bar
 DONE = "CPU time: "  # how a stage that came to its end closes its log
+
+
+There = Callable[[Path], bool]
 
 
 class Hole(NamedTuple):
@@ -23,7 +28,9 @@ class Hole(NamedTuple):
     said: str  # the last words of its log
 
 
-def find(results: Path, logs: Path, runs: Sequence[Sequence[str]], tasks: Sequence[str]) -> list[Hole]:
+def find(
+    results: Path, logs: Path, runs: Sequence[Sequence[str]], tasks: Sequence[str], there: There = Path.exists
+) -> list[Hole]:
     """Return every hole of a study, in the order of its runs.
 
     Args:
@@ -31,30 +38,31 @@ def find(results: Path, logs: Path, runs: Sequence[Sequence[str]], tasks: Sequen
         logs: the folder of Snakemake's logs.
         runs: [model, calibrate, cluster, solve] of each run.
         tasks: names of what every model is scored on.
+        there: tells whether an artifact is there, and is what it should be.
     """
     subjects = dict.fromkeys((run[0], subject) for run in runs for subject in ("full", "/".join(run[1:])))
-    return [hole for model, subject in subjects for hole in _of(results, logs, model, subject, tasks)]
+    return [hole for model, subject in subjects for hole in _of(results, logs, model, subject, tasks, there)]
 
 
-def assembled(results: Path, run: Sequence[str]) -> bool:
+def assembled(results: Path, run: Sequence[str], there: There = Path.exists) -> bool:
     """Tell whether a run has its model, and so all that comes before it."""
-    return (results.joinpath("models", *run) / "provenance.json").is_file()
+    return there(results.joinpath("models", *run) / "provenance.json")
 
 
-def _of(results: Path, logs: Path, model: str, subject: str, tasks: Sequence[str]) -> Iterator[Hole]:
+def _of(results: Path, logs: Path, model: str, subject: str, tasks: Sequence[str], there: There) -> Iterator[Hole]:
     for stage, artifact, log in _way(results, model, subject):
         told = logs / stage / log
-        if not (results / artifact).exists() and (told.is_file() or stage not in OPTIONAL):
-            yield Hole(model, subject, f"{stage} {log.removesuffix('.log')}", last_words(told))
+        if not there(results / artifact) and (told.is_file() or stage not in OPTIONAL):
+            yield Hole(model, subject, f"{stage} {log.removesuffix('.log')}", _said(results / artifact, told))
             return
     for task in tasks:
-        if not (results / "scores" / model / subject / f"{task}.json").is_file():
+        if not there(score := results / "scores" / model / subject / f"{task}.json"):
             name = f"{subject}.log" if task in RULES else f"{subject}/{task}.log"
             told = logs / RULES.get(task, "evaluate") / model / name
             reference = results / "scores" / model / "full" / "reference"
             if task in RULES and not told.is_file() and not reference.exists():
                 told = logs / "reference" / f"{model}.log"
-            yield Hole(model, subject, task, last_words(told))
+            yield Hole(model, subject, task, _said(score, told))
 
 
 def _way(results: Path, model: str, subject: str) -> Iterator[tuple[str, str, str]]:
@@ -76,12 +84,29 @@ def _way(results: Path, model: str, subject: str) -> Iterator[tuple[str, str, st
     yield "assemble", f"models/{solved}/provenance.json", f"{solved}.log"
 
 
+def _said(artifact: Path, log: Path) -> str:
+    said = last_words(log)
+    old = "what is there was made with other parameters, inputs or code"
+    return (
+        f"{old}; {said}"
+        if artifact.exists() and not said.startswith("made once")
+        else old
+        if artifact.exists()
+        else said
+    )
+
+
 def last_words(log: Path) -> str:
     """Return what a log ends with: the error, or that there is none."""
     if not log.is_file():
         return "not run"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
-    if errors or not lines:
-        return errors[-1] if errors else "its log is empty: it was killed, or is running"
-    return "made once, and not there now" if lines[-1].startswith(DONE) else lines[-1]
+    if errors:
+        return errors[-1]
+    if lines and lines[-1].startswith(DONE):
+        return "made once, and not there now"
+    plain = [line for line in lines if not BAR.search(line)]
+    if any(line.startswith("Traceback") for line in plain):
+        return plain[-1]
+    return f"killed, or running{f'; its log ends with: {lines[-1]}' if lines else '; its log is empty'}"

@@ -5,6 +5,7 @@ DVC records whatever lies there, and Snakemake trusts whatever its own notes say
 
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mergemoe import chain, lock, programs, recorded, store
@@ -25,12 +26,17 @@ def record(root: Path) -> str:
         UserError: where jobs are pending, or an artifact is not what path and params.yaml say; nothing changes then.
     """
     check_project(root)
-    if jobs := programs.pending(root):
+    with ThreadPoolExecutor() as pool:  # both take seconds, mostly of imports
+        asked = pool.submit(programs.ledger, root)
+        jobs = programs.pending(root)
+    if jobs:
         listed = ", ".join(f"{rule} {count}" for rule, count in jobs.items())
         raise UserError(f"not recorded: jobs are pending ({listed}). Run `snakemake --cores all` first")
-    refuse(chain.check(root, programs.claims(root)), "not recorded")
-    before = _text(root / "dvc.lock")
-    renewed = programs.run(root, str(programs.PYTHON), "-m", "stages.ledger")
+    wanted = asked.result()
+    refuse(chain.check(root, wanted["claims"]), "not recorded")
+    before, stages = _text(root / "dvc.lock"), _text(root / "dvc.yaml")
+    if stages != wanted["dvc.yaml"]:
+        _write(root / "dvc.yaml", wanted["dvc.yaml"])
     programs.run(root, "dvc", "commit", "--force")
     if wrong := [entry for entry in lock.outs(root) if lock.digest(root / entry.path) != entry.md5]:
         _write(root / "dvc.lock", before)
@@ -43,7 +49,7 @@ def record(root: Path) -> str:
         recorded.renew(root)
     found = chain.files(root)
     size = sum((root / path).stat().st_size for path in found)
-    files = ["dvc.lock", str(recorded.FILE), "results/metrics.json", *renewed.split()]
+    files = ["dvc.lock", "dvc.yaml", str(recorded.FILE), "results/metrics.json"]
     end = f"`git add -A` and `git commit` keep {', '.join(files)}; `dvc push` the artifacts" if changed else "as before"
     return f"recorded {len(found)} files, {size / 1e6:,.1f} MB: {end}"
 

@@ -1,7 +1,7 @@
 """A dvc.lock against the bytes on disk, without DVC and without its cache of states.
 
 DVC trusts a file's size and time, so it can miss a changed byte; this reads every byte. The hashes are DVC's: md5 of a
-file; of a folder, md5 of the JSON list of its files with theirs, sorted by the parts of their paths.
+file; of a folder, md5 of the JSON list of its files with theirs, sorted by their paths as text.
 """
 
 import hashlib
@@ -57,8 +57,8 @@ def digest(path: Path) -> str | None:
     """Return DVC's hash of a file or folder; None where there is nothing."""
     if path.is_dir():
         found = [file for file in path.rglob("*") if file.is_file() and file.name not in IGNORED]
-        files = sorted((file.relative_to(path) for file in found), key=lambda file: file.parts)
-        listed = [{"md5": _md5(path / file), "relpath": file.as_posix()} for file in files]
+        names = sorted(file.relative_to(path).as_posix() for file in found)
+        listed = [{"md5": _md5(path / name), "relpath": name} for name in names]
         return hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
     return _md5(path) if path.exists() else None
 

@@ -5,7 +5,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mergemoe.errors import ArtifactError
 
 Scores = dict[str, float]
 Metrics = dict[str, dict[str, Any]]
+There = Callable[[Path], bool]
 
 FIDELITY = """\
 `fidelity` compares with the full model on held-out text: mean KL(full || this) in nats per token, share of tokens
@@ -24,14 +25,16 @@ distinct words (1), pairs (2) and triples (3) of tokens in one, mean length, per
 SAME_SIZE = 0.01  # runs whose bytes are this close, as a share of the smallest, count as one size
 
 
-def gather(results: str | Path, runs: Iterable[Sequence[str]], tasks: Sequence[str], partial: bool = False) -> Metrics:
+def gather(
+    results: str | Path, runs: Iterable[Sequence[str]], tasks: Sequence[str], there: There | None = None
+) -> Metrics:
     """Return the scores and counted costs of every run and of the models that were compressed.
 
     Args:
         results: the folder of all artifacts.
         runs: [model, calibrate, cluster, solve] of each run.
         tasks: names of the tasks; `fidelity` is one of them where it was measured.
-        partial: leave out scores that are not there.
+        there: tells which scores are there; the others are left out. Without it, all must be.
 
     Raises:
         ArtifactError: where a file is missing, damaged, or holds a score that is no number.
@@ -41,9 +44,9 @@ def gather(results: str | Path, runs: Iterable[Sequence[str]], tasks: Sequence[s
         if model not in metrics:
             layout = read(results / "layout" / f"{model}.json")
             folder = checkpoint.locate(layout["path"], layout.get("revision"))
-            metrics[model] = {"full": _numbers(results / "scores" / model / "full", folder, tasks, partial), "runs": {}}
+            metrics[model] = {"full": _numbers(results / "scores" / model / "full", folder, tasks, there), "runs": {}}
         scores, folder = results.joinpath("scores", model, *run), results.joinpath("models", model, *run)
-        metrics[model]["runs"]["/".join(run)] = _numbers(scores, folder, tasks, partial)
+        metrics[model]["runs"]["/".join(run)] = _numbers(scores, folder, tasks, there)
     return metrics
 
 
@@ -54,10 +57,10 @@ def read(path: Path) -> dict[str, Any]:
     return store.read_json(path)
 
 
-def _numbers(scores: Path, folder: str | Path, tasks: Sequence[str], partial: bool) -> Scores:
+def _numbers(scores: Path, folder: str | Path, tasks: Sequence[str], there: There | None) -> Scores:
     numbers = {f"cost/{name}": value for name, value in cost.count(folder).items()}
     paths = [scores / f"{task}.json" for task in tasks]
-    for path in (path for path in paths if path.is_file() or not partial):
+    for path in (path for path in paths if there is None or there(path)):
         for name, value in read(path)["scores"].items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise store.damaged(path, f"gives {value!r} for {name}, which is no number")

@@ -268,8 +268,9 @@ class Params(Section):
                 raise ValueError(f"{kind}: it is empty; give at least one choice by a name of your own")
         for kind, named in {**kinds, "evaluate.tasks": self.evaluate.tasks}.items():
             for name in named:
-                if not re.fullmatch(r"\w+", name, re.ASCII):
-                    raise ValueError(f"{kind}: the name {name!r} becomes a folder: letters, digits and _ only")
+                if not re.fullmatch(r"\w[\w.-]*" if kind == "evaluate.tasks" else r"\w+", name, re.ASCII):
+                    more = ", . and -" if kind == "evaluate.tasks" else ""  # some of lm-eval's have them
+                    raise ValueError(f"{kind}: the name {name!r} becomes a path: letters, digits, _{more} only")
         if "fidelity" in self.evaluate.tasks:
             raise ValueError("evaluate.tasks: `fidelity` is always measured; it is no task of lm-eval")
         if "generation" in self.evaluate.tasks:

@@ -52,9 +52,9 @@ def pending(root: Path) -> dict[str, int]:
     return {rule: int(count) for rule, count in counts if rule not in {"all", "total"}}
 
 
-def claims(root: Path) -> dict[str, Any]:
-    """Return what the provenance of every artifact must say, by a project's own code and params.yaml."""
-    return json.loads(run(root, str(PYTHON), "-m", "stages.claims"))
+def ledger(root: Path) -> dict[str, Any]:
+    """Return the claims of every artifact and the text of dvc.yaml, by a project's own code and params.yaml."""
+    return json.loads(run(root, str(PYTHON), "-m", "stages.ledger"))
 
 
 def unpushed(root: Path) -> set[str]:

@@ -1,7 +1,7 @@
 """What an artifact says of its making, and whether that agrees with the disk and with what params.yaml asks for.
 
 Provenance is read from a file's head, without its payload. A claim is what the provenance of an artifact must say:
-{path: {stage, params, code}} for every artifact of the runs, made by `python -m stages.claims`.
+{path: {stage, params, code}} for every artifact of the runs, made by stages/claims.py.
 """
 
 import json
@@ -140,7 +140,7 @@ def check_input(path: str | Path, claims: Claims | None, known: dict[str, str]) 
     Raises:
         ArtifactError: where it is not what its path and the claims say, or was made from something else.
     """
-    for file in sorted(Path(path).rglob("[!.]*")) if Path(path).is_dir() else [Path(path)]:
+    for file in _files(path):
         if (made := of(file)) is None:
             continue
         there = {name: said for name, said in made["inputs"].items() if address(name) == name and Path(name).exists()}
@@ -150,3 +150,24 @@ def check_input(path: str | Path, claims: Claims | None, known: dict[str, str]) 
             check_links(file, there, Path(), known)
         except ArtifactError as error:
             raise ArtifactError(f"{error}. Delete {file} and run `snakemake` again: it will be made anew.") from None
+
+
+def is_current(path: str | Path, claims: Claims | None) -> bool:
+    """Tell whether an artifact, with all that it was made from, is what the claims say it is."""
+    known: dict[str, str] = {}
+    todo, seen = [str(path)], set()
+    while todo:
+        if (one := todo.pop()) in seen or not Path(one).exists():
+            continue
+        seen.add(one)
+        try:
+            check_input(one, claims, known)
+            for file in _files(one):
+                todo += [name for name in (of(file) or {"inputs": {}})["inputs"] if name.startswith("results/")]
+        except ArtifactError:
+            return False
+    return True
+
+
+def _files(path: str | Path) -> list[Path]:
+    return sorted(Path(path).rglob("[!.]*")) if Path(path).is_dir() else [Path(path)]

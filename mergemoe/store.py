@@ -40,6 +40,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+            if file.is_file():
+                file.chmod(0o666 & ~_umask())  # safetensors makes 0600
             _sync(file)
         if path.is_dir():
             shutil.rmtree(path)
@@ -49,6 +51,12 @@ def atomic(path: str | Path) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
 
 
 def _sync(path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe import cards, provenance
-from mergemoe.metrics import Metrics, Scores, columns, read, winner
+from mergemoe.metrics import Metrics, Scores, There, columns, read, winner
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Model:
 
 
 def load(
-    results: Path, runs: Sequence[Sequence[str]], tasks: Sequence[str], metrics: Metrics, partial: bool = False
+    results: Path, runs: Sequence[Sequence[str]], tasks: Sequence[str], metrics: Metrics, there: There | None = None
 ) -> list[Model]:
-    """Read the artifacts of every model in `metrics`; `partial` leaves out tasks that not every model has scores of.
+    """Read the artifacts of every model in `metrics`; tasks of which `there` says that a score is not are left out.
 
     Raises:
         ArtifactError: where a file is missing or damaged.
@@ -67,7 +67,7 @@ def load(
     for name in metrics:
         own = [run[1:] for run in runs if run[0] == name]
         subjects = [results / "scores" / name / "full", *(results.joinpath("scores", name, *run) for run in own)]
-        seen = [task for task in tasks if not partial or all((s / f"{task}.json").is_file() for s in subjects)]
+        seen = [task for task in tasks if there is None or all(there(s / f"{task}.json") for s in subjects)]
         models.append(_model(results, name, own, seen, metrics))
     return models
 

@@ -1,6 +1,6 @@
 """What an audit found, as a table that a reviewer reads."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mergemoe.metrics import shown
@@ -16,15 +16,15 @@ def text(found: Mapping[str, Any]) -> str:
 
 def verdict(found: Mapping[str, Any]) -> str:
     """Return the end of it all in a sentence."""
-    again = found.get("again")
+    again, other = found.get("again"), [name for name, one in found["stages"].items() if not one["as_recorded"]]
+    if found["identical"] and again:
+        return f"identical. All {again['identical']} files came out again, byte for byte."
     if found["identical"]:
-        return "identical. " + (
-            f"All {again['identical']} files came out again, byte for byte."
-            if again
-            else "Every byte is as recorded, and the provenance holds."
-        )
-    if not found["holds"]:
-        return "NOT as recorded: the stages above differ from dvc.lock, or their provenance does not hold."
+        return "identical. Every byte is as recorded, and the provenance holds."
+    if found["strays"] or any(one["faults"] for one in found["stages"].values()):
+        return "NOT as recorded: what stands above does not hold."
+    if other:
+        return f"made anew: the provenance holds, and the bytes are not the recorded ones from the stage {other[0]} on."
     if found.get("parts_at"):
         return f"as recorded, but a rerun gives other results, from the stage {found['parts_at']} on."
     if again and again["differ"]:
@@ -36,28 +36,16 @@ def _table(found: Mapping[str, Any]) -> str:
     rows = [["stage", "files", "MB", "bytes", "provenance", *(["rerun"] if "again" in found else [])]]
     for name, one in found["stages"].items():
         holds = f"{len(one['faults'])} faults" if one["faults"] else "holds"
-        rows.append(
-            [
-                name,
-                str(one["files"]),
-                f"{one['bytes'] / 1e6:,.1f}",
-                _bytes(one),
-                holds,
-            ]
-        )
+        rows.append([name, str(one["files"]), f"{one['bytes'] / 1e6:,.1f}", _bytes(one), holds])
         if "again" in found:
             rows[-1].append(_again(one))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        [
-            row[0].ljust(widths[0]),
-            row[1].rjust(widths[1]),
-            row[2].rjust(widths[2]),
-            *map(str.ljust, row[3:], widths[3:]),
-        ]
-        for row in rows
-    ]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    sides = [str.ljust, str.rjust, str.rjust, *[str.ljust] * (len(widths) - 3)]
+    return "\n".join("  ".join(map(_aside, sides, row, widths)).rstrip() for row in rows)
+
+
+def _aside(side: Callable[[str, int], str], text: str, width: int) -> str:
+    return side(text, width)
 
 
 def _bytes(stage: Mapping[str, Any]) -> str:
@@ -80,7 +68,7 @@ def _facts(found: Mapping[str, Any]) -> list[str]:
         "not the bytes of dvc.lock": [path for one in found["stages"].values() for path in one["other_bytes"]],
         "does not hold": [fact for one in found["stages"].values() for fact in one["faults"]] + list(found["strays"]),
         "rerun": [path for one in found["stages"].values() for path in one.get("other_payload", [])],
-        "metrics.json": [_number(key, *row) for key, row in found["metrics"]["differ"].items()],
+        _metrics(found["metrics"]): [_number(key, *row) for key, row in found["metrics"]["differ"].items()],
         "code that was edited since": list(found["edited"]),
         "recorded elsewhere": list(found["environment"]),
     }
@@ -92,6 +80,12 @@ def _facts(found: Mapping[str, Any]) -> list[str]:
 def _list(name: str, facts: list[str]) -> str:
     more = [f"  and {len(facts) - LISTED} more"] if len(facts) > LISTED else []
     return "\n".join([f"{name}:", *(f"  {fact}" for fact in facts[:LISTED]), *more])
+
+
+def _metrics(metrics: Mapping[str, Any]) -> str:
+    apart = [abs(b - a) / error for a, b, error in metrics["differ"].values() if error and None not in (a, b)]
+    most = f", by at most {max(apart):.2g} standard errors where they have one" if apart else ""
+    return f"metrics.json: {len(metrics['differ'])} of {metrics['numbers']} numbers are not the committed ones{most}"
 
 
 def _number(key: str, committed: float | None, found: float | None, error: float | None) -> str:

@@ -1,19 +1,13 @@
 """What the provenance of every artifact must say, by params.yaml and the code as they are now.
 
-python -m stages.claims    prints {path: {stage, params, code}} as JSON; a path is a job's first output
+{path: {stage, params, code}}, where the path is the first output of the job.
 """
 
 import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mergemoe import store
-from mergemoe.errors import UserError
-from mergemoe.params import read_params
 from stages import graph
 from stages.graph import Graph
 from stages.tracking import code
@@ -90,16 +84,3 @@ def _params(g: Graph, stage: str, wildcards: Wildcards) -> dict[str, Any]:
         "report": lambda _: g.report(),
     }
     return json.loads(of[stage](wildcards))
-
-
-def main() -> None:
-    """Read params.yaml, print the claims."""
-    try:
-        params = read_params(yaml.safe_load(Path("params.yaml").read_text()))
-        print(json.dumps(claims(Graph(params))))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -45,7 +45,7 @@ def made_by(stage: str, args: argparse.Namespace) -> dict[str, Any]:
     """
     known: dict[str, str] = {}
     for path in args.inputs:
-        provenance.check_input(path, _claims(), known)
+        provenance.check_input(path, claims(), known)
     return {
         "stage": stage,
         "path": provenance.address(args.out),
@@ -56,7 +56,7 @@ def made_by(stage: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 @functools.cache
-def _claims() -> dict[str, Any] | None:
+def claims() -> dict[str, Any] | None:
     """Return what the Snakefile wrote down for its jobs; nothing where a stage is run by hand."""
     path = os.environ.get("MERGEMOE_CLAIMS")
     return json.loads(Path(path).read_text()) if path else None

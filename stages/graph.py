@@ -34,7 +34,7 @@ PATTERNS = {
     **dict.fromkeys(("model", "calibrate", "cluster", "solve"), r"\w+"),
     "layer": r"\d{3}",
     "subject": r"full|\w+/\w+/\w+",
-    "task": r"(?!fidelity\b|generation\b)\w+",
+    "task": r"(?!(?:fidelity|generation)\.json$)\w[\w.-]*",
 }
 
 Parameter = Callable[[Any], str]  # of a job: wildcards -> text

@@ -1,20 +1,22 @@
-"""Write dvc.yaml anew from the Snakefile's rules, their code and params.yaml: one DVC stage per workflow stage.
+"""What the ledger must say, made from the Snakefile's rules, their code and params.yaml: dvc.yaml, and every claim.
 
-python -m stages.ledger    writes where something changed, and prints the path then
+python -m stages.ledger    prints {"claims": see stages/claims.py, "dvc.yaml": its text} as JSON
 
-What you set stays: options of an output, such as `push: false` for results/capture, plots, and stages of your own.
+dvc.yaml has one stage per workflow stage. What you set in it stays: options of an output, such as `push: false` for
+results/capture, plots, and stages of your own.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from mergemoe import checkpoint, store
+from mergemoe import checkpoint
 from mergemoe.errors import UserError
 from mergemoe.params import read_params
-from stages import tracking
+from stages import claims, tracking
 from stages.graph import Graph
 
 HEAD = """\
@@ -160,18 +162,14 @@ class _Plain(yaml.SafeDumper):
 
 
 def main() -> None:
-    """Read params.yaml and dvc.yaml, write dvc.yaml where it changes."""
+    """Read params.yaml and dvc.yaml, print what both must be."""
     try:
         graph = Graph(read_params(yaml.safe_load(Path("params.yaml").read_text())))
     except UserError as error:
         sys.exit(f"error: {error}")
     path = Path("dvc.yaml")
-    before = path.read_text() if path.is_file() else ""
-    after = renewed(yaml.safe_load(before) or {}, graph)
-    if after != before:
-        with store.atomic(path) as file:
-            file.write_text(after)
-        print(path)
+    document = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    print(json.dumps({"claims": claims.claims(graph), "dvc.yaml": renewed(document, graph)}))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ The page lies outside results/, in no output of DVC, and there are no metrics.js
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
-from mergemoe import holes, metrics, report, store, study
+from mergemoe import holes, metrics, provenance, report, store, study
 from stages import common
 
 
@@ -24,13 +25,14 @@ def main() -> None:
     args = parser.parse_args()
 
     runs, tasks = args.cfg["runs"], args.cfg["tasks"]
-    missing = holes.find(args.results, args.logs, runs, tasks)
-    made = [run for run in runs if holes.assembled(args.results, run)]
-    numbers = metrics.gather(args.results, made, tasks, partial=True)
-    models = study.load(args.results, made, tasks, numbers, partial=True)
-    provenance = {"stage": "report_partial", "params": args.cfg, "code": args.code}
+    there = functools.cache(lambda path: path.exists() and provenance.is_current(path, common.claims()))
+    missing = holes.find(args.results, args.logs, runs, tasks, there)
+    made = [run for run in runs if holes.assembled(args.results, run, there)]
+    numbers = metrics.gather(args.results, made, tasks, there)
+    models = study.load(args.results, made, tasks, numbers, there)
+    shown = {"stage": "report_partial", "params": args.cfg, "code": args.code}
     with store.atomic(args.page) as file:
-        file.write_text(report.page(models, numbers, provenance, missing))
+        file.write_text(report.page(models, numbers, shown, missing))
     for hole in missing:
         print(f"{hole.model}/{hole.subject} lacks {hole.missing}: {hole.said}")
     print(f"{args.page} shows the rest")

@@ -20,7 +20,7 @@ def environment(project: Path) -> dict[str, str]:
     return {**os.environ, **names, "PATH": path, "DVC_SITE_CACHE_DIR": states, "HOME": str(project.parent)}
 
 
-def run(project: Path, *command: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+def run(project: Path, *command: str, ok: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the project; `mergemoe`, `snakemake` and stages are forks of a warm process."""
     if command[0] == "mergemoe":
         command = ("python", "-m", "mergemoe.cli", *command[1:])
@@ -28,7 +28,8 @@ def run(project: Path, *command: str, ok: bool = True) -> subprocess.CompletedPr
         command = (sys.executable, "-m", *command)
     elif command[0] == "snakemake":
         command = ("python", "-m", "snakemake", "--cores", "2", *command[1:])
-    done = subprocess.run(command, cwd=project, env=environment(project), capture_output=True, text=True)
+    env = environment(project) | variables
+    done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True)
     assert not ok or done.returncode == 0, done.stdout + done.stderr
     return done
 

@@ -1,5 +1,7 @@
 """What is named as missing, on a synthetic study."""
 
+from pathlib import Path
+
 import pytest
 import synthetic
 
@@ -68,8 +70,13 @@ def test_a_budget_that_failed_comes_before_the_groups_that_wait_for_it(whole):
     ("text", "said"),
     [
         (None, "not run"),
-        ("", "its log is empty: it was killed, or is running"),
-        ("scores: 3 of 9\n", "scores: 3 of 9"),
+        ("", "killed, or running; its log is empty"),
+        ("scores: 3 of 9\n", "killed, or running; its log ends with: scores: 3 of 9"),
+        (
+            "Requests: 0%|  | 0/64\rRequests: 3%|  | 2/64",
+            "killed, or running; its log ends with: Requests: 3%|  | 2/64",
+        ),
+        ("Traceback (most recent call last):\n  x\nRuntimeError: what\nRequests: 3%|  | 2/64\n", "RuntimeError: what"),
         ("x\nCPU time: 1.0 s\n", "made once, and not there now"),
     ],
 )
@@ -82,7 +89,7 @@ def test_a_log_without_an_error_is_told_for_what_it_is(whole, text, said):
 
 def test_what_is_there_is_gathered_and_what_is_not_is_left_out(whole):
     (whole / f"scores/demo/{RUN}/blimp.json").unlink()
-    numbers = metrics.gather(whole, synthetic.RUNS, synthetic.TASKS, partial=True)
+    numbers = metrics.gather(whole, synthetic.RUNS, synthetic.TASKS, Path.exists)
     assert "blimp/acc" not in numbers["demo"]["runs"][RUN] and "fidelity/kl" in numbers["demo"]["runs"][RUN]
     assert "blimp/acc" in numbers["demo"]["full"]
-    assert list(study.load(whole, synthetic.RUNS, synthetic.TASKS, numbers, partial=True)[0].tasks) == ["fidelity"]
+    assert list(study.load(whole, synthetic.RUNS, synthetic.TASKS, numbers, Path.exists)[0].tasks) == ["fidelity"]

@@ -73,56 +73,59 @@ def test_what_differs_from_the_stock_task_is_said_beside_the_score(scored):
     }
 
 
-@pytest.mark.timeout(900)
-def test_the_scores_are_those_of_lm_evals_command_line(scored, files, tmp_path):
-    # mrpc's f1 is left out there: the command line draws 100,000 resamples for its standard error, 20 minutes of them.
+def command_line(folder, files, shots):
+    """What lm-eval's command line writes of stock tasks on local files, on the demo model."""
     for name, data_files in files.items():
-        path = lmtasks.stock_file(name)
-        text, _ = lmtasks.local(name, path, data_files, 0, str(tmp_path / "cache"))
+        # mrpc's f1 is left out: the command line draws 100,000 resamples for its standard error, 20 minutes of them.
+        text, _ = lmtasks.local(name, lmtasks.stock_file(name), data_files, shots, str(folder / "cache"))
         if name == "mrpc":
             text = yaml.safe_dump({**yaml.safe_load(text), "metric_list": [{"metric": "acc"}]})
-        (tmp_path / f"{name}.yaml").write_text(text)
+        (folder / f"{name}.yaml").write_text(text)
+    options = {
+        "--model": ["hf"],
+        "--tasks": list(files),
+        "--include_path": [str(folder)],
+        "--model_args": [f"pretrained={ROOT}/data/demo-moe", "dtype=float32"],
+        "--device": ["cpu"],
+        "--batch_size": ["4"],
+        "--limit": [str(LIMIT)],
+        "--num_fewshot": [str(shots)],
+        "--output_path": [str(folder / "out")],
+    }
     command = [
         sys.executable,
         "-m",
         "lm_eval",
         "run",
-        "--model",
-        "hf",
-        "--tasks",
-        *files,
-        "--include_path",
-        str(tmp_path),
+        *(word for name, words in options.items() for word in (name, *words)),
     ]
-    command += ["--model_args", f"pretrained={ROOT}/data/demo-moe", "dtype=float32", "--device", "cpu"]
-    command += [
-        "--batch_size",
-        "4",
-        "--limit",
-        str(LIMIT),
-        "--num_fewshot",
-        "0",
-        "--output_path",
-        str(tmp_path / "out"),
-    ]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_CACHE": str(tmp_path / "hf"),
-    }
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    offline = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "hf")}
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **offline}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    written = json.loads(next((tmp_path / "out").rglob("results*.json")).read_text())
+    return json.loads(next((folder / "out").rglob("results*.json")).read_text())
+
+
+def assert_the_same(name, written, one):
+    own = {key.replace(",none", ""): x for key, x in written["results"][name].items() if key.endswith(",none")}
+    own = {key: value for key, value in own.items() if isinstance(value, float)}
+    assert own == {key: one["scores"][key] for key in own}, name
+    assert len(own) >= 2
+    assert written["n-samples"][name]["effective"] == one["samples"]
+
+
+@pytest.mark.timeout(900)
+def test_the_scores_are_those_of_lm_evals_command_line(scored, files, tmp_path):
+    written = command_line(tmp_path, files, 0)
     for name, one in scored.items():
-        own = {
-            key.replace(",none", ""): value
-            for key, value in written["results"][name].items()
-            if isinstance(value, float) and key.endswith(",none")
-        }
-        assert own == {key: one["scores"][key] for key in own}, name
-        assert len(own) >= 2
-        assert written["n-samples"][name]["effective"] == one["samples"]
+        assert_the_same(name, written, one)
+
+
+@pytest.mark.timeout(600)
+def test_the_examples_of_a_prompt_are_those_of_the_command_line(files, demo, tmp_path):
+    data_files = {"train": files["arc_challenge"]["test"], "test": files["arc_easy"]["test"]}
+    with lmtasks.opened("arc_easy", None, data_files, 3) as task:
+        one = harness.score(*demo, task, fewshot=3, limit=LIMIT, batch_size=4)
+    assert_the_same("arc_easy", command_line(tmp_path, {"arc_easy": data_files}, 3), one)
 
 
 def test_a_prompt_is_the_stock_tasks(files):
@@ -168,11 +171,20 @@ def test_a_stock_task_without_the_hub_says_what_helps(demo):
         harness.score(*demo, task, fewshot=0, limit=2, batch_size=2)
 
 
-@pytest.mark.parametrize("error", [MemoryError("no more"), torch.OutOfMemoryError("no more")])
-def test_out_of_memory_names_the_key_to_lower(demo, monkeypatch, error):
-    def fails(*args, **kwargs):
-        raise error
+def of_a_gpu(*_, **__):
+    raise torch.OutOfMemoryError("no more")
 
+
+def of_a_cpu(*_, **__):
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def of_python(*_, **__):
+    bytearray(1 << 60)
+
+
+@pytest.mark.parametrize("fails", [of_a_gpu, of_a_cpu, of_python])
+def test_out_of_memory_names_the_key_to_lower(demo, monkeypatch, fails):
     monkeypatch.setattr(harness.lm_eval, "simple_evaluate", fails)
     with pytest.raises(UserError, match=r"evaluate\.tasks\.arc_easy: out of memory with batch_size 7"):
         harness.score(*demo, opened("arc_easy"), fewshot=0, limit=2, batch_size=7)

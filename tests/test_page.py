@@ -8,6 +8,8 @@ import synthetic
 from browsing import CONTRASTS, DESKTOP, PHONE, opened
 from test_report import report
 
+from mergemoe.metrics import shown as shown_as
+
 SIDEWAYS = "document.documentElement.scrollWidth - innerWidth"
 
 
@@ -66,6 +68,8 @@ def test_every_picture_of_scores_shows_the_numbers_of_metrics_json(browser, file
             shown = {trace["name"]: trace for trace in drawn(page, f"quality-demo-{place}")}
             full = shown.pop("full", None)
             assert (full and full["y"][0]) == numbers["full"].get(key)
+            lines = page.evaluate("id => document.getElementById(id).layout.shapes || []", f"quality-demo-{place}")
+            assert [line["y0"] for line in lines] == [numbers["full"][one] for one in (key,) if one in numbers["full"]]
             assert {name: trace["y"][0] for name, trace in shown.items()} == {
                 name: run[key] for name, run in numbers["runs"].items()
             }
@@ -101,6 +105,8 @@ def test_the_tables_show_the_numbers_of_metrics_json(browser, file, numbers):
 
         for number, key in enumerate(("fidelity/kl", "fidelity/perplexity", "fidelity/top1", "blimp/acc"), start=4):
             assert values("Scores", number) == [row.get(key) for row in rows]
+            texts = column(page, "Scores", number)
+            assert texts == [shown_as(row.get(key), row.get(f"{key}_stderr")) for row in rows]
         for number, key in enumerate(("parameters", "bytes", "flops_per_token"), start=2):
             assert values("Cost", number) == [row[f"cost/{key}"] for row in rows]
         for number, key in enumerate(("loops", "distinct2", "length", "perplexity"), start=2):

@@ -33,7 +33,7 @@ def test_the_projects_own_file_names_some_of_all_runs_that_fit():
         ("cluster.half.experts", "half", "cluster.half.experts: .* (got 'half')"),
         ("cluster.half.layers", "3-1", "empty range"),
         ("cluster.half.layers", "last", "neither `all` nor a range"),
-        ("cluster.a b", {"by": "weights", "experts": 2}, "'a b' becomes a folder"),
+        ("cluster.a b", {"by": "weights", "experts": 2}, "'a b' becomes a path"),
         ("calibrate.full", {"source": "x.txt", "samples": 1, "length": 9}, "`full` is taken"),
         ("calibrate.mixed.dataset", "allenai/c4", "one of them"),
         ("calibrate.c4", {"dataset": "allenai/c4", "samples": 1, "length": 9}, "needs `revision`"),

@@ -118,7 +118,7 @@ def test_a_card_tells_scores_next_to_the_full_models(made):
     card = (made / "first/cards/demo/mixed/half/mergemoe.md").read_text()
     assert "| blimp/acc | 0.701 ± 0.013 | 0.685 ± 0.014 |" in card
     assert "| fidelity/kl | – | 0.250 ± 0.0063 |" in card
-    assert 'base_model: "data/demo-moe"' in card
+    assert 'base_model: "demo-moe"' in card
     assert "Measured on blimp (version 2.0, 1,200 samples), fidelity (16,320 tokens)." in card
     provenance = json.loads(re.search(r"^# provenance: (.*)$", card, re.MULTILINE)[1])
     assert "results/scores/demo/mixed/half/mergemoe/blimp.json" in provenance["inputs"]
@@ -131,7 +131,7 @@ def test_the_hub_reads_the_scores_of_a_card(made):
     found = {f"{one.dataset_type}/{one.metric_type}": one.metric_value for one in loaded.eval_results}
     assert found == {key: gathered[key] for key in metrics.columns({"": {"full": {}, "runs": {"": gathered}}})}
     assert {one.metric_args["stderr"] for one in loaded.eval_results if one.metric_type == "acc"} == {0.0139}
-    assert (loaded.base_model, loaded.library_name) == ("data/demo-moe", "transformers")
+    assert (loaded.base_model, loaded.library_name) == ("demo-moe", "transformers")
     assert loaded.model_name == "demo/mixed/half/mergemoe" and "mergemoe" in loaded.tags
 
 
