@@ -49,7 +49,7 @@ def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
         with clone(root, commit) as again:
             for path in chain.files(again):  # metrics.json and its tables, which git has
                 (again / path).unlink()
-            programs.run(again, "snakemake", "--cores", "all", "--quiet", "all", shown=True)
+            programs.run(again, "snakemake", "--cores", "all", "--quiet", "host", "rules", "reason", shown=True)
             found |= _rerun(stages, tree, again, locked)
             found["metrics"] = _metrics(root, commit, again)
     else:

@@ -27,14 +27,14 @@ def audited(project, *args, **variables):
 
 
 def test_a_rerun_that_differs_names_the_first_stage_and_the_largest_difference(drifting):
-    done, found = audited(drifting, "--rerun", DRIFT="1e-3")
+    done, found = audited(drifting, "--rerun", DRIFT="0.25")
     assert done.returncode == 1
     assert "verdict: as recorded, but a rerun gives other results, from the stage solve on." in done.stdout
     assert found["holds"] and not found["identical"] and found["parts_at"] == "solve"
     stages = found["stages"]
     assert all(stages[name]["differ"] == [] for name in ("layout", "calibrate", "capture", "profile", "cluster"))
     assert all("/mergemoe/" in path for path in stages["solve"]["differ"])
-    assert stages["solve"]["largest"] == pytest.approx(1e-3, rel=0.05)
+    assert stages["solve"]["largest"] == pytest.approx(0.25, rel=0.02)  # in bfloat16
     assert found["metrics"]["differ"].keys() >= {"tiny/mixed/half/mergemoe fidelity/kl"}
     assert not any("average" in key for key in found["metrics"]["differ"])
     assert "numbers are not the committed ones, by at most " in done.stdout and "standard errors" in done.stdout
@@ -43,7 +43,7 @@ def test_a_rerun_that_differs_names_the_first_stage_and_the_largest_difference(d
 def test_results_made_anew_by_another_machine_say_how_they_compare(drifting, tmp_path):
     clone = tmp_path / "clone"
     run(tmp_path, "git", "clone", "--quiet", str(drifting), str(clone))
-    run(clone, "snakemake", DRIFT="1e-3")
+    run(clone, "snakemake", DRIFT="0.25")
     done, found = audited(clone)
     assert done.returncode == 1
     assert (
