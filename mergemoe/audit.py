@@ -41,8 +41,11 @@ def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
     locked = lock.read(tree)
     kept_out = programs.kept_out(tree)
     faults = chain.check(tree, programs.ledger(tree)["claims"], kept_out)
-    stages = {name: _stage(name, tree, locked, faults, kept_out) for name in locked}
-    strays = [fault.fact for fault in faults if fault.stage not in RULES]
+    rules = programs.rules(tree)
+    stages = {
+        name: _stage(name, tree, locked, [f for f in faults if f.stage in rules[name]], kept_out) for name in locked
+    }
+    strays = [fault.fact for fault in faults if not fault.stage]
     found: dict[str, Any] = {"stages": stages, "strays": strays, "edited": _edited(tree, locked)}
     again = tree
     if rerun:
@@ -60,18 +63,6 @@ def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
     return found
 
 
-RULES = {  # a stage of the workflow -> the stage of dvc.yaml that it is a part of
-    "convert": "layout",
-    "curve": "cluster",
-    "budget": "cluster",
-    "reference": "evaluate",
-    "fidelity": "evaluate",
-    "generate": "evaluate",
-    **{stage: stage for stage in ("layout", "calibrate", "capture", "profile", "cluster", "solve", "assemble")},
-    **{stage: stage for stage in ("evaluate", "report")},
-}
-
-
 def _stage(
     name: str, tree: Path, locked: dict[str, Any], faults: Sequence[chain.Fault], kept_out: Collection[str]
 ) -> dict[str, Any]:
@@ -87,7 +78,7 @@ def _stage(
         "as_recorded": not wrong,
         "kept_out": sorted(entry.path for entry in outs if entry.path in kept_out),
         "other_bytes": sorted(set(wrong)),
-        "faults": [fault.fact for fault in faults if RULES.get(fault.stage) == name],
+        "faults": [fault.fact for fault in faults],
     }
 
 

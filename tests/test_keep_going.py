@@ -96,3 +96,23 @@ def test_a_partial_report_can_never_be_recorded(kept_going):
     outs = [str(out) for stage in stages for out in [*stage.get("outs", []), *stage.get("metrics", [])]]
     assert outs and not any("scratch" in out for out in outs)
     assert "/scratch/" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+def test_what_was_made_with_other_parameters_is_not_shown_and_named(kept_going, tmp_path):
+    project = shutil.copytree(kept_going, tmp_path / "project")
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["evaluate"]["heldout"]["samples"] = 3
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    made = snakemake(project, "results/scores/tiny/full/fidelity.json")
+    assert made.returncode == 0, made.stderr
+    assert snakemake(project, "report_partial", cores=1).returncode == 0
+    page = (project / "scratch/report_partial/index.html").read_text()
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td><td class="said">(.*?)</td>', page)
+    stale = {
+        (subject, missing) for subject, missing, said in rows if said.startswith("what is there was made with other")
+    }
+    runs = {("tiny/mixed/half/average", "fidelity"), ("tiny/mixed/half/mergemoe", "fidelity")}
+    assert stale == runs | {("tiny/full", "generation"), *((subject, "generation") for subject, _ in runs)}
+    numbers = json.loads(re.search(r'<script type="application/json" id="metrics">(.*?)</script>', page)[1])["tiny"]
+    assert "fidelity/perplexity" in numbers["full"] and "generation/loops" not in numbers["full"]
+    assert all("fidelity/kl" not in run and "blimp/acc" in run for run in numbers["runs"].values())

@@ -1,6 +1,7 @@
 """params.yaml: every mistake is named by its path before the first job."""
 
 import copy
+import re
 
 import pytest
 import yaml
@@ -9,8 +10,17 @@ from conftest import ROOT
 from mergemoe import budget
 from mergemoe.errors import UserError
 from mergemoe.params import read_params
+from stages.graph import PATTERNS
 
 GOOD = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def test_a_task_has_any_name_that_lm_eval_gives_one():
+    for name in ("AraDiCE_computer-science_egy", "mmlu_pro.v2", "piqa"):
+        assert re.fullmatch(PATTERNS["task"] + r"\.json", f"{name}.json")
+        assert name in read_params(GOOD | {"evaluate": GOOD["evaluate"] | {"tasks": {name: {}}}}).evaluate.tasks
+    for name in ("fidelity", "generation"):
+        assert not re.fullmatch(PATTERNS["task"] + r"\.json", f"{name}.json")
 
 
 def test_the_projects_own_file_names_some_of_all_runs_that_fit():

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mergemoe import store
 from mergemoe.errors import ArtifactError
@@ -113,3 +114,16 @@ def test_numbers_that_json_cannot_hold_are_not_written(tmp_path):
     with pytest.raises(ValueError):
         store.write_json(tmp_path / "a.json", {"x": float("nan")}, MADE)
     assert not (tmp_path / "a.json").exists()
+
+
+def test_an_artifact_can_be_read_by_others(tmp_path):
+    before = os.umask(0o022)
+    try:
+        store.write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)}, MADE)
+        with store.atomic(tmp_path / "folder") as folder:
+            folder.mkdir()
+            save_file({"a": torch.ones(2)}, folder / "a.safetensors")
+    finally:
+        os.umask(before)
+    for path in ("a.safetensors", "folder/a.safetensors"):
+        assert (tmp_path / path).stat().st_mode & 0o777 == 0o644
