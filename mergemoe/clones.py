@@ -34,12 +34,13 @@ def _configure(root: Path, tree: Path) -> None:
         url = section.get("url", "")
         path = "" if "://" in url or Path(url).is_absolute() else str((root / ".dvc" / url).resolve())
         whole.read_dict({name: {**section, **({"url": path} if url and path else {})}})
-    whole.read_dict({"cache": {"dir": str(_cache(root))}})
+    whole.read_dict({"cache": {"dir": str(cache(root))}})
     with (tree / ".dvc" / "config.local").open("w") as file:
         whole.write(file)
 
 
-def _cache(root: Path) -> Path:
+def cache(root: Path) -> Path:
+    """Return the folder of DVC's cache."""
     return (root / programs.run(root, "dvc", "cache", "dir").strip()).resolve()
 
 
@@ -49,22 +50,22 @@ def fetch(tree: Path) -> None:
     Raises:
         UserError: where something is in neither; what dvc.yaml keeps out of pushes may be.
     """
-    cache, failed = _cache(tree), ""
-    if _missing(tree, cache):
+    kept, failed = cache(tree), ""
+    if _missing(tree, kept):
         try:
             programs.run(tree, "dvc", "fetch")
         except UserError as error:
             failed = f"\n{error}"
-    if lost := _missing(tree, cache) - programs.unpushed(tree):
+    if lost := _missing(tree, kept) - programs.unpushed(tree):
         raise UserError(
             f"{', '.join(sorted(lost))}: not in DVC's cache, and not in a remote. Run `dvc push` where it was "
             f"recorded, and give this project the remote{failed}"
         )
 
 
-def _missing(tree: Path, cache: Path) -> set[str]:
+def _missing(tree: Path, kept: Path) -> set[str]:
     in_git = set(programs.run(tree, "git", "ls-files", "results").splitlines())
-    return {entry.path for entry in lock.outs(tree) if entry.path not in in_git and not lock.cached(cache, entry.md5)}
+    return {entry.path for entry in lock.outs(tree) if entry.path not in in_git and not lock.cached(kept, entry.md5)}
 
 
 def bring(tree: Path) -> None:

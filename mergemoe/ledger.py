@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mergemoe import chain, lock, programs, recorded, store
 from mergemoe.chain import Fault
-from mergemoe.clones import bring, clone, fetch
+from mergemoe.clones import bring, cache, clone, fetch
 from mergemoe.errors import UserError
 
 SHOWN = 12  # faults that a message lists
@@ -115,11 +115,11 @@ def refuse(faults: Sequence[Fault], what: str) -> None:
 
 
 def _refuse_unrecorded(root: Path) -> None:
-    entries = lock.outs(root) if (root / "dvc.lock").is_file() else ()
-    outs = [entry.path for entry in entries if lock.digest(root / entry.path) == entry.md5]
-    tracked = set(programs.run(root, "git", "ls-files", "results").splitlines())
-    found = [path for path in chain.files(root) if path not in tracked]
-    if lost := [path for path in found if not any(Path(path).is_relative_to(out) for out in outs)]:
+    """Refuse where a result would be lost: git has it not, nor DVC's cache, whichever revision it is of."""
+    kept, in_git = cache(root), set(programs.run(root, "git", "ls-files", "results").splitlines())
+    found = [path for path in chain.files(root) if path not in in_git]
+    lost = [path for path in found if not lock.cached(kept, lock.digest(root / path) or "")]
+    if lost:
         raise UserError(
             f"not restored: {len(lost)} files below results/ are not recorded, such as {lost[0]}. "
             "`mergemoe record` keeps them; or delete them"

@@ -229,5 +229,18 @@ def test_restore_loses_nothing(project):
     (project / "results/cluster/mine.json").unlink()
     assert "no such revision" in refused(project, "restore", "nowhere")
     shutil.rmtree(project / ".dvc/cache")
-    assert "not in DVC's cache, and not in a remote" in refused(project, "restore", "half")
+    assert "are not recorded" in refused(project, "restore", "half")
     assert "experts: 0.25" in (project / "params.yaml").read_text()  # the tree is what it was
+
+
+def test_a_restore_that_was_interrupted_can_be_done_again(project):
+    before = store.sha256(project / "results")
+    run(
+        project, "git", "checkout", "--quiet", "half"
+    )  # and there it was killed: the artifacts are the other revision's
+    run(project, "mergemoe", "restore", "half")
+    assert nothing_to_do(project)
+    run(project, "git", "checkout", "--quiet", "quarter")
+    shutil.rmtree(project / "results/solve")
+    run(project, "mergemoe", "restore", "quarter")
+    assert store.sha256(project / "results") == before
