@@ -28,7 +28,7 @@ def clone(root: Path, commit: str) -> Iterator[Path]:
 
 def _configure(root: Path, tree: Path) -> None:
     """Let a clone take artifacts from where `root` does; its configuration may name paths relative to itself."""
-    found, whole = configparser.ConfigParser(), configparser.ConfigParser()
+    found, whole = (configparser.ConfigParser(interpolation=None) for _ in range(2))
     found.read([root / ".dvc" / name for name in ("config", "config.local")])
     for name, section in found.items():
         url = section.get("url", "")

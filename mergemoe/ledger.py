@@ -36,17 +36,17 @@ def record(root: Path) -> str:
         raise UserError(f"not recorded: jobs are pending ({listed}). Run `snakemake --cores all` first")
     wanted = asked.result()
     refuse(chain.check(root, wanted["claims"]), "not recorded")
-    before, stages = _text(root / "dvc.lock"), _text(root / "dvc.yaml")
-    if stages != wanted["dvc.yaml"]:
-        _write(root / "dvc.yaml", wanted["dvc.yaml"])
-    programs.run(root, "dvc", "commit", "--force")
-    if wrong := [entry for entry in lock.outs(root) if lock.digest(root / entry.path) != entry.md5]:
-        _write(root / "dvc.lock", before)
-        raise UserError(
-            f"not recorded: DVC remembers other bytes of {wrong[0].path} than there are. A file in it was replaced by "
-            f"one of the same size and time: `touch` the files in it, then record again"
-        )
-    changed = _text(root / "dvc.lock") != before
+    before = {path: _text(path) for path in (root / "dvc.lock", root / "dvc.yaml")}
+    try:
+        if before[root / "dvc.yaml"] != wanted["dvc.yaml"]:
+            _write(root / "dvc.yaml", wanted["dvc.yaml"])
+        programs.run(root, "dvc", "commit", "--force")
+        _check_lock(root)
+    except UserError:
+        for path, text in before.items():
+            _write(path, text)
+        raise
+    changed = _text(root / "dvc.lock") != before[root / "dvc.lock"]
     if changed:
         recorded.renew(root)
     found = chain.files(root)
@@ -54,6 +54,16 @@ def record(root: Path) -> str:
     files = ["dvc.lock", "dvc.yaml", str(recorded.FILE), "results/metrics.json"]
     end = f"`git add -A` and `git commit` keep {', '.join(files)}; `dvc push` the artifacts" if changed else "as before"
     return f"recorded {len(found)} files, {size / 1e6:,.1f} MB: {end}"
+
+
+def _check_lock(root: Path) -> None:
+    """Check that DVC has looked at the bytes; it trusts its notes of a file whose size and time are as they were."""
+    for entry in lock.outs(root):
+        if lock.digest(root / entry.path) != entry.md5:
+            raise UserError(
+                f"not recorded: DVC remembers other bytes of {entry.path} than there are. A file in it was replaced by "
+                "one of the same size and time: `touch` the files in it, then record again"
+            )
 
 
 def restore(root: Path, revision: str) -> str:
@@ -86,11 +96,8 @@ def restore(root: Path, revision: str) -> str:
 
 def check_project(root: Path) -> None:
     """Refuse a folder that is no project with a ledger."""
-    for name, helps in {
-        "Snakefile": "run this in the project's folder",
-        ".git": "git init",
-        ".dvc": "dvc init",
-    }.items():
+    needed = {"Snakefile": "run this in the project's folder", ".git": "run `git init`", ".dvc": "run `dvc init`"}
+    for name, helps in needed.items():
         if not (root / name).exists():
             raise UserError(f"{root.resolve()} has no {name}: {helps}")
 

@@ -12,7 +12,8 @@ import time
 import pytest
 from project import change, commit, put_under_git, run
 
-from mergemoe import store
+from mergemoe import ledger, store
+from mergemoe.errors import UserError
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
 
@@ -244,3 +245,19 @@ def test_a_restore_that_was_interrupted_can_be_done_again(project):
     shutil.rmtree(project / "results/solve")
     run(project, "mergemoe", "restore", "quarter")
     assert store.sha256(project / "results") == before
+
+
+def test_a_record_that_fails_changes_nothing(project):
+    change(project, "plots:", "# mine\nplots:", "dvc.yaml")  # it would be written anew
+    shutil.rmtree(project / ".dvc/cache")
+    (project / ".dvc/cache").write_text("no folder")
+    before = (project / "dvc.yaml").read_text()
+    assert "`dvc commit --force` in" in refused(project, "record")
+    assert (project / "dvc.yaml").read_text() == before
+
+
+def test_a_lock_that_is_not_of_the_bytes_is_seen(project):
+    file = project / "results/errors.csv"
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(UserError, match="DVC remembers other bytes of results/errors.csv than there are"):
+        ledger._check_lock(project)
