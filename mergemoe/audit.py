@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergemoe import chain, comparison, ledger, lock, programs, recorded
+from mergemoe import chain, comparison, holes, ledger, lock, programs, recorded
 from mergemoe.clones import bring, clone
 from mergemoe.errors import UserError
 
@@ -50,9 +50,7 @@ def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
     again = tree
     if rerun:
         with clone(root, commit) as again:
-            for path in chain.files(again):  # metrics.json and its tables, which git has
-                (again / path).unlink()
-            programs.run(again, "snakemake", "--cores", "all", "--quiet", "host", "rules", "reason", shown=True)
+            _compute(again)
             found |= _rerun(stages, tree, again, locked)
             found["metrics"] = _metrics(root, commit, again)
     else:
@@ -61,6 +59,18 @@ def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
     same = all(not one.get("differ") for one in stages.values())
     found["holds"], found["identical"] = held, held and same and not found["metrics"]["differ"]
     return found
+
+
+def _compute(tree: Path) -> None:
+    """Run a clone's workflow from nothing; where it fails, say what the logs say, for the clone is gone then."""
+    for path in chain.files(tree):  # metrics.json and its tables, which git has
+        (tree / path).unlink()
+    try:
+        programs.run(tree, "snakemake", "--cores", "all", "--quiet", "host", "rules", "reason", shown=True)
+    except UserError as error:
+        said = dict.fromkeys(map(holes.last_words, sorted((tree / "logs").rglob("*.log"))))
+        told = [words for words in said if not words.startswith(holes.MADE)]
+        raise UserError("\n  ".join([str(error), *told])) from None
 
 
 def _stage(

@@ -13,6 +13,7 @@ from mergemoe import store
 RULES = {"fidelity": "fidelity", "generation": "generate"}  # what is no task of lm-eval has a rule of its own
 OPTIONAL = {"convert", "curve", "budget"}  # not every run has them
 BAR = re.compile(r"\d+%\|")  # of a progress bar
+MADE = "made once, and not there now"
 DONE = "CPU time: "  # how a stage that came to its end closes its log
 
 
@@ -87,13 +88,7 @@ def _way(results: Path, model: str, subject: str) -> Iterator[tuple[str, str, st
 def _said(artifact: Path, log: Path) -> str:
     said = last_words(log)
     old = "what is there was made with other parameters, inputs or code"
-    return (
-        f"{old}; {said}"
-        if artifact.exists() and not said.startswith("made once")
-        else old
-        if artifact.exists()
-        else said
-    )
+    return f"{old}; {said}" if artifact.exists() and not said.startswith(MADE) else old if artifact.exists() else said
 
 
 def last_words(log: Path) -> str:
@@ -105,7 +100,7 @@ def last_words(log: Path) -> str:
     if errors:
         return errors[-1]
     if lines and lines[-1].startswith(DONE):
-        return "made once, and not there now"
+        return MADE
     plain = [line for line in lines if not BAR.search(line)]
     if any(line.startswith("Traceback") for line in plain):
         return plain[-1]

@@ -35,7 +35,7 @@ def run(root: Path, *command: str, shown: bool = False) -> str:
         raise UserError(f"`{command[0]}` is not there: install it") from None
     if done.returncode != 0:
         name = " ".join(command[2:] if command[1] == "-m" else command)
-        said = (done.stderr or done.stdout).strip().splitlines()[-12:]
+        said = f"{done.stdout}\n{done.stderr or ''}".strip().splitlines()[-12:]  # Snakemake says why in either
         raise UserError("\n  ".join([f"`{name}` in {root} ended with status {done.returncode}", *said]))
     return done.stdout
 

@@ -101,7 +101,7 @@ def test_a_partial_report_can_never_be_recorded(kept_going):
 def test_what_was_made_with_other_parameters_is_not_shown_and_named(kept_going, tmp_path):
     project = shutil.copytree(kept_going, tmp_path / "project")
     params = yaml.safe_load((project / "params.yaml").read_text())
-    params["evaluate"]["heldout"]["samples"] = 3
+    params["evaluate"]["heldout"]["samples"] = 5
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     made = snakemake(project, "results/scores/tiny/full/fidelity.json")
     assert made.returncode == 0, made.stderr
