@@ -23,7 +23,7 @@ def audit(root: Path, revision: str | None = None, rerun: bool = False) -> dict[
         UserError: where there is nothing to audit, or the recomputation fails.
     """
     ledger.check_project(root)
-    commit = ledger.resolve(root, revision) if revision else programs.run(root, "git", "rev-parse", "HEAD").strip()
+    commit = ledger.recorded_commit(root, revision) if revision else ledger.commit_of(root, "HEAD")
     if rerun and not revision and (dirty := programs.run(root, "git", "status", "--porcelain", "-uno").splitlines()):
         raise UserError(
             f"--rerun computes the commit again, and {dirty[0][3:]} differs from it: commit, or name a revision"
@@ -47,7 +47,6 @@ def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
     }
     strays = [fault.fact for fault in faults if not fault.stage]
     found: dict[str, Any] = {"stages": stages, "strays": strays, "edited": _edited(tree, locked)}
-    again = tree
     if rerun:
         with clone(root, commit) as again:
             _compute(again)
@@ -77,11 +76,11 @@ def _stage(
     name: str, tree: Path, locked: dict[str, Any], faults: Sequence[chain.Fault], kept_out: Collection[str]
 ) -> dict[str, Any]:
     """Return what one stage's outputs are, beside what dvc.lock and provenance say of them."""
-    outs = [entry for entry in lock.entries({name: locked[name]}, "outs")]
+    outs = list(lock.entries({name: locked[name]}, "outs"))
     data = [entry for entry in lock.entries({name: locked[name]}, "deps") if not _is_code(entry.path)]
     here = [entry for entry in [*outs, *data] if entry.path not in kept_out]
     wrong = [entry.path for entry in here if lock.digest(tree / entry.path) != entry.md5]
-    files = [path for entry in outs for path in _below(tree, entry.path)]
+    files = [tree / path for path in chain.files(tree) if chain.below(path, [entry.path for entry in outs])]
     return {
         "files": len(files),
         "bytes": sum(path.stat().st_size for path in files),
@@ -90,11 +89,6 @@ def _stage(
         "other_bytes": sorted(set(wrong)),
         "faults": [fault.fact for fault in faults],
     }
-
-
-def _below(tree: Path, path: str) -> list[Path]:
-    whole = tree / path
-    return [tree / file for file in chain.files(tree) if Path(file).is_relative_to(path)] if whole.exists() else []
 
 
 def _is_code(path: str) -> bool:
@@ -115,7 +109,7 @@ def _rerun(stages: dict[str, Any], tree: Path, again: Path, locked: dict[str, An
     outs = [(entry.stage, entry.path) for entry in lock.entries(locked, "outs")]
     for name, one in stages.items():
         own = [path for stage, path in outs if stage == name]
-        differ = [d for d in differences if any(Path(d.path).is_relative_to(path) for path in own)]
+        differ = [d for d in differences if chain.below(d.path, own)]
         sizes = [d.largest for d in differ if d.largest is not None]
         one |= {
             "differ": [d.path for d in differ],

@@ -35,7 +35,7 @@ def check(root: Path, claims: Claims, kept_out: Collection[str] = ()) -> list[Fa
     """
     found = files(root)
     listed, known = _listed(root, found), {}
-    missing = [path for path in claims if not (root / path).exists() and not _below(path, kept_out)]
+    missing = [path for path in claims if not (root / path).exists() and not below(path, kept_out)]
     missing += [path for path in listed if not (root / path).is_file()]
     faults = [_fault(path, f"{path} is missing", claims, listed) for path in missing]
     for path in track(found, "artifacts checked"):
@@ -54,6 +54,11 @@ def files(root: Path) -> list[str]:
     """Return the files below `root`/results, sorted; temporaries and Snakemake's own marks have hidden names."""
     paths = (path.relative_to(root) for path in (root / "results").rglob("*") if path.is_file())
     return sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
+
+
+def below(path: str, folders: Collection[str]) -> bool:
+    """Tell whether a path is one of `folders`, or lies in one."""
+    return any(Path(path).is_relative_to(folder) for folder in folders)
 
 
 class _Listed(NamedTuple):
@@ -75,16 +80,12 @@ def _listed(root: Path, found: Sequence[str]) -> dict[str, _Listed]:
     return listed
 
 
-def _below(path: str, folders: Collection[str]) -> bool:
-    return any(Path(path).is_relative_to(folder) for folder in folders)
-
-
 def _check(path: str, root: Path, claims: Claims, known: dict[str, str], kept_out: Collection[str]) -> None:
     file = root / path
     made = provenance.of(file)
     provenance.check_claim(path, made, claims)
     assert made is not None  # a claim is of an artifact
-    inputs = {name: digest for name, digest in made["inputs"].items() if not _below(name, kept_out)}
+    inputs = {name: digest for name, digest in made["inputs"].items() if not below(name, kept_out)}
     provenance.check_links(path, inputs, root, known)
     layer = int(digits[1]) if (digits := re.fullmatch(r"layer_(\d+)", file.stem)) else None
     if file.suffix == ".h5":

@@ -28,7 +28,7 @@ def compare(before: Path, after: Path, known: Collection[str] = ()) -> tuple[int
     Folders in `known` are known to be the same by their hashes; `before` may lack them.
     """
     paths = sorted({*chain.files(before), *chain.files(after)})
-    compared = [path for path in paths if not any(Path(path).is_relative_to(folder) for folder in known)]
+    compared = [path for path in paths if not chain.below(path, known)]
     found = [_file(before, after, path) for path in track(compared, "artifacts compared")]
     differences = [one for one in found if one is not None]
     return len(paths) - len(differences), differences

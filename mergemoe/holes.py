@@ -4,20 +4,18 @@ A run without its model has one hole: the first artifact that is missing on the 
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mergemoe import store
+from mergemoe.metrics import There
 
 RULES = {"fidelity": "fidelity", "generation": "generate"}  # what is no task of lm-eval has a rule of its own
 OPTIONAL = {"convert", "curve", "budget"}  # not every run has them
 BAR = re.compile(r"\d+%\|")  # of a progress bar
 MADE = "made once, and not there now"
 DONE = "CPU time: "  # how a stage that came to its end closes its log
-
-
-There = Callable[[Path], bool]
 
 
 class Hole(NamedTuple):
@@ -87,8 +85,10 @@ def _way(results: Path, model: str, subject: str) -> Iterator[tuple[str, str, st
 
 def _said(artifact: Path, log: Path) -> str:
     said = last_words(log)
+    if not artifact.exists():
+        return said
     old = "what is there was made with other parameters, inputs or code"
-    return f"{old}; {said}" if artifact.exists() and not said.startswith(MADE) else old if artifact.exists() else said
+    return old if said.startswith(MADE) else f"{old}; {said}"
 
 
 def last_words(log: Path) -> str:

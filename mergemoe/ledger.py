@@ -74,7 +74,7 @@ def restore(root: Path, revision: str) -> str:
             tree is what it was then.
     """
     check_project(root)
-    commit = resolve(root, revision)
+    commit = recorded_commit(root, revision)
     if dirty := programs.run(root, "git", "status", "--porcelain", "--untracked-files=no").splitlines():
         raise UserError(f"not restored: {len(dirty)} tracked files have changes ({dirty[0][3:]}); commit them first")
     _refuse_unrecorded(root)
@@ -102,12 +102,17 @@ def check_project(root: Path) -> None:
             raise UserError(f"{root.resolve()} has no {name}: {helps}")
 
 
-def resolve(root: Path, revision: str) -> str:
-    """Return the commit of a revision that was recorded."""
+def commit_of(root: Path, revision: str) -> str:
+    """Return the commit that a revision names."""
     try:
-        commit = programs.run(root, "git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
+        return programs.run(root, "git", "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
     except UserError:
         raise UserError(f"{revision}: no such revision in git") from None
+
+
+def recorded_commit(root: Path, revision: str) -> str:
+    """Return the commit of a revision that was recorded."""
+    commit = commit_of(root, revision)
     if not programs.run(root, "git", "ls-tree", commit, "dvc.lock"):
         raise UserError(f"{revision} has no dvc.lock: nothing was recorded then")
     return commit

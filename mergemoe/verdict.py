@@ -1,6 +1,6 @@
 """What an audit found, as a table that a reviewer reads."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mergemoe.metrics import shown
@@ -41,11 +41,8 @@ def _table(found: Mapping[str, Any]) -> str:
             rows[-1].append(_again(one))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = [str.ljust, str.rjust, str.rjust, *[str.ljust] * (len(widths) - 3)]
-    return "\n".join("  ".join(map(_aside, sides, row, widths)).rstrip() for row in rows)
-
-
-def _aside(side: Callable[[str, int], str], text: str, width: int) -> str:
-    return side(text, width)
+    lines = [[side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)] for row in rows]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def _bytes(stage: Mapping[str, Any]) -> str:
