@@ -1,6 +1,7 @@
 """Scores from lm-eval, the real one, on a model in memory."""
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,6 +79,9 @@ def score(
 def _run(model: Any, tokenizer: Any, task: Task, fewshot: int | None, limit: int | None, batch_size: int) -> Any:
     evaluate: Any = lm_eval.simple_evaluate  # decorators hide the signatures from type checkers
     wrap: Any = HFLM
+    # Else the resamples of a standard error are drawn in as many processes as there are cores, each of which imports
+    # lm-eval; the numbers are the same.
+    os.environ["DISABLE_MULTIPROC"] = "1"
     return evaluate(
         wrap(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device)),
         tasks=[task.spec],

@@ -33,21 +33,26 @@ def sources(*modules: str) -> list[Path]:
     todo, seen = list(modules), set()
     while todo:
         name = todo.pop()
-        base = ROOT / name.replace(".", "/")
-        for path in (base.with_suffix(".py"), base / "__init__.py"):
-            if path.is_file() and path not in seen:
+        for path in _files(name):
+            if path not in seen:
                 seen.add(path)
                 todo += imports(path)
-        if "." in name:
-            todo.append(name.rpartition(".")[0])  # importing a.b runs a/__init__.py, too
     return sorted(seen)
+
+
+@functools.cache
+def _files(name: str) -> list[Path]:
+    """Return the project's files that importing a name runs: importing a.b runs a/__init__.py, too."""
+    base = ROOT / name.replace(".", "/")
+    own = [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()]
+    return own + (_files(name.rpartition(".")[0]) if "." in name else [])
 
 
 @functools.cache
 def imports(path: Path) -> list[str]:
     """Return the names that a file imports, wherever in it."""
     names = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_parsed(path)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -56,8 +61,14 @@ def imports(path: Path) -> list[str]:
 
 
 @functools.cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def _tree(path: Path) -> str:
-    tree = ast.parse(path.read_text())
+    """Return what a file does as text; its imports are the same without docstrings."""
+    tree = _parsed(path)
     for node in ast.walk(tree):
         documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         if documented and ast.get_docstring(node) is not None:
