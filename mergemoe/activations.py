@@ -5,7 +5,6 @@ heldout [S], which of the S sequences are never fitted on. Padding is left out. 
 bits; compression is lossless. The digest in the provenance covers names, types, shapes and bytes.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergemoe import store
+from mergemoe import payloads, store
 from mergemoe.tokens import Activations
 
 CHUNK_ROWS = 1024
@@ -47,7 +46,7 @@ class Writer:
 
     def close(self, provenance: Mapping[str, Any]) -> None:
         """Write provenance and digest, and close."""
-        self.file.attrs[store.KEY] = store.canonical(store.sealed(provenance, _digest(self.file)))
+        self.file.attrs[store.KEY] = store.canonical(store.sealed(provenance, payloads.of_activations(self.file)))
         self.file.close()
 
 
@@ -63,7 +62,7 @@ class Reader(Activations):
         try:
             self.file: Any = h5py.File(path, "r")
             provenance = json.loads(self.file.attrs[store.KEY])
-            same = store.holds(provenance, _digest(self.file))
+            same = store.holds(provenance, payloads.of_activations(self.file))
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise store.damaged(path, f"cannot be read as captured activations ({error})") from error
         if not same:
@@ -92,13 +91,3 @@ class Reader(Activations):
 def _bits(rows: Tensor) -> np.ndarray:
     rows = rows.detach().cpu().contiguous()
     return (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
-
-
-def _digest(file: Any) -> str:
-    whole = hashlib.sha256()
-    for name in sorted(file):
-        dataset = file[name]
-        whole.update(store.canonical([name, str(dataset.dtype), list(dataset.shape)]).encode())
-        for start in range(0, len(dataset), 16 * CHUNK_ROWS):
-            whole.update(np.ascontiguousarray(dataset[start : start + 16 * CHUNK_ROWS]).data)
-    return whole.hexdigest()

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mergemoe import checkpoint, provenance, store
+from mergemoe import checkpoint, payloads, provenance, store
 from mergemoe.errors import ArtifactError
 from mergemoe.progress import track
 from mergemoe.provenance import Claims
@@ -88,17 +88,27 @@ def _check(path: str, root: Path, claims: Claims, known: dict[str, str], kept_ou
     inputs = {name: digest for name, digest in made["inputs"].items() if not below(name, kept_out)}
     provenance.check_links(path, inputs, root, known)
     layer = int(digits[1]) if (digits := re.fullmatch(r"layer_(\d+)", file.stem)) else None
-    if file.suffix == ".h5":
-        from mergemoe.activations import Reader  # torch is slow to import, and not every study has captures left
-
-        Reader(file, layer).__exit__()
-    elif file.suffix == ".safetensors":
-        store.read_tensors(file)
-    else:
+    if file.suffix == ".json":
         whole = store.read_json(file, layer)
         if made["stage"] == "layout":
             folder = root / checkpoint.locate(whole["path"], whole.get("revision"))
             store.check_files(folder, whole["files"], original=True)
+    elif not store.holds(made, _payload(file)):
+        raise store.damaged(path, "does not hold what was written (its digest differs)")
+    elif layer is not None and made.get("layer", layer) != layer:
+        raise store.damaged(path, f"is of layer {made['layer']}, not {layer}")
+
+
+def _payload(file: Path) -> str:
+    try:
+        if file.suffix == ".safetensors":
+            return payloads.of_tensors(file)
+        import h5py  # not every study has captures left
+
+        with h5py.File(file) as opened:
+            return payloads.of_activations(opened)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise store.damaged(file, f"cannot be read as an artifact ({error})") from error
 
 
 def _fault(path: str, fact: str, claims: Claims, listed: Mapping[str, _Listed]) -> Fault:

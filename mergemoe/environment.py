@@ -1,4 +1,4 @@
-"""What a job runs in: versions, platform, threads, seconds. Stages end their logs with it; it is in no artifact."""
+"""What a job runs in and takes: versions, platform, threads, node, memory, seconds. A log ends with it, no artifact."""
 
 import json
 import os
@@ -27,13 +27,25 @@ def here() -> dict[str, Any]:
 
 
 def line() -> str:
-    """Return the line of a log that says what a job ran in, with what threads and GPU, and for how long."""
+    """Return the line of a log that says what a job ran in, with what threads and GPU, where, and what it took."""
     ran: dict[str, Any] = {**here(), "mkl_cbwr": os.environ.get("MKL_CBWR")}
     if torch := sys.modules.get("torch"):  # a stage without it computes nothing that hangs on them
         ran |= {"threads": torch.get_num_threads()}
         ran |= {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+    ran |= {"node": os.environ.get("SLURMD_NODENAME") or platform.node()}
+    ran |= {"devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "peak_mb": _peak()}
     seconds = time.time() - psutil.Process().create_time()  # imports included
     return MARK + json.dumps({**ran, "seconds": round(seconds, 1)}, sort_keys=True)
+
+
+def _peak() -> int | None:
+    """Return the most memory, in MB, that this process had resident so far, pages of mapped files included; on Linux.
+
+    The `ru_maxrss` of getrusage would do but for what it inherits of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE) if status.is_file() else None
+    return round(int(found[1]) * 1024 / 1e6) if found else None
 
 
 def _version(package: str) -> str | None:

@@ -3,7 +3,6 @@
 DVC records whatever lies there, and Snakemake trusts whatever its own notes say; these two close the gaps.
 """
 
-import importlib
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +26,8 @@ def record(root: Path) -> str:
         UserError: where jobs are pending, or an artifact is not what path and params.yaml say; nothing changes then.
     """
     check_project(root)
-    with ThreadPoolExecutor() as pool:  # each takes seconds, mostly of imports
+    with ThreadPoolExecutor() as pool:  # both take seconds, mostly of imports
         asked = pool.submit(programs.ledger, root)
-        pool.submit(importlib.import_module, "mergemoe.activations")  # torch, which the check needs
         jobs = programs.pending(root)
     if jobs:
         listed = ", ".join(f"{rule} {count}" for rule, count in jobs.items())

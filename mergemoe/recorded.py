@@ -1,6 +1,6 @@
 """envs/recorded.json: what the jobs that made a recorded run ran in, and for how long. Git has it; no artifact does.
 
-{"stages": {stage: {"jobs": n, "seconds": s, "ran_in": [versions, platform, threads]}}}
+{"stages": {stage: {"jobs": n, "seconds": s, "peak_mb": most, "ran_in": [versions, platform, threads]}}}
 """
 
 import json
@@ -28,7 +28,7 @@ def renew(root: Path) -> None:
 
 
 def gather(logs: Path) -> dict[str, Any]:
-    """Return {stage: its jobs, their seconds, all that they ran in} of the logs below a folder."""
+    """Return {stage: its jobs, seconds, highest peak of memory, all that they ran in} of the logs below a folder."""
     stages: dict[str, Any] = {}
     for path in sorted(logs.rglob("*.log")):
         lines = re.findall(rf"^{environment.MARK}(.*)$", path.read_text(errors="replace"), re.MULTILINE)
@@ -36,9 +36,12 @@ def gather(logs: Path) -> dict[str, Any]:
             continue
         ran = json.loads(lines[-1])
         stage = path.relative_to(logs).with_suffix("").parts[0]
-        entry = stages.setdefault(stage, {"jobs": 0, "seconds": 0.0, "ran_in": []})
+        entry = stages.setdefault(stage, {"jobs": 0, "seconds": 0.0, "peak_mb": 0, "ran_in": []})
         entry["jobs"] += 1
         entry["seconds"] = round(entry["seconds"] + ran.pop("seconds"), 1)
+        entry["peak_mb"] = max(entry["peak_mb"], ran.pop("peak_mb") or 0)
+        for of_one_job in ("node", "devices"):
+            del ran[of_one_job]
         if ran not in entry["ran_in"]:
             entry["ran_in"].append(ran)
     return stages

@@ -2,11 +2,13 @@
 
 import os
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 from safetensors.torch import save_file
 
-from mergemoe import store
+from mergemoe import payloads, store
 from mergemoe.errors import ArtifactError
 
 MADE = {"stage": "solve", "params": {"ridge": 0.0}, "inputs": {"a": "b"}, "code": "c"}
@@ -29,6 +31,18 @@ def test_the_same_content_is_the_same_bytes(tmp_path):
         store.write_json(tmp_path / f"{name}.json", {"b": 1, "a": 2}, MADE)
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+
+DTYPES = [getattr(torch, name) for name in payloads.TORCH.values()]
+SHAPES = st.lists(st.integers(0, 3), max_size=3)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.text("ab.é", min_size=1, max_size=4), st.tuples(st.sampled_from(DTYPES), SHAPES), max_size=4))
+def test_the_digest_of_a_file_is_that_of_its_tensors(tmp_path, drawn):
+    tensors = {name: (torch.rand(shape) * 9).to(dtype) for name, (dtype, shape) in drawn.items()}
+    store.write_tensors(tmp_path / "t.safetensors", tensors, MADE)
+    assert payloads.of_tensors(tmp_path / "t.safetensors") == store.digest_tensors(tensors)
 
 
 @pytest.mark.parametrize("name", ["a.json", "t.safetensors"])

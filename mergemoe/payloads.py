@@ -1,0 +1,60 @@
+"""Digests of what large artifacts hold, from their files and without torch, which takes longer to import than to check.
+
+A digest covers names, types, shapes and bytes, so it is that of store.digest_tensors, which has the tensors in memory.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mergemoe import store
+
+ROWS = 65536  # of a dataset, read at once
+TORCH = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+}
+
+
+def of_tensors(path: str | Path) -> str:
+    """Return the digest of a safetensors file's tensors.
+
+    Raises:
+        ValueError: where the file is cut off, or has a type that no artifact has.
+    """
+    whole = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        head = json.loads(file.read(length))
+        head.pop("__metadata__", None)
+        for name in sorted(head):
+            dtype, shape, (start, end) = (head[name][key] for key in ("dtype", "shape", "data_offsets"))
+            if dtype not in TORCH:
+                raise ValueError(f"{name} is of type {dtype}")
+            file.seek(8 + length + start)
+            content = file.read(end - start)
+            if len(content) != end - start:
+                raise ValueError(f"{name} is cut off")
+            whole.update(store.canonical([name, f"torch.{TORCH[dtype]}", shape]).encode())
+            whole.update(content)
+    return whole.hexdigest()
+
+
+def of_activations(file: Any) -> str:
+    """Return the digest of an open HDF5 file's datasets."""
+    whole = hashlib.sha256()
+    for name in sorted(file):
+        dataset = file[name]
+        whole.update(store.canonical([name, str(dataset.dtype), list(dataset.shape)]).encode())
+        for start in range(0, len(dataset), ROWS):
+            whole.update(dataset[start : start + ROWS].tobytes())
+    return whole.hexdigest()
