@@ -1,5 +1,6 @@
 # make demo    run the workflow on the model in data/demo-moe, print the results
 # make test    run the tests
+# make test-slurm    run those on a SLURM cluster on this machine, 15 minutes; SLURM_TESTS="a or b" names some
 # make bench   compare every method at equal size, hours; BENCH="demo few" names comparisons of benchmarks/methods.py
 # make check   lint, formats, types
 # make lock    resolve envs/*.txt anew
@@ -11,6 +12,7 @@
 PYTHON ?= python3
 BENCH ?= demo generation code few
 TORCH_INDEX ?=
+SLURM_TESTS ?= slurm
 
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -20,7 +22,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error Snakemake cannot work below a path with a blank: move this folder; it is $(CURDIR))
 endif
 
-.PHONY: demo test bench check lock
+.PHONY: demo test test-slurm bench check lock
 .DELETE_ON_ERROR:
 
 demo: .venv/run
@@ -30,6 +32,10 @@ demo: .venv/run
 
 test: .venv/dev
 	.venv/bin/pytest --numprocesses auto --dist loadfile
+
+test-slurm: .venv/dev
+	tests/slurm/cluster.sh install
+	.venv/bin/pytest -m slurm -k "$(SLURM_TESTS)" --numprocesses 2 --dist load
 
 bench: .venv/run
 	@mkdir -p scratch

@@ -4,7 +4,7 @@ import os
 
 from snakemake.utils import min_version
 
-from mergemoe import preflight, store
+from mergemoe import finished, preflight, store
 from mergemoe.params import read_params
 from stages import claims, mistakes
 from stages.graph import (
@@ -30,6 +30,7 @@ from stages.graph import (
     TOKENS,
     Graph,
 )
+from stages.resources import asked
 from stages.tracking import code, files_below
 
 min_version("9.0")
@@ -55,6 +56,10 @@ onstart:
         preflight.check_texts(params)
 
 
+onsuccess:
+    finished.clear("results")
+
+
 rule all:
     """The report, and with it everything else."""
     default_target: True
@@ -70,6 +75,8 @@ rule convert:
         CONVERTED + "/provenance.json",
     log:
         "logs/convert/{model}.log",
+    resources:
+        **asked(params, "convert"),
     params:
         cfg=graph.choice("model"),
         code=code("stages.convert"),
@@ -85,6 +92,8 @@ rule layout:
         LAYOUT,
     log:
         "logs/layout/{model}.log",
+    resources:
+        **asked(params, "layout"),
     params:
         cfg=graph.plain_choice,
         code=code("stages.layout"),
@@ -102,6 +111,8 @@ rule calibrate:
         TOKENS + ".json",
     log:
         "logs/calibrate/{model}/{calibrate}.log",
+    resources:
+        **asked(params, "calibrate"),
     params:
         cfg=graph.choice("calibrate"),
         code=code("stages.calibrate"),
@@ -122,6 +133,8 @@ rule capture:
     benchmark:
         "logs/bench/capture/{model}/{calibrate}.jsonl"
     threads: params.capture.threads
+    resources:
+        **asked(params, "capture"),
     params:
         cfg=graph.section("capture"),
         code=code("stages.capture"),
@@ -140,6 +153,8 @@ rule profile:
     log:
         "logs/profile/{model}/{calibrate}/layer_{layer}.log",
     threads: params.profile.threads
+    resources:
+        **asked(params, "profile"),
     params:
         cfg=graph.section("profile"),
         code=code("stages.profile"),
@@ -159,6 +174,8 @@ rule curve:
     log:
         "logs/curve/{model}/{calibrate}/{cluster}/layer_{layer}.log",
     threads: graph.threads("cluster")
+    resources:
+        **asked(params, "curve"),
     params:
         cfg=graph.curve_choice,
         code=code("stages.curve"),
@@ -177,6 +194,8 @@ rule budget:
         BUDGET,
     log:
         "logs/budget/{model}/{calibrate}/{cluster}.log",
+    resources:
+        **asked(params, "budget"),
     params:
         cfg=graph.budget_choice,
         code=code("stages.budget"),
@@ -197,6 +216,8 @@ rule cluster:
     log:
         "logs/cluster/{model}/{calibrate}/{cluster}/layer_{layer}.log",
     threads: graph.threads("cluster")
+    resources:
+        **asked(params, "cluster"),
     params:
         cfg=graph.cluster_choice,
         code=code("stages.cluster"),
@@ -221,6 +242,8 @@ rule solve:
     benchmark:
         "logs/bench/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}.jsonl"
     threads: graph.threads("solve")
+    resources:
+        **asked(params, "solve"),
     params:
         cfg=graph.choice("solve"),
         code=graph.solve_code,
@@ -240,6 +263,8 @@ rule assemble:
         directory(MODEL),
     log:
         "logs/assemble/{model}/{calibrate}/{cluster}/{solve}.log",
+    resources:
+        **asked(params, "assemble"),
     params:
         cfg=graph.run_choice,
         code=code("stages.assemble"),
@@ -258,6 +283,8 @@ rule reference:
     log:
         "logs/reference/{model}.log",
     threads: params.evaluate.threads
+    resources:
+        **asked(params, "reference"),
     params:
         cfg=graph.evaluate("heldout", "dtype", "batch_tokens", "threads"),
         code=code("stages.reference"),
@@ -279,6 +306,8 @@ rule fidelity:
     benchmark:
         "logs/bench/fidelity/{model}/{subject}.jsonl"
     threads: params.evaluate.threads
+    resources:
+        **asked(params, "fidelity"),
     params:
         cfg=graph.evaluate("dtype", "batch_tokens", "threads"),
         code=code("stages.fidelity"),
@@ -303,6 +332,8 @@ rule generate:
     benchmark:
         "logs/bench/generate/{model}/{subject}.jsonl"
     threads: params.evaluate.threads
+    resources:
+        **asked(params, "generate"),
     params:
         cfg=graph.evaluate("generation", "dtype", "batch_tokens", "threads"),
         code=code("stages.generate"),
@@ -326,6 +357,8 @@ rule evaluate:
     benchmark:
         "logs/bench/evaluate/{model}/{subject}/{task}.jsonl"
     threads: params.evaluate.threads
+    resources:
+        **asked(params, "evaluate"),
     params:
         cfg=graph.task_choice,
         code=code("stages.evaluate"),
@@ -364,6 +397,8 @@ rule report:
         reported=REPORTED,
     log:
         "logs/report.log",
+    resources:
+        **asked(params, "report"),
     params:
         cfg=graph.report(),
         code=code("stages.report"),
@@ -378,6 +413,8 @@ rule report_partial:
     """A page of what there is after `--keep-going`, and of what there is not. It has no output: it is never recorded."""
     log:
         "logs/report_partial.log",
+    resources:
+        **asked(params, "report_partial"),
     params:
         cfg=graph.report(),
         code=code("stages.report_partial"),

@@ -90,8 +90,8 @@ def capture(
             recorder.remove()
         with store.atomic(scratch / f"residual_{i:03d}.safetensors") as temporary:
             save_file(_residual(forward), temporary)
-        if i - 1 not in ends:
-            (scratch / f"residual_{i - 1:03d}.safetensors").unlink(missing_ok=True)
+        if i - 2 not in ends:  # the one before this stays: another copy of this job may be about to go on from it
+            (scratch / f"residual_{i - 2:03d}.safetensors").unlink(missing_ok=True)
     return {i: scratch / f"layer_{i:03d}.h5" for i in modules}, forward.hidden
 
 

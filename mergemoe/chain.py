@@ -93,22 +93,10 @@ def _check(path: str, root: Path, claims: Claims, known: dict[str, str], kept_ou
         if made["stage"] == "layout":
             folder = root / checkpoint.locate(whole["path"], whole.get("revision"))
             store.check_files(folder, whole["files"], original=True)
-    elif not store.holds(made, _payload(file)):
+    elif not store.holds(made, payloads.of(file)):
         raise store.damaged(path, "does not hold what was written (its digest differs)")
     elif layer is not None and made.get("layer", layer) != layer:
         raise store.damaged(path, f"is of layer {made['layer']}, not {layer}")
-
-
-def _payload(file: Path) -> str:
-    try:
-        if file.suffix == ".safetensors":
-            return payloads.of_tensors(file)
-        import h5py  # not every study has captures left
-
-        with h5py.File(file) as opened:
-            return payloads.of_activations(opened)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise store.damaged(file, f"cannot be read as an artifact ({error})") from error
 
 
 def _fault(path: str, fact: str, claims: Claims, listed: Mapping[str, _Listed]) -> Fault:

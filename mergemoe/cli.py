@@ -30,7 +30,9 @@ def main() -> None:
     command.add_argument("--params", metavar="FILE", help="bring every model of this params.yaml that has a revision")
     command.set_defaults(run=fetch)
 
-    command = commands.add_parser("plan", help="parameters, bytes, jobs, disk and tokens, before anything runs")
+    command = commands.add_parser(
+        "plan", help="parameters, bytes, jobs, disk, tokens, what a cluster is asked for; before anything runs"
+    )
     command.add_argument("--params", default="params.yaml", metavar="FILE")
     command.set_defaults(run=plan)
 
@@ -99,11 +101,13 @@ def fetch(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace) -> None:
     """Print what params.yaml will cost."""
-    from mergemoe import plan, preflight
+    from mergemoe import demand, plan, preflight, slurm
 
     params = _read_params(args.params)
     preflight.check(params)
     print(plan.describe(params, Path("results")))
+    if slurm.PROFILE.is_dir():
+        print(f"\n{demand.describe(params)}")
 
 
 def _read_params(path: str) -> "Params":

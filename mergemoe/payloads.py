@@ -25,6 +25,27 @@ TORCH = {
 }
 
 
+def of(path: str | Path) -> str:
+    """Return the digest of what an artifact holds: JSON, safetensors or HDF5.
+
+    Raises:
+        ArtifactError: where it cannot be read.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".json":
+            whole = json.loads(path.read_text())
+            return store.digest_json({key: value for key, value in whole.items() if key != "provenance"})
+        if path.suffix == ".safetensors":
+            return of_tensors(path)
+        import h5py  # not every study has captures left
+
+        with h5py.File(path) as file:
+            return of_activations(file)
+    except (OSError, RuntimeError, ValueError, AttributeError) as error:
+        raise store.damaged(path, f"cannot be read as an artifact ({error})") from error
+
+
 def of_tensors(path: str | Path) -> str:
     """Return the digest of a safetensors file's tensors.
 

@@ -29,7 +29,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path; sync it and rename it to `path` only if all went well.
 
     The temporary lies in results/.tmp/ where `path` lies below a folder `results`, else beside `path`.
-    It may be made a file or a folder; a folder takes the place of an older one whole.
+    It may be made a file or a folder; a folder takes the place of an older one whole, or goes if that says the same.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,14 +43,25 @@ def atomic(path: str | Path) -> Iterator[Path]:
             if file.is_file():
                 file.chmod(0o666 & ~_umask())  # safetensors makes 0600
             _sync(file)
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        _put(temporary, path)
         _sync(path.parent)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        if not path.is_dir():
+            raise
+        if sha256(path) != sha256(temporary):  # else another copy of this job was faster, and may have readers
+            old = temporary.with_name(f"{temporary.name}.old")
+            os.rename(path, old)
+            os.rename(temporary, path)
+            shutil.rmtree(old)
 
 
 def _umask() -> int:

@@ -6,6 +6,7 @@ python -m stages.assemble --cfg JSON --code DIGEST --layout LAYOUT.json --modeli
 MODELING goes into the checkpoint, comments and all, so its text counts and not only what it does.
 """
 
+import argparse
 import re
 
 from mergemoe import cards, checkpoint, store
@@ -13,19 +14,18 @@ from mergemoe.assemble import assemble
 from stages import common
 
 
-def main() -> None:
+@common.stage("assemble", __doc__, "layout", "modeling", many=["solved"])
+def main(args: argparse.Namespace) -> None:
     """Read the layers, write the checkpoint whole."""
-    args = common.arguments(__doc__, "layout", "modeling", many=["solved"])
     layout = store.read_json(args.layout)
     store.check_files(checkpoint.locate(layout["path"], layout.get("revision")), layout["files"], original=True)
-    provenance = common.made_by("assemble", args)
     solved = {int(re.findall(r"\d+", path)[-1]): store.read_tensors(path) for path in args.solved}
     with store.atomic(args.out) as folder:
         assemble(layout, solved, folder)
         card = cards.describe(args.cfg, cards.is_stock(path.name for path in folder.iterdir()))
         (folder / "README.md").write_text(card)  # `mergemoe export` puts another in its place
         payload = {"files": {path.name: store.sha256(path) for path in sorted(folder.iterdir())}}
-        store.write_json(folder / "provenance.json", payload, provenance)
+        store.write_json(folder / "provenance.json", payload, args.provenance)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,16 @@ python -m stages.budget --cfg JSON --code DIGEST --layout LAYOUT.json --measured
 MEASURED are the layers' curves, or their profiles where the budget is spent by usage.
 """
 
+import argparse
+
 from mergemoe import budget, spending, store
 from mergemoe.weights import layer_entry
 from stages import common
 
 
-def main() -> None:
+@common.stage("budget", __doc__, "layout", many=["measured"])
+def main(args: argparse.Namespace) -> None:
     """Read what the layers measured, write {layer: {experts, width}}."""
-    args = common.arguments(__doc__, "layout", many=["measured"])
     cfg, layout = args.cfg, store.read_json(args.layout)
     layers = {artifact["layer"]: artifact for artifact in map(store.read_json, args.measured)}
     entries = {layer: layer_entry(layout, layer) for layer in layers}
@@ -27,7 +29,7 @@ def main() -> None:
             kept = spending.by_error({layer: one["sizes"] for layer, one in layers.items()}, total)
         sizes = {layer: (m, widths[layer]) for layer, m in kept.items()}
     chosen = {str(layer): {"experts": m, "width": width} for layer, (m, width) in sizes.items()}
-    store.write_json(args.out, {"layers": chosen}, common.made_by("budget", args))
+    store.write_json(args.out, {"layers": chosen}, args.provenance)
 
 
 if __name__ == "__main__":

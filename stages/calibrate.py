@@ -3,6 +3,8 @@
 python -m stages.calibrate --cfg JSON --code DIGEST --layout LAYOUT.json --text FILE --out TOKENS.safetensors
 """
 
+import argparse
+
 import torch
 from transformers import AutoTokenizer
 
@@ -10,9 +12,9 @@ from mergemoe import checkpoint, store, text
 from stages import common
 
 
-def main() -> None:
+@common.stage("calibrate", __doc__, "layout", many=["text"], pair=True)
+def main(args: argparse.Namespace) -> None:
     """Read the text, draw, mark held-out sequences, write tokens and manifest."""
-    args = common.arguments(__doc__, "layout", many=["text"])
     cfg = dict(args.cfg)
     holdout = cfg.pop("holdout")
     layout = store.read_json(args.layout)
@@ -25,9 +27,10 @@ def main() -> None:
         "attention_mask": torch.tensor(sequences.mask, dtype=torch.uint8),
         "heldout": torch.tensor(text.heldout_rows(cfg["samples"], holdout, cfg["seed"]), dtype=torch.uint8),
     }
-    provenance = common.made_by("calibrate", args)
-    store.write_tensors(args.out, tensors, provenance)
-    store.write_json(args.out.removesuffix(".safetensors") + ".json", {"documents": sequences.documents}, provenance)
+    store.write_tensors(args.out, tensors, args.provenance)
+    store.write_json(
+        args.out.removesuffix(".safetensors") + ".json", {"documents": sequences.documents}, args.provenance
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python -m stages.capture --cfg JSON --code DIGEST --layout LAYOUT.json --tokens 
 A killed capture goes on from scratch/capture/<digest of its inputs and parameters>/.
 """
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -16,23 +17,22 @@ from mergemoe.stream import LayeredModel
 from stages import common
 
 
-def main() -> None:
+@common.stage("capture", __doc__, "layout", "tokens")
+def main(args: argparse.Namespace) -> None:
     """Capture into the scratch folder, then move the layers into their folder, whole."""
-    args = common.arguments(__doc__, "layout", "tokens")
     device = runtime.start(args.cfg["threads"], args.device)
-    provenance = common.made_by("capture", args)
     layout, tokens = store.read_json(args.layout), store.read_tensors(args.tokens)
     original = checkpoint.locate(layout["path"], layout.get("revision"))
     store.check_files(original, layout["files"], original=True)
     layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)
     batches = batches_of(tokens["input_ids"], tokens["attention_mask"], args.cfg["batch_tokens"], device)
-    scratch = Path("scratch", "capture", store.digest_json(provenance))
-    finished, _ = capture(layered, layout, batches, tokens["heldout"], scratch, provenance)
+    scratch = Path("scratch", "capture", store.digest_json(args.provenance))
+    finished, _ = capture(layered, layout, batches, tokens["heldout"], scratch, args.provenance)
     with store.atomic(args.out) as folder:
         folder.mkdir()
         for path in finished.values():
             shutil.copyfile(path, folder / path.name)  # scratch stays whole until all is in place
-    shutil.rmtree(scratch)
+    shutil.rmtree(scratch, ignore_errors=True)  # another copy of this job may write there
 
 
 if __name__ == "__main__":

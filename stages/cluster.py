@@ -7,6 +7,8 @@ The configuration's `experts` is the number kept or a share; null leaves the lay
 place.
 """
 
+import argparse
+
 from mergemoe import budget, cluster, runtime, store
 from mergemoe.activations import Reader
 from mergemoe.features import Activation
@@ -15,9 +17,9 @@ from mergemoe.weights import layer_entry, read_experts
 from stages import common
 
 
-def main() -> None:
+@common.stage("cluster", __doc__, "layout", "capture", "profile", many=["budget"], also=["layer"])
+def main(args: argparse.Namespace) -> None:
     """Read experts, usage and activations, group, write the groups with their figures."""
-    args = common.arguments(__doc__, "layout", "capture", "profile", many=["budget"], also=["layer"])
     device = runtime.start(args.cfg["threads"], args.device)
     layout, layer = store.read_json(args.layout), int(args.layer)
     profile = store.read_json(args.profile, layer)
@@ -43,7 +45,7 @@ def main() -> None:
         **groups,
         "needed_tokens": needs,
     }
-    store.write_json(args.out, payload, common.made_by("cluster", args))
+    store.write_json(args.out, payload, args.provenance)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What all stages share: arguments, provenance, and errors said in one line."""
+"""What all stages share: arguments, provenance, what another copy has done, and errors said in one line."""
 
 import argparse
 import functools
@@ -10,19 +10,58 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergemoe import environment, provenance
+from mergemoe import environment, finished, provenance
 from mergemoe.errors import UserError
 
+Work = Callable[[argparse.Namespace], None]
 
-def arguments(doc: str | None, *inputs: str, many: Sequence[str] = (), also: Sequence[str] = ()) -> argparse.Namespace:
-    """Parse a stage's command line.
+
+def stage(
+    name: str,
+    doc: str | None,
+    *inputs: str,
+    many: Sequence[str] = (),
+    also: Sequence[str] = (),
+    pair: bool = False,
+    hashed: bool = True,
+) -> Callable[[Work], Callable[[], None]]:
+    """Make a stage of the function that does its work: it parses the command line, and works unless that was done.
+
+    The function gets the options, with `provenance`: what its artifacts say of their making.
 
     Args:
-        doc: the stage's docstring, shown by --help.
+        name: the stage's.
+        doc: its docstring, shown by --help.
         inputs: names of the files it reads; each becomes an option --NAME, hashed into the provenance.
         many: the same for options that take several files.
         also: further options that every call must give.
+        pair: whether it writes JSON beside its output, under the same name.
+        hashed: whether all that it reads is; else what another copy of the job made may be of something else.
     """
+
+    def decorate(work: Work) -> Callable[[], None]:
+        def main() -> None:
+            args = _arguments(doc, inputs, many, also)
+            made = args.provenance = _made_by(name, args)
+            outs = [Path(args.out), Path(args.out).with_suffix(".json")] if pair else [Path(args.out)]
+            if hashed and finished.take(outs, made):
+                print(f"{args.out}: another copy of this job has finished it, and it holds", file=sys.stderr)
+                return
+            try:
+                work(args)
+            except Exception as error:
+                if not hashed or not all(finished.is_whole(path, made) for path in outs):
+                    raise
+                print(f"{args.out}: another copy of this job has finished it ({error!r} here)", file=sys.stderr)
+            if hashed:
+                finished.keep(outs, made)
+
+        return main
+
+    return decorate
+
+
+def _arguments(doc: str | None, inputs: Sequence[str], many: Sequence[str], also: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", type=json.loads, required=True, help="the stage's parameters as JSON")
     parser.add_argument("--code", required=True, help="digest of the stage's code, for the provenance")
@@ -37,7 +76,7 @@ def arguments(doc: str | None, *inputs: str, many: Sequence[str] = (), also: Seq
     return args
 
 
-def made_by(stage: str, args: argparse.Namespace) -> dict[str, Any]:
+def _made_by(stage: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return what an artifact says of its making: stage, path, parameters, inputs, code.
 
     Raises:

@@ -3,15 +3,17 @@
 python -m stages.convert --cfg '{"path": ..., "revision": ..., "dequantize": ...}' --code DIGEST --out FOLDER
 """
 
+import argparse
+
 from mergemoe import checkpoint, deepseek, records, store
 from mergemoe.dequantize import dequantize
 from mergemoe.progress import track
 from stages import common
 
 
-def main() -> None:
+@common.stage("convert", __doc__, hashed=False)
+def main(args: argparse.Namespace) -> None:
     """Write the folder whole, with the sha256 of its files and of those that it was made from."""
-    args = common.arguments(__doc__)
     original = checkpoint.locate(args.cfg["path"], args.cfg.get("revision"))
     files = track(checkpoint.files(original), "sha256 of the original's files")
     digests = {path.name: store.sha256(path) for path in files}
@@ -20,7 +22,7 @@ def main() -> None:
     with store.atomic(args.out) as folder:
         convert(original, folder)
         payload = {"files": {path.name: store.sha256(path) for path in sorted(folder.iterdir())}, "original": digests}
-        store.write_json(folder / "provenance.json", payload, common.made_by("convert", args))
+        store.write_json(folder / "provenance.json", payload, args.provenance)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ python -m stages.curve --cfg JSON --code DIGEST --layer N --layout LAYOUT.json -
     --profile LAYER.json --out LAYER.json
 """
 
+import argparse
+
 from mergemoe import budget, curve, runtime, store
 from mergemoe.activations import Reader
 from mergemoe.features import Activation
@@ -12,9 +14,9 @@ from mergemoe.weights import layer_entry, read_experts
 from stages import common
 
 
-def main() -> None:
+@common.stage("curve", __doc__, "layout", "capture", "profile", also=["layer"])
+def main(args: argparse.Namespace) -> None:
     """Read experts, usage and activations, write the held-out error of each size."""
-    args = common.arguments(__doc__, "layout", "capture", "profile", also=["layer"])
     cfg, layout, layer = args.cfg, store.read_json(args.layout), int(args.layer)
     device = runtime.start(cfg["threads"], args.device)
     profile = store.read_json(args.profile, layer)
@@ -25,7 +27,7 @@ def main() -> None:
     with Reader(args.capture, layer) as reader:
         problem = Problem(experts, [], reader, Activation(**layer_entry(layout, layer)["activation"]))
         sizes = list(curve.curve(cfg["by"], candidates, problem, profile, cfg["max_size"]))
-    store.write_json(args.out, {"layer": layer, "sizes": sizes}, common.made_by("curve", args))
+    store.write_json(args.out, {"layer": layer, "sizes": sizes}, args.provenance)
 
 
 if __name__ == "__main__":

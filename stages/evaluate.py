@@ -8,6 +8,8 @@ lists the sha256 of its files: the layout of the full one, provenance.json of a 
 where it is not lm-eval's own, or are its data.
 """
 
+import argparse
+
 import torch
 from transformers import AutoTokenizer
 
@@ -16,9 +18,9 @@ from mergemoe.loading import load
 from stages import common
 
 
-def main() -> None:
+@common.stage("evaluate", __doc__, "made", many=["files"], also=["task", "model"])
+def main(args: argparse.Namespace) -> None:
     """Find the task, load the model, score it, write the scores."""
-    args = common.arguments(__doc__, "made", many=["files"], also=["task", "model"])
     cfg = dict(args.cfg)
     device = runtime.start(cfg.pop("threads"), args.device)
     made = store.read_json(args.made)
@@ -30,7 +32,7 @@ def main() -> None:
         model = load(folder, device, dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         scored = harness.score(model, tokenizer, task, **run)
-    store.write_json(args.out, {"task": args.task, "settings": cfg, **scored}, common.made_by("evaluate", args))
+    store.write_json(args.out, {"task": args.task, "settings": cfg, **scored}, args.provenance)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ python -m stages.fidelity --cfg JSON --code DIGEST --layout LAYOUT.json --model 
 MODEL and MADE as in stages.evaluate. The full model itself gets its perplexity alone.
 """
 
+import argparse
+
 import torch
 
 from mergemoe import checkpoint, fidelity, runtime, store
@@ -15,9 +17,9 @@ from mergemoe.stacks import stacks
 from stages import common
 
 
-def main() -> None:
+@common.stage("fidelity", __doc__, "layout", "made", "reference", also=["model"])
+def main(args: argparse.Namespace) -> None:
     """Run the model over the reference's tokens, compare, write the scores."""
-    args = common.arguments(__doc__, "layout", "made", "reference", also=["model"])
     device = runtime.start(args.cfg["threads"], args.device)
     layout = store.read_json(args.layout)
     made = store.read_json(args.made)
@@ -39,7 +41,7 @@ def main() -> None:
         errors = [part["output_error"] for part in parts.values()] or [0.0]  # a run may keep every expert
         scores["output_error"] = sum(errors) / len(errors)
     payload = {"task": "fidelity", "samples": int(mask[:, 1:].sum()), "scores": scores, "parts": parts}
-    store.write_json(args.out, payload, common.made_by("fidelity", args))
+    store.write_json(args.out, payload, args.provenance)
 
 
 if __name__ == "__main__":

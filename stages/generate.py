@@ -6,6 +6,8 @@ python -m stages.generate --cfg JSON --code DIGEST --layout LAYOUT.json --model 
 MODEL and MADE as in stages.evaluate. The full model, which judges the continuations, is that of LAYOUT.
 """
 
+import argparse
+
 import torch
 from transformers import AutoTokenizer
 
@@ -16,9 +18,9 @@ from stages import common
 SHOWN = 8  # continuations that the artifact has as text
 
 
-def main() -> None:
+@common.stage("generate", __doc__, "layout", "made", "reference", also=["model"])
+def main(args: argparse.Namespace) -> None:
     """Continue the prompts, load the full model where it is another one, score, write."""
-    args = common.arguments(__doc__, "layout", "made", "reference", also=["model"])
     device = runtime.start(args.cfg["threads"], args.device)
     settings, dtype = args.cfg["generation"], getattr(torch, args.cfg["dtype"])
     layout, made = store.read_json(args.layout), store.read_json(args.made)
@@ -43,7 +45,7 @@ def main() -> None:
         for start, row in zip(starts[:SHOWN].tolist(), continued[:SHOWN], strict=True)
     ]
     payload = {"task": "generation", "samples": len(starts), "scores": scores, "continuations": texts}
-    store.write_json(args.out, payload, common.made_by("generate", args))
+    store.write_json(args.out, payload, args.provenance)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,21 @@
 python -m stages.layout --cfg '{"path": ..., "revision": ...}' --code DIGEST --out LAYOUT.json
 """
 
+import argparse
+
 from mergemoe import checkpoint, faults, finite, layout, records, store
 from stages import common
 
 
-def main() -> None:
+@common.stage("layout", __doc__, hashed=False)
+def main(args: argparse.Namespace) -> None:
     """Look at every weight once, ask transformers once; write plain JSON."""
-    args = common.arguments(__doc__)
     folder = checkpoint.locate(args.cfg["path"], args.cfg.get("revision"))
     faults.check_code(folder)
     described = layout.describe(args.cfg["path"], args.cfg.get("revision"))
     finite.check_finite(folder)
     records.check(args.cfg["path"], args.cfg.get("revision"), described["files"])
-    store.write_json(args.out, described, common.made_by("layout", args))
+    store.write_json(args.out, described, args.provenance)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 python -m stages.profile --cfg JSON --code DIGEST --layer N --layout LAYOUT.json --capture LAYER.h5 --out LAYER.json
 """
 
+import argparse
+
 from mergemoe import runtime, store
 from mergemoe.activations import Reader
 from mergemoe.features import Activation
@@ -11,15 +13,15 @@ from mergemoe.weights import layer_entry, read_experts
 from stages import common
 
 
-def main() -> None:
+@common.stage("profile", __doc__, "layout", "capture", also=["layer"])
+def main(args: argparse.Namespace) -> None:
     """Read one layer's experts and activations, write its profile."""
-    args = common.arguments(__doc__, "layout", "capture", also=["layer"])
     device = runtime.start(args.cfg["threads"], args.device)
     layout, layer = store.read_json(args.layout), int(args.layer)
     with Reader(args.capture, layer) as reader:
         act = Activation(**layer_entry(layout, layer)["activation"])
         figures = profile(reader, read_experts(layout, layer, device), act)
-    store.write_json(args.out, {"layer": layer, **figures}, common.made_by("profile", args))
+    store.write_json(args.out, {"layer": layer, **figures}, args.provenance)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python -m stages.reference --cfg JSON --code DIGEST --layout LAYOUT.json --text 
 The folder gets final.safetensors (tokens, final hidden states) and, per MoE layer, its experts' inputs.
 """
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -18,11 +19,10 @@ from mergemoe.stream import LayeredModel
 from stages import common
 
 
-def main() -> None:
+@common.stage("reference", __doc__, "layout", many=["text"])
+def main(args: argparse.Namespace) -> None:
     """Draw the held-out sequences, stream the model, write the folder whole."""
-    args = common.arguments(__doc__, "layout", many=["text"])
     device = runtime.start(args.cfg["threads"], args.device)
-    provenance = common.made_by("reference", args)
     layout = store.read_json(args.layout)
     original = checkpoint.locate(layout["path"], layout.get("revision"))
     store.check_files(original, layout["files"], original=True)
@@ -31,16 +31,16 @@ def main() -> None:
     ids, mask = torch.tensor(sequences.ids, dtype=torch.int32), torch.tensor(sequences.mask, dtype=torch.uint8)
     layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)
     batches = batches_of(ids, mask, args.cfg["batch_tokens"], device)
-    scratch = Path("scratch", "reference", store.digest_json(provenance))
-    finished, hidden = capture(layered, layout, batches, torch.zeros(len(ids)), scratch, provenance)
+    scratch = Path("scratch", "reference", store.digest_json(args.provenance))
+    finished, hidden = capture(layered, layout, batches, torch.zeros(len(ids)), scratch, args.provenance)
     final = torch.cat([final_hidden(layered, b, h).cpu() for b, h in zip(batches, hidden, strict=True)])
     with store.atomic(args.out) as folder:
         folder.mkdir()
         for path in finished.values():
             shutil.copyfile(path, folder / path.name)  # scratch stays whole until all is in place
         tensors = {"input_ids": ids, "attention_mask": mask, "final": final}
-        store.write_tensors(folder / "final.safetensors", tensors, provenance)
-    shutil.rmtree(scratch)
+        store.write_tensors(folder / "final.safetensors", tensors, args.provenance)
+    shutil.rmtree(scratch, ignore_errors=True)  # another copy of this job may write there
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python -m stages.solve --cfg JSON --code DIGEST --layer N --layout LAYOUT.json -
 A killed solve that is iterative goes on from scratch/solve/<digest of its inputs and parameters>/.
 """
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from mergemoe.weights import layer_entry, read_experts, read_router
 from stages import common
 
 
-def main() -> None:
+@common.stage("solve", __doc__, "layout", "capture", "profile", "cluster", also=["layer"], pair=True)
+def main(args: argparse.Namespace) -> None:
     """Read experts, groups and activations, solve, write merged weights and their record."""
-    args = common.arguments(__doc__, "layout", "capture", "profile", "cluster", also=["layer"])
     cfg = dict(args.cfg)
     device = runtime.start(cfg.pop("threads"), args.device)
     layout, layer = store.read_json(args.layout), int(args.layer)
@@ -31,8 +32,7 @@ def main() -> None:
         cfg["width"] = grouping["width"] / entry["width"]
     if cfg.get("routing", "preserved") != "preserved":
         router = routing.of_layer(entry, read_router(layout, layer, device))
-    provenance = common.made_by("solve", args)
-    scratch = Path("scratch", "solve", store.digest_json(provenance))
+    scratch = Path("scratch", "solve", store.digest_json(args.provenance))
     with Reader(args.capture, layer) as reader:
         tensors, record = solve(
             read_experts(layout, layer, device),
@@ -44,8 +44,8 @@ def main() -> None:
             scratch=scratch,
             **cfg,
         )
-    store.write_tensors(args.out, tensors, provenance)
-    store.write_json(args.out.removesuffix(".safetensors") + ".json", {"layer": layer, **record}, provenance)
+    store.write_tensors(args.out, tensors, args.provenance)
+    store.write_json(args.out.removesuffix(".safetensors") + ".json", {"layer": layer, **record}, args.provenance)
     shutil.rmtree(scratch, ignore_errors=True)  # the direct solve makes none
 
 

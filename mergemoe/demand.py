@@ -1,0 +1,101 @@
+"""What `mergemoe plan` says of a cluster, before anything is submitted: the same figures that the jobs ask for."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mergemoe import experts, needs, slurm
+from mergemoe.params import Params
+from mergemoe.slurm import Asked
+
+HEAD = "stage       jobs  on      memory  GPU memory       disk  minutes  hours in all"
+
+
+class Job(NamedTuple):
+    """One job, and what it asks for at first."""
+
+    stage: str
+    names: dict[str, str]
+    asked: Asked
+
+
+def jobs(params: Params) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield stage and wildcards of every job, if nothing was done yet."""
+    seen = set[tuple[str, ...]]()
+    for stage, names in _of_runs(params):
+        if (key := (stage, *names.values())) not in seen:
+            seen.add(key)
+            yield stage, names
+    yield "report", {}
+
+
+def _of_runs(params: Params) -> Iterator[tuple[str, dict[str, str]]]:
+    tasks = {"fidelity": "fidelity", "generation": "generate"}
+    for run in params.all_runs():
+        model = {"model": run.model}
+        calibrate = {**model, "calibrate": run.calibrate}
+        cluster = {**calibrate, "cluster": run.cluster}
+        numbers = list(experts.count_experts(params.model[run.model].folder()))
+        layers, chosen = [f"{layer:03d}" for layer in numbers], params.cluster[run.cluster]
+        if params.model[run.model].copied():
+            yield "convert", model
+        yield from (("layout", model), ("calibrate", calibrate), ("capture", calibrate))
+        yield from (("profile", {**calibrate, "layer": layer}) for layer in layers)
+        if chosen.spent():
+            inside = chosen.within(numbers) if chosen.budget != "usage" else ()
+            yield from (("curve", {**cluster, "layer": f"{layer:03d}"}) for layer in inside)
+            yield "budget", cluster
+        for layer in layers:
+            yield "cluster", {**cluster, "layer": layer}
+            yield "solve", {**cluster, "solve": run.solve, "layer": layer}
+        yield "assemble", {**cluster, "solve": run.solve}
+        yield "reference", model
+        for subject in ("full", "/".join(run[1:])):
+            for task in params.evaluate.scored():
+                stage = tasks.get(task, "evaluate")
+                scored = {**model, "subject": subject}
+                yield stage, scored | ({"task": task} if stage == "evaluate" else {})
+
+
+def describe(params: Params) -> str:
+    """Return the table, and which jobs would not fit into what partitions.yaml allows."""
+    limits, gpus = slurm.cluster(), slurm.on_gpus()
+    every = [Job(stage, names, slurm.asked(params, stage, names)) for stage, names in jobs(params)]
+    lines = [f"on a cluster ({slurm.PROFILE}): what the largest job of each stage asks for (estimates)", HEAD]
+    hours = {True: 0.0, False: 0.0}
+    for stage in dict.fromkeys(job.stage for job in every):
+        of_stage = [job.asked for job in every if job.stage == stage]
+        most = Asked(*map(max, zip(*of_stage, strict=True)))
+        gpu, total = stage in gpus, sum(job.runtime for job in of_stage) / 60
+        hours[gpu] += total
+        lines.append(
+            f"{stage:10} {len(of_stage):5}  {'GPU' if gpu else 'CPU':3} {most.mem_mb:7,} MB "
+            f"{f'{most.gpu_mem_mb:,} MB' if gpu else '':>11} {most.disk_mb:7,} MB {most.runtime:8,} {total:13,.1f}"
+        )
+    lines += [
+        f"asked for in all: {hours[True]:,.1f} GPU hours, {hours[False]:,.1f} CPU hours",
+        f"(minutes: {slurm.START:g} to start, and {slurm.MARGIN:g} times what it takes to compute at "
+        f"{limits.gflops.gpu:g} GFLOP/s on a GPU, {limits.gflops.cpu:g} on a CPU, as partitions.yaml says)",
+    ]
+    return "\n".join([*lines, *_too_large(params, every)])
+
+
+def _too_large(params: Params, every: list[Job]) -> list[str]:
+    """Say which jobs need more than they may ask for; layers of one stage and choice in one line."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for job in every:
+        need, gpu = needs.of(params, job.stage, job.names), job.stage in slurm.on_gpus()
+        lacking = [
+            f"{need.memory + slurm.JOB_MB:,} MB of memory" if need.memory + slurm.JOB_MB > job.asked.mem_mb else "",
+            f"{need.gpu:,} MB of a GPU" if gpu and need.gpu > job.asked.gpu_mem_mb else "",
+            f"{slurm.minutes(need, gpu):,.0f} minutes" if slurm.minutes(need, gpu) > job.asked.runtime else "",
+        ]
+        if what := ", ".join(filter(None, lacking)):
+            choice = "/".join(value for name, value in job.names.items() if name != "layer")
+            found.setdefault((job.stage, choice, what), []).append(job.names.get("layer", ""))
+    if not found:
+        return ["every job fits into the limits of partitions.yaml"]
+    lines = ["would not fit into the limits of partitions.yaml:"]
+    for (stage, choice, what), layers in found.items():
+        of_layers = f", layers {', '.join(layers)}" if any(layers) else ""
+        lines.append(f"  {stage} {choice}{of_layers}: needs {what}")
+    return lines

@@ -1,0 +1,78 @@
+"""What a job made, under a second name, until the run that it belongs to has ended well.
+
+Snakemake deletes a job's outputs before it runs it and after it failed. So it would lose what another copy of the job
+has finished: of a run that was killed, of a node that SLURM believes dead, of a group of jobs in which another failed.
+Hard links below results/.finished/ take no disk of their own; a job looks there first.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergemoe import payloads, provenance, store
+from mergemoe.errors import ArtifactError
+
+
+def keep(outs: Sequence[Path], made: Mapping[str, Any]) -> None:
+    """Link all that a job has written, once."""
+    place = _place(outs, made)
+    if place is None or place.exists():
+        return
+    try:
+        with store.atomic(place) as folder:
+            folder.mkdir()
+            for path in outs:
+                _link(path, folder / path.name)
+    except OSError:  # a file system without hard links, and a copy would take disk
+        return
+
+
+def take(outs: Sequence[Path], made: Mapping[str, Any]) -> bool:
+    """Put in place what another copy of a job made, and tell whether there was such; damaged files count as none."""
+    place = _place(outs, made)
+    if place is None or not all(is_whole(place / path.name, made) for path in outs):
+        return False
+    for path in outs:
+        with store.atomic(path) as temporary:
+            _link(place / path.name, temporary)
+    return True
+
+
+def clear(results: str | Path) -> None:
+    """Forget all of it: the run has ended well."""
+    shutil.rmtree(Path(results, ".finished"), ignore_errors=True)
+
+
+def is_whole(path: Path, made: Mapping[str, Any]) -> bool:
+    """Tell whether a file or a folder is there, has exactly this provenance, and holds what was written.
+
+    Args:
+        path: of an artifact.
+        made: its provenance but for what its writer adds: payload, seal, the layer of a folder's file.
+    """
+    files = sorted(file for file in path.rglob("[!.]*") if file.is_file()) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        return False
+    try:
+        listed = store.read_json(path / "provenance.json")["files"] if (path / "provenance.json").is_file() else {}
+        store.check_files(path, listed)
+        return all(_says(file, made) for file in files if file.name not in listed)
+    except ArtifactError:
+        return False
+
+
+def _says(file: Path, made: Mapping[str, Any]) -> bool:
+    said = provenance.of(file)
+    same = said is not None and all(said.get(key) == value for key, value in made.items())
+    return said is not None and same and store.holds(said, payloads.of(file))
+
+
+def _place(outs: Sequence[Path], made: Mapping[str, Any]) -> Path | None:
+    results = next((parent for parent in outs[0].parents if parent.name == "results"), None)
+    return results / ".finished" / store.digest_json(made) if results else None
+
+
+def _link(path: Path, name: Path) -> None:
+    shutil.copytree(path, name, copy_function=os.link) if path.is_dir() else os.link(path, name)

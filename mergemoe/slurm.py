@@ -1,0 +1,105 @@
+"""What profiles/slurm says of a cluster, and what jobs ask it for: their needs, more on each retry, within limits."""
+
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mergemoe import needs
+from mergemoe.errors import UserError
+from mergemoe.needs import Need
+from mergemoe.params import Params
+
+PROFILE = Path("profiles", "slurm")
+START = 5.0  # minutes: of Snakemake and imports, on a file system that answers slowly
+MARGIN = 3.0  # of time that is asked for, over what is computed at the assumed speed
+JOB_MB = 600  # that Snakemake itself takes in a job: three processes, measured by benchmarks/needs.py
+
+Limit = Annotated[int, Field(gt=0)]
+
+
+class Partition(BaseModel):
+    """A partition's limits, as Snakemake's SLURM plugin spells them; it has more of them than are needed here."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    max_runtime: Limit | None = None
+    max_mem_mb: Limit | None = None
+    max_gpu: int = 0
+
+
+class Speed(BaseModel):
+    """Multiplications and additions in 10^9 per second that jobs are assumed to do."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cpu: float = Field(gt=0)
+    gpu: float = Field(gt=0)
+
+
+class Cluster(BaseModel):
+    """All of partitions.yaml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    partitions: dict[str, Partition] = Field(min_length=1)
+    gpu_mem_mb: Limit
+    gflops: Speed
+
+
+class Asked(NamedTuple):
+    """What a job asks for: MB of memory, of one GPU and of disk, and minutes."""
+
+    mem_mb: int
+    gpu_mem_mb: int
+    disk_mb: int
+    runtime: int
+
+
+@functools.cache
+def cluster() -> Cluster:
+    """Return what partitions.yaml says.
+
+    Raises:
+        UserError: where it is not valid, with every mistake.
+    """
+    path = PROFILE / "partitions.yaml"
+    try:
+        return Cluster.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except ValidationError as error:
+        told = (f"  {'.'.join(map(str, one['loc']))}: {one['msg']} (got {one['input']!r})" for one in error.errors())
+        raise UserError("\n".join([f"{path} is not valid:", *told])) from None
+
+
+@functools.cache
+def on_gpus() -> frozenset[str]:
+    """Return the stages that the profile asks a GPU for."""
+    asked = yaml.safe_load((PROFILE / "config.yaml").read_text()).get("set-resources", {})
+    return frozenset(stage for stage, resources in asked.items() if "gpu" in resources)
+
+
+def asked(params: Params, stage: str, names: Mapping[str, Any], attempt: int = 1) -> Asked:
+    """Return what one job asks for: with each attempt once more of everything, within the limits."""
+    need, limits = needs.of(params, stage, names), cluster()
+    gpu = stage in on_gpus()
+    every = list(limits.partitions.values())
+    of_kind = [one for one in every if bool(one.max_gpu) == gpu] or every
+    most = {key: max(getattr(one, key) or math.inf for one in of_kind) for key in ("max_mem_mb", "max_runtime")}
+    return Asked(
+        mem_mb=int(min(attempt * (need.memory + JOB_MB), most["max_mem_mb"])),
+        gpu_mem_mb=min(attempt * need.gpu, limits.gpu_mem_mb),
+        disk_mb=need.disk,
+        runtime=int(min(math.ceil(attempt * minutes(need, gpu)), most["max_runtime"])),
+    )
+
+
+def minutes(need: Need, gpu: bool) -> float:
+    """Return the minutes that a job asks for at first."""
+    speed = cluster().gflops.gpu if gpu else cluster().gflops.cpu
+    return START + MARGIN * need.flops / (60e9 * speed)

@@ -1,0 +1,137 @@
+"""The workflow on a real SLURM: the same bytes as on one machine, whatever befalls its jobs at night."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, snakemake
+from slurmcluster import FILL_DISK, HOLD, TAKE_MEMORY, Cluster, Project, wait
+
+from mergemoe import environment
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+MODEL = "results/models/tiny/mixed/half/mergemoe"
+SOLVED = "results/solve/tiny/mixed/half/mergemoe"
+ON_GPUS = {"capture", "reference", "solve", "fidelity", "generate", "evaluate"}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    cluster = Cluster(port=17800 + 50 * int(worker.removeprefix("gw")))
+    yield cluster
+    cluster.stop()
+
+
+def files(folder):
+    """The files of a folder and what they hold, without Snakemake's marks and temporaries."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths if "/." not in str(path)}
+
+
+def test_the_demo_gives_the_same_bytes_on_the_gpus_of_both_nodes(cluster, tmp_path):
+    local = tmp_path / "local"
+    for name in ("mergemoe", "stages", "profiles", "data"):
+        shutil.copytree(ROOT / name, local / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "Snakefile", local / "Snakefile")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (local / "params.yaml").write_text(yaml.safe_dump(params | {"runs": [["demo", "mixed", "half", "mergemoe"]]}))
+    project = Project(cluster, shutil.copytree(local, tmp_path / "cluster"))
+    assert project.run() == 0, project.said()
+    done = snakemake(local)
+    assert done.returncode == 0, done.stderr
+    assert files(project.folder / "results") == files(local / "results")
+
+    used: dict[str, set[str]] = {}
+    for log in (project.folder / "logs").rglob("*.log"):
+        for line in re.findall(rf"^{environment.MARK}(.*)$", log.read_text(), re.MULTILINE):
+            stage, ran = log.relative_to(project.folder / "logs").with_suffix("").parts[0], json.loads(line)
+            assert (ran["devices"] in {"0", "1"}) == (stage in ON_GPUS), (stage, ran)
+            used.setdefault("GPU" if stage in ON_GPUS else "CPU", set()).add(ran["node"])
+    assert used == {"GPU": {"gn1", "gn2"}, "CPU": {"cn1"}}
+
+
+@pytest.fixture
+def project(cluster, finished, tmp_path):
+    """A finished project of two layers and one run, without its solved layers and what follows."""
+    folder = shutil.copytree(finished, tmp_path / "project")
+    for path in (SOLVED, MODEL):
+        shutil.rmtree(folder / path)
+    cluster.start()
+    return Project(cluster, folder)
+
+
+def halfway(project, fault):
+    """Start a run; let something befall its second layer, once the first is solved; return run, process and layer."""
+    run = project.start(MODEL)
+    solved = project.folder / SOLVED
+    first = wait(lambda: list(solved.glob("*.json")), "solved layer", project.said)[0].with_suffix(".safetensors")
+    project.fault("solve", fault)
+    return run, project.struck("solve"), first
+
+
+def node_down(project, held):
+    _, node = project.job()
+    project.cluster.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+
+
+def slurmd_killed(project, held):
+    _, node = project.job()
+    os.kill(project.cluster.daemon(node), signal.SIGKILL)
+
+
+def cancelled(project, held):
+    project.cluster.ask("scancel", project.job()[0])
+
+
+def nothing_else(project, held):
+    pass
+
+
+@pytest.mark.parametrize(
+    "fault, then",
+    [
+        pytest.param(HOLD, node_down, id="a node set down"),
+        pytest.param(HOLD, slurmd_killed, id="slurmd of a node killed"),
+        pytest.param(HOLD, cancelled, id="scancel of a running solve"),
+        pytest.param(HOLD, nothing_else, id="a job over its time"),
+        pytest.param(TAKE_MEMORY, nothing_else, id="a job over its memory"),
+        pytest.param(FILL_DISK, nothing_else, id="a full disk in one job"),
+    ],
+)
+def test_a_run_survives(fault, then, project, finished):
+    project.set("solve", runtime="attempt if wildcards.layer == '002' else 0")  # a minute for both layers of the job
+    run, struck, first = halfway(project, fault)
+    written = first.stat()
+    then(project, struck)
+    assert run.wait(timeout=400) == 0 or project.run(MODEL) == 0, project.said()
+    project.let_end(struck)
+    check(project, finished, first, written)
+
+
+def test_a_run_whose_snakemake_was_killed_goes_on_beside_its_old_jobs(project, finished):
+    run, held, first = halfway(project, HOLD)
+    written = first.stat()
+    run.kill()
+    run.wait()
+    project.unlock()
+    again = project.start(MODEL)
+    wait(lambda: project.cluster.ask("squeue", "-h", "-t", "running").count("\n"), "second copy", project.said)
+    project.let_end(held)
+    assert again.wait(timeout=400) == 0, project.said()
+    check(project, finished, first, written)
+
+
+def check(project, finished, first, written):
+    """Everything is there, as on one machine; the layer that was finished was not computed again."""
+    wait(lambda: not project.cluster.ask("squeue", "-h"), "end of the old jobs", project.said)
+    for path in (SOLVED, MODEL):
+        assert files(project.folder / path) == files(Path(finished, path))
+    assert first.stat().st_ino == written.st_ino
+    assert list((project.folder / "results" / ".tmp").iterdir()) == []
