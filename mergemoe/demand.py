@@ -1,6 +1,6 @@
 """What `mergemoe plan` says of a cluster, before anything is submitted: the same figures that the jobs ask for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from mergemoe import experts, needs, slurm
@@ -81,7 +81,7 @@ def describe(params: Params) -> str:
 
 def _too_large(params: Params, every: list[Job]) -> list[str]:
     """Say which jobs need more than they may ask for; layers of one stage and choice in one line."""
-    found: dict[tuple[str, ...], list[str]] = {}
+    found: dict[tuple[str, ...], list[int]] = {}
     for job in every:
         need, gpu = needs.of(params, job.stage, job.names), job.stage in slurm.on_gpus()
         lacking = [
@@ -91,11 +91,25 @@ def _too_large(params: Params, every: list[Job]) -> list[str]:
         ]
         if what := ", ".join(filter(None, lacking)):
             choice = "/".join(value for name, value in job.names.items() if name != "layer")
-            found.setdefault((job.stage, choice, what), []).append(job.names.get("layer", ""))
+            found.setdefault((job.stage, choice, what), []).extend(
+                [int(job.names["layer"])] if "layer" in job.names else []
+            )
     if not found:
         return ["every job fits into the limits of partitions.yaml"]
-    lines = ["would not fit into the limits of partitions.yaml:"]
+    lines = [
+        "would not fit into the limits of partitions.yaml (is there a larger partition; or a GPU, for a CPU's stage?):"
+    ]
     for (stage, choice, what), layers in found.items():
-        of_layers = f", layers {', '.join(layers)}" if any(layers) else ""
-        lines.append(f"  {stage} {choice}{of_layers}: needs {what}")
+        lines.append(f"  {stage} {choice}{f', layers {_ranges(layers)}' if layers else ''}: needs {what}")
     return lines
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as in 0-3, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -41,8 +41,9 @@ def take(outs: Sequence[Path], made: Mapping[str, Any]) -> bool:
 
 
 def clear(results: str | Path) -> None:
-    """Forget all of it: the run has ended well."""
-    shutil.rmtree(Path(results, ".finished"), ignore_errors=True)
+    """Forget all of it, since the run has ended well; and what killed jobs of any host have left half-written."""
+    for name in (".finished", ".tmp"):
+        shutil.rmtree(Path(results, name), ignore_errors=True)
 
 
 def is_whole(path: Path, made: Mapping[str, Any]) -> bool:

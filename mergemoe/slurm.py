@@ -16,8 +16,8 @@ from mergemoe.params import Params
 
 PROFILE = Path("profiles", "slurm")
 START = 5.0  # minutes: of Snakemake and imports, on a file system that answers slowly
-MARGIN = 3.0  # of time that is asked for, over what is computed at the assumed speed
-JOB_MB = 600  # that Snakemake itself takes in a job: three processes, measured by benchmarks/needs.py
+MARGIN = 2.0  # of time that is asked for, over what is computed at the assumed speed
+JOB_MB = 500  # of Snakemake in a job, two processes of 210 MB: tests/test_slurm.py adds up what jobs hold
 
 Limit = Annotated[int, Field(gt=0)]
 

@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 from mergemoe import environment, finished, provenance
 from mergemoe.errors import UserError
 
+FULL = "no space left|file too large|quota exceeded"  # as the system says it, through any library
 Work = Callable[[argparse.Namespace], None]
 
 
@@ -102,10 +104,14 @@ def claims() -> dict[str, Any] | None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage; a user's mistake ends it in one clear line, else what it ran in and its CPU time end its log."""
+    """Run a stage; a user's mistake or a full disk ends it in one clear line, else what it ran in ends its log."""
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        if not re.search(FULL, str(error), re.IGNORECASE):
+            raise
+        sys.exit(f"error: {error}. Make room, then run `snakemake` again: what jobs have finished stays")
     print(environment.line(), file=sys.stderr)
     print(f"CPU time: {time.process_time():.1f} s", file=sys.stderr)

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from conftest import ROOT
 
 SCRIPT = ROOT / "tests" / "slurm" / "cluster.sh"
@@ -47,7 +50,39 @@ class Cluster:
 
     def stop(self) -> None:
         subprocess.run([SCRIPT, "stop", self.folder], env=self.env, check=True, timeout=120)
+        for process, _ in self.processes():  # what a node that was set down has left, without cgroups
+            process.kill()
         shutil.rmtree(self.folder)
+
+    def processes(self) -> Iterator[tuple[psutil.Process, str]]:
+        """Yield the processes of its jobs, and the jobs' numbers."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                env = process.environ()
+                if "SLURM_JOB_ID" in env and str(self.folder) in env["PATH"]:
+                    yield process, env["SLURM_JOB_ID"]
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[dict[str, float]]:
+        """Yield a place for the most MB that the processes of each job have resident, looked at twice a second."""
+        highest, over = dict[str, float](), threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.5):
+                now = Counter[str]()
+                for process, job in self.processes():
+                    with contextlib.suppress(psutil.Error):
+                        now[job] += process.memory_info().rss
+                for job, held in now.items():
+                    highest[job] = max(highest.get(job, 0), held / 1e6)
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        try:
+            yield highest
+        finally:
+            over.set()
+            watching.join()
 
     def ask(self, *command: str) -> str:
         done = subprocess.run(command, env=self.env, capture_output=True, text=True)
@@ -84,7 +119,9 @@ class Project:
         return self.start(*args).wait(timeout=600)
 
     def said(self) -> str:
-        return (self.folder / "said.log").read_text()
+        """Return what Snakemake said, and SLURM in its logs."""
+        logs = [self.folder / "said.log", *(self.folder / "logs" / "slurm").rglob("*.log")]
+        return "\n".join(log.read_text() for log in logs)
 
     def fault(self, stage: str, what: str) -> None:
         """Let something befall the next job of a stage, or the next try of it."""

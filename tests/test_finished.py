@@ -55,9 +55,12 @@ def test_half_of_a_pair_is_not_finished_and_a_flipped_bit_is_found(outs):
     assert not kept.take(outs, MADE)
 
 
-def test_a_run_that_ended_well_forgets_it(outs):
+def test_a_run_that_ended_well_forgets_it_and_what_is_half_written(outs):
     kept.keep(outs, MADE)
+    left = outs[0].parent / ".tmp" / "a.safetensors.gn7.123"
+    left.write_text("half")
     kept.clear(outs[0].parent)
+    assert not left.exists()
     assert not kept.take(outs, MADE)
 
 

@@ -12,7 +12,8 @@ import yaml
 from conftest import ROOT, snakemake
 from slurmcluster import FILL_DISK, HOLD, TAKE_MEMORY, Cluster, Project, wait
 
-from mergemoe import environment
+from mergemoe import demand, environment, slurm
+from mergemoe.params import read_params
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -40,10 +41,11 @@ def test_the_demo_gives_the_same_bytes_on_the_gpus_of_both_nodes(cluster, tmp_pa
     for name in ("mergemoe", "stages", "profiles", "data"):
         shutil.copytree(ROOT / name, local / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "Snakefile", local / "Snakefile")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    (local / "params.yaml").write_text(yaml.safe_dump(params | {"runs": [["demo", "mixed", "half", "mergemoe"]]}))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"runs": [["demo", "mixed", "half", "mergemoe"]]}
+    (local / "params.yaml").write_text(yaml.safe_dump(params))
     project = Project(cluster, shutil.copytree(local, tmp_path / "cluster"))
-    assert project.run() == 0, project.said()
+    with cluster.watched() as peaks:
+        assert project.run() == 0, project.said()
     done = snakemake(local)
     assert done.returncode == 0, done.stderr
     assert files(project.folder / "results") == files(local / "results")
@@ -55,6 +57,14 @@ def test_the_demo_gives_the_same_bytes_on_the_gpus_of_both_nodes(cluster, tmp_pa
             assert (ran["devices"] in {"0", "1"}) == (stage in ON_GPUS), (stage, ran)
             used.setdefault("GPU" if stage in ON_GPUS else "CPU", set()).add(ran["node"])
     assert used == {"GPU": {"gn1", "gn2"}, "CPU": {"cn1"}}
+
+    asked = {}
+    for stage, names in demand.jobs(read_params(params)):
+        asked[stage] = max(asked.get(stage, 0), slurm.asked(read_params(params), stage, names).mem_mb)
+    kinds = dict(line.split() for line in cluster.ask("squeue", "-h", "-t", "all", "-o", "%i %k").splitlines())
+    for job, peak in peaks.items():
+        stage = kinds[job].split("_")[1].removesuffix("s")  # of rule_solve_wildcards_..., rule_solves_solve
+        assert asked[stage] / 2 < peak < asked[stage], (stage, peak, asked[stage])
 
 
 @pytest.fixture
@@ -95,17 +105,17 @@ def nothing_else(project, held):
 
 
 @pytest.mark.parametrize(
-    "fault, then",
+    "fault, then, told",
     [
-        pytest.param(HOLD, node_down, id="a node set down"),
-        pytest.param(HOLD, slurmd_killed, id="slurmd of a node killed"),
-        pytest.param(HOLD, cancelled, id="scancel of a running solve"),
-        pytest.param(HOLD, nothing_else, id="a job over its time"),
-        pytest.param(TAKE_MEMORY, nothing_else, id="a job over its memory"),
-        pytest.param(FILL_DISK, nothing_else, id="a full disk in one job"),
+        pytest.param(HOLD, node_down, "Restarts=1", id="a node set down"),
+        pytest.param(HOLD, slurmd_killed, "Restarts=1", id="slurmd of a node killed"),
+        pytest.param(HOLD, cancelled, r"CANCELLED AT \S+ \*\*\*", id="scancel of a running solve"),
+        pytest.param(HOLD, nothing_else, "DUE TO TIME LIMIT", id="a job over its time"),
+        pytest.param(TAKE_MEMORY, nothing_else, "exceeded memory limit", id="a job over its memory"),
+        pytest.param(FILL_DISK, nothing_else, "File too large", id="a full disk in one job"),
     ],
 )
-def test_a_run_survives(fault, then, project, finished):
+def test_a_run_survives(fault, then, told, project, finished):
     project.set("solve", runtime="attempt if wildcards.layer == '002' else 0")  # a minute for both layers of the job
     run, struck, first = halfway(project, fault)
     written = first.stat()
@@ -113,6 +123,7 @@ def test_a_run_survives(fault, then, project, finished):
     assert run.wait(timeout=400) == 0 or project.run(MODEL) == 0, project.said()
     project.let_end(struck)
     check(project, finished, first, written)
+    assert re.search(told, project.said() + project.cluster.ask("scontrol", "show", "job"))
 
 
 def test_a_run_whose_snakemake_was_killed_goes_on_beside_its_old_jobs(project, finished):
@@ -134,4 +145,4 @@ def check(project, finished, first, written):
     for path in (SOLVED, MODEL):
         assert files(project.folder / path) == files(Path(finished, path))
     assert first.stat().st_ino == written.st_ino
-    assert list((project.folder / "results" / ".tmp").iterdir()) == []
+    assert not list((project.folder / "results" / ".tmp").glob("*"))
