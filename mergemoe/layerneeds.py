@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 ROWS, CHUNK = 65536, 4096  # tokens: payloads.ROWS, and what tokens.Activations reads at once
 SLOTS, GRAM_BYTES, COPIES, VECTORS = 1 << 13, 1 << 28, 6, 8  # of sums, selection, methods.joint, iterative
 UNEVEN = 3  # a zipped group is counted as this many times the mean: its Gram takes the square of its experts
-ITERATIONS = 30  # of conjugate gradients per ridge
-RIDGES = 6  # prior.GRID
+ITERATIONS, RIDGES = 30, 6  # of conjugate gradients per ridge; of prior.GRID
 FEATURES = {"average": "plain", "msmoe": "aligned", "zipit": "zipped", "select": "selected", "slim": "selected"}
 FEATURES |= dict.fromkeys(("hcsmoe", "mergemoe", "routed", "joint", "unsolved"), "usage")
 JOINT = ("joint", "select", "slim")
@@ -54,11 +53,10 @@ class Layer(NamedTuple):
         """Return the numbers in one expert."""
         return self.numbers / self.experts
 
-    @property
-    def chunk(self) -> float:
-        """Return the bytes of a chunk of tokens on its way through an expert, with that expert in float32."""
+    def chunk(self, each: int = 20) -> float:
+        """Return the bytes of a chunk of tokens, `each` per hidden number, and of an expert in float32 on their way."""
         tokens = min(self.tokens, CHUNK)
-        return tokens * (40 * self.hidden + 12 * self.width + 8 * self.experts) + 4 * self.one
+        return tokens * (each * self.hidden + 12 * self.width + 8 * self.experts) + 4 * self.one
 
     @property
     def check(self) -> float:
@@ -73,13 +71,13 @@ class Layer(NamedTuple):
 def profile(layer: Layer) -> Peak:
     """Return what a profile needs: the experts as they are stored."""
     flops = 2 * layer.tokens * (layer.top_k * layer.one + layer.experts**2)
-    return layer.peak(layer.stored + layer.chunk, flops=flops)
+    return layer.peak(layer.stored + layer.chunk(), flops=flops)
 
 
 def cluster(layer: Layer, by: str) -> Peak:
     """Return what a grouping needs: the experts in float32, and once as they are stored before anything else."""
     role = layer.experts * layer.width * layer.hidden  # numbers of all gates, or all ups
-    work, flops = layer.chunk, 0.0
+    work, flops = layer.chunk(), 0.0
     if by == "weights":
         work, flops = 16 * role, 4 * layer.experts * role  # two roles at once in float64
     elif by == "outputs":
@@ -96,7 +94,7 @@ def curve(layer: Layer, by: str, sizes: Sequence[tuple[int, int]]) -> Peak:
     if by == "selection":
         works = [(max(work, pairs), flops + more / len(sizes)) for one, (work, flops) in zip(layers, works, strict=True)
                  for pairs, more in [_pairs(one)]]  # fmt: skip
-    held = max(layer.stored, layer.chunk, *(work for work, _ in works))
+    held = max(layer.stored, layer.chunk(48), *(work for work, _ in works))
     return layer.peak(4 * layer.numbers + held, flops=sum(flops for _, flops in works))
 
 
@@ -116,7 +114,7 @@ def solve(layer: Layer, method: str, options: Mapping[str, Any]) -> Peak:
     elif method in JOINT:
         solving, more, scratch = _jointly(layer, options)
     # The result, and the layer with it in float32: one of its roles twice, or a chunk of tokens on its way through it.
-    ending = size * experts + 4 * compact + max(4 / 3 * (compact + experts), layer.chunk)
+    ending = size * experts + 4 * compact + max(4 / 3 * (compact + experts), layer.chunk(48))
     held = layer.stored * (size < 4) + 4 * layer.numbers + made + max(making, solving, ending)
     errors = 4 * layer.tokens * layer.top_k * layer.one
     return layer.peak(held, size * experts + scratch, flops + more + errors)
@@ -145,12 +143,13 @@ def _pairs(layer: Layer) -> tuple[float, float]:
     """Return the bytes and FLOPs of the costs of all unions, halving by halving, beside each group's own sums."""
     n, wide, groups = layer.experts * layer.width, layer.width * layer.largest, min(layer.experts, 2 * layer.kept)
     own = 8 * n * (n / groups + layer.hidden)
-    halvings = math.log2(max(2, layer.largest))
-    return own + _pools(layer, wide, 6, groups), halvings * 4 * n**2 * (layer.hidden + 3 * layer.kept_width)
+    sums = layer.tokens * layer.top_k * n * (4 * layer.hidden + 3 * wide)  # each token, beside every other group
+    picking = 4 * n**2 * (layer.hidden + 3 * layer.kept_width)
+    return own + _pools(layer, wide, 6, groups), math.log2(max(2, layer.largest)) * (sums + picking)
 
 
 def _features(layer: Layer, named: str, groups: int, single: bool) -> tuple[float, float]:
-    """Return the bytes, besides the result, and FLOPs of groups' features; `single`: whether single experts are groups."""
+    """Return the bytes, besides the result, and FLOPs of groups' features; `single` experts are groups or are not."""
     matrix, wide = layer.width * layer.hidden, layer.width * layer.largest
     member = (8 if named == "aligned" else 4) * layer.one + (16 if named == "aligned" else 8) * matrix
     # The largest group is alone, or stands beside the others of two experts or of one.

@@ -60,7 +60,7 @@ class Need(NamedTuple):
 
 def of(params: Params, stage: str, names: Names) -> Need:
     """Return what the job of a stage needs; `names` are its rule's wildcards."""
-    peak = _PEAKS[stage](params, names)
+    peak = _PEAKS[stage](params, dict(names.items()))  # Snakemake's are a list, whose `in` looks at values
     memory, gpu = (math.ceil(MARGIN * size / 1e6) for size in (peak.tensors + peak.host, peak.tensors))
     return Need(
         memory=math.ceil(MARGIN * BASE[stage]) + memory,
@@ -161,6 +161,13 @@ def _evaluate(params: Params, names: Names) -> Peak:
     return modelneeds.evaluate(_model(params, names), _subject(params, names), how, how.tasks[names["task"]])
 
 
+def _report(params: Params, names: Names) -> Peak:
+    """Return what a page needs: the profiles' numbers, N by N of each layer, as text and as Python's objects."""
+    profiled = {run[:2] for run in params.all_runs()}
+    layers = [one for model, _ in profiled for one in _model(params, {"model": model}).routed.values()]
+    return Peak(0, sum(100 * one["experts"] ** 2 for one in layers), 20e6)
+
+
 _PEAKS: dict[str, Callable[[Params, Names], Peak]] = {
     "convert": lambda p, names: modelneeds.convert(_model(p, names), p.model[names["model"]].dequantize),
     "layout": lambda p, names: Peak(0, _model(p, names).shard),  # mapped, and looked at part by part
@@ -176,6 +183,6 @@ _PEAKS: dict[str, Callable[[Params, Names], Peak]] = {
     "fidelity": _fidelity,
     "generate": lambda p, names: modelneeds.generate(_model(p, names), p.evaluate),
     "evaluate": _evaluate,
-    "report": lambda p, names: Peak(0),
-    "report_partial": lambda p, names: Peak(0),
+    "report": _report,
+    "report_partial": _report,
 }

@@ -7,9 +7,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from snakemake.iocontainers import Wildcards
 
 from benchmarks.needs import wildcards
 from mergemoe import assemble, iterative, layerneeds, modelneeds, needs, payloads, plan, prior, selection, sums
@@ -162,6 +164,13 @@ def test_what_lies_outside_a_grouping_s_layers_is_only_read(study):
     outside, inside = (needs.of(params, "solve", {**RUN, "layer": layer}) for layer in ("000", "001"))
     assert outside.memory < inside.memory
     assert outside.flops < inside.flops
+
+
+def test_it_takes_wildcards_as_snakemake_gives_them(study):
+    params = study()
+    names: Any = Wildcards(fromdict=RUN)
+    for stage in ("capture", "profile", "cluster", "solve"):
+        assert needs.of(params, stage, names) == needs.of(params, stage, RUN)
 
 
 def test_headers_are_read_once_per_model(study, monkeypatch):
