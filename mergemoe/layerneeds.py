@@ -88,20 +88,18 @@ def cluster(layer: Layer, by: str) -> Peak:
 
 
 def curve(layer: Layer, by: str, sizes: Sequence[tuple[int, int]]) -> Peak:
-    """Return what a curve needs: the same, and a least squares per group for each of the sizes (M, I')."""
+    """Return what a curve needs: a grouping and a solve group by group for each of the sizes (M, I')."""
     layers = [layer._replace(kept=m, kept_width=width, largest=doubled(layer.experts / m)) for m, width in sizes]
-    works = [_by_group(one, one.top_k) for one in layers]
-    if by == "selection":
-        works = [(max(work, pairs), flops + more / len(sizes)) for one, (work, flops) in zip(layers, works, strict=True)
-                 for pairs, more in [_pairs(one)]]  # fmt: skip
-    held = max(layer.stored, layer.chunk(48), *(work for work, _ in works))
-    return layer.peak(4 * layer.numbers + held, flops=sum(flops for _, flops in works))
+    features = {"features": "selected" if by == "selection" else "usage"}
+    grouped, solved = cluster(layers[0], by), [solve(one, "routed", features) for one in layers]
+    flops = grouped.flops + sum(one.flops for one in solved)
+    return layer.peak(max(grouped.tensors, *(one.tensors for one in solved)), flops=flops)
 
 
 def solve(layer: Layer, method: str, options: Mapping[str, Any]) -> Peak:
     """Return what a solve needs: the experts as stored and in float32, and the worst of making, solving and ending."""
     features, size = options.get("features") or FEATURES.get(method), layer.stored / layer.numbers
-    groups = solved(layer, method)
+    groups = groups_of(layer, method)
     experts = groups * layer.one * layer.kept_width / layer.width
     compact = layer.kept * layer.one * layer.kept_width / layer.width
     if method == "oracle":
@@ -120,7 +118,7 @@ def solve(layer: Layer, method: str, options: Mapping[str, Any]) -> Peak:
     return layer.peak(held, size * experts + scratch, flops + more + errors)
 
 
-def solved(layer: Layer, method: str) -> int:
+def groups_of(layer: Layer, method: str) -> int:
     """Return how many groups a method makes anew: all where it is joint or narrows, else those of several experts."""
     if method in ("reap", "none"):
         return 0
@@ -170,7 +168,7 @@ def _features(layer: Layer, named: str, groups: int, single: bool) -> tuple[floa
 
 def _by_group(layer: Layer, asked: int) -> tuple[float, float]:
     """Return the bytes, besides the features, and FLOPs of a least squares per group; `asked` experts see a token."""
-    groups = max(1, solved(layer, "routed"))
+    groups = max(1, groups_of(layer, "routed"))
     square, cross = layer.kept_width**2, layer.kept_width * layer.hidden
     chunk, in_groups = min(layer.tokens, CHUNK), min(asked, groups)
     slots = min(max(SLOTS, chunk), chunk * in_groups)
@@ -185,10 +183,10 @@ def _by_group(layer: Layer, asked: int) -> tuple[float, float]:
 
 def _jointly(layer: Layer, options: Mapping[str, Any]) -> tuple[float, float, float]:
     """Return the bytes, besides the features, FLOPs and scratch of a joint solve: iterative beyond its `memory`."""
-    columns, used = layer.kept * layer.kept_width, layer.top_k * layer.kept_width
+    columns, used = layer.kept * layer.kept_width, min(layer.top_k, layer.kept) * layer.kept_width
     direct, memory = 8 * COPIES * columns * (columns + layer.hidden), options["memory"] * 1e9
     ridges = RIDGES if options["ridge"] == "auto" else 1
-    batch = min(layer.tokens, CHUNK) * (20 * used + 40 * layer.hidden)
+    batch = min(layer.tokens, CHUNK) * (10 * used + 24 * layer.hidden)
     asked = 2 * layer.tokens * layer.top_k * layer.one
     if direct <= memory:
         sums = 2 * layer.tokens * used * (used + layer.hidden)

@@ -40,6 +40,11 @@ class Stored(NamedTuple):
     vocabulary: int
     flops: float
 
+    @property
+    def subject(self) -> "Subject":
+        """Return what it is as a checkpoint that is scored."""
+        return Subject(self.numbers, self.bytes, max(layer["parameters"] for layer in self.routed.values()))
+
     def states(self, text: Text, dtype: str) -> int:
         """Return the bytes of the hidden states of a text."""
         return tokens_of(text) * self.hidden * size_of(dtype)
@@ -47,6 +52,14 @@ class Stored(NamedTuple):
     def batch(self, tokens: int, dtype: str) -> int:
         """Return the bytes of a batch on its way through a decoder layer."""
         return tokens * size_of(dtype) * (8 * self.hidden + 4 * self.widest)
+
+
+class Subject(NamedTuple):
+    """A checkpoint that is scored; routed: the most numbers that the experts of one of its layers have."""
+
+    numbers: float
+    bytes: float
+    routed: float
 
 
 def size_of(dtype: str) -> int:
@@ -106,8 +119,8 @@ def streamed(model: Stored, text: Text, how: Capture | Evaluate) -> Peak:
     return Peak(tensors, max(0, model.layer[1] - batch), written, tokens * model.flops)
 
 
-def fidelity(model: Stored, subject: tuple[int, int], how: Evaluate, full: bool) -> Peak:
-    """Return what fidelity needs; `subject` is (numbers, bytes) of the checkpoint that is measured."""
+def fidelity(model: Stored, subject: Subject, how: Evaluate, full: bool) -> Peak:
+    """Return what fidelity needs; `full`: whether its subject is the full model itself, which is not compared."""
     text, tokens, states = how.heldout, tokens_of(how.heldout), model.states(how.heldout, how.dtype)
     logits = text.length * model.vocabulary
     if full:
@@ -119,17 +132,23 @@ def fidelity(model: Stored, subject: tuple[int, int], how: Evaluate, full: bool)
     return _loaded(subject, how.dtype, work, 3 * tokens * model.flops)
 
 
-def generate(model: Stored, how: Evaluate) -> Peak:
-    """Return what generation needs: the full model, which judges, with the keys and values of a batch."""
+def generate(model: Stored, subject: Subject, how: Evaluate, full: bool) -> Peak:
+    """Return what generation needs: the full model, which judges, with the keys and values of a batch.
+
+    Of another subject as much again stays as it and the loading of the full one take, as measured at the width of
+    Qwen1.5-MoE-A2.7B (`python benchmarks/needs.py --make`): `del` gives it back too late.
+    """
     assert how.generation is not None
     length = how.generation.prompt_tokens + how.generation.new_tokens
     tokens = length * min(how.generation.prompts, max(1, how.batch_tokens // length))
     cache = 3 * tokens * size_of(how.dtype) * model.depth * model.hidden
     work = cache + model.batch(tokens, how.dtype) + 32 * length * model.vocabulary
-    return _loaded((model.numbers, model.bytes), how.dtype, work, 2 * how.generation.prompts * length * model.flops)
+    before = 0 if full else size_of(how.dtype) * (subject.numbers + 2 / 3 * model.subject.routed)
+    peak = _loaded(model.subject, how.dtype, work, 2 * how.generation.prompts * length * model.flops)
+    return peak._replace(tensors=peak.tensors + before)
 
 
-def evaluate(model: Stored, subject: tuple[int, int], how: Evaluate, task: Task) -> Peak:
+def evaluate(model: Stored, subject: Subject, how: Evaluate, task: Task) -> Peak:
     """Return what a task of lm-eval needs: the model, and logits of a batch, in its dtype, and twice in float32."""
     length = EXAMPLE * (1 + (task.fewshot or 0))
     tokens = task.batch_size * length
@@ -137,7 +156,10 @@ def evaluate(model: Stored, subject: tuple[int, int], how: Evaluate, task: Task)
     return _loaded(subject, how.dtype, work, EXAMPLES * length * model.flops)
 
 
-def _loaded(subject: tuple[int, int], dtype: str, work: float, flops: float) -> Peak:
-    """Return what a stage needs that loads a checkpoint, its files mapped meanwhile, and then works with it."""
-    numbers, stored_bytes = subject
-    return Peak(numbers * size_of(dtype) + work, max(0, stored_bytes - work), 0, flops)
+def _loaded(subject: Subject, dtype: str, work: float, flops: float) -> Peak:
+    """Return what a stage needs that loads a checkpoint and then works with it.
+
+    While it is loaded, all of its files are mapped, and the gates and ups of a layer are held once more.
+    """
+    loading = subject.bytes + 2 / 3 * subject.routed * size_of(dtype)
+    return Peak(subject.numbers * size_of(dtype) + work, max(0, loading - work), 0, flops)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mergemoe import budget, layerneeds, modelneeds
 from mergemoe.layerneeds import Layer, Peak
-from mergemoe.modelneeds import Stored, size_of, tokens_of
+from mergemoe.modelneeds import Stored, Subject, size_of, tokens_of
 from mergemoe.params import Params
 
 Names = Mapping[str, str]
@@ -26,10 +26,10 @@ BASE = {
     "calibrate": 260,
     "capture": 460,
     "profile": 340,
-    "curve": 360,
+    "curve": 440,
     "budget": 260,
-    "cluster": 340,
-    "solve": 360,
+    "cluster": 350,
+    "solve": 375,
     "assemble": 400,
     "reference": 460,
     "fidelity": 480,
@@ -105,20 +105,21 @@ def _layer(params: Params, names: Names) -> Layer:
     )
 
 
-def _subject(params: Params, names: Names) -> tuple[int, int]:
-    """Return the numbers and bytes of a checkpoint: plan.sizes, but for rows of routers, of headers read once."""
+def _subject(params: Params, names: Names) -> Subject:
+    """Return a checkpoint: as large as plan.sizes says, but for rows of routers, of headers read once."""
     model, subject = _model(params, names), names.get("subject")
     if subject == "full":
-        return model.numbers, model.bytes
+        return model.subject
     run = dict(zip(("calibrate", "cluster", "solve"), subject.split("/"), strict=True)) if subject else {}
-    numbers, size = float(model.numbers), float(model.bytes)
+    numbers, size, routed = float(model.numbers), float(model.bytes), 0.0
     for number in model.routed:
         layer = _layer(params, {**names, **run, "layer": str(number)})
         grown = params.solve[{**names, **run}["solve"]].method == "oracle"
         width = layer.width * math.ceil(layer.experts / layer.kept) if grown else layer.kept_width
-        removed = 1 - layer.kept * width / (layer.experts * layer.width)
-        numbers, size = numbers - removed * layer.numbers, size - removed * layer.stored
-    return round(numbers), round(size)
+        left = layer.kept * width / (layer.experts * layer.width)
+        numbers, size = numbers - (1 - left) * layer.numbers, size - (1 - left) * layer.stored
+        routed = max(routed, left * layer.numbers)
+    return Subject(numbers, size, routed)
 
 
 def _calibrate(params: Params, names: Names) -> Peak:
@@ -147,13 +148,18 @@ def _solve(params: Params, names: Names) -> Peak:
 
 
 def _assemble(params: Params, names: Names) -> Peak:
-    _, size = _subject(params, names)
+    size = round(_subject(params, names).bytes)
     return Peak(0, size, size)  # what is written is mapped: solved layers, and the original's other tensors
 
 
 def _fidelity(params: Params, names: Names) -> Peak:
     full = names["subject"] == "full"
     return modelneeds.fidelity(_model(params, names), _subject(params, names), params.evaluate, full)
+
+
+def _generate(params: Params, names: Names) -> Peak:
+    full = names["subject"] == "full"
+    return modelneeds.generate(_model(params, names), _subject(params, names), params.evaluate, full)
 
 
 def _evaluate(params: Params, names: Names) -> Peak:
@@ -181,7 +187,7 @@ _PEAKS: dict[str, Callable[[Params, Names], Peak]] = {
     "assemble": _assemble,
     "reference": lambda p, names: modelneeds.streamed(_model(p, names), p.evaluate.heldout, p.evaluate),
     "fidelity": _fidelity,
-    "generate": lambda p, names: modelneeds.generate(_model(p, names), p.evaluate),
+    "generate": _generate,
     "evaluate": _evaluate,
     "report": _report,
     "report_partial": _report,
