@@ -115,7 +115,7 @@ def streamed(model: Stored, text: Text, how: Capture | Evaluate) -> Peak:
     rows = sum(size * (model.hidden + layer["experts"] + model.top_k) for layer in model.routed.values())
     rows += len(model.routed) * (2 * model.top_k + 4)
     tensors = size * (model.outside[0] + model.layer[0]) + 2 * states + masks + batch
-    written = 2 * tokens * rows + 2 * states  # in scratch/ and in results/.tmp; behind two layers
+    written = 2 * tokens * rows + 3 * states  # in scratch/ and in results/.tmp; behind three layers
     return Peak(tensors, max(0, model.layer[1] - batch), written, tokens * model.flops)
 
 

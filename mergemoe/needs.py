@@ -40,6 +40,7 @@ BASE = {
 }
 MARGIN = 1.2  # for other machines, allocators and versions
 GPU_ALLOWANCE = 2000  # MB of context, kernels and workspaces: an assumption, measured on no GPU
+WHOLE = {"convert", "layout", "capture", "assemble", "reference", "fidelity", "generate", "evaluate"}
 ON_GPU = {"capture", "profile", "curve", "cluster", "solve", "reference", "fidelity", "generate", "evaluate"}
 
 
@@ -49,12 +50,14 @@ class Need(NamedTuple):
     memory: MB (10^6) of the host's memory, the peak resident set of its process.
     gpu: MB of the GPU's memory, where the stage runs on one; 0 where it uses none.
     disk: MB that it has written at its worst moment, results/.tmp and scratch/ included.
+    read: MB of a checkpoint that it reads: once to check it, once to use it.
     flops: multiply-adds that it computes, times 2.
     """
 
     memory: int
     gpu: int
     disk: int
+    read: int
     flops: float
 
 
@@ -66,6 +69,7 @@ def of(params: Params, stage: str, names: Names) -> Need:
         memory=math.ceil(MARGIN * BASE[stage]) + memory,
         gpu=GPU_ALLOWANCE + gpu if stage in ON_GPU else 0,
         disk=math.ceil(peak.disk / 1e6) + 1,  # and its record
+        read=math.ceil(2 * _model(params, names).bytes / 1e6) if stage in WHOLE else 0,
         flops=float(peak.flops),
     )
 

@@ -16,6 +16,7 @@ from mergemoe.params import Params
 
 PROFILE = Path("profiles", "slurm")
 START = 5.0  # minutes: of Snakemake and imports, on a file system that answers slowly
+FILES = 6000.0  # MB a minute that a job reads or writes, assumed of a shared file system
 MARGIN = 2.0  # of time that is asked for, over what is computed at the assumed speed
 JOB_MB = 500  # of Snakemake in a job, two processes of 210 MB: tests/test_slurm.py adds up what jobs hold
 
@@ -102,4 +103,4 @@ def asked(params: Params, stage: str, names: Mapping[str, Any], attempt: int = 1
 def minutes(need: Need, gpu: bool) -> float:
     """Return the minutes that a job asks for at first."""
     speed = cluster().gflops.gpu if gpu else cluster().gflops.cpu
-    return START + MARGIN * need.flops / (60e9 * speed)
+    return START + (need.read + need.disk) / FILES + MARGIN * need.flops / (60e9 * speed)

@@ -85,7 +85,7 @@ def test_every_stage_of_the_demo_has_an_estimate():
             for subject in ("full", "/".join(run[1:])):
                 need = needs.of(params, stage, {**names, "subject": subject})
                 assert need.memory > 0
-                assert [type(value) for value in need] == [int, int, int, float]
+                assert [type(value) for value in need] == [int, int, int, int, float]
                 assert (need.gpu > 0) == ("runtime.start" in (ROOT / "stages" / f"{stage}.py").read_text())
 
 
