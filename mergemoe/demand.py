@@ -73,7 +73,7 @@ def describe(params: Params) -> str:
         )
     lines += [
         f"asked for in all: {hours[True]:,.1f} GPU hours, {hours[False]:,.1f} CPU hours",
-        f"(minutes: {slurm.START:g} to start, 1 for each {slurm.FILES:,.0f} MB of files, and {slurm.MARGIN:g} times what "
+        f"(minutes: {slurm.START:g} to start, 1 for each {slurm.FILES:,.0f} MB of files, {slurm.MARGIN:g} times what "
         f"computing takes at {limits.gflops.gpu:g} GFLOP/s on a GPU, {limits.gflops.cpu:g} on a CPU: partitions.yaml)",
     ]
     return "\n".join([*lines, *_too_large(params, every)])
