@@ -19,7 +19,12 @@ import psutil
 from conftest import ROOT
 
 SCRIPT = ROOT / "tests" / "slurm" / "cluster.sh"
-LIMITS = {"190000": "7800", "480000": "7800", "1440": "60", "max_gpu: 4": "max_gpu: 2"}  # what its nodes claim to have
+LIMITS = {
+    "190000": "15000",
+    "480000": "15000",
+    "1440": "60",
+    "max_gpu: 4": "max_gpu: 2",
+}  # what its nodes claim to have
 
 # The `python` of the jobs. Before a module it does what FAULTS/MODULE says, once; the file's new name has its pid.
 PYTHON = """\

@@ -83,7 +83,7 @@ PartitionName=gpu Nodes=gn[1-2] MaxTime=60 DefaultTime=10
 PartitionName=cpu Nodes=cn1 Default=YES MaxTime=60 DefaultTime=10
 END
     for node in $NODES; do
-        echo "NodeName=$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port++)) CPUs=4 RealMemory=8000" \
+        echo "NodeName=$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port++)) CPUs=4 RealMemory=16000" \
             "$([[ $node == gn* ]] && echo Gres=gpu:fake:2)" >> "$DIR/etc/slurm.conf"
     done
     # Snakemake's executor takes every SLURM_* out of the environment before a job's inner srun, SLURM_CONF, too.
