@@ -1,12 +1,10 @@
 """Compress Mixture-of-Experts models by merging experts; the rules stand in the order the data flows."""
 
-import os
-
 from snakemake.utils import min_version
 
-from mergemoe import finished, preflight, store
+from mergemoe import finished, preflight, provenance, store
 from mergemoe.params import read_params
-from stages import claims, mistakes
+from stages import claims, mistakes, resources
 from stages.graph import (
     BUDGET,
     CAPTURE,
@@ -30,7 +28,6 @@ from stages.graph import (
     TOKENS,
     Graph,
 )
-from stages.resources import asked
 from stages.tracking import code, files_below
 
 min_version("9.0")
@@ -40,9 +37,15 @@ configfile: "params.yaml"
 
 
 with mistakes.told():
+    claims.check_run()
+    resources.check()
     params = read_params(config)
     preflight.check(params)
     graph = Graph(params)
+
+
+if claims.in_a_job():  # on a cluster; what is there is whole, and may be another copy's: no job that fails deletes it
+    workflow.execution_settings.keep_incomplete = True
 
 
 wildcard_constraints:
@@ -51,13 +54,20 @@ wildcard_constraints:
 
 onstart:
     store.sweep("results")
-    os.environ["MERGEMOE_CLAIMS"] = claims.write(graph, "scratch/claims.json")  # jobs refuse inputs made otherwise
+    finished.sweep("results", claims.claims(graph))
+    claims.begin(claims.claims(graph))
     with mistakes.told():
         preflight.check_texts(params)
 
 
 onsuccess:
-    finished.clear("results")
+    claims.end()
+    if provenance.is_current(REPORTED, claims.claims(graph)):  # of all that is to be made, not of some targets
+        finished.clear("results")
+
+
+onerror:
+    claims.end()
 
 
 rule all:
@@ -76,7 +86,7 @@ rule convert:
     log:
         "logs/convert/{model}.log",
     resources:
-        **asked(params, "convert"),
+        **resources.asked(params, "convert"),
     params:
         cfg=graph.choice("model"),
         code=code("stages.convert"),
@@ -93,7 +103,7 @@ rule layout:
     log:
         "logs/layout/{model}.log",
     resources:
-        **asked(params, "layout"),
+        **resources.asked(params, "layout"),
     params:
         cfg=graph.plain_choice,
         code=code("stages.layout"),
@@ -112,7 +122,7 @@ rule calibrate:
     log:
         "logs/calibrate/{model}/{calibrate}.log",
     resources:
-        **asked(params, "calibrate"),
+        **resources.asked(params, "calibrate"),
     params:
         cfg=graph.choice("calibrate"),
         code=code("stages.calibrate"),
@@ -134,7 +144,7 @@ rule capture:
         "logs/bench/capture/{model}/{calibrate}.jsonl"
     threads: params.capture.threads
     resources:
-        **asked(params, "capture"),
+        **resources.asked(params, "capture"),
     params:
         cfg=graph.section("capture"),
         code=code("stages.capture"),
@@ -154,7 +164,7 @@ rule profile:
         "logs/profile/{model}/{calibrate}/layer_{layer}.log",
     threads: params.profile.threads
     resources:
-        **asked(params, "profile"),
+        **resources.asked(params, "profile"),
     params:
         cfg=graph.section("profile"),
         code=code("stages.profile"),
@@ -175,7 +185,7 @@ rule curve:
         "logs/curve/{model}/{calibrate}/{cluster}/layer_{layer}.log",
     threads: graph.threads("cluster")
     resources:
-        **asked(params, "curve"),
+        **resources.asked(params, "curve"),
     params:
         cfg=graph.curve_choice,
         code=code("stages.curve"),
@@ -195,7 +205,7 @@ rule budget:
     log:
         "logs/budget/{model}/{calibrate}/{cluster}.log",
     resources:
-        **asked(params, "budget"),
+        **resources.asked(params, "budget"),
     params:
         cfg=graph.budget_choice,
         code=code("stages.budget"),
@@ -217,7 +227,7 @@ rule cluster:
         "logs/cluster/{model}/{calibrate}/{cluster}/layer_{layer}.log",
     threads: graph.threads("cluster")
     resources:
-        **asked(params, "cluster"),
+        **resources.asked(params, "cluster"),
     params:
         cfg=graph.cluster_choice,
         code=code("stages.cluster"),
@@ -243,7 +253,7 @@ rule solve:
         "logs/bench/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}.jsonl"
     threads: graph.threads("solve")
     resources:
-        **asked(params, "solve"),
+        **resources.asked(params, "solve"),
     params:
         cfg=graph.choice("solve"),
         code=graph.solve_code,
@@ -264,7 +274,7 @@ rule assemble:
     log:
         "logs/assemble/{model}/{calibrate}/{cluster}/{solve}.log",
     resources:
-        **asked(params, "assemble"),
+        **resources.asked(params, "assemble"),
     params:
         cfg=graph.run_choice,
         code=code("stages.assemble"),
@@ -284,7 +294,7 @@ rule reference:
         "logs/reference/{model}.log",
     threads: params.evaluate.threads
     resources:
-        **asked(params, "reference"),
+        **resources.asked(params, "reference"),
     params:
         cfg=graph.evaluate("heldout", "dtype", "batch_tokens", "threads"),
         code=code("stages.reference"),
@@ -307,7 +317,7 @@ rule fidelity:
         "logs/bench/fidelity/{model}/{subject}.jsonl"
     threads: params.evaluate.threads
     resources:
-        **asked(params, "fidelity"),
+        **resources.asked(params, "fidelity"),
     params:
         cfg=graph.evaluate("dtype", "batch_tokens", "threads"),
         code=code("stages.fidelity"),
@@ -333,7 +343,7 @@ rule generate:
         "logs/bench/generate/{model}/{subject}.jsonl"
     threads: params.evaluate.threads
     resources:
-        **asked(params, "generate"),
+        **resources.asked(params, "generate"),
     params:
         cfg=graph.evaluate("generation", "dtype", "batch_tokens", "threads"),
         code=code("stages.generate"),
@@ -358,7 +368,7 @@ rule evaluate:
         "logs/bench/evaluate/{model}/{subject}/{task}.jsonl"
     threads: params.evaluate.threads
     resources:
-        **asked(params, "evaluate"),
+        **resources.asked(params, "evaluate"),
     params:
         cfg=graph.task_choice,
         code=code("stages.evaluate"),
@@ -398,7 +408,7 @@ rule report:
     log:
         "logs/report.log",
     resources:
-        **asked(params, "report"),
+        **resources.asked(params, "report"),
     params:
         cfg=graph.report(),
         code=code("stages.report"),
@@ -414,7 +424,7 @@ rule report_partial:
     log:
         "logs/report_partial.log",
     resources:
-        **asked(params, "report_partial"),
+        **resources.asked(params, "report_partial"),
     params:
         cfg=graph.report(),
         code=code("stages.report_partial"),

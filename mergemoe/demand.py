@@ -7,7 +7,7 @@ from mergemoe import experts, needs, slurm
 from mergemoe.params import Params
 from mergemoe.slurm import Asked
 
-HEAD = "stage       jobs  on      memory  GPU memory       disk  minutes  hours in all"
+HEAD = "stage       jobs  at once  on      memory  GPU memory       disk  minutes  hours in all"
 
 
 class Job(NamedTuple):
@@ -58,17 +58,17 @@ def _of_runs(params: Params) -> Iterator[tuple[str, dict[str, str]]]:
 
 def describe(params: Params) -> str:
     """Return the table, and which jobs would not fit into what partitions.yaml allows."""
-    limits, gpus = slurm.cluster(), slurm.on_gpus()
+    limits = slurm.cluster()
     every = [Job(stage, names, slurm.asked(params, stage, names)) for stage, names in jobs(params)]
     lines = [f"on a cluster ({slurm.PROFILE}): what the largest job of each stage asks for (estimates)", HEAD]
     hours = {True: 0.0, False: 0.0}
     for stage in dict.fromkeys(job.stage for job in every):
         of_stage = [job.asked for job in every if job.stage == stage]
         most = Asked(*map(max, zip(*of_stage, strict=True)))
-        gpu, total = stage in gpus, sum(job.runtime for job in of_stage) / 60
+        gpu, total = slurm.on_gpu(stage), sum(job.runtime for job in of_stage) / 60
         hours[gpu] += total
         lines.append(
-            f"{stage:10} {len(of_stage):5}  {'GPU' if gpu else 'CPU':3} {most.mem_mb:7,} MB "
+            f"{stage:10} {len(of_stage):5}  {slurm.together(stage):7}  {'GPU' if gpu else 'CPU':3} {most.mem_mb:7,} MB "
             f"{f'{most.gpu_mem_mb:,} MB' if gpu else '':>11} {most.disk_mb:7,} MB {most.runtime:8,} {total:13,.1f}"
         )
     lines += [
@@ -83,11 +83,13 @@ def _too_large(params: Params, every: list[Job]) -> list[str]:
     """Say which jobs need more than they may ask for; layers of one stage and choice in one line."""
     found: dict[tuple[str, ...], list[int]] = {}
     for job in every:
-        need, gpu = needs.of(params, job.stage, job.names), job.stage in slurm.on_gpus()
+        need, gpu = needs.of(params, job.stage, job.names), slurm.on_gpu(job.stage)
         lacking = [
             f"{need.memory + slurm.JOB_MB:,} MB of memory" if need.memory + slurm.JOB_MB > job.asked.mem_mb else "",
             f"{need.gpu:,} MB of a GPU" if gpu and need.gpu > job.asked.gpu_mem_mb else "",
-            f"{slurm.minutes(need, gpu):,.0f} minutes" if slurm.minutes(need, gpu) > job.asked.runtime else "",
+            _long(slurm.minutes(need, gpu), slurm.together(job.stage))
+            if slurm.minutes(need, gpu) > job.asked.runtime
+            else "",
         ]
         if what := ", ".join(filter(None, lacking)):
             choice = "/".join(value for name, value in job.names.items() if name != "layer")
@@ -102,6 +104,11 @@ def _too_large(params: Params, every: list[Job]) -> list[str]:
     for (stage, choice, what), layers in found.items():
         lines.append(f"  {stage} {choice}{f', layers {_ranges(layers)}' if layers else ''}: needs {what}")
     return lines
+
+
+def _long(minutes: float, layers: int) -> str:
+    shared = f" (and {layers} layers share a job: lower `group-components` in the profile)" if layers > 1 else ""
+    return f"{minutes:,.0f} minutes{shared}"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

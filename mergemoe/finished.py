@@ -5,34 +5,45 @@ has finished: of a run that was killed, of a node that SLURM believes dead, of a
 Hard links below results/.finished/ take no disk of their own; a job looks there first.
 """
 
+import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mergemoe import payloads, provenance, store
 from mergemoe.errors import ArtifactError
+from mergemoe.provenance import Claims
+
+LISTED = "listed.json"  # of a place: {output: its files}, so that a folder counts only with all of them
 
 
 def keep(outs: Sequence[Path], made: Mapping[str, Any]) -> None:
-    """Link all that a job has written, once."""
+    """Link all that a job has written, in place of what could not be taken."""
     place = _place(outs, made)
-    if place is None or place.exists():
+    if place is None:
         return
+    listed = {path.name: _files(path) for path in outs}
     try:
+        shutil.rmtree(place, ignore_errors=True)
         with store.atomic(place) as folder:
             folder.mkdir()
             for path in outs:
                 _link(path, folder / path.name)
-    except OSError:  # a file system without hard links, and a copy would take disk
-        return
+            (folder / LISTED).write_text(json.dumps(listed))
+    except OSError as error:  # a file system without hard links, and a copy would take disk
+        print(f"{place}: {error}. What this job made is lost if another copy of it fails", file=sys.stderr)
 
 
 def take(outs: Sequence[Path], made: Mapping[str, Any]) -> bool:
     """Put in place what another copy of a job made, and tell whether there was such; damaged files count as none."""
     place = _place(outs, made)
-    if place is None or not all(is_whole(place / path.name, made) for path in outs):
+    if place is None or not (place / LISTED).is_file():
+        return False
+    listed = json.loads((place / LISTED).read_text())
+    if any(_files(place / path.name) != listed[path.name] or not is_whole(place / path.name, made) for path in outs):
         return False
     for path in outs:
         with store.atomic(path) as temporary:
@@ -40,8 +51,15 @@ def take(outs: Sequence[Path], made: Mapping[str, Any]) -> bool:
     return True
 
 
+def sweep(results: str | Path, claims: Claims) -> None:
+    """Forget what no job will ask for, which may hold much disk: what was made otherwise than the claims say now."""
+    for place in Path(results, ".finished").glob("*"):
+        if not any(_claimed(file, claims) for file in place.rglob("[!.]*")):
+            shutil.rmtree(place)
+
+
 def clear(results: str | Path) -> None:
-    """Forget all of it, since the run has ended well; and what killed jobs of any host have left half-written."""
+    """Forget all of it, since the whole run has ended well; and what killed jobs of any host have left half-written."""
     for name in (".finished", ".tmp"):
         shutil.rmtree(Path(results, name), ignore_errors=True)
 
@@ -53,15 +71,29 @@ def is_whole(path: Path, made: Mapping[str, Any]) -> bool:
         path: of an artifact.
         made: its provenance but for what its writer adds: payload, seal, the layer of a folder's file.
     """
-    files = sorted(file for file in path.rglob("[!.]*") if file.is_file()) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        return False
+    files = [path / name for name in _files(path)]
     try:
         listed = store.read_json(path / "provenance.json")["files"] if (path / "provenance.json").is_file() else {}
         store.check_files(path, listed)
-        return all(_says(file, made) for file in files if file.name not in listed)
+        return bool(files) and all(_says(file, made) for file in files if file.name not in listed)
     except ArtifactError:
         return False
+
+
+def _files(path: Path) -> list[str]:
+    """Return the files of a folder, or the empty name of a file that is there."""
+    if path.is_file():
+        return [""]
+    return sorted(str(file.relative_to(path)) for file in path.rglob("[!.]*") if file.is_file())
+
+
+def _claimed(file: Path, claims: Claims) -> bool:
+    try:
+        said = provenance.of(file)
+    except ArtifactError:
+        return False
+    claim = claims.get(said["path"]) if said else None
+    return said is not None and claim is not None and all(said[key] == value for key, value in claim.items())
 
 
 def _says(file: Path, made: Mapping[str, Any]) -> bool:

@@ -153,7 +153,9 @@ def check_input(path: str | Path, claims: Claims | None, known: dict[str, str]) 
 
 
 def is_current(path: str | Path, claims: Claims | None) -> bool:
-    """Tell whether an artifact, with all that it was made from, is what the claims say it is."""
+    """Tell whether an artifact is there and, with all that is left of what it was made from, what the claims say."""
+    if not Path(path).exists():
+        return False
     known: dict[str, str] = {}
     todo, seen = [str(path)], set()
     while todo:

@@ -79,16 +79,29 @@ def cluster() -> Cluster:
 
 
 @functools.cache
-def on_gpus() -> frozenset[str]:
-    """Return the stages that the profile asks a GPU for."""
-    asked = yaml.safe_load((PROFILE / "config.yaml").read_text()).get("set-resources", {})
-    return frozenset(stage for stage, resources in asked.items() if "gpu" in resources)
+def profile() -> Mapping[str, Any]:
+    """Return what config.yaml says."""
+    return yaml.safe_load((PROFILE / "config.yaml").read_text())
+
+
+def on_gpu(stage: str) -> bool:
+    """Tell whether the profile asks a GPU for a stage."""
+    return "gpu" in profile().get("set-resources", {}).get(stage, {})
+
+
+def together(stage: str) -> int:
+    """Return how many layers of a stage share one job of SLURM, where they take turns and their times add up."""
+    group = profile().get("groups", {}).get(stage)
+    return profile().get("group-components", {}).get(group, 1)
 
 
 def asked(params: Params, stage: str, names: Mapping[str, Any], attempt: int = 1) -> Asked:
-    """Return what one job asks for: with each attempt once more of everything, within the limits."""
+    """Return what one job asks for: with each attempt once more of everything, within the limits.
+
+    Layers that share a job of SLURM share the time that it may ask for.
+    """
     need, limits = needs.of(params, stage, names), cluster()
-    gpu = stage in on_gpus()
+    gpu = on_gpu(stage)
     every = list(limits.partitions.values())
     of_kind = [one for one in every if bool(one.max_gpu) == gpu] or every
     most = {key: max(getattr(one, key) or math.inf for one in of_kind) for key in ("max_mem_mb", "max_runtime")}
@@ -96,7 +109,7 @@ def asked(params: Params, stage: str, names: Mapping[str, Any], attempt: int = 1
         mem_mb=int(min(attempt * (need.memory + JOB_MB), most["max_mem_mb"])),
         gpu_mem_mb=min(attempt * need.gpu, limits.gpu_mem_mb),
         disk_mb=need.disk,
-        runtime=int(min(math.ceil(attempt * minutes(need, gpu)), most["max_runtime"])),
+        runtime=int(min(math.ceil(attempt * minutes(need, gpu)), most["max_runtime"] / together(stage))),
     )
 
 

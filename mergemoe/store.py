@@ -16,11 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergemoe.errors import ArtifactError
+from mergemoe.errors import ArtifactError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+RUN = "MERGEMOE_CLAIMS"  # in the environment of a run's jobs: the file of its claims, which goes when the run ends
+OVER = "the run of Snakemake that this job belongs to is over, or was killed and another has begun"
+LEFT = set[Path]()  # what this process would have written, and found written
 KEY = "mergemoe"  # of the one metadata entry of a safetensors file; with two their order is random
 
 
@@ -52,16 +55,27 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def _put(temporary: Path, path: Path) -> None:
+    """Rename; what says the same stays as it is, since another copy of this job has made it and may have readers."""
+    if run_is_over():
+        raise UserError(f"{path} is not written: {OVER}")
+    if path.exists() and sha256(path) == sha256(temporary):
+        LEFT.add(path)
+        return
     try:
         os.replace(temporary, path)
     except OSError:
         if not path.is_dir():
             raise
-        if sha256(path) != sha256(temporary):  # else another copy of this job was faster, and may have readers
-            old = temporary.with_name(f"{temporary.name}.old")
-            os.rename(path, old)
-            os.rename(temporary, path)
-            shutil.rmtree(old)
+        old = temporary.with_name(f"{temporary.name}.old")
+        os.rename(path, old)
+        os.rename(temporary, path)
+        shutil.rmtree(old)
+
+
+def run_is_over() -> bool:
+    """Tell whether this process is a job whose run has ended, or was killed and followed by another."""
+    claims = os.environ.get(RUN)
+    return claims is not None and not Path(claims).exists()
 
 
 def _umask() -> int:

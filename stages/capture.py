@@ -18,7 +18,7 @@ from stages import common
 
 
 @common.stage("capture", __doc__, "layout", "tokens")
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> Path:
     """Capture into the scratch folder, then move the layers into their folder, whole."""
     device = runtime.start(args.cfg["threads"], args.device)
     layout, tokens = store.read_json(args.layout), store.read_tensors(args.tokens)
@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
         folder.mkdir()
         for path in finished.values():
             shutil.copyfile(path, folder / path.name)  # scratch stays whole until all is in place
-    shutil.rmtree(scratch, ignore_errors=True)  # another copy of this job may write there
+    return scratch
 
 
 if __name__ == "__main__":

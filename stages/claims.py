@@ -4,14 +4,20 @@
 """
 
 import json
+import os
+import shutil
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mergemoe import store
+from mergemoe.errors import UserError
 from stages import graph
 from stages.graph import Graph
 from stages.tracking import code
 
+RUNS = Path("scratch", "runs")
 HOW = ("dtype", "batch_tokens", "threads")  # of section evaluate: how the models run
 
 
@@ -30,11 +36,37 @@ def claims(g: Graph) -> dict[str, dict[str, Any]]:
     return found
 
 
-def write(g: Graph, path: str) -> str:
-    """Write the claims for the jobs of a run, which refuse an input that was made otherwise; return `path`."""
+def begin(told: dict[str, dict[str, Any]]) -> None:
+    """Write the claims where this run's jobs find them, which refuse an input that was made otherwise.
+
+    The file's name is the run's own. Jobs of an earlier run that was killed do not find theirs any more, and end.
+    """
+    end()
+    path = RUNS / f"{uuid.uuid4()}.json"
     with store.atomic(path) as file:
-        file.write_text(json.dumps(claims(g)))
-    return path
+        file.write_text(json.dumps(told))
+    os.environ[store.RUN] = str(path)
+
+
+def end() -> None:
+    """End the run, whichever it was: a job of it that still runs, of a node that was believed dead, writes no more."""
+    os.environ.pop(store.RUN, None)
+    shutil.rmtree(RUNS, ignore_errors=True)
+
+
+def in_a_job() -> bool:
+    """Tell whether the Snakefile is parsed for a job on a cluster."""
+    return store.RUN in os.environ
+
+
+def check_run() -> None:
+    """Check that the run is not over, before Snakemake deletes what a job begins with deleting.
+
+    Raises:
+        UserError: where it is.
+    """
+    if store.run_is_over():
+        raise UserError(store.OVER)
 
 
 def _jobs(g: Graph) -> Iterator[tuple[str, str, Wildcards]]:

@@ -5,17 +5,18 @@ import functools
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergemoe import environment, finished, provenance
+from mergemoe import environment, finished, provenance, store
 from mergemoe.errors import UserError
 
 FULL = "no space left|file too large|quota exceeded"  # as the system says it, through any library
-Work = Callable[[argparse.Namespace], None]
+Work = Callable[[argparse.Namespace], Path | None]
 
 
 def stage(
@@ -29,7 +30,8 @@ def stage(
 ) -> Callable[[Work], Callable[[], None]]:
     """Make a stage of the function that does its work: it parses the command line, and works unless that was done.
 
-    The function gets the options, with `provenance`: what its artifacts say of their making.
+    The function gets the options, with `provenance`: what its artifacts say of their making. It may return a scratch
+    folder, which goes when nothing can be lost.
 
     Args:
         name: the stage's.
@@ -46,17 +48,22 @@ def stage(
             args = _arguments(doc, inputs, many, also)
             made = args.provenance = _made_by(name, args)
             outs = [Path(args.out), Path(args.out).with_suffix(".json")] if pair else [Path(args.out)]
-            if hashed and finished.take(outs, made):
+            if hashed and (all(finished.is_whole(path, made) for path in outs) or finished.take(outs, made)):
                 print(f"{args.out}: another copy of this job has finished it, and it holds", file=sys.stderr)
                 return
+            scratch = None
             try:
-                work(args)
-            except Exception as error:
-                if not hashed or not all(finished.is_whole(path, made) for path in outs):
+                scratch, overtaken = work(args), not store.LEFT.isdisjoint(outs)
+            except Exception:
+                overtaken = hashed and all(finished.is_whole(path, made) for path in outs)
+                if not overtaken:
                     raise
-                print(f"{args.out}: another copy of this job has finished it ({error!r} here)", file=sys.stderr)
+            if overtaken and claims() is not None:  # Snakemake would put a new date on what others may have read by now
+                raise UserError(f"{args.out} is whole: another copy of this job has finished it meanwhile")
             if hashed:
                 finished.keep(outs, made)
+            if scratch:
+                shutil.rmtree(scratch, ignore_errors=True)  # another copy may write there
 
         return main
 
@@ -99,7 +106,9 @@ def _made_by(stage: str, args: argparse.Namespace) -> dict[str, Any]:
 @functools.cache
 def claims() -> dict[str, Any] | None:
     """Return what the Snakefile wrote down for its jobs; nothing where a stage is run by hand."""
-    path = os.environ.get("MERGEMOE_CLAIMS")
+    path = os.environ.get(store.RUN)
+    if store.run_is_over():
+        raise UserError(store.OVER)
     return json.loads(Path(path).read_text()) if path else None
 
 

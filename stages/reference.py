@@ -20,7 +20,7 @@ from stages import common
 
 
 @common.stage("reference", __doc__, "layout", many=["text"])
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> Path:
     """Draw the held-out sequences, stream the model, write the folder whole."""
     device = runtime.start(args.cfg["threads"], args.device)
     layout = store.read_json(args.layout)
@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
             shutil.copyfile(path, folder / path.name)  # scratch stays whole until all is in place
         tensors = {"input_ids": ids, "attention_mask": mask, "final": final}
         store.write_tensors(folder / "final.safetensors", tensors, args.provenance)
-    shutil.rmtree(scratch, ignore_errors=True)  # another copy of this job may write there
+    return scratch
 
 
 if __name__ == "__main__":

@@ -9,8 +9,20 @@ from mergemoe.params import Params
 from mergemoe.slurm import Asked
 
 
+def check() -> None:
+    """Check the profile's partitions.yaml, if there is one.
+
+    Raises:
+        UserError: where it is not valid.
+    """
+    if slurm.PROFILE.is_dir():
+        slurm.cluster()
+
+
 def asked(params: Params, stage: str) -> dict[str, Callable[[Any, int], int]]:
-    """Return a function of wildcards and attempt for each resource of a rule."""
+    """Return a function of wildcards and attempt for each resource of a rule; none where there is no profile."""
+    if not slurm.PROFILE.is_dir():
+        return {}
 
     @functools.cache
     def of_job(names: tuple[tuple[str, str], ...], attempt: int) -> Asked:

@@ -7,7 +7,6 @@ A killed solve that is iterative goes on from scratch/solve/<digest of its input
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
 from mergemoe import routing, runtime, store
@@ -19,7 +18,7 @@ from stages import common
 
 
 @common.stage("solve", __doc__, "layout", "capture", "profile", "cluster", also=["layer"], pair=True)
-def main(args: argparse.Namespace) -> None:
+def main(args: argparse.Namespace) -> Path:
     """Read experts, groups and activations, solve, write merged weights and their record."""
     cfg = dict(args.cfg)
     device = runtime.start(cfg.pop("threads"), args.device)
@@ -46,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
         )
     store.write_tensors(args.out, tensors, args.provenance)
     store.write_json(args.out.removesuffix(".safetensors") + ".json", {"layer": layer, **record}, args.provenance)
-    shutil.rmtree(scratch, ignore_errors=True)  # the direct solve makes none
+    return scratch
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def test_every_artifact_is_there_and_nothing_else(finished):
     ]:
         assert (results / path).is_file(), path
     assert not (results / ".tmp").exists() and not (results / ".finished").exists()
-    assert [path.name for path in (finished / "scratch").rglob("*.*")] == ["claims.json"]  # for its jobs
+    assert not list((finished / "scratch").rglob("*.*"))
 
 
 def test_a_second_run_has_nothing_to_do(finished):
