@@ -120,3 +120,18 @@ def test_a_scratch_folder_that_lost_a_layer_is_not_taken_for_finished(described,
     files[1].unlink()
     _, _, (again, _) = run(described, tokens, tmp_path)
     assert again[1].read_bytes() == captured[1].read_bytes()
+
+
+def test_the_state_behind_the_layer_before_last_stays_for_another_copy_of_the_job(
+    described, tokens, tmp_path, monkeypatch
+):
+    there = {}
+
+    def run_layer(layer, hidden, arguments):
+        there[layer.self_attn.layer_idx] = sorted(path.stem[-3:] for path in tmp_path.glob("residual_*"))
+        return real(layer, hidden, arguments)
+
+    real = module.run_layer
+    monkeypatch.setattr(module, "run_layer", run_layer)
+    run(described, tokens, tmp_path)
+    assert there == {0: [], 1: ["000"], 2: ["000", "001"]}

@@ -51,9 +51,26 @@ def test_each_attempt_asks_for_once_more_up_to_the_limits_of_its_partitions(demo
     assert second.mem_mb == 2 * first.mem_mb
     assert (first.gpu_mem_mb, tenth.gpu_mem_mb) == (need.gpu, 3000)
     assert first.runtime < second.runtime <= 2 * first.runtime
-    on_a_cpu = slurm.asked(demo, "cluster", NAMES, 10)
+    on_a_cpu = slurm.asked(demo, "assemble", NAMES, 10)
     assert (on_a_cpu.mem_mb, on_a_cpu.runtime) == (1500, 7)
     assert slurm.asked(demo, "solve", NAMES, 1000).mem_mb == 90000
+
+
+def test_time_is_asked_for_files_and_for_what_is_computed(demo, limited):
+    limited(LIMITS.replace("max_runtime: 7", "max_runtime: 1000"))
+    still = needs.Need(memory=1, gpu=0, disk=0, read=0, flops=0.0)
+    assert slurm.minutes(still, gpu=False) == slurm.START
+    assert slurm.minutes(still._replace(read=6000, disk=12000), gpu=False) == slurm.START + 3
+    assert slurm.minutes(still._replace(flops=60e9), gpu=False) == slurm.START + slurm.MARGIN
+    assert slurm.minutes(still._replace(flops=60e9), gpu=True) == slurm.START + slurm.MARGIN / 100
+
+
+def test_layers_that_share_a_job_share_the_time_that_it_may_ask_for(demo, limited):
+    limited(LIMITS.replace("max_runtime: 7", "max_runtime: 16").replace("cpu: 1", "cpu: 0.001"))
+    assert slurm.together("cluster") == 8
+    assert slurm.asked(demo, "cluster", NAMES).runtime == 2
+    assert slurm.asked(demo, "budget", NAMES, 1000).runtime == 16
+    assert "8 layers share a job: lower `group-components`" in demand.describe(demo)
 
 
 def test_a_partition_without_a_limit_caps_nothing(demo, limited):
@@ -82,9 +99,9 @@ def test_the_plan_has_every_job_and_names_what_would_not_fit(demo, limited):
         {stage: count for stage, count in plan.jobs(demo).items() if count}
     )
     text = demand.describe(demo)
-    assert re.search(r"^capture +1  GPU +900 MB", text, re.MULTILINE)
+    assert re.search(r"^capture +1 +1  GPU +900 MB", text, re.MULTILINE)
     assert re.search(r"^  solve demo/mixed/half/mergemoe, layers 0-3: needs [\d,]+ MB of memory", text, re.MULTILINE)
-    limited(LIMITS.replace("max_runtime: 7", "max_runtime: 70"))
+    limited(LIMITS.replace("max_runtime: 7", "max_runtime: 700"))
     assert demand.describe(demo).endswith("every job fits into the limits of partitions.yaml")
 
 

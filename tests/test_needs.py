@@ -71,10 +71,25 @@ def study(tmp_path):
     return make
 
 
-def demo():
+def demo(**calibrate):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["model"]["demo"]["path"] = str(ROOT / params["model"]["demo"]["path"])
+    params["calibrate"]["mixed"] |= calibrate
     return read_params(params)
+
+
+@pytest.mark.parametrize("stage", ["capture", "profile", "cluster", "solve", "reference", "fidelity", "evaluate"])
+def test_work_grows_with_the_tokens(stage):
+    names = {"model": "demo", "calibrate": "mixed", "cluster": "pairs", "solve": "select", "layer": "003"}
+    names |= {"subject": "mixed/pairs/select", "task": "blimp"}
+    few, many = demo(), demo(samples=640)
+    grown = needs.of(many, stage, names).flops / needs.of(few, stage, names).flops
+    assert grown == 1 if stage in {"reference", "fidelity", "evaluate"} else grown > 2  # of the calibration's
+
+
+def test_a_grouping_by_selection_holds_more_than_none():
+    params, names = demo(), {"model": "demo", "calibrate": "mixed", "cluster": "pairs", "layer": "003"}
+    assert needs.of(params, "cluster", names).memory > needs.of(params, "cluster", names | {"cluster": "half"}).memory
 
 
 def test_every_stage_of_the_demo_has_an_estimate():

@@ -154,23 +154,29 @@ def test_a_run_survives(fault, then, told, project, finished):
     assert re.search(told, project.said() + project.cluster.ask("scontrol", "show", "job"))
 
 
-def test_a_run_whose_snakemake_was_killed_goes_on_beside_its_old_jobs(project, finished):
+@pytest.mark.parametrize("old_job", ["goes on beside the new one", "goes on when all is done", "is cancelled then"])
+def test_a_run_whose_snakemake_was_killed_ends_whatever_its_old_job_does(old_job, project, finished):
     run, held, first = halfway(project, HOLD)
-    written = first.stat()
+    written, (number, _) = first.stat(), project.job()
     run.kill()
     run.wait()
     project.unlock()
     again = project.start(MODEL)
     wait(lambda: project.cluster.ask("squeue", "-h", "-t", "running").count("\n"), "second copy", project.said)
-    project.let_end(held)
+    if old_job == "goes on beside the new one":
+        project.let_end(held)
     assert again.wait(timeout=400) == 0, project.said()
+    if old_job == "is cancelled then":
+        project.cluster.ask("scancel", number)
+    project.let_end(held)
     check(project, finished, first, written)
 
 
 def check(project, finished, first, written):
-    """Everything is there, as on one machine; the layer that was finished was not computed again."""
+    """Everything is there, as on one machine, and stays; the layer that was finished was not computed again."""
     wait(lambda: not project.cluster.ask("squeue", "-h"), "end of the old jobs", project.said)
     for path in (SOLVED, MODEL):
         assert files(project.folder / path) == files(Path(finished, path))
     assert first.stat().st_ino == written.st_ino
     assert not list((project.folder / "results" / ".tmp").glob("*"))
+    assert "Nothing to be done" in snakemake(project.folder, "--dry-run", "--max-checksum-file-size", "0", MODEL).stdout
