@@ -1,9 +1,9 @@
 """What `mergemoe plan` says of a cluster, before anything is submitted: the same figures that the jobs ask for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from mergemoe import experts, needs, slurm
+from mergemoe import jobs, needs, slurm
 from mergemoe.params import Params
 from mergemoe.slurm import Asked
 
@@ -18,48 +18,10 @@ class Job(NamedTuple):
     asked: Asked
 
 
-def jobs(params: Params) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield stage and wildcards of every job, if nothing was done yet."""
-    seen = set[tuple[str, ...]]()
-    for stage, names in _of_runs(params):
-        if (key := (stage, *names.values())) not in seen:
-            seen.add(key)
-            yield stage, names
-    yield "report", {}
-
-
-def _of_runs(params: Params) -> Iterator[tuple[str, dict[str, str]]]:
-    tasks = {"fidelity": "fidelity", "generation": "generate"}
-    for run in params.all_runs():
-        model = {"model": run.model}
-        calibrate = {**model, "calibrate": run.calibrate}
-        cluster = {**calibrate, "cluster": run.cluster}
-        numbers = list(experts.count_experts(params.model[run.model].folder()))
-        layers, chosen = [f"{layer:03d}" for layer in numbers], params.cluster[run.cluster]
-        if params.model[run.model].copied():
-            yield "convert", model
-        yield from (("layout", model), ("calibrate", calibrate), ("capture", calibrate))
-        yield from (("profile", {**calibrate, "layer": layer}) for layer in layers)
-        if chosen.spent():
-            inside = chosen.within(numbers) if chosen.budget != "usage" else ()
-            yield from (("curve", {**cluster, "layer": f"{layer:03d}"}) for layer in inside)
-            yield "budget", cluster
-        for layer in layers:
-            yield "cluster", {**cluster, "layer": layer}
-            yield "solve", {**cluster, "solve": run.solve, "layer": layer}
-        yield "assemble", {**cluster, "solve": run.solve}
-        yield "reference", model
-        for subject in ("full", "/".join(run[1:])):
-            for task in params.evaluate.scored():
-                stage = tasks.get(task, "evaluate")
-                scored = {**model, "subject": subject}
-                yield stage, scored | ({"task": task} if stage == "evaluate" else {})
-
-
 def describe(params: Params) -> str:
     """Return the table, and which jobs would not fit into what partitions.yaml allows."""
     limits = slurm.cluster()
-    every = [Job(stage, names, slurm.asked(params, stage, names)) for stage, names in jobs(params)]
+    every = [Job(stage, names, slurm.asked(params, stage, names)) for stage, names in jobs.every(params)]
     lines = [f"on a cluster ({slurm.PROFILE}): what the largest job of each stage asks for (estimates)", HEAD]
     hours = {True: 0.0, False: 0.0}
     for stage in dict.fromkeys(job.stage for job in every):

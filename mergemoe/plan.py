@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mergemoe import budget, checkpoint, cost, experts, faults, quantization, store
+from mergemoe import budget, checkpoint, cost, experts, faults, jobs, quantization, store
 from mergemoe.params import Params, Run
 
 
@@ -54,36 +54,10 @@ def sizes(params: Params, run: Run) -> dict[str, int]:
     return {what: int(whole[what]) - removed[what] for what in ("parameters", "bytes")}
 
 
-def jobs(params: Params) -> dict[str, int]:
+def count_jobs(params: Params) -> dict[str, int]:
     """Return the number of jobs per rule, if nothing was done yet."""
-    runs = params.all_runs()
-    layers = {model: list(experts.count_experts(params.model[model].folder())) for model in {r.model for r in runs}}
-
-    def distinct(depth: int) -> set[tuple[str, ...]]:
-        return {tuple(run[:depth]) for run in runs}
-
-    def per_layer(depth: int) -> int:
-        return sum(len(layers[choice[0]]) for choice in distinct(depth))
-
-    spent = {run[:3]: params.cluster[run.cluster] for run in runs if params.cluster[run.cluster].spent()}
-    scored = len(runs) + len(layers)
-    return {
-        "convert": sum(params.model[model].copied() for model in layers),
-        "layout": len(layers),
-        "calibrate": len(distinct(2)),
-        "capture": len(distinct(2)),
-        "profile": per_layer(2),
-        "curve": sum(len(one.within(layers[model])) for (model, *_), one in spent.items() if one.budget != "usage"),
-        "budget": len(spent),
-        "cluster": per_layer(3),
-        "solve": per_layer(4),
-        "assemble": len(runs),
-        "reference": len(layers),
-        "fidelity": scored,
-        "generate": scored if params.evaluate.generation else 0,
-        "evaluate": scored * len(params.evaluate.tasks),
-        "report": 1,
-    }
+    counted = Counter(stage for stage, _ in jobs.every(params))
+    return {stage: counted[stage] for stage in jobs.STAGES}
 
 
 def disk(params: Params) -> dict[str, int]:
@@ -126,7 +100,7 @@ def describe(params: Params, results: Path) -> str:
             size = sizes(params, run)
             share = size["bytes"] / whole["bytes"]
             lines.append(f"  {'/'.join(run[1:]):34} {size['parameters']:15,} {size['bytes']:14,} {share:9.1%}")
-    counted = jobs(params)
+    counted = count_jobs(params)
     lines += ["", f"jobs, from nothing: {sum(counted.values())}"]
     lines += [f"  {rule:10} {number:6}" for rule, number in counted.items()]
     lines += ["", *params.left_out()] if params.left_out() else []

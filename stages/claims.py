@@ -7,16 +7,29 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mergemoe import store
+from mergemoe import jobs, store
 from mergemoe.errors import UserError
 from stages import graph
 from stages.graph import Graph
 from stages.tracking import code
 
+OUTPUTS = {  # the first of each stage's, but of those that score
+    "convert": graph.CONVERTED,
+    "layout": graph.LAYOUT,
+    "calibrate": f"{graph.TOKENS}.safetensors",
+    "capture": graph.CAPTURE,
+    "profile": graph.PROFILE,
+    "curve": graph.CURVE,
+    "budget": graph.BUDGET,
+    "cluster": graph.CLUSTER,
+    "solve": f"{graph.SOLVE}.safetensors",
+    "assemble": graph.MODEL,
+    "reference": graph.REFERENCE,
+    "report": graph.REPORTED,
+}
 RUNS = Path("scratch", "runs")
 HOW = ("dtype", "batch_tokens", "threads")  # of section evaluate: how the models run
 
@@ -30,9 +43,11 @@ class Wildcards(dict[str, str]):
 def claims(g: Graph) -> dict[str, dict[str, Any]]:
     """Return the claim of every artifact of the runs."""
     found = {}
-    for stage, pattern, wildcards in _jobs(g):
+    for stage, names in jobs.every(g.params):
+        wildcards = Wildcards(names)
         made = g.solve_code(wildcards) if stage == "solve" else code(f"stages.{stage}")
-        found[pattern.format(**wildcards)] = {"stage": stage, "params": _params(g, stage, wildcards), "code": made}
+        claim = {"stage": stage, "params": _params(g, stage, wildcards), "code": made}
+        found[OUTPUTS.get(stage, graph.SCORE).format(**wildcards)] = claim
     return found
 
 
@@ -67,34 +82,6 @@ def check_run() -> None:
     """
     if store.run_is_over():
         raise UserError(store.OVER)
-
-
-def _jobs(g: Graph) -> Iterator[tuple[str, str, Wildcards]]:
-    """Yield stage, output and wildcards of every job, some of them more than once."""
-    tasks = {"fidelity": "fidelity", "generation": "generate"}
-    for run in g.runs:
-        names, subject = run._asdict(), "/".join(run[1:])
-        one, chosen = Wildcards(names), g.params.cluster[run.cluster]
-        layers = [Wildcards(names, layer=f"{layer:03d}") for layer in g.layers[run.model]]
-        if g.params.model[run.model].copied():
-            yield "convert", graph.CONVERTED, one
-        yield "layout", graph.LAYOUT, one
-        yield "calibrate", f"{graph.TOKENS}.safetensors", one
-        yield "capture", graph.CAPTURE, one
-        yield from (("profile", graph.PROFILE, layer) for layer in layers)
-        if chosen.spent():
-            measured = set(g.measured(one))
-            yield from (("curve", graph.CURVE, w) for w in layers if graph.CURVE.format(**w) in measured)
-            yield "budget", graph.BUDGET, one
-        yield from (("cluster", graph.CLUSTER, layer) for layer in layers)
-        yield from (("solve", f"{graph.SOLVE}.safetensors", layer) for layer in layers)
-        yield "assemble", graph.MODEL, one
-        yield "reference", graph.REFERENCE, one
-        for scored in ("full", subject):
-            for task in g.params.evaluate.scored():
-                wildcards = Wildcards(model=run.model, subject=scored, task=task)
-                yield tasks.get(task, "evaluate"), graph.SCORE, wildcards
-    yield "report", graph.REPORTED, Wildcards()
 
 
 def _params(g: Graph, stage: str, wildcards: Wildcards) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT, snakemake
 
-from mergemoe import demand, needs, plan, slurm
+from mergemoe import demand, jobs, needs, plan, slurm
 from mergemoe.errors import UserError
 from mergemoe.params import read_params
 
@@ -95,9 +95,6 @@ def test_a_mistake_in_partitions_yaml_is_told_by_its_place(demo, limited, old, n
 
 def test_the_plan_has_every_job_and_names_what_would_not_fit(demo, limited):
     limited(LIMITS.replace("max_mem_mb: 90000", "max_mem_mb: 900"))
-    assert Counter(stage for stage, _ in demand.jobs(demo)) == Counter(
-        {stage: count for stage, count in plan.jobs(demo).items() if count}
-    )
     text = demand.describe(demo)
     assert re.search(r"^capture +1 +1  GPU +900 MB", text, re.MULTILINE)
     assert re.search(r"^  solve demo/mixed/half/mergemoe, layers 0-3: needs [\d,]+ MB of memory", text, re.MULTILINE)
@@ -105,13 +102,21 @@ def test_the_plan_has_every_job_and_names_what_would_not_fit(demo, limited):
     assert demand.describe(demo).endswith("every job fits into the limits of partitions.yaml")
 
 
-def test_the_plan_counts_budgets_and_their_curves(demo):
+def test_a_budget_has_curves_of_the_layers_in_its_range():
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["cluster"]["spent"] = {"by": "selection", "share": 0.5, "layers": "1-2"}
     params["solve"]["sized"] = {"method": "select", "width": "auto"}
     params["runs"].append(["demo", "mixed", "spent", "sized"])
-    read = read_params(params)
-    assert Counter(stage for stage, _ in demand.jobs(read)) == Counter({k: v for k, v in plan.jobs(read).items() if v})
+    counted = plan.count_jobs(read_params(params))
+    assert {stage: counted[stage] for stage in ("profile", "curve", "budget", "cluster", "solve", "assemble")} == {
+        "profile": 4,
+        "curve": 2,
+        "budget": 1,
+        "cluster": 16,
+        "solve": 20,
+        "assemble": 5,
+    }
+    assert list(counted) == list(jobs.STAGES)
 
 
 @pytest.mark.workflow
@@ -125,4 +130,4 @@ def test_jobs_ask_snakemake_for_what_the_plan_says(finished, monkeypatch):
         for rule, text in asked
         if rule != "all"
     )
-    assert told == Counter((stage, *slurm.asked(params, stage, names)) for stage, names in demand.jobs(params))
+    assert told == Counter((stage, *slurm.asked(params, stage, names)) for stage, names in jobs.every(params))
