@@ -44,10 +44,6 @@ with mistakes.told():
     graph = Graph(params)
 
 
-if claims.in_a_job():  # on a cluster; what is there is whole, and may be another copy's: no job that fails deletes it
-    workflow.execution_settings.keep_incomplete = True
-
-
 wildcard_constraints:
     **PATTERNS,
 
@@ -68,6 +64,7 @@ onsuccess:
 
 onerror:
     claims.end()
+    claims.set_back(claims.claims(graph))
 
 
 rule all:

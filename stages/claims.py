@@ -10,8 +10,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from mergemoe import jobs, store
-from mergemoe.errors import UserError
+from mergemoe import jobs, provenance, store
+from mergemoe.errors import ArtifactError, UserError
 from stages import graph
 from stages.graph import Graph
 from stages.tracking import code
@@ -69,9 +69,19 @@ def end() -> None:
     shutil.rmtree(RUNS, ignore_errors=True)
 
 
-def in_a_job() -> bool:
-    """Tell whether the Snakefile is parsed for a job on a cluster."""
-    return store.RUN in os.environ
+def set_back(told: dict[str, dict[str, Any]]) -> None:
+    """Give what was made otherwise than the claims say the oldest date, so that Snakemake makes it anew.
+
+    With `keep-incomplete`, which the SLURM profile sets, Snakemake keeps what was there before a job that could not
+    be submitted, and notes it as made with the parameters of now.
+    """
+    known: dict[str, str] = {}
+    for path in filter(Path.exists, map(Path, told)):
+        try:
+            provenance.check_input(path, told, known)
+        except ArtifactError:
+            for file in [path, *path.glob(".snakemake_timestamp")]:
+                os.utime(file, (0, 0))
 
 
 def check_run() -> None:
