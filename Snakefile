@@ -64,7 +64,7 @@ onsuccess:
 
 onerror:
     claims.end()
-    claims.set_back(claims.claims(graph))
+    claims.forget(graph, workflow.scheduler.failed)
 
 
 rule all:

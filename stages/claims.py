@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +70,19 @@ def end() -> None:
     shutil.rmtree(RUNS, ignore_errors=True)
 
 
-def set_back(told: dict[str, dict[str, Any]]) -> None:
-    """Give what was made otherwise than the claims say the oldest date, so that Snakemake makes it anew.
+def forget(g: Graph, failed: Iterable[Any]) -> None:
+    """Delete of the outputs of Snakemake's failed jobs what was there before, made otherwise than the claims say.
 
     With `keep-incomplete`, which the SLURM profile sets, Snakemake keeps what was there before a job that could not
     be submitted, and notes it as made with the parameters of now.
     """
-    known: dict[str, str] = {}
-    for path in filter(Path.exists, map(Path, told)):
+    told, known = claims(g), dict[str, str]()
+    single = [job for one in failed for job in (one.jobs if one.is_group() else [one])]
+    for path in filter(Path.exists, (Path(output) for job in single for output in job.output)):
         try:
             provenance.check_input(path, told, known)
         except ArtifactError:
-            for file in [path, *path.glob(".snakemake_timestamp")]:
-                os.utime(file, (0, 0))
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def check_run() -> None:

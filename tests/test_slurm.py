@@ -172,15 +172,16 @@ def test_a_run_whose_snakemake_was_killed_ends_whatever_its_old_job_does(old_job
     check(project, finished, first, written)
 
 
-def test_what_was_made_with_other_parameters_is_stale_even_if_no_job_could_be_submitted(cluster, finished, tmp_path):
+def test_what_was_made_with_other_parameters_is_not_taken_for_done_if_no_job_can_be_submitted(
+    cluster, finished, tmp_path
+):
     project = Project(cluster, shutil.copytree(finished, tmp_path / "project"))
     params = project.folder / "params.yaml"
     params.write_text(params.read_text().replace("method: mergemoe, ridge: 0.0", "method: mergemoe, ridge: 0.5"))
     project.set("solve", constraint="'nowhere'")
-    before = files(project.folder / SOLVED)
     assert project.run(MODEL) == 1
-    assert "Invalid feature specification" in project.said()
-    assert files(project.folder / SOLVED) == before
+    assert "Error in group solves" in project.said()
+    assert not list((project.folder / "logs" / "slurm").rglob("*.log"))  # no job
     dry = snakemake(project.folder, "--dry-run", MODEL).stdout
     assert re.search(r"^solve +2$", dry, re.MULTILINE) and re.search(r"^assemble +1$", dry, re.MULTILINE)
 
