@@ -4,7 +4,7 @@ from snakemake.utils import min_version
 
 from mergemoe import finished, preflight, provenance, store
 from mergemoe.params import read_params
-from stages import claims, mistakes, resources
+from stages import claims, mistakes, resources, runs
 from stages.graph import (
     BUDGET,
     CAPTURE,
@@ -37,7 +37,7 @@ configfile: "params.yaml"
 
 
 with mistakes.told():
-    claims.check_run()
+    runs.check()
     resources.check()
     params = read_params(config)
     preflight.check(params)
@@ -51,20 +51,20 @@ wildcard_constraints:
 onstart:
     store.sweep("results")
     finished.sweep("results", claims.claims(graph))
-    claims.begin(claims.claims(graph))
+    runs.begin(graph)
     with mistakes.told():
         preflight.check_texts(params)
 
 
 onsuccess:
-    claims.end()
+    runs.end()
     if provenance.is_current(REPORTED, claims.claims(graph)):  # of all that is to be made, not of some targets
         finished.clear("results")
 
 
 onerror:
-    claims.end()
-    claims.forget(graph, workflow.scheduler.failed)
+    runs.end()
+    runs.forget(graph, workflow.scheduler.failed)
 
 
 rule all:

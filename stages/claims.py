@@ -4,15 +4,9 @@
 """
 
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from mergemoe import jobs, provenance, store
-from mergemoe.errors import ArtifactError, UserError
+from mergemoe import jobs
 from stages import graph
 from stages.graph import Graph
 from stages.tracking import code
@@ -31,7 +25,6 @@ OUTPUTS = {  # the first of each stage's, but of those that score
     "reference": graph.REFERENCE,
     "report": graph.REPORTED,
 }
-RUNS = Path("scratch", "runs")
 HOW = ("dtype", "batch_tokens", "threads")  # of section evaluate: how the models run
 
 
@@ -50,49 +43,6 @@ def claims(g: Graph) -> dict[str, dict[str, Any]]:
         claim = {"stage": stage, "params": _params(g, stage, wildcards), "code": made}
         found[OUTPUTS.get(stage, graph.SCORE).format(**wildcards)] = claim
     return found
-
-
-def begin(told: dict[str, dict[str, Any]]) -> None:
-    """Write the claims where this run's jobs find them, which refuse an input that was made otherwise.
-
-    The file's name is the run's own. Jobs of an earlier run that was killed do not find theirs any more, and end.
-    """
-    end()
-    path = RUNS / f"{uuid.uuid4()}.json"
-    with store.atomic(path) as file:
-        file.write_text(json.dumps(told))
-    os.environ[store.RUN] = str(path)
-
-
-def end() -> None:
-    """End the run, whichever it was: a job of it that still runs, of a node that was believed dead, writes no more."""
-    os.environ.pop(store.RUN, None)
-    shutil.rmtree(RUNS, ignore_errors=True)
-
-
-def forget(g: Graph, failed: Iterable[Any]) -> None:
-    """Delete of the outputs of Snakemake's failed jobs what was there before, made otherwise than the claims say.
-
-    With `keep-incomplete`, which the SLURM profile sets, Snakemake keeps what was there before a job that could not
-    be submitted, and notes it as made with the parameters of now.
-    """
-    told, known = claims(g), dict[str, str]()
-    single = [job for one in failed for job in (one.jobs if one.is_group() else [one])]
-    for path in filter(Path.exists, (Path(output) for job in single for output in job.output)):
-        try:
-            provenance.check_input(path, told, known)
-        except ArtifactError:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def check_run() -> None:
-    """Check that the run is not over, before Snakemake deletes what a job begins with deleting.
-
-    Raises:
-        UserError: where it is.
-    """
-    if store.run_is_over():
-        raise UserError(store.OVER)
 
 
 def _params(g: Graph, stage: str, wildcards: Wildcards) -> dict[str, Any]:
