@@ -121,7 +121,7 @@ class Project:
         return subprocess.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=log, preexec_fn=_default_signals)
 
     def run(self, *args: str) -> int:
-        return self.start(*args).wait(timeout=600)
+        return self.start(*args).wait(timeout=1000)
 
     def said(self) -> str:
         """Return what Snakemake said, and SLURM in its logs."""

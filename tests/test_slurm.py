@@ -18,7 +18,7 @@ from slurmcluster import FILL_DISK, HOLD, TAKE_MEMORY, Cluster, Project, wait
 from mergemoe import environment, jobs, slurm
 from mergemoe.params import read_params
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 MODEL = "results/models/tiny/mixed/half/mergemoe"
 SOLVED = "results/solve/tiny/mixed/half/mergemoe"
