@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mergemoe import jobs, needs, slurm
+from mergemoe import jobs, slurm
 from mergemoe.params import Params
 from mergemoe.slurm import Asked
 
@@ -11,17 +11,21 @@ HEAD = "stage       jobs  at once  on      memory  GPU memory       disk  minute
 
 
 class Job(NamedTuple):
-    """One job, and what it asks for at first."""
+    """One job, what it needs, and what it asks for at first."""
 
     stage: str
     names: dict[str, str]
+    wanted: Asked
     asked: Asked
 
 
 def describe(params: Params) -> str:
     """Return the table, and which jobs would not fit into what partitions.yaml allows."""
     limits = slurm.cluster()
-    every = [Job(stage, names, slurm.asked(params, stage, names)) for stage, names in jobs.every(params)]
+    every = [
+        Job(stage, names, slurm.wanted(params, stage, names), slurm.asked(params, stage, names))
+        for stage, names in jobs.every(params)
+    ]
     lines = [f"on a cluster ({slurm.PROFILE}): what the largest job of each stage asks for (estimates)", HEAD]
     hours = {True: 0.0, False: 0.0}
     for stage in dict.fromkeys(job.stage for job in every):
@@ -38,26 +42,23 @@ def describe(params: Params) -> str:
         f"(minutes: {slurm.START:g} to start, 1 for each {slurm.FILES:,.0f} MB of files, {slurm.MARGIN:g} times what "
         f"computing takes at {limits.gflops.gpu:g} GFLOP/s on a GPU, {limits.gflops.cpu:g} on a CPU: partitions.yaml)",
     ]
-    return "\n".join([*lines, *_too_large(params, every)])
+    return "\n".join([*lines, *_too_large(every)])
 
 
-def _too_large(params: Params, every: list[Job]) -> list[str]:
+def _too_large(every: Sequence[Job]) -> list[str]:
     """Say which jobs need more than they may ask for; layers of one stage and choice in one line."""
     found: dict[tuple[str, ...], list[int]] = {}
     for job in every:
-        need, gpu = needs.of(params, job.stage, job.names), slurm.on_gpu(job.stage)
-        lacking = [
-            f"{need.memory + slurm.JOB_MB:,} MB of memory" if need.memory + slurm.JOB_MB > job.asked.mem_mb else "",
-            f"{need.gpu:,} MB of a GPU" if gpu and need.gpu > job.asked.gpu_mem_mb else "",
-            _long(slurm.minutes(need, gpu), slurm.together(job.stage))
-            if slurm.minutes(need, gpu) > job.asked.runtime
-            else "",
-        ]
-        if what := ", ".join(filter(None, lacking)):
+        said = {
+            "mem_mb": f"{job.wanted.mem_mb:,} MB of memory",
+            "gpu_mem_mb": f"{job.wanted.gpu_mem_mb:,} MB of a GPU",
+            "runtime": _long(job.wanted.runtime, slurm.together(job.stage)),
+        }
+        lacking = [text for key, text in said.items() if getattr(job.wanted, key) > getattr(job.asked, key)]
+        if lacking:
             choice = "/".join(value for name, value in job.names.items() if name != "layer")
-            found.setdefault((job.stage, choice, what), []).extend(
-                [int(job.names["layer"])] if "layer" in job.names else []
-            )
+            layers = found.setdefault((job.stage, choice, ", ".join(lacking)), [])
+            layers += [int(job.names["layer"])] if "layer" in job.names else []
     if not found:
         return ["every job fits into the limits of partitions.yaml"]
     lines = [
@@ -68,9 +69,9 @@ def _too_large(params: Params, every: list[Job]) -> list[str]:
     return lines
 
 
-def _long(minutes: float, layers: int) -> str:
+def _long(minutes: int, layers: int) -> str:
     shared = f" (and {layers} layers share a job: lower `group-components` in the profile)" if layers > 1 else ""
-    return f"{minutes:,.0f} minutes{shared}"
+    return f"{minutes:,} minutes{shared}"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -103,7 +103,7 @@ def _says(file: Path, made: Mapping[str, Any]) -> bool:
 
 
 def _place(outs: Sequence[Path], made: Mapping[str, Any]) -> Path | None:
-    results = next((parent for parent in outs[0].parents if parent.name == "results"), None)
+    results = store.results_above(outs[0])
     return results / ".finished" / store.digest_json(made) if results else None
 
 

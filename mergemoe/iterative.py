@@ -8,19 +8,17 @@ solved after the others, as each row is a problem of its own. In a scratch folde
 the rows at hand and the solutions found, so a solve that was killed loses what it did since the last save.
 """
 
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mergemoe import conjugate, prior, store
+from mergemoe import conjugate, descents, prior, store
 from mergemoe.conjugate import Blocks, Descent
-from mergemoe.errors import ArtifactError, UserError
+from mergemoe.errors import UserError
 from mergemoe.problem import Problem
 from mergemoe.progress import Progress
 from mergemoe.routed import chunks, down_of, layer_error, layer_features, layer_output, layer_target
@@ -52,7 +50,7 @@ def fit(
         )
     hidden, width = down_of(experts[0]).shape
     slabs = row_slabs(hidden, width, len(experts), memory)
-    with _folder(problem.scratch) as folder:
+    with descents.opened(problem.scratch) as folder:
         blocks, energy = _prepared(problem, experts, width, folder)
         # From the easiest down.
         ridges = sorted(prior.candidates(ridge, problem.reader.count(heldout=True), energy), reverse=True)
@@ -60,7 +58,7 @@ def fit(
         tried = {r: float(sum(s[i] for s in sums)) / energy for i, r in enumerate(ridges)} if len(ridges) > 1 else {}
         best = min(sorted(tried), key=lambda r: tried[r]) if tried else ridges[0]
         del blocks
-        found = [store.read_tensors(_solution(folder, rows, best)) for rows in slabs]
+        found = [store.read_tensors(descents.solution(folder, rows, best)) for rows in slabs]
     down = torch.cat([down_of(expert) for expert in experts], 1)
     for rows, part in zip(slabs, found, strict=True):
         down[rows] += part["deviation"].to(down.device)
@@ -101,7 +99,7 @@ def _solve_rows(
     shape, device = list(w0.shape), w0.device
     shapes = {name: shape for name in ("deviation", "residual", "direction")}
     shapes |= {"scale": [2], "objective": [1], "iterations": [1], "tried": [len(ridges)], "at": [1]}
-    if saved := _saved_rows(folder, rows, shapes, ridges):
+    if saved := descents.saved_rows(folder, rows, shapes, ridges):
         tried, at = saved.pop("tried"), saved.pop("at")
         descent = Descent(**{name: part.to(device) if part.ndim > 1 else part for name, part in saved.items()})
     else:
@@ -112,7 +110,9 @@ def _solve_rows(
 
     def save() -> None:
         store.write_tensors(
-            _state(folder, rows), {n: t.cpu() for n, t in {**vars(descent), "tried": tried, "at": at}.items()}, {}
+            descents.state(folder, rows),
+            {n: t.cpu() for n, t in {**vars(descent), "tried": tried, "at": at}.items()},
+            {},
         )
 
     for place in range(int(at), len(ridges)):
@@ -122,7 +122,7 @@ def _solve_rows(
             tried[place] = _squared(problem, experts, w0 + descent.deviation, rows)
         solution = {"deviation": descent.deviation.cpu(), "iterations": descent.iterations}
         solution["residual"] = torch.tensor([descent.relative], dtype=torch.float64)
-        store.write_tensors(_solution(folder, rows, ridge), solution, {})
+        store.write_tensors(descents.solution(folder, rows, ridge), solution, {})
         at += 1
         if place + 1 < len(ridges):
             squared = float(descent.objective) - penalty * float(descent.deviation.square().sum())
@@ -203,7 +203,7 @@ def _prepared(problem: Problem, experts: Sequence[Experts], width: int, folder: 
     """Return G's diagonal blocks, and ||Y||^2 over the held-out tokens."""
     m, path, device = len(experts), folder / "blocks.safetensors", problem.experts.down.device
     shapes = {"vectors": [m, width, width], "values": [m, width], "diagonal": [m * width], "energy": [1]}
-    if saved := _read(path, shapes):
+    if saved := descents.read(path, shapes):
         energy = float(saved.pop("energy"))
         return Blocks(**{name: part.to(device) for name, part in saved.items()}), energy
     gram = torch.zeros(m, width, width, dtype=torch.float64, device=device)
@@ -217,39 +217,3 @@ def _prepared(problem: Problem, experts: Sequence[Experts], width: int, folder: 
     tensors = {**vars(blocks), "energy": torch.tensor([energy], dtype=torch.float64)}
     store.write_tensors(path, {name: part.cpu() for name, part in tensors.items()}, {})
     return blocks, energy
-
-
-def _saved_rows(
-    folder: Path, rows: slice, shapes: Mapping[str, Sequence[int]], ridges: Sequence[float]
-) -> dict[str, Tensor] | None:
-    """Return the state of some rows; None where it, or a solution that it counts as found, cannot be used."""
-    saved = _read(_state(folder, rows), shapes)
-    solution = {"deviation": shapes["deviation"], "iterations": [1], "residual": [1]}
-    done = ridges[: int(saved["at"])] if saved else []
-    return saved if all(_read(_solution(folder, rows, ridge), solution) for ridge in done) else None
-
-
-@contextmanager
-def _folder(scratch: Path | None) -> Iterator[Path]:
-    if scratch is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            yield Path(temporary)
-    else:
-        yield scratch
-
-
-def _state(folder: Path, rows: slice) -> Path:
-    return folder / f"rows_{rows.start:05d}.safetensors"
-
-
-def _solution(folder: Path, rows: slice, ridge: float) -> Path:
-    return folder / f"solution_{rows.start:05d}_{ridge:g}.safetensors"
-
-
-def _read(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor] | None:
-    """Return saved tensors; None where there are none, or not these, or damaged ones: then they are made anew."""
-    try:
-        found = store.read_tensors(path)
-    except ArtifactError:
-        return None
-    return found if {name: list(part.shape) for name, part in found.items()} == shapes else None

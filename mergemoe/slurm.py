@@ -95,25 +95,30 @@ def together(stage: str) -> int:
     return profile().get("group-components", {}).get(group, 1)
 
 
+def wanted(params: Params, stage: str, names: Mapping[str, Any]) -> Asked:
+    """Return what one job needs, Snakemake in it included, whatever it may ask for."""
+    need, gpu = needs.of(params, stage, names), on_gpu(stage)
+    return Asked(need.memory + JOB_MB, need.gpu if gpu else 0, need.disk, math.ceil(minutes(need, gpu)))
+
+
 def asked(params: Params, stage: str, names: Mapping[str, Any], attempt: int = 1) -> Asked:
-    """Return what one job asks for: with each attempt once more of everything, within the limits.
+    """Return what one job asks for: with each attempt once more of memory and time, within the limits.
 
     Layers that share a job of SLURM share the time that it may ask for.
     """
-    need, limits = needs.of(params, stage, names), cluster()
-    gpu = on_gpu(stage)
+    want, limits = wanted(params, stage, names), cluster()
     every = list(limits.partitions.values())
-    of_kind = [one for one in every if bool(one.max_gpu) == gpu] or every
+    of_kind = [one for one in every if bool(one.max_gpu) == on_gpu(stage)] or every
     most = {key: max(getattr(one, key) or math.inf for one in of_kind) for key in ("max_mem_mb", "max_runtime")}
     return Asked(
-        mem_mb=int(min(attempt * (need.memory + JOB_MB), most["max_mem_mb"])),
-        gpu_mem_mb=min(attempt * need.gpu, limits.gpu_mem_mb),
-        disk_mb=need.disk,
-        runtime=int(min(math.ceil(attempt * minutes(need, gpu)), most["max_runtime"] / together(stage))),
+        mem_mb=int(min(attempt * want.mem_mb, most["max_mem_mb"])),
+        gpu_mem_mb=min(attempt * want.gpu_mem_mb, limits.gpu_mem_mb),
+        disk_mb=want.disk_mb,
+        runtime=int(min(attempt * want.runtime, most["max_runtime"] / together(stage))),
     )
 
 
 def minutes(need: Need, gpu: bool) -> float:
-    """Return the minutes that a job asks for at first."""
+    """Return the minutes that a job needs at the speed that is assumed."""
     speed = cluster().gflops.gpu if gpu else cluster().gflops.cpu
     return START + (need.read + need.disk) / FILES + MARGIN * need.flops / (60e9 * speed)

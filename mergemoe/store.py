@@ -36,8 +36,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    results = next((parent for parent in path.parents if parent.name == "results"), path.parent)
-    home = results / ".tmp" if results.name == "results" else results
+    results = results_above(path)
+    home = results / ".tmp" if results else path.parent
     home.mkdir(exist_ok=True)
     temporary = home / f"{path.name}.{socket.gethostname()}.{os.getpid()}"
     try:
@@ -52,6 +52,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def results_above(path: Path) -> Path | None:
+    """Return the folder `results` that a path lies in."""
+    return next((parent for parent in path.parents if parent.name == "results"), None)
 
 
 def _put(temporary: Path, path: Path) -> None:

@@ -1,5 +1,6 @@
 """Calibration tokens of one layer as every method sees them, wherever they are kept."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,16 +18,16 @@ class Tokens:
     logits: Tensor
 
 
-class Activations:
+class Activations(ABC):
     """What one layer's experts were called with; a subclass says where the rows are."""
 
     def __init__(self, held: Tensor, top_k: int):
         """Take [n] whether each token is held out, and the choices per token K."""
         self.held, self.top_k = held, top_k
 
+    @abstractmethod
     def read(self, name: str, start: int, rows: int) -> Tensor:
         """Return some rows of hidden, expert_index, expert_weight or router_logits."""
-        raise NotImplementedError
 
     def count(self, heldout: bool = False) -> int:
         """Return the number of tokens of the fitted (or the held-out) sequences."""

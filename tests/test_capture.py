@@ -122,7 +122,7 @@ def test_a_scratch_folder_that_lost_a_layer_is_not_taken_for_finished(described,
     assert again[1].read_bytes() == captured[1].read_bytes()
 
 
-def test_the_state_behind_the_layer_before_last_stays_for_another_copy_of_the_job(
+def test_the_state_behind_two_layers_stays_for_another_copy_of_the_job_and_no_more(
     described, tokens, tmp_path, monkeypatch
 ):
     there = {}
@@ -135,3 +135,4 @@ def test_the_state_behind_the_layer_before_last_stays_for_another_copy_of_the_jo
     monkeypatch.setattr(module, "run_layer", run_layer)
     run(described, tokens, tmp_path)
     assert there == {0: [], 1: ["000"], 2: ["000", "001"]}
+    assert sorted(path.stem[-3:] for path in tmp_path.glob("residual_*")) == ["001", "002"]

@@ -42,6 +42,7 @@ def test_what_was_deleted_comes_back_as_the_same_files(outs):
 def test_a_job_of_other_parameters_code_or_inputs_takes_nothing(outs, key, value):
     kept.keep(outs, MADE)
     assert not kept.take(outs, MADE | {key: value})
+    assert kept.is_whole(outs[0], MADE) and not kept.is_whole(outs[0], MADE | {key: value})
 
 
 def test_half_of_a_pair_is_not_finished_and_a_flipped_bit_is_found(outs):
