@@ -3,6 +3,7 @@
 from snakemake.utils import min_version
 
 from mergemoe import finished, preflight, provenance, store
+from mergemoe import atomic
 from mergemoe.params import read_params
 from stages import claims, mistakes, resources, runs
 from stages.graph import (
@@ -49,7 +50,7 @@ wildcard_constraints:
 
 
 onstart:
-    store.sweep("results")
+    atomic.sweep("results")
     finished.sweep("results", claims.claims(graph))
     runs.begin(graph)
     with mistakes.told():

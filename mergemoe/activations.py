@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergemoe import payloads, store
+from mergemoe import errors, payloads, store
 from mergemoe.tokens import Activations
 
 CHUNK_ROWS = 1024
@@ -46,7 +46,7 @@ class Writer:
 
     def close(self, provenance: Mapping[str, Any]) -> None:
         """Write provenance and digest, and close."""
-        self.file.attrs[store.KEY] = store.canonical(store.sealed(provenance, payloads.of_activations(self.file)))
+        self.file.attrs[store.KEY] = payloads.canonical(store.sealed(provenance, payloads.of_activations(self.file)))
         self.file.close()
 
 
@@ -64,11 +64,11 @@ class Reader(Activations):
             provenance = json.loads(self.file.attrs[store.KEY])
             same = store.holds(provenance, payloads.of_activations(self.file))
         except (OSError, KeyError, RuntimeError, ValueError) as error:
-            raise store.damaged(path, f"cannot be read as captured activations ({error})") from error
+            raise errors.damaged(path, f"cannot be read as captured activations ({error})") from error
         if not same:
-            raise store.damaged(path, "does not hold what was captured (its digest differs)")
+            raise errors.damaged(path, "does not hold what was captured (its digest differs)")
         if layer is not None and provenance["layer"] != layer:
-            raise store.damaged(path, f"is of layer {provenance['layer']}, not {layer}")
+            raise errors.damaged(path, f"is of layer {provenance['layer']}, not {layer}")
         sequence = torch.from_numpy(self.file["sequence"][:].astype(np.int64))
         heldout = torch.from_numpy(self.file["heldout"][:])
         super().__init__(heldout[sequence], self.file["expert_index"].shape[1])

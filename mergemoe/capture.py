@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mergemoe import activations, store
+from mergemoe import activations, atomic
 from mergemoe.calls import Recorder
 from mergemoe.errors import UserError
 from mergemoe.forward import Forward, run_layer
@@ -88,7 +88,7 @@ def capture(
                 progress.step()
         if recorder:
             recorder.remove()
-        with store.atomic(scratch / f"residual_{i:03d}.safetensors") as temporary:
+        with atomic.atomic(scratch / f"residual_{i:03d}.safetensors") as temporary:
             save_file(_residual(forward), temporary)
         if i - 2 not in ends:  # the one before this stays: another copy of this job may be about to go on from it
             (scratch / f"residual_{i - 2:03d}.safetensors").unlink(missing_ok=True)
@@ -121,7 +121,7 @@ def _layer_file(path: Path | None, heldout: Tensor, provenance: Mapping[str, Any
     if path is None:
         yield None
         return
-    with store.atomic(path) as temporary:
+    with atomic.atomic(path) as temporary:
         writer = activations.Writer(temporary, heldout)
         yield writer
         writer.close(provenance)

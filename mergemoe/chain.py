@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mergemoe import checkpoint, payloads, provenance, store
+from mergemoe import checkpoint, errors, payloads, provenance, store
 from mergemoe.errors import ArtifactError
 from mergemoe.progress import track
 from mergemoe.provenance import Claims
@@ -41,7 +41,7 @@ def check(root: Path, claims: Claims, kept_out: Collection[str] = ()) -> list[Fa
     for path in track(found, "artifacts checked"):
         try:
             if path in listed:
-                if store.sha256(root / path) != listed[path].sha256:
+                if payloads.sha256(root / path) != listed[path].sha256:
                     raise ArtifactError(f"{path} does not hold what was written (its sha256 differs)")
             else:
                 _check(path, root, claims, known, kept_out)
@@ -94,9 +94,9 @@ def _check(path: str, root: Path, claims: Claims, known: dict[str, str], kept_ou
             folder = root / checkpoint.locate(whole["path"], whole.get("revision"))
             store.check_files(folder, whole["files"], original=True)
     elif not store.holds(made, payloads.of(file)):
-        raise store.damaged(path, "does not hold what was written (its digest differs)")
+        raise errors.damaged(path, "does not hold what was written (its digest differs)")
     elif layer is not None and made.get("layer", layer) != layer:
-        raise store.damaged(path, f"is of layer {made['layer']}, not {layer}")
+        raise errors.damaged(path, f"is of layer {made['layer']}, not {layer}")
 
 
 def _fault(path: str, fact: str, claims: Claims, listed: Mapping[str, _Listed]) -> Fault:

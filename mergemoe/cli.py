@@ -136,12 +136,12 @@ def restore(args: argparse.Namespace) -> None:
 
 def audit(args: argparse.Namespace) -> None:
     """Print what an audit found, write it as JSON, and end with status 1 unless nothing differs."""
-    from mergemoe import store, verdict
+    from mergemoe import atomic, verdict
     from mergemoe.audit import audit
 
     found = audit(Path.cwd(), args.revision, args.rerun)
     path = Path("logs", "audit", f"{found['revision'][:12]}.json")
-    with store.atomic(path) as file:
+    with atomic.atomic(path) as file:
         file.write_text(json.dumps(found, indent=1) + "\n")
     print(f"{verdict.text(found)}\n({path} has all of it)")
     if not found["identical"]:
@@ -176,7 +176,7 @@ def export(args: argparse.Namespace) -> None:
     if Path(args.folder).exists():
         raise UserError(f"{args.folder} exists: export writes a new folder")
     store.check_files(source, store.read_json(listed)["files"])
-    with store.atomic(args.folder) as folder:
+    with atomic.atomic(args.folder) as folder:
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".*"))
         shutil.copyfile(card, folder / "README.md")
     print(f"{args.folder}: load it with mergemoe.load({args.folder!r})")

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mergemoe import chain, provenance, store
+from mergemoe import chain, payloads, provenance
 from mergemoe.errors import ArtifactError
 from mergemoe.progress import track
 
@@ -38,7 +38,7 @@ def _file(before: Path, after: Path, path: str) -> Difference | None:
     one, other = before / path, after / path
     if not (one.is_file() and other.is_file()):
         return Difference(path, None, payload=True)
-    if store.sha256(one) == store.sha256(other):
+    if payloads.sha256(one) == payloads.sha256(other):
         return None
     try:
         # Of an artifact the payload's digest comes first: made by other code, it may say the same.

@@ -1,5 +1,13 @@
 """Failures that a user can act on; anything else is a bug and keeps its traceback."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergemoe.errors import ArtifactError, UserError
+
+if TYPE_CHECKING:
+    pass
+
 
 class UserError(Exception):
     """A mistake in the parameters or the data; the message says what was seen and what to change."""
@@ -7,3 +15,8 @@ class UserError(Exception):
 
 class ArtifactError(UserError):
     """A file between two stages is not what its reader needs."""
+
+
+def damaged(path: str | Path, fact: str) -> ArtifactError:
+    """Return the error that names a damaged artifact and the way out."""
+    return ArtifactError(f"{path} {fact}. Delete it and run `snakemake` again: it will be made anew.")

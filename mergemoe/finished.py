@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergemoe import payloads, provenance, store
+from mergemoe import atomic, payloads, provenance, store
 from mergemoe.errors import ArtifactError
 from mergemoe.provenance import Claims
 
@@ -28,7 +28,7 @@ def keep(outs: Sequence[Path], made: Mapping[str, Any]) -> None:
     listed = {path.name: _files(path) for path in outs}
     try:
         shutil.rmtree(place, ignore_errors=True)
-        with store.atomic(place) as folder:
+        with atomic.atomic(place) as folder:
             folder.mkdir()
             for path in outs:
                 _link(path, folder / path.name)
@@ -46,7 +46,7 @@ def take(outs: Sequence[Path], made: Mapping[str, Any]) -> bool:
     if any(_files(place / path.name) != listed[path.name] or not is_whole(place / path.name, made) for path in outs):
         return False
     for path in outs:
-        with store.atomic(path) as temporary:
+        with atomic.atomic(path) as temporary:
             _link(place / path.name, temporary)
     return True
 
@@ -103,8 +103,8 @@ def _says(file: Path, made: Mapping[str, Any]) -> bool:
 
 
 def _place(outs: Sequence[Path], made: Mapping[str, Any]) -> Path | None:
-    results = store.results_above(outs[0])
-    return results / ".finished" / store.digest_json(made) if results else None
+    results = atomic.results_above(outs[0])
+    return results / ".finished" / payloads.digest_json(made) if results else None
 
 
 def _link(path: Path, name: Path) -> None:

@@ -15,7 +15,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergemoe import checkpoint, records, store
+from mergemoe import atomic, checkpoint, payloads, records
 from mergemoe.errors import UserError
 from mergemoe.progress import track
 
@@ -52,7 +52,7 @@ def fetch(model: str, revision: str | None) -> Path:
     files = {}
     for name in track(sorted(listed or known), f"{model}: sha256 of its files"):
         file = folder / name
-        sha256 = received.get(name) or store.sha256(file)
+        sha256 = received.get(name) or payloads.sha256(file)
         as_listed = name not in listed or _is(file, sha256, listed[name])
         if not as_listed or known.get(name, {}).get("sha256", sha256) != sha256:
             raise UserError(
@@ -62,7 +62,7 @@ def fetch(model: str, revision: str | None) -> Path:
         files[name] = {"size": file.stat().st_size, "sha256": sha256}
     text = json.dumps({"model": model, "revision": revision, "files": files}, sort_keys=True, indent=1) + "\n"
     if not path.is_file() or path.read_text() != text:
-        with store.atomic(path) as temporary:
+        with atomic.atomic(path) as temporary:
             temporary.write_text(text)
     return path
 
@@ -175,7 +175,7 @@ def _receive(model: str, revision: str, file: "RepoFile", blobs: Path) -> tuple[
     with part.open("ab") as opened:
         url = hf_hub_url(model, file.path, revision=revision)
         http_get(url, opened, resume_size=opened.tell(), headers=build_hf_headers(), expected_size=file.size)
-    if (found := store.sha256(part)) != sha256:
+    if (found := payloads.sha256(part)) != sha256:
         part.unlink()
         raise UserError(
             f"{file.path} of {model} came with sha256 {found} where the hub states {sha256}; it was dropped, nothing "

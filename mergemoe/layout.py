@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.core_model_loading import revert_weight_conversion
 
-from mergemoe import checkpoint, completeness, routers, store
+from mergemoe import checkpoint, completeness, payloads, routers
 from mergemoe.errors import UserError
 from mergemoe.families import Family, attribute, experts_modules, parameter_of, top_k
 from mergemoe.gates import activation_of
@@ -83,7 +83,7 @@ def of_model(model: Any, headers: Mapping[str, Any] | None = None) -> dict[str, 
 
 def _digests(folder: Path) -> dict[str, str]:
     return {
-        path.name: store.sha256(path) for path in track(checkpoint.files(folder), "sha256 of the checkpoint's files")
+        path.name: payloads.sha256(path) for path in track(checkpoint.files(folder), "sha256 of the checkpoint's files")
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mergemoe import chain, lock, programs, recorded, store
+from mergemoe import atomic, chain, lock, programs, recorded
 from mergemoe.chain import Fault
 from mergemoe.clones import bring, cache, clone, fetch
 from mergemoe.errors import UserError
@@ -148,5 +148,5 @@ def _write(path: Path, text: str | None) -> None:
     if text is None:
         path.unlink(missing_ok=True)
         return
-    with store.atomic(path) as file:
+    with atomic.atomic(path) as file:
         file.write_text(text)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergemoe import cards, checkpoint, cost, store
+from mergemoe import cards, checkpoint, cost, errors, store
 from mergemoe.errors import ArtifactError
 
 Scores = dict[str, float]
@@ -63,7 +63,7 @@ def _numbers(scores: Path, folder: str | Path, tasks: Sequence[str], there: Ther
     for path in (path for path in paths if there is None or there(path)):
         for name, value in read(path)["scores"].items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise store.damaged(path, f"gives {value!r} for {name}, which is no number")
+                raise errors.damaged(path, f"gives {value!r} for {name}, which is no number")
             numbers[f"{path.stem}/{name}"] = value
     return dict(sorted(numbers.items()))
 

@@ -1,14 +1,18 @@
 """Digests of what large artifacts hold, from their files and without torch, which takes longer to import than to check.
 
-A digest covers names, types, shapes and bytes, so it is that of store.digest_tensors, which has the tensors in memory.
+A digest covers names, types, shapes and bytes, so it is that of digest_tensors, which has the tensors in memory.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mergemoe import store
+from mergemoe import errors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROWS = 65536  # of a dataset, read at once
 TORCH = {
@@ -35,7 +39,7 @@ def of(path: str | Path) -> str:
     try:
         if path.suffix == ".json":
             whole = json.loads(path.read_text())
-            return store.digest_json({key: value for key, value in whole.items() if key != "provenance"})
+            return digest_json({key: value for key, value in whole.items() if key != "provenance"})
         if path.suffix == ".safetensors":
             return of_tensors(path)
         import h5py  # not every study has captures left
@@ -43,7 +47,7 @@ def of(path: str | Path) -> str:
         with h5py.File(path) as file:
             return of_activations(file)
     except (OSError, RuntimeError, ValueError, AttributeError) as error:
-        raise store.damaged(path, f"cannot be read as an artifact ({error})") from error
+        raise errors.damaged(path, f"cannot be read as an artifact ({error})") from error
 
 
 def of_tensors(path: str | Path) -> str:
@@ -65,7 +69,7 @@ def of_tensors(path: str | Path) -> str:
             content = file.read(end - start)
             if len(content) != end - start:
                 raise ValueError(f"{name} is cut off")
-            whole.update(store.canonical([name, f"torch.{TORCH[dtype]}", shape]).encode())
+            whole.update(canonical([name, f"torch.{TORCH[dtype]}", shape]).encode())
             whole.update(content)
     return whole.hexdigest()
 
@@ -75,7 +79,39 @@ def of_activations(file: Any) -> str:
     whole = hashlib.sha256()
     for name in sorted(file):
         dataset = file[name]
-        whole.update(store.canonical([name, str(dataset.dtype), list(dataset.shape)]).encode())
+        whole.update(canonical([name, str(dataset.dtype), list(dataset.shape)]).encode())
         for start in range(0, len(dataset), ROWS):
             whole.update(dataset[start : start + ROWS].tobytes())
+    return whole.hexdigest()
+
+
+def sha256(path: str | Path) -> str:
+    """Return the sha256 of a file, or of a folder's files and their names; hidden files (Snakemake's) do not count."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("[!.]*") if p.is_file())
+        return digest_json({p.relative_to(path).as_posix(): sha256(p) for p in files})
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """Return the one JSON text of a value: sorted keys, no blanks, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest_json(value: Any) -> str:
+    """Return the sha256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def digest_tensors(tensors: Mapping[str, "Tensor"]) -> str:
+    """Return the sha256 of named tensors: names, dtypes, shapes and bytes."""
+    import torch  # here, so that reading JSON needs no torch
+
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        whole.update(canonical([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        whole.update(tensor.flatten().view(torch.uint8).numpy().data)
     return whole.hexdigest()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergemoe import store
+from mergemoe import errors, payloads, store
 from mergemoe.errors import ArtifactError
 
 Claims = Mapping[str, Mapping[str, Any]]
@@ -33,9 +33,9 @@ def of(path: str | Path) -> dict[str, Any] | None:
     try:
         made = _READERS[path.suffix](path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise store.damaged(path, f"cannot be read as an artifact ({error})") from error
+        raise errors.damaged(path, f"cannot be read as an artifact ({error})") from error
     if made is not None and not store.holds(made, made.get("payload", "")):
-        raise store.damaged(path, "does not hold what was written (its provenance was changed)")
+        raise errors.damaged(path, "does not hold what was written (its provenance was changed)")
     return made
 
 
@@ -70,11 +70,11 @@ def content(path: str | Path) -> str:
     path = Path(path)
     if not path.is_dir():
         made = of(path)
-        return made["payload"] if made else store.sha256(path)
+        return made["payload"] if made else payloads.sha256(path)
     if (path / "provenance.json").is_file():
         return content(path / "provenance.json")
     files = sorted(file for file in path.rglob("[!.]*") if file.is_file())
-    return store.digest_json({file.relative_to(path).as_posix(): content(file) for file in files})
+    return payloads.digest_json({file.relative_to(path).as_posix(): content(file) for file in files})
 
 
 def unit(path: str | Path, claims: Claims) -> str | None:

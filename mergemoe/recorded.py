@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mergemoe import environment, store
+from mergemoe import atomic, environment
 
 FILE = Path("envs", "recorded.json")
 
@@ -23,7 +23,7 @@ def renew(root: Path) -> None:
     path = root / FILE
     path.parent.mkdir(exist_ok=True)
     text = json.dumps({"stages": {**read(root), **gather(root / "logs")}}, sort_keys=True, indent=1)
-    with store.atomic(path) as file:
+    with atomic.atomic(path) as file:
         file.write_text(f"{text}\n")
 
 

@@ -6,134 +6,19 @@ bit or a truncated file is named before anything is computed from it. Nothing in
 or version.
 """
 
-import hashlib
 import json
-import os
-import shutil
-import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergemoe.errors import ArtifactError, UserError
+from mergemoe.atomic import atomic
+from mergemoe.errors import ArtifactError, damaged
+from mergemoe.payloads import canonical, digest_json, digest_tensors, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-RUN = "MERGEMOE_CLAIMS"  # in the environment of a run's jobs: the file of its claims, which goes when the run ends
-OVER = "the run of Snakemake that this job belongs to is over, or was killed and another has begun"
-LEFT = set[Path]()  # what this process would have written, and found written
 KEY = "mergemoe"  # of the one metadata entry of a safetensors file; with two their order is random
-
-
-@contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path; sync it and rename it to `path` only if all went well.
-
-    The temporary lies in results/.tmp/ where `path` lies below a folder `results`, else beside `path`.
-    It may be made a file or a folder; a folder takes the place of an older one whole, or goes if that says the same.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    results = results_above(path)
-    home = results / ".tmp" if results else path.parent
-    home.mkdir(exist_ok=True)
-    temporary = home / f"{path.name}.{socket.gethostname()}.{os.getpid()}"
-    try:
-        yield temporary
-        for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
-            if file.is_file():
-                file.chmod(0o666 & ~_umask())  # safetensors makes 0600
-            _sync(file)
-        _put(temporary, path)
-        _sync(path.parent)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
-
-
-def results_above(path: Path) -> Path | None:
-    """Return the folder `results` that a path lies in."""
-    return next((parent for parent in path.parents if parent.name == "results"), None)
-
-
-def _put(temporary: Path, path: Path) -> None:
-    """Rename; what says the same stays as it is, since another copy of this job has made it and may have readers."""
-    if run_is_over():
-        raise UserError(f"{path} is not written: {OVER}")
-    if path.exists() and sha256(path) == sha256(temporary):
-        LEFT.add(path)
-        return
-    try:
-        os.replace(temporary, path)
-    except OSError:
-        if not path.is_dir():
-            raise
-        old = temporary.with_name(f"{temporary.name}.old")
-        os.rename(path, old)
-        os.rename(temporary, path)
-        shutil.rmtree(old)
-
-
-def run_is_over() -> bool:
-    """Tell whether this process is a job whose run has ended, or was killed and followed by another."""
-    claims = os.environ.get(RUN)
-    return claims is not None and not Path(claims).exists()
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)  # it can only be read by setting it
-    os.umask(mask)
-    return mask
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sweep(results: str | Path) -> None:
-    """Remove the temporaries of this host's jobs that no longer run."""
-    for temporary in Path(results, ".tmp").glob(f"*.{socket.gethostname()}.*"):
-        if not Path("/proc", temporary.suffix[1:]).exists():
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
-
-
-def sha256(path: str | Path) -> str:
-    """Return the sha256 of a file, or of a folder's files and their names; hidden files (Snakemake's) do not count."""
-    path = Path(path)
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("[!.]*") if p.is_file())
-        return digest_json({p.relative_to(path).as_posix(): sha256(p) for p in files})
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def canonical(value: Any) -> str:
-    """Return the one JSON text of a value: sorted keys, no blanks, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def digest_json(value: Any) -> str:
-    """Return the sha256 of a value's canonical JSON."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
-
-
-def digest_tensors(tensors: Mapping[str, "Tensor"]) -> str:
-    """Return the sha256 of named tensors: names, dtypes, shapes and bytes."""
-    import torch  # here, so that reading JSON needs no torch
-
-    whole = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        whole.update(canonical([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        whole.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return whole.hexdigest()
 
 
 def write_json(path: str | Path, payload: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
@@ -228,8 +113,3 @@ def check_files(folder: str | Path, digests: Mapping[str, str], original: bool =
             )
         if fact:
             raise damaged(path, fact)
-
-
-def damaged(path: str | Path, fact: str) -> ArtifactError:
-    """Return the error that names a damaged artifact and the way out."""
-    return ArtifactError(f"{path} {fact}. Delete it and run `snakemake` again: it will be made anew.")

@@ -9,7 +9,7 @@ MODELING goes into the checkpoint, comments and all, so its text counts and not 
 import argparse
 import re
 
-from mergemoe import cards, checkpoint, store
+from mergemoe import atomic, cards, checkpoint, payloads, store
 from mergemoe.assemble import assemble
 from stages import common
 
@@ -20,11 +20,11 @@ def main(args: argparse.Namespace) -> None:
     layout = store.read_json(args.layout)
     store.check_files(checkpoint.locate(layout["path"], layout.get("revision")), layout["files"], original=True)
     solved = {int(re.findall(r"\d+", path)[-1]): store.read_tensors(path) for path in args.solved}
-    with store.atomic(args.out) as folder:
+    with atomic.atomic(args.out) as folder:
         assemble(layout, solved, folder)
         card = cards.describe(args.cfg, cards.is_stock(path.name for path in folder.iterdir()))
         (folder / "README.md").write_text(card)  # `mergemoe export` puts another in its place
-        payload = {"files": {path.name: store.sha256(path) for path in sorted(folder.iterdir())}}
+        payload = {"files": {path.name: payloads.sha256(path) for path in sorted(folder.iterdir())}}
         store.write_json(folder / "provenance.json", payload, args.provenance)
 
 

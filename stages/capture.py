@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from mergemoe import checkpoint, runtime, store
+from mergemoe import atomic, checkpoint, payloads, runtime, store
 from mergemoe.capture import batches_of, capture
 from mergemoe.stream import LayeredModel
 from stages import common
@@ -26,9 +26,9 @@ def main(args: argparse.Namespace) -> Path:
     store.check_files(original, layout["files"], original=True)
     layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)
     batches = batches_of(tokens["input_ids"], tokens["attention_mask"], args.cfg["batch_tokens"], device)
-    scratch = Path("scratch", "capture", store.digest_json(args.provenance))
+    scratch = Path("scratch", "capture", payloads.digest_json(args.provenance))
     finished, _ = capture(layered, layout, batches, tokens["heldout"], scratch, args.provenance)
-    with store.atomic(args.out) as folder:
+    with atomic.atomic(args.out) as folder:
         folder.mkdir()
         for path in finished.values():
             shutil.copyfile(path, folder / path.name)  # scratch stays whole until all is in place

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergemoe import environment, finished, provenance, store
+from mergemoe import environment, finished, provenance, run_guard
 from mergemoe.errors import UserError
 
 FULL = "no space left|file too large|quota exceeded"  # as the system says it, through any library
@@ -53,7 +53,7 @@ def stage(
                 return
             scratch = None
             try:
-                scratch, overtaken = work(args), not store.LEFT.isdisjoint(outs)
+                scratch, overtaken = work(args), not run_guard.LEFT.isdisjoint(outs)
             except Exception:
                 overtaken = hashed and all(finished.is_whole(path, made) for path in outs)
                 if not overtaken:
@@ -106,9 +106,9 @@ def _made_by(stage: str, args: argparse.Namespace) -> dict[str, Any]:
 @functools.cache
 def claims() -> dict[str, Any] | None:
     """Return what the Snakefile wrote down for its jobs; nothing where a stage is run by hand."""
-    path = os.environ.get(store.RUN)
-    if store.run_is_over():
-        raise UserError(store.OVER)
+    path = os.environ.get(run_guard.RUN)
+    if run_guard.run_is_over():
+        raise UserError(run_guard.OVER)
     return json.loads(Path(path).read_text()) if path else None
 
 

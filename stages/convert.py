@@ -5,7 +5,7 @@ python -m stages.convert --cfg '{"path": ..., "revision": ..., "dequantize": ...
 
 import argparse
 
-from mergemoe import checkpoint, deepseek, records, store
+from mergemoe import atomic, checkpoint, deepseek, payloads, records, store
 from mergemoe.dequantize import dequantize
 from mergemoe.progress import track
 from stages import common
@@ -16,12 +16,15 @@ def main(args: argparse.Namespace) -> None:
     """Write the folder whole, with the sha256 of its files and of those that it was made from."""
     original = checkpoint.locate(args.cfg["path"], args.cfg.get("revision"))
     files = track(checkpoint.files(original), "sha256 of the original's files")
-    digests = {path.name: store.sha256(path) for path in files}
+    digests = {path.name: payloads.sha256(path) for path in files}
     records.check(args.cfg["path"], args.cfg.get("revision"), digests)
     convert = dequantize if args.cfg["dequantize"] else deepseek.convert
-    with store.atomic(args.out) as folder:
+    with atomic.atomic(args.out) as folder:
         convert(original, folder)
-        payload = {"files": {path.name: store.sha256(path) for path in sorted(folder.iterdir())}, "original": digests}
+        payload = {
+            "files": {path.name: payloads.sha256(path) for path in sorted(folder.iterdir())},
+            "original": digests,
+        }
         store.write_json(folder / "provenance.json", payload, args.provenance)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from mergemoe import checkpoint, runtime, store, text
+from mergemoe import atomic, checkpoint, payloads, runtime, store, text
 from mergemoe.capture import batches_of, capture
 from mergemoe.forward import final_hidden
 from mergemoe.stream import LayeredModel
@@ -31,10 +31,10 @@ def main(args: argparse.Namespace) -> Path:
     ids, mask = torch.tensor(sequences.ids, dtype=torch.int32), torch.tensor(sequences.mask, dtype=torch.uint8)
     layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)
     batches = batches_of(ids, mask, args.cfg["batch_tokens"], device)
-    scratch = Path("scratch", "reference", store.digest_json(args.provenance))
+    scratch = Path("scratch", "reference", payloads.digest_json(args.provenance))
     finished, hidden = capture(layered, layout, batches, torch.zeros(len(ids)), scratch, args.provenance)
     final = torch.cat([final_hidden(layered, b, h).cpu() for b, h in zip(batches, hidden, strict=True)])
-    with store.atomic(args.out) as folder:
+    with atomic.atomic(args.out) as folder:
         folder.mkdir()
         for path in finished.values():
             shutil.copyfile(path, folder / path.name)  # scratch stays whole until all is in place

@@ -13,7 +13,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from mergemoe import metrics, modelcard, provenance, report, store, study, tables
+from mergemoe import atomic, metrics, modelcard, payloads, provenance, report, store, study, tables
 from stages import common
 
 
@@ -29,7 +29,7 @@ def main() -> None:
 
     numbers = metrics.gather(args.results, args.cfg["runs"], args.cfg["tasks"])
     models = study.load(args.results, args.cfg["runs"], args.cfg["tasks"], numbers)
-    made = {"stage": "report", "params": args.cfg, "code": args.code, "payload": store.digest_json(numbers)}
+    made = {"stage": "report", "params": args.cfg, "code": args.code, "payload": payloads.digest_json(numbers)}
     whole = {**made, "inputs": study.inputs(args.results, models)}
     texts = {
         args.metrics: metrics.dump(numbers),
@@ -39,17 +39,17 @@ def main() -> None:
         **{path: report.page(models, numbers, whole, part=path.stem) for path in args.parts},
     }
     for path, text in texts.items():
-        with store.atomic(path) as file:
+        with atomic.atomic(path) as file:
             file.write_text(text)
-    with store.atomic(args.cards) as folder:
+    with atomic.atomic(args.cards) as folder:
         for model in models:
             for run in model.runs:
                 own = {**made, "inputs": study.inputs(args.results, [replace(model, runs=[run])])}
                 card = folder / model.name / f"{run.name}.md"
                 card.parent.mkdir(parents=True, exist_ok=True)
-                card.write_text(modelcard.card(model, run, store.canonical(own)))
+                card.write_text(modelcard.card(model, run, payloads.canonical(own)))
     cards = sorted(path for path in args.cards.rglob("*.md"))
-    files = {os.path.relpath(path, args.out.parent): store.sha256(path) for path in [*texts, *cards]}
+    files = {os.path.relpath(path, args.out.parent): payloads.sha256(path) for path in [*texts, *cards]}
     reported = {
         "stage": "report",
         "path": provenance.address(args.out),

@@ -11,7 +11,7 @@ import functools
 import json
 from pathlib import Path
 
-from mergemoe import holes, metrics, provenance, report, store, study
+from mergemoe import atomic, holes, metrics, provenance, report, study
 from stages import common
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     numbers = metrics.gather(args.results, made, tasks, there)
     models = study.load(args.results, made, tasks, numbers, there)
     shown = {"stage": "report_partial", "params": args.cfg, "code": args.code}
-    with store.atomic(args.page) as file:
+    with atomic.atomic(args.page) as file:
         file.write_text(report.page(models, numbers, shown, missing))
     for hole in missing:
         print(f"{hole.model}/{hole.subject} lacks {hole.missing}: {hole.said}")

@@ -1,7 +1,7 @@
 """A run of Snakemake and its jobs: each has a file of its claims in scratch/runs/, named for it alone, while it lasts.
 
 A job that does not find that file is of a run that is over, or was killed and followed by another. It neither deletes
-nor writes (store.run_is_over).
+nor writes (run_guard.run_is_over).
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mergemoe import provenance, store
+from mergemoe import atomic, provenance, run_guard
 from mergemoe.errors import ArtifactError, UserError
 from stages import claims
 from stages.graph import Graph
@@ -24,14 +24,14 @@ def begin(g: Graph) -> None:
     """Write the claims where this run's jobs find them, which refuse an input that was made otherwise."""
     end()
     path = FOLDER / f"{uuid.uuid4()}.json"
-    with store.atomic(path) as file:
+    with atomic.atomic(path) as file:
         file.write_text(json.dumps(claims.claims(g)))
-    os.environ[store.RUN] = str(path)
+    os.environ[run_guard.RUN] = str(path)
 
 
 def end() -> None:
     """End the run, whichever it was: a job of it that still runs, of a node that was believed dead, writes no more."""
-    os.environ.pop(store.RUN, None)
+    os.environ.pop(run_guard.RUN, None)
     shutil.rmtree(FOLDER, ignore_errors=True)
 
 
@@ -56,5 +56,5 @@ def check() -> None:
     Raises:
         UserError: where it is.
     """
-    if store.run_is_over():
-        raise UserError(store.OVER)
+    if run_guard.run_is_over():
+        raise UserError(run_guard.OVER)

@@ -9,7 +9,7 @@ A killed solve that is iterative goes on from scratch/solve/<digest of its input
 import argparse
 from pathlib import Path
 
-from mergemoe import routing, runtime, store
+from mergemoe import payloads, routing, runtime, store
 from mergemoe.activations import Reader
 from mergemoe.features import Activation
 from mergemoe.solve import solve
@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> Path:
         cfg["width"] = grouping["width"] / entry["width"]
     if cfg.get("routing", "preserved") != "preserved":
         router = routing.of_layer(entry, read_router(layout, layer, device))
-    scratch = Path("scratch", "solve", store.digest_json(args.provenance))
+    scratch = Path("scratch", "solve", payloads.digest_json(args.provenance))
     with Reader(args.capture, layer) as reader:
         tensors, record = solve(
             read_experts(layout, layer, device),

@@ -13,7 +13,7 @@ import h5py
 import pytest
 from conftest import snakemake
 
-from mergemoe.store import sha256
+from mergemoe.payloads import sha256
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import snakemake
 
+from mergemoe import atomic, payloads, run_guard, store
 from mergemoe import finished as kept
-from mergemoe import store
 from mergemoe.errors import UserError
 from stages import common
 
@@ -47,7 +47,7 @@ def test_a_job_of_other_parameters_code_or_inputs_takes_nothing(outs, key, value
 
 def test_half_of_a_pair_is_not_finished_and_a_flipped_bit_is_found(outs):
     kept.keep(outs, MADE)
-    place = outs[0].parent / ".finished" / store.digest_json(MADE)
+    place = outs[0].parent / ".finished" / payloads.digest_json(MADE)
     (place / outs[1].name).unlink()
     assert not kept.take(outs, MADE)
     os.link(outs[1], place / outs[1].name)
@@ -66,7 +66,7 @@ def test_a_folder_counts_only_with_all_of_its_files(tmp_path):
     for layer in (1, 2):
         store.write_json(out / f"layer_{layer}.json", {"layer": layer}, made)
     kept.keep([out], made)
-    (out.parent / ".finished" / store.digest_json(made) / "one" / "layer_2.json").unlink()
+    (out.parent / ".finished" / payloads.digest_json(made) / "one" / "layer_2.json").unlink()
     assert not kept.take([out], made)
     kept.keep([out], made)
     assert kept.take([out], made)
@@ -157,7 +157,7 @@ def writes_again(outs):
     def work(args):
         for path, content in zip(outs, contents, strict=True):
             path.write_bytes(content)
-            with store.atomic(path) as file:
+            with atomic.atomic(path) as file:
                 file.write_bytes(content)
 
     return work
@@ -166,7 +166,7 @@ def writes_again(outs):
 def in_a_run(tmp_path, monkeypatch):
     claims = tmp_path / "run.json"
     claims.write_text("{}")
-    monkeypatch.setenv(store.RUN, str(claims))
+    monkeypatch.setenv(run_guard.RUN, str(claims))
     monkeypatch.setattr(common, "claims", lambda: {})
     return claims
 
@@ -195,7 +195,7 @@ def test_a_job_whose_run_is_over_writes_nothing(outs, tmp_path, monkeypatch):
 
 
 def test_its_snakefile_ends_before_snakemake_deletes_anything(finished, tmp_path, monkeypatch):
-    monkeypatch.setenv(store.RUN, str(tmp_path / "gone.json"))
+    monkeypatch.setenv(run_guard.RUN, str(tmp_path / "gone.json"))
     done = snakemake(finished, "--forceall", "results/layout/tiny.json")
     assert done.returncode == 1
     assert "is over, or was killed" in done.stderr
@@ -211,7 +211,7 @@ def test_a_stage_that_reads_more_than_it_says_always_works(outs, monkeypatch):
 def test_of_two_copies_that_write_a_folder_both_end_well_and_one_stays(tmp_path):
     out = tmp_path / "results" / "models" / "one"
     program = "import sys; from mergemoe import store\n"
-    program += "with store.atomic(sys.argv[1]) as folder:\n"
+    program += "with atomic.atomic(sys.argv[1]) as folder:\n"
     program += "    folder.mkdir(); (folder / 'a').write_text('x'); (folder / 'b').write_text('y'); input()"
     copies = [
         subprocess.Popen([sys.executable, "-c", program, str(out)], stdin=subprocess.PIPE, text=True) for _ in range(4)

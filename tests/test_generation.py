@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mergemoe import generation, store
+from mergemoe import generation, payloads, store
 from mergemoe.errors import UserError
 from mergemoe.params import Text
 
@@ -150,7 +150,7 @@ def work(tiny, tmp_path_factory):
     other = make_tiny(folder / "other", initializer_range=0.3)
     ours = {"do_sample": True, "repetition_penalty": 3.0, "eos_token_id": list(range(4096)), "max_length": 9}
     (other / "generation_config.json").write_text(json.dumps(ours))
-    write(folder / "made.json", {"files": {path.name: store.sha256(path) for path in other.iterdir()}})
+    write(folder / "made.json", {"files": {path.name: payloads.sha256(path) for path in other.iterdir()}})
     run(folder, "layout", {"path": str(tiny)}, "--out", "layout.json")
     run(folder, "reference", {**HOW, "heldout": text}, *JUDGED[:2], "--text", source, "--out", "reference")
     run(folder, "generate", CFG, *JUDGED, "--model", tiny, "--made", "layout.json", "--out", "full.json")

@@ -23,7 +23,7 @@ import yaml
 from conftest import ROOT
 from safetensors.numpy import save
 
-from mergemoe import cards, checkpoint, hub, preflight, store
+from mergemoe import cards, checkpoint, hub, payloads, preflight, store
 from mergemoe.errors import UserError
 from mergemoe.params import Text, read_params
 from stages import layout as stage
@@ -408,7 +408,7 @@ def test_params_yaml_names_what_to_fetch_and_the_workflow_finds_it_there(served,
 
 def test_the_layout_names_a_model_by_id_and_commit_and_its_files_must_be_those_recorded(served, tiny, monkeypatch):
     shutil.copytree(tiny, folder := checkpoint.snapshot(MODEL, COMMIT))
-    files = {path.name: {"size": path.stat().st_size, "sha256": store.sha256(path)} for path in folder.iterdir()}
+    files = {path.name: {"size": path.stat().st_size, "sha256": payloads.sha256(path)} for path in folder.iterdir()}
     written = checkpoint.record(MODEL, COMMIT)
     written.parent.mkdir(parents=True)
     cfg = json.dumps({"path": MODEL, "revision": COMMIT, "dequantize": False})

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from mergemoe import comparison, lock, provenance, store
+from mergemoe import comparison, lock, payloads, provenance, store
 from mergemoe.errors import ArtifactError
 
 PATH = "results/cluster/m/c/half/layer_001.json"
@@ -35,7 +35,7 @@ def test_content_is_the_payloads_and_not_what_an_artifact_says_of_its_making(roo
     assert provenance.content("results/profile/p.json") == before
     store.write_json("results/profile/p.json", {"usage": [1, 3]}, {"stage": "x", "inputs": {}, "code": "2"})
     assert provenance.content("results/profile/p.json") != before
-    assert provenance.content("text.jsonl") == store.sha256("text.jsonl")
+    assert provenance.content("text.jsonl") == payloads.sha256("text.jsonl")
 
 
 def test_every_kind_of_file_says_its_making(root, captured):

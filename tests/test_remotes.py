@@ -8,7 +8,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from project import change, commit, put_under_git, run
 
-from mergemoe.store import sha256
+from mergemoe.payloads import sha256
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
 

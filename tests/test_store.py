@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from safetensors.torch import save_file
 
-from mergemoe import payloads, store
+from mergemoe import atomic, payloads, store
 from mergemoe.errors import ArtifactError
 
 MADE = {"stage": "solve", "params": {"ridge": 0.0}, "inputs": {"a": "b"}, "code": "c"}
@@ -19,7 +19,7 @@ def test_what_was_written_is_read_and_carries_its_provenance(tmp_path):
     store.write_json(tmp_path / "a.json", {"x": [1, 2.5]}, MADE)
     whole = store.read_json(tmp_path / "a.json")
     assert whole["x"] == [1, 2.5]
-    assert whole["provenance"] == store.sealed(MADE, store.digest_json({"x": [1, 2.5]}))
+    assert whole["provenance"] == store.sealed(MADE, payloads.digest_json({"x": [1, 2.5]}))
     store.write_tensors(tmp_path / "t.safetensors", TENSORS, MADE)
     for name, tensor in store.read_tensors(tmp_path / "t.safetensors").items():
         assert torch.equal(tensor, TENSORS[name])
@@ -42,7 +42,7 @@ SHAPES = st.lists(st.integers(0, 3), max_size=3)
 def test_the_digest_of_a_file_is_that_of_its_tensors(tmp_path, drawn):
     tensors = {name: (torch.rand(shape) * 9).to(dtype) for name, (dtype, shape) in drawn.items()}
     store.write_tensors(tmp_path / "t.safetensors", tensors, MADE)
-    assert payloads.of_tensors(tmp_path / "t.safetensors") == store.digest_tensors(tensors)
+    assert payloads.of_tensors(tmp_path / "t.safetensors") == payloads.digest_tensors(tensors)
 
 
 @pytest.mark.parametrize("name", ["a.json", "t.safetensors"])
@@ -82,9 +82,9 @@ def test_an_edited_provenance_and_another_layers_file_are_named(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(tmp_path):
     path = tmp_path / "results" / "solve" / "a.txt"
-    with store.atomic(path) as temporary:
+    with atomic.atomic(path) as temporary:
         temporary.write_text("old")
-    with pytest.raises(RuntimeError), store.atomic(path) as temporary:
+    with pytest.raises(RuntimeError), atomic.atomic(path) as temporary:
         temporary.write_text("ne")
         raise RuntimeError
     assert path.read_text() == "old"
@@ -94,7 +94,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(tmp_path):
 def test_a_folder_takes_the_place_of_an_older_one_whole(tmp_path):
     path = tmp_path / "results" / "models" / "m"
     for name in ("first", "second"):
-        with store.atomic(path) as temporary:
+        with atomic.atomic(path) as temporary:
             temporary.mkdir()
             (temporary / name).write_text(name)
     assert [file.name for file in path.iterdir()] == ["second"]
@@ -107,13 +107,13 @@ def test_the_sweep_takes_only_what_dead_jobs_left(tmp_path):
     dead, alive, other = (home / f"a.json.{owner}" for owner in (f"{host}.4194305", f"{host}.{os.getpid()}", "else.7"))
     for path in (dead, alive, other):
         path.touch()
-    store.sweep(tmp_path / "results")
+    atomic.sweep(tmp_path / "results")
     assert sorted(home.iterdir()) == sorted([alive, other])
 
 
 def test_recorded_files_are_compared(tmp_path):
     (tmp_path / "a").write_text("a")
-    recorded = {"a": store.sha256(tmp_path / "a")}
+    recorded = {"a": payloads.sha256(tmp_path / "a")}
     store.check_files(tmp_path, recorded)
     with pytest.raises(ArtifactError, match="b is missing"):
         store.check_files(tmp_path, {"b": "0"})
@@ -134,7 +134,7 @@ def test_an_artifact_can_be_read_by_others(tmp_path):
     before = os.umask(0o022)
     try:
         store.write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)}, MADE)
-        with store.atomic(tmp_path / "folder") as folder:
+        with atomic.atomic(tmp_path / "folder") as folder:
             folder.mkdir()
             save_file({"a": torch.ones(2)}, folder / "a.safetensors")
     finally:

@@ -12,7 +12,7 @@ import time
 import pytest
 from project import change, commit, put_under_git, run
 
-from mergemoe import ledger, store
+from mergemoe import ledger, payloads, store
 from mergemoe.errors import UserError
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
@@ -239,7 +239,7 @@ def test_restore_loses_nothing(project):
 
 
 def test_a_restore_that_was_interrupted_can_be_done_again(project):
-    before = store.sha256(project / "results")
+    before = payloads.sha256(project / "results")
     run(
         project, "git", "checkout", "--quiet", "half"
     )  # and there it was killed: the artifacts are the other revision's
@@ -248,7 +248,7 @@ def test_a_restore_that_was_interrupted_can_be_done_again(project):
     run(project, "git", "checkout", "--quiet", "quarter")
     shutil.rmtree(project / "results/solve")
     run(project, "mergemoe", "restore", "quarter")
-    assert store.sha256(project / "results") == before
+    assert payloads.sha256(project / "results") == before
 
 
 def test_a_record_that_fails_changes_nothing(project):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import copy_project, snakemake
 
-from mergemoe.store import sha256
+from mergemoe.payloads import sha256
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
 
