@@ -6,8 +6,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from mergemoe.expert_tensors import Experts
 from mergemoe.problem import Group, Problem
-from mergemoe.weights import Experts
 
 
 def aligned(problem: Problem, groups: Sequence[Group]) -> list[Experts]:

@@ -5,8 +5,8 @@ Each function returns one expert (E = 1) per group, in float64.
 
 from collections.abc import Sequence
 
+from mergemoe.expert_tensors import Experts
 from mergemoe.problem import Group, Problem
-from mergemoe.weights import Experts
 
 
 def plain(problem: Problem, groups: Sequence[Group]) -> list[Experts]:

@@ -10,12 +10,12 @@ from typing import Any
 
 from mergemoe import cluster
 from mergemoe.errors import UserError
+from mergemoe.expert_tensors import joined
 from mergemoe.methods import routed
 from mergemoe.pairing import Costs, by_selection
 from mergemoe.problem import Problem, groups_of
 from mergemoe.progress import track
 from mergemoe.solve import output_error
-from mergemoe.weights import joined
 
 
 def curve(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mergemoe.errors import UserError
-from mergemoe.weights import Experts
+from mergemoe.expert_tensors import Experts
 
 Which = int | slice | Sequence[int] | Tensor  # one expert, or b of them side by side
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {

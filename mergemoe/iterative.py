@@ -19,10 +19,10 @@ from torch import Tensor
 from mergemoe import conjugate, descents, prior, store
 from mergemoe.conjugate import Blocks, Descent
 from mergemoe.errors import UserError
+from mergemoe.expert_tensors import Experts, down_of
 from mergemoe.problem import Problem
 from mergemoe.progress import Progress
-from mergemoe.routed import chunks, down_of, layer_error, layer_features, layer_output, layer_target
-from mergemoe.weights import Experts
+from mergemoe.routed import chunks, layer_error, layer_features, layer_output, layer_target
 
 VECTORS = 8  # of the size of the rows that are solved at once
 SAVE_EVERY = 60.0  # seconds

@@ -5,8 +5,8 @@ from typing import Literal
 
 from mergemoe import averaging, selection, zipping
 from mergemoe.errors import UserError
+from mergemoe.expert_tensors import Experts
 from mergemoe.problem import Group, Problem
-from mergemoe.weights import Experts
 
 Features = Literal["plain", "usage", "aligned", "zipped", "selected"]
 

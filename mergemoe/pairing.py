@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from mergemoe.errors import UserError
+from mergemoe.expert_tensors import joined
 from mergemoe.leastsquares import Moments
 from mergemoe.problem import Group, Problem
 from mergemoe.selection import best_neurons, passes, pool
 from mergemoe.sums import group_sums
 from mergemoe.unions import union_sums
-from mergemoe.weights import joined
 
 Members = tuple[int, ...]
 

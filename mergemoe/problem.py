@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergemoe.expert_tensors import Experts
 from mergemoe.features import Activation
 from mergemoe.routing import Router
 from mergemoe.tokens import Activations, Tokens
-from mergemoe.weights import Experts
 
 
 @dataclass(frozen=True)

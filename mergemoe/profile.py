@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from mergemoe.expert_tensors import Experts
 from mergemoe.features import Activation, output
 from mergemoe.progress import track
 from mergemoe.tokens import Activations
-from mergemoe.weights import Experts
 
 
 def profile(reader: Activations, experts: Experts, act: Activation) -> dict[str, Any]:

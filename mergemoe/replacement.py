@@ -8,11 +8,11 @@ from torch import Tensor
 
 from mergemoe import stock
 from mergemoe.compact import compact_config, module_facts
+from mergemoe.expert_tensors import Experts
 from mergemoe.families import parameter_of
 from mergemoe.modeling import merged_class, shrink_experts
 from mergemoe.solve import compact_experts
 from mergemoe.stacking import Stacking
-from mergemoe.weights import Experts
 
 Solved = Mapping[int, Mapping[str, Tensor]]
 

@@ -9,17 +9,16 @@ norm after the down-projection is left out of both sides: least squares sees wha
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from mergemoe.expert_tensors import Experts, down_of
 from mergemoe.features import Which, features, linear_output
 from mergemoe.leastsquares import Moments
 from mergemoe.problem import Problem
 from mergemoe.progress import track
 from mergemoe.tokens import Tokens
-from mergemoe.weights import Experts
 
 
 def chosen(tokens: Tokens, members: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -118,16 +117,3 @@ def chunks(problem: Problem, heldout: bool) -> Iterable[Tokens]:
     reader, device = problem.reader, problem.experts.down.device
     label = f"chunks of {'held-out' if heldout else 'fitted'} tokens"
     return track(reader.chunks(heldout=heldout, device=device), label, reader.chunk_count())
-
-
-def down_of(expert: Experts) -> Tensor:
-    """Return the down-projection of one expert, its bias as one more column: [H, P] in float64."""
-    down = expert.down[0].double()
-    return down if expert.down_bias is None else torch.cat([down, expert.down_bias[0, :, None].double()], 1)
-
-
-def with_down(expert: Experts, down: Tensor) -> Experts:
-    """Return the expert with another down-projection [H, P], its last column being the bias where there is one."""
-    if expert.down_bias is None:
-        return replace(expert, down=down[None])
-    return replace(expert, down=down[None, :, :-1], down_bias=down[None, :, -1])

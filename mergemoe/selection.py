@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mergemoe.expert_tensors import Experts, joined
 from mergemoe.leastsquares import Moments
 from mergemoe.problem import Group, Problem
 from mergemoe.sums import group_sums
-from mergemoe.weights import Experts, joined
 
 GRAM_BYTES = 1 << 28  # of the pools' Grams held at once; with the cross sums and what is made of both, 5 times as much
 GONE = 1e-8  # a neuron with less than this share of its energy left is a combination of those taken, up to rounding

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergemoe.expert_tensors import Experts
 from mergemoe.features import Activation, routed_output, shared_output
 from mergemoe.folding import folded
 from mergemoe.problem import Problem, groups_of
 from mergemoe.progress import track
 from mergemoe.routing import Router, check_rule, pruned
 from mergemoe.tokens import Activations, Tokens
-from mergemoe.weights import Experts
 
 
 def solve(

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mergemoe.expert_tensors import Experts
 from mergemoe.features import linear_output
 from mergemoe.leastsquares import Moments
 from mergemoe.problem import Group, Problem
 from mergemoe.routed import chunks, routed_features
 from mergemoe.tokens import Tokens
-from mergemoe.weights import Experts
 
 SLOTS = 1 << 13  # of a batch, unless one group alone has more tokens in a chunk: tens of numbers per neuron and slot
 PADDING = 1 / 8

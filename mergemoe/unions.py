@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mergemoe.expert_tensors import joined
 from mergemoe.features import Which
 from mergemoe.leastsquares import Moments
 from mergemoe.problem import Group, Problem
@@ -22,7 +23,6 @@ from mergemoe.routed import chunks, routed_features
 from mergemoe.selection import pool
 from mergemoe.sums import SLOTS, batches, gathered, routing
 from mergemoe.tokens import Tokens
-from mergemoe.weights import joined
 
 
 class Side:

@@ -1,8 +1,7 @@
 """Read the experts of one layer with safetensors and torch alone, as the layout says where they lie."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,49 +11,8 @@ from torch import Tensor
 
 from mergemoe import checkpoint
 from mergemoe.errors import UserError
+from mergemoe.expert_tensors import Experts
 from mergemoe.stacking import Stacking
-
-
-@dataclass(frozen=True)
-class Experts:
-    """What E experts are made of; None is what their family does not have.
-
-    Shapes: up and gate [E, I, H], down [E, H, I], their biases [E, I], [E, I], [E, H]; norm [E, H] scales each
-    expert's output before it is normalized, and is one and the same for all of them.
-    """
-
-    up: Tensor
-    down: Tensor
-    gate: Tensor | None = None
-    up_bias: Tensor | None = None
-    gate_bias: Tensor | None = None
-    down_bias: Tensor | None = None
-    norm: Tensor | None = None
-
-    def __len__(self) -> int:
-        """Return the number of experts E."""
-        return len(self.up)
-
-    def __getitem__(self, which: Sequence[int] | Tensor | slice) -> "Experts":
-        """Return some of the experts, in the order asked for."""
-        return self.map(lambda matrices: matrices[which])
-
-    def map(self, change: Any) -> "Experts":
-        """Return experts whose every part is changed by one function of [E, ...]."""
-        return Experts(**{name: change(part) for name, part in self._parts().items()})
-
-    def roles(self) -> dict[str, Tensor]:
-        """Return {role: matrices} of what is each expert's own."""
-        return {name: part for name, part in self._parts().items() if name != "norm"}
-
-    def _parts(self) -> dict[str, Tensor]:
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: part for name, part in named.items() if part is not None}
-
-
-def joined(parts: Sequence[Experts]) -> Experts:
-    """Return the experts of all parts one after the other."""
-    return Experts(**{role: torch.cat([part.roles()[role] for part in parts]) for role in parts[0].roles()})
 
 
 def read_experts(

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mergemoe.expert_tensors import Experts
 from mergemoe.features import features
 from mergemoe.problem import Group, Problem
 from mergemoe.routed import chosen, chunks
 from mergemoe.selection import passes, pool
-from mergemoe.weights import Experts
 
 ENOUGH = 3  # tokens; of two, every correlation is 1 or -1 and says nothing
 

@@ -2,10 +2,10 @@
 
 import torch
 
+from mergemoe.expert_tensors import Experts
 from mergemoe.features import Activation
 from mergemoe.problem import Problem, groups_of
 from mergemoe.tokens import Tokens
-from mergemoe.weights import Experts
 
 SILU = Activation("silu")
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from mergemoe import cluster
+from mergemoe.expert_tensors import Experts
 from mergemoe.features import Activation, output
 from mergemoe.problem import Problem
 from mergemoe.profile import profile
-from mergemoe.weights import Experts, read_experts
+from mergemoe.weights import read_experts
 
 SILU = Activation("silu")
 

@@ -17,6 +17,7 @@ from mergemoe import layout
 from mergemoe.calls import Recorder
 from mergemoe.checkpoint import shards
 from mergemoe.errors import UserError
+from mergemoe.expert_tensors import Experts
 from mergemoe.families import REFUSED, experts_modules, family_of, parameter_of
 from mergemoe.features import Activation, routed_output
 from mergemoe.forward import Forward
@@ -26,7 +27,7 @@ from mergemoe.problem import Problem, groups_of
 from mergemoe.profile import profile
 from mergemoe.stream import ResidentModel
 from mergemoe.tokens import Remembered
-from mergemoe.weights import Experts, read_experts
+from mergemoe.weights import read_experts
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 MODELS = Path(transformers.__file__).parent / "models"

@@ -21,11 +21,11 @@ from test_routed import CASES
 from benchmarks.memory import MB, anonymous
 from mergemoe import conjugate, iterative, neurons, prior, store
 from mergemoe.errors import UserError
+from mergemoe.expert_tensors import down_of, joined
 from mergemoe.methods import joint, select, slim
-from mergemoe.routed import down_of, layer_error, layer_sums
+from mergemoe.routed import layer_error, layer_sums
 from mergemoe.routing import Router, Rule
 from mergemoe.sums import group_sums
-from mergemoe.weights import joined
 
 
 def gigabytes(problem, rows, width=5):

@@ -6,11 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mergemoe.expert_tensors import Experts
 from mergemoe.features import Activation, features
 from mergemoe.leastsquares import Moments, solve_down
 from mergemoe.methods import mergemoe
 from mergemoe.problem import Problem, groups_of
-from mergemoe.weights import Experts, read_experts
+from mergemoe.weights import read_experts
 
 SILU = Activation("silu")
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from mergemoe import neurons, prior
 from mergemoe.errors import UserError
+from mergemoe.expert_tensors import down_of, joined
 from mergemoe.leastsquares import Moments
 from mergemoe.methods import joint, mergemoe, routed
-from mergemoe.routed import down_of, layer_sums
+from mergemoe.routed import layer_sums
 from mergemoe.sums import group_sums
-from mergemoe.weights import joined
 
 CASES = {
     "gated": {},

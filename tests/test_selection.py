@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mergemoe import pairing, selection
+from mergemoe.expert_tensors import joined
 from mergemoe.methods import select
 from mergemoe.problem import groups_of
 from mergemoe.sums import group_sums
-from mergemoe.weights import joined
 
 
 def left_over(p, y):

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from mergemoe.expert_tensors import Experts, down_of, joined
 from mergemoe.features import Activation, output
 from mergemoe.methods import average, mergemoe
 from mergemoe.problem import Problem, groups_of
-from mergemoe.routed import down_of
 from mergemoe.solve import compact_experts, output_error, solve
 from mergemoe.sums import group_sums
-from mergemoe.weights import Experts, joined, read_experts
+from mergemoe.weights import read_experts
 
 SILU = Activation("silu")
 MAP, USAGE = [0, 0, 1, 2, 2, 2, 3, 1], [3, 1, 4, 1, 5, 9, 2, 6]

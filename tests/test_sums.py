@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergemoe import averaging, pairing, prior, selection, sums, unions
+from mergemoe.expert_tensors import joined
 from mergemoe.leastsquares import Moments, solve_down
-from mergemoe.weights import joined
 
 
 @settings(max_examples=50, deadline=None)

@@ -13,10 +13,10 @@ import torch
 
 from mergemoe import iterative, neurons, prior
 from mergemoe.budget import kept_width
+from mergemoe.expert_tensors import Experts, down_of, joined, with_down
 from mergemoe.problem import Merged, Problem
-from mergemoe.routed import chunks, down_of, layer_error, layer_sums, with_down
+from mergemoe.routed import chunks, layer_error, layer_sums
 from mergemoe.sums import group_sums
-from mergemoe.weights import Experts, joined
 
 # Of what a solve holds at its peak besides the experts: Grams of the direct one (fitted and held out, damped, factor,
 # and what makes them), and matrices of the down-projections' shape of the one group by group.

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from mergemoe import prior
 from mergemoe.averaging import by_usage
+from mergemoe.expert_tensors import joined, with_down
 from mergemoe.leastsquares import solve_down
 from mergemoe.problem import Merged, Problem
-from mergemoe.routed import with_down
 from mergemoe.sums import group_sums
 from mergemoe.tokens import Tokens
-from mergemoe.weights import joined
 
 
 def merge(problem: Problem, ridge: float = 0.0) -> list[Merged]:

@@ -12,9 +12,9 @@ from dataclasses import replace
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mergemoe.expert_tensors import Experts
 from mergemoe.problem import Group, Merged, Problem
 from mergemoe.selection import pool
-from mergemoe.weights import Experts
 
 
 def merge(problem: Problem) -> list[Merged]:

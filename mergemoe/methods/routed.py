@@ -12,10 +12,9 @@ import torch
 
 from mergemoe import neurons, prior
 from mergemoe.budget import kept_width
+from mergemoe.expert_tensors import down_of, joined, with_down
 from mergemoe.problem import Merged, Problem
-from mergemoe.routed import down_of, with_down
 from mergemoe.sums import group_sums
-from mergemoe.weights import joined
 
 
 def merge(
