@@ -5,7 +5,6 @@ import numbers
 import re
 
 from mergemoe.errors import UserError
-from mergemoe.experts import ROUTERS
 
 STEPS = 8  # sizes are measured at every eighth of the experts
 ALIGNED = 8  # neurons: grouped kernels want rows of whole 16 bytes
@@ -33,44 +32,6 @@ def kept_width(share: float, width: int) -> int:
     """Return I', the share of the experts' neurons that is kept, rounded up: where I is a multiple of 8, so is I'."""
     step = _step(width)
     return math.ceil(round(share * width / step, 9)) * step
-
-
-def check_router(model_type: str, routing: str, kept: int, top_k: int, groups: int, top_groups: int) -> None:
-    """Check that a router of M rows is one that its family can have.
-
-    Args:
-        model_type: of the model.
-        routing: pruned or folded.
-        kept: M.
-        top_k: K.
-        groups: of experts, among which the router chooses first; 1 where it does not.
-        top_groups: of them, in which a token's K experts stand.
-
-    Raises:
-        UserError: with the reason, and what to change.
-    """
-    if model_type not in ROUTERS:
-        raise UserError(
-            f"this version does not know how {model_type} chooses experts, so rows of its routers can be neither "
-            "deleted nor joined: take a method that keeps the routing (docs/models.md)"
-        )
-    if kept < top_k:
-        raise UserError(f"{kept} experts are kept and {top_k} work on a token: keep at least {top_k}")
-    if groups > 1 and routing == "folded":
-        raise UserError(
-            f"the router chooses among {groups} groups of experts first, and what is merged may stand in several of "
-            "them: no row can be in all. Take `routing: pruned` or `preserved`"
-        )
-    if groups > 1 and (kept % groups or kept < 2 * groups):
-        raise UserError(
-            f"the router chooses among {groups} groups of experts by the two best of each, so {kept} kept experts must "
-            f"be a multiple of {groups}, and two or more a group"
-        )
-    if kept // groups * top_groups < top_k:
-        raise UserError(
-            f"{top_k} experts work on a token, and they stand in {top_groups} of {groups} groups, which hold "
-            f"{kept // groups * top_groups} of {kept} kept experts: keep at least {-(-top_k // top_groups) * groups}"
-        )
 
 
 def layer_bounds(layers: str) -> tuple[int, float]:

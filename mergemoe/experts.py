@@ -47,17 +47,6 @@ NAMES = {
     "flat_width": ("ffn_hidden_size",),
 }
 
-# Families whose routers are a linear map and the rule of routing.Rule, by how they score.
-ROUTERS = {
-    "qwen2_moe": "softmax",
-    "qwen3_moe": "softmax",
-    "olmoe": "softmax",
-    "mixtral": "softmax",
-    "deepseek_v3": "sigmoid",
-    "glm4_moe": "sigmoid",
-}
-_ROUTER = re.compile(r"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.gate\.(?:weight|e_score_correction_bias)")
-
 
 class Routed(NamedTuple):
     """A stored tensor of routed experts.
@@ -147,17 +136,6 @@ def sizes(headers: Headers, config: Mapping[str, Any]) -> dict[int, dict[str, in
             hidden = shape[0] if held.form == "alone" else stated(config, "hidden_size")[0] * held.experts
             layer["width"] = math.prod(shape) // hidden
     return layers
-
-
-def router_sizes(headers: Headers) -> dict[int, dict[str, int]]:
-    """Return {layer: the parameters and bytes of its router}, of the families in `ROUTERS`."""
-    found: dict[int, dict[str, int]] = {}
-    for key in headers:
-        if match := _ROUTER.fullmatch(key):
-            layer = found.setdefault(int(match[1]), {"parameters": 0, "bytes": 0})
-            layer["parameters"] += math.prod(headers[key]["shape"])
-            layer["bytes"] += headers[key]["bytes"]
-    return found
 
 
 def count_experts(folder: str | Path) -> dict[int, int]:

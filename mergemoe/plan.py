@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mergemoe import budget, checkpoint, cost, experts, faults, jobs, quantization, store
+from mergemoe import budget, checkpoint, cost, experts, faults, jobs, quantization, router_headers, store
 from mergemoe.params import Params, Run
 
 
@@ -40,7 +40,7 @@ def sizes(params: Params, run: Run) -> dict[str, int]:
     folder = params.model[run.model].folder()
     whole = cost.count(folder, headers(folder))
     removed = Counter[str]()
-    routed, routers = expert_sizes(folder), experts.router_sizes(headers(folder))
+    routed, routers = expert_sizes(folder), router_headers.router_sizes(headers(folder))
     first, last = params.cluster[run.cluster].bounds()
     for layer, (n, m) in kept_per_layer(params, run).items():
         whole_width = routed[layer]["width"]

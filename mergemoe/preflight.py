@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from mergemoe import budget, checkpoint, experts, faults, plan, text
+from mergemoe import budget, checkpoint, experts, faults, plan, router_headers, text
 from mergemoe.errors import UserError
 from mergemoe.params import Params, Run
 from mergemoe.spending import NO_SIZE_IN_COMMON
@@ -127,7 +127,7 @@ def _check_routing(params: Params, run: Run, counts: Mapping[int, int]) -> None:
             config.get("n_group") or 1,
             config.get("topk_group") or 1,
         )
-        budget.check_router(config["model_type"], routing, kept.pop(), top_k, groups, top_groups)
+        router_headers.check_router(config["model_type"], routing, kept.pop(), top_k, groups, top_groups)
     except UserError as error:
         raise UserError(f"{'/'.join(run)}: {error}") from None
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from mergemoe import budget, fits, stock
+from mergemoe import budget, fits, router_headers, stock
 from mergemoe.errors import UserError
 from mergemoe.families import auto_class
 from mergemoe.fits import CHOOSES_ROUTING, GROUPINGS, ROUTINGS
@@ -81,7 +81,7 @@ def stock_config(
     rerouted = routing != "preserved"
     for layer, entry in entries.items() if rerouted else ():
         groups, top_groups = entry["router"]["groups"], entry["router"]["top_groups"]
-        budget.check_router(described["model_type"], routing, kept[layer], entry["top_k"], groups, top_groups)
+        router_headers.check_router(described["model_type"], routing, kept[layer], entry["top_k"], groups, top_groups)
     sizes = {layer: (kept[layer], budget.kept_width(width, entry["width"])) for layer, entry in entries.items()}
     settings = {**model.config.to_dict(), "dtype": described["dtype"]}
     return stock.config_of(settings, described, sizes, dict.fromkeys(sizes, rerouted)) if sizes else None

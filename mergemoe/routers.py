@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from mergemoe.experts import ROUTERS
 from mergemoe.families import Family, router_of
+from mergemoe.router_headers import ROUTERS
 
 _BIAS = "e_score_correction_bias"
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from mergemoe import layout
 from mergemoe.errors import UserError
-from mergemoe.experts import ROUTERS
+from mergemoe.router_headers import ROUTERS
 from mergemoe.routing import Router, check_rule, of_layer
 from mergemoe.tokens import Tokens
 from mergemoe.weights import read_router

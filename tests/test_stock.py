@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 import mergemoe
 from mergemoe import cost, plan, stock
 from mergemoe.errors import UserError
-from mergemoe.experts import ROUTERS
 from mergemoe.params import read_params
+from mergemoe.router_headers import ROUTERS
 
 PRUNED = {"method": "joint", "routing": "pruned"}
 FOLDED = {"method": "joint", "routing": "folded", "features": "selected"}
