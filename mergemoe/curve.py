@@ -15,7 +15,7 @@ from mergemoe.methods import routed
 from mergemoe.pairing import Costs, by_selection
 from mergemoe.problem import Problem, groups_of
 from mergemoe.progress import track
-from mergemoe.solve import output_error
+from mergemoe.solved import output_error
 
 
 def curve(

@@ -20,7 +20,7 @@ from mergemoe.activations import Reader
 from mergemoe.features import Activation
 from mergemoe.problem import Problem, groups_of
 from mergemoe.progress import track
-from mergemoe.solve import output_error
+from mergemoe.solved import output_error
 from mergemoe.stacks import stacks
 from mergemoe.weights import is_rerouted, read_expert_map, read_experts, read_router
 

@@ -11,7 +11,7 @@ from mergemoe.compact import compact_config, module_facts
 from mergemoe.expert_tensors import Experts
 from mergemoe.families import parameter_of
 from mergemoe.modeling import merged_class, shrink_experts
-from mergemoe.solve import compact_experts
+from mergemoe.solved import compact_experts
 from mergemoe.stacking import Stacking
 
 Solved = Mapping[int, Mapping[str, Tensor]]

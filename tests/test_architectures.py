@@ -26,7 +26,7 @@ from mergemoe.families import experts_modules
 from mergemoe.features import Activation, routed_output
 from mergemoe.fidelity import head
 from mergemoe.forward import final_hidden
-from mergemoe.solve import compact_experts
+from mergemoe.solved import compact_experts
 from mergemoe.stacking import Stacking
 from mergemoe.stacks import stacks
 from mergemoe.stream import LayeredModel

@@ -22,8 +22,9 @@ from benchmarks.memory import MB, anonymous
 from mergemoe import conjugate, iterative, neurons, prior, store
 from mergemoe.errors import UserError
 from mergemoe.expert_tensors import down_of, joined
+from mergemoe.layer_moments import layer_sums
 from mergemoe.methods import joint, select, slim
-from mergemoe.routed import layer_error, layer_sums
+from mergemoe.routed import layer_error
 from mergemoe.routing import Router, Rule
 from mergemoe.sums import group_sums
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from mergemoe import neurons, prior
 from mergemoe.errors import UserError
 from mergemoe.expert_tensors import down_of, joined
+from mergemoe.layer_moments import layer_sums
 from mergemoe.leastsquares import Moments
 from mergemoe.methods import joint, mergemoe, routed
-from mergemoe.routed import layer_sums
 from mergemoe.sums import group_sums
 
 CASES = {

@@ -7,7 +7,8 @@ from mergemoe.expert_tensors import Experts, down_of, joined
 from mergemoe.features import Activation, output
 from mergemoe.methods import average, mergemoe
 from mergemoe.problem import Problem, groups_of
-from mergemoe.solve import compact_experts, output_error, solve
+from mergemoe.solve import solve
+from mergemoe.solved import compact_experts, output_error
 from mergemoe.sums import group_sums
 from mergemoe.weights import read_experts
 

@@ -14,8 +14,9 @@ import torch
 from mergemoe import iterative, neurons, prior
 from mergemoe.budget import kept_width
 from mergemoe.expert_tensors import Experts, down_of, joined, with_down
+from mergemoe.layer_moments import layer_sums
 from mergemoe.problem import Merged, Problem
-from mergemoe.routed import chunks, layer_error, layer_sums
+from mergemoe.routed import chunks, layer_error
 from mergemoe.sums import group_sums
 
 # Of what a solve holds at its peak besides the experts: Grams of the direct one (fitted and held out, damped, factor,
