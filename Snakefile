@@ -3,6 +3,7 @@
 from snakemake.utils import min_version
 
 from mergemoe import finished, preflight, provenance, store
+from mergemoe import verify
 from mergemoe import atomic
 from mergemoe.params import read_params
 from stages import claims, mistakes, resources, runs
@@ -59,7 +60,7 @@ onstart:
 
 onsuccess:
     runs.end()
-    if provenance.is_current(REPORTED, claims.claims(graph)):  # of all that is to be made, not of some targets
+    if verify.is_current(REPORTED, claims.claims(graph)):  # of all that is to be made, not of some targets
         finished.clear("results")
 
 

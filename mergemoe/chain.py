@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mergemoe import checkpoint, errors, payloads, provenance, store
+from mergemoe import checkpoint, errors, payloads, provenance, store, verify
 from mergemoe.errors import ArtifactError
 from mergemoe.progress import track
-from mergemoe.provenance import Claims
+from mergemoe.verify import Claims
 
 
 class Fault(NamedTuple):
@@ -83,10 +83,10 @@ def _listed(root: Path, found: Sequence[str]) -> dict[str, _Listed]:
 def _check(path: str, root: Path, claims: Claims, known: dict[str, str], kept_out: Collection[str]) -> None:
     file = root / path
     made = provenance.of(file)
-    provenance.check_claim(path, made, claims)
+    verify.check_claim(path, made, claims)
     assert made is not None  # a claim is of an artifact
     inputs = {name: digest for name, digest in made["inputs"].items() if not below(name, kept_out)}
-    provenance.check_links(path, inputs, root, known)
+    verify.check_links(path, inputs, root, known)
     layer = int(digits[1]) if (digits := re.fullmatch(r"layer_(\d+)", file.stem)) else None
     if file.suffix == ".json":
         whole = store.read_json(file, layer)
@@ -100,5 +100,5 @@ def _check(path: str, root: Path, claims: Claims, known: dict[str, str], kept_ou
 
 
 def _fault(path: str, fact: str, claims: Claims, listed: Mapping[str, _Listed]) -> Fault:
-    name = provenance.unit(listed[path].by if path in listed else path, claims)
+    name = verify.unit(listed[path].by if path in listed else path, claims)
     return Fault(claims[name]["stage"] if name else "", path, fact)

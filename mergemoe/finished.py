@@ -15,7 +15,7 @@ from typing import Any
 
 from mergemoe import atomic, payloads, provenance, store
 from mergemoe.errors import ArtifactError
-from mergemoe.provenance import Claims
+from mergemoe.verify import Claims
 
 LISTED = "listed.json"  # of a place: {output: its files}, so that a folder counts only with all of them
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergemoe import environment, finished, provenance, run_guard
+from mergemoe import environment, finished, provenance, run_guard, verify
 from mergemoe.errors import UserError
 
 FULL = "no space left|file too large|quota exceeded"  # as the system says it, through any library
@@ -93,7 +93,7 @@ def _made_by(stage: str, args: argparse.Namespace) -> dict[str, Any]:
     """
     known: dict[str, str] = {}
     for path in args.inputs:
-        provenance.check_input(path, claims(), known)
+        verify.check_input(path, claims(), known)
     return {
         "stage": stage,
         "path": provenance.address(args.out),

@@ -11,7 +11,7 @@ import functools
 import json
 from pathlib import Path
 
-from mergemoe import atomic, holes, metrics, provenance, report, study
+from mergemoe import atomic, holes, metrics, report, study, verify
 from stages import common
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     args = parser.parse_args()
 
     runs, tasks = args.cfg["runs"], args.cfg["tasks"]
-    there = functools.cache(lambda path: provenance.is_current(path, common.claims()))
+    there = functools.cache(lambda path: verify.is_current(path, common.claims()))
     missing = holes.find(args.results, args.logs, runs, tasks, there)
     made = [run for run in runs if holes.assembled(args.results, run, there)]
     numbers = metrics.gather(args.results, made, tasks, there)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mergemoe import atomic, provenance, run_guard
+from mergemoe import atomic, run_guard, verify
 from mergemoe.errors import ArtifactError, UserError
 from stages import claims
 from stages.graph import Graph
@@ -45,7 +45,7 @@ def forget(g: Graph, failed: Iterable[Any]) -> None:
     single = [job for one in failed for job in (one.jobs if one.is_group() else [one])]
     for path in filter(Path.exists, (Path(output) for job in single for output in job.output)):
         try:
-            provenance.check_input(path, told, known)
+            verify.check_input(path, told, known)
         except ArtifactError:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

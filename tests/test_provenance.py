@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from mergemoe import comparison, lock, payloads, provenance, store
+from mergemoe import comparison, lock, payloads, provenance, store, verify
 from mergemoe.errors import ArtifactError
 
 PATH = "results/cluster/m/c/half/layer_001.json"
@@ -63,37 +63,37 @@ def test_every_kind_of_file_says_its_making(root, captured):
 def test_an_artifact_is_held_against_its_claim(root, claim, message):
     claims = {PATH: CLAIM | claim}
     if message is None:
-        provenance.check_input(PATH, claims, {})
-        assert provenance.is_current(
+        verify.check_input(PATH, claims, {})
+        assert verify.is_current(
             PATH, {**claims, "results/profile/p.json": {**CLAIM, "stage": "profile", "params": {}}}
         )
     else:
         with pytest.raises(ArtifactError, match=f"^{PATH} {message}.*Delete {PATH} and run `snakemake` again"):
-            provenance.check_input(PATH, claims, {})
+            verify.check_input(PATH, claims, {})
 
 
 def test_an_artifact_of_no_run_or_in_anothers_place_is_named(root):
     with pytest.raises(ArtifactError, match="is of no run in params.yaml"):
-        provenance.check_input(PATH, {}, {})
+        verify.check_input(PATH, {}, {})
     other = PATH.replace("001", "002")
     (root / other).write_bytes((root / PATH).read_bytes())
     with pytest.raises(ArtifactError, match=f"{other} says that it is {PATH}"):
-        provenance.check_input(other, {PATH: CLAIM, other: CLAIM}, {})
+        verify.check_input(other, {PATH: CLAIM, other: CLAIM}, {})
 
 
 def test_what_an_artifact_was_made_from_must_be_what_is_there(root):
     made = provenance.of(PATH)
-    provenance.check_links(PATH, made["inputs"], root, {})
+    verify.check_links(PATH, made["inputs"], root, {})
     (root / "text.jsonl").write_text("[]\n")
     with pytest.raises(ArtifactError, match=f"{PATH} was made from another text.jsonl than there is now"):
-        provenance.check_links(PATH, made["inputs"], root, {})
+        verify.check_links(PATH, made["inputs"], root, {})
     (root / "text.jsonl").unlink()
     with pytest.raises(ArtifactError, match=f"{PATH} was made from text.jsonl, which is not there"):
-        provenance.check_links(PATH, made["inputs"], root, {})
-    provenance.check_input(PATH, {PATH: CLAIM}, {})  # a job does without it
+        verify.check_links(PATH, made["inputs"], root, {})
+    verify.check_input(PATH, {PATH: CLAIM}, {})  # a job does without it
     store.write_json("results/profile/p.json", {"usage": [2, 2]}, {"stage": "profile", "inputs": {}, "code": "1"})
     with pytest.raises(ArtifactError, match="was made from another results/profile/p.json than there is now"):
-        provenance.check_input(PATH, {PATH: CLAIM}, {})
+        verify.check_input(PATH, {PATH: CLAIM}, {})
 
 
 def test_provenance_that_was_changed_is_named(root):
