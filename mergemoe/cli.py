@@ -65,9 +65,9 @@ def main() -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """Print a checkpoint's family, layers, experts and sizes; or why it cannot be compressed."""
-    from mergemoe import plan
+    from mergemoe import inspect
 
-    print(plan.inspect(args.model))
+    print(inspect.inspect(args.model))
     from mergemoe import checkpoint, deepseek, faults, layout  # transformers: slow, and what is above needs it not
 
     faults.check(args.model)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mergemoe import checkpoint, experts, quantization
 from mergemoe.checkpoint import read_config, read_headers
 from mergemoe.errors import UserError
 
@@ -152,3 +153,13 @@ def count_experts(folder: str | Path) -> dict[int, int]:
             "Point `model.<name>.path` at a Mixture-of-Experts checkpoint"
         )
     return counts
+
+
+def headers(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the headers of a checkpoint, those of its plain copy where it is quantized."""
+    return quantization.plain(checkpoint.read_headers(path))
+
+
+def expert_sizes(path: str | Path) -> dict[int, dict[str, int]]:
+    """Return experts.sizes of a checkpoint, of its plain copy where it is quantized."""
+    return experts.sizes(headers(path), checkpoint.read_config(path))

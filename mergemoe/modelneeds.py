@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from mergemoe import checkpoint, cost, experts, plan
+from mergemoe import checkpoint, cost, experts
 from mergemoe.evaluation import Evaluate, Task
 from mergemoe.layerneeds import ROWS, Peak
 from mergemoe.params import Capture
@@ -75,7 +75,7 @@ def tokens_of(text: Text) -> int:
 @functools.cache
 def stored(folder: Path) -> Stored:
     """Return what the headers of a checkpoint say."""
-    config, headers = checkpoint.read_config(folder), plan.headers(folder)
+    config, headers = checkpoint.read_config(folder), experts.headers(folder)
     files, parts, widest = dict[str, int](), dict[str, list[int]](), 0
     for key, header in headers.items():
         layer, shape = re.match(r".+?\.\d+\.", key), header["shape"]

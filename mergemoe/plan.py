@@ -5,7 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mergemoe import budget, checkpoint, cost, experts, faults, jobs, quantization, router_headers, store
+from mergemoe import budget, checkpoint, cost, experts, jobs, router_headers, store
+from mergemoe.experts import expert_sizes, headers
 from mergemoe.params import Params, Run
 
 
@@ -18,16 +19,6 @@ def kept_per_layer(params: Params, run: Run) -> dict[int, tuple[int, int]]:
         layer: (n, budget.kept_experts((chosen.share or chosen.experts) if first <= layer <= last else None, n))
         for layer, n in layers.items()
     }
-
-
-def headers(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Return the headers of a checkpoint, those of its plain copy where it is quantized."""
-    return quantization.plain(checkpoint.read_headers(path))
-
-
-def expert_sizes(path: str | Path) -> dict[int, dict[str, int]]:
-    """Return experts.sizes of a checkpoint, of its plain copy where it is quantized."""
-    return experts.sizes(headers(path), checkpoint.read_config(path))
 
 
 def sizes(params: Params, run: Run) -> dict[str, int]:
@@ -151,31 +142,3 @@ def _smallest_group(results: Path, run: Run, layers: list[int], kept: int) -> in
     if any(layer["kept"] != kept for layer in clustered):
         return None
     return min(group["routed_tokens"] for layer in clustered for group in layer["groups"])
-
-
-def inspect(path: str | Path) -> str:
-    """Return what a checkpoint is and what each share of its experts would weigh.
-
-    Raises:
-        UserError: where it cannot be compressed, as far as its headers and config.json tell.
-    """
-    faults.check(path)
-    layers = experts.count_experts(path)
-    config: dict[str, Any] = checkpoint.read_config(path)
-    whole, sized = cost.count(path, headers(path)), expert_sizes(path)
-    routed = sum(sized[layer]["bytes"] for layer in layers)
-    counts = sorted(set(layers.values()))
-    lines = [
-        f"family       {config.get('model_type')} ({', '.join(config.get('architectures') or ['?'])})",
-        f"MoE layers   {len(layers)} (numbers {min(layers)} to {max(layers)})",
-        f"experts      {', '.join(map(str, counts))} per layer, {experts.top_k(config)} work on a token",
-        f"parameters   {whole['parameters']:,.0f}, {routed / whole['bytes']:.0%} of the bytes in routed experts",
-        f"bytes        {whole['bytes']:,.0f}",
-        "",
-        "experts kept   bytes          of full",
-    ]
-    for share in (0.75, 0.5, 0.25):
-        saved = sum(sized[layer]["bytes"] * (n - budget.kept_experts(share, n)) // n for layer, n in layers.items())
-        left = whole["bytes"] - saved
-        lines.append(f"{share:<14} {left:<14,.0f} {left / whole['bytes']:.0%}")
-    return "\n".join(lines)

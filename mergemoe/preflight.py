@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from mergemoe import budget, checkpoint, experts, faults, plan, router_headers, text
+from mergemoe import budget, checkpoint, experts, faults, router_headers, text
 from mergemoe.errors import UserError
 from mergemoe.params import Params, Run
 from mergemoe.spending import NO_SIZE_IN_COMMON
@@ -85,7 +85,7 @@ def check(params: Params) -> None:
 
 def _check_share(params: Params, model: str, cluster: str, inside: Mapping[int, int]) -> None:
     """Check that layers have sizes that a share allows, and common ones where all are to have one."""
-    chosen, sized = params.cluster[cluster], plan.expert_sizes(params.model[model].folder())
+    chosen, sized = params.cluster[cluster], experts.expert_sizes(params.model[model].folder())
     assert chosen.share
     found = []
     for layer, count in inside.items():

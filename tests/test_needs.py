@@ -14,7 +14,7 @@ import yaml
 from snakemake.iocontainers import Wildcards
 
 from benchmarks.needs import wildcards
-from mergemoe import assemble, iterative, layerneeds, modelneeds, needs, payloads, plan, prior, selection, sums
+from mergemoe import assemble, experts, iterative, layerneeds, modelneeds, needs, payloads, plan, prior, selection, sums
 from mergemoe.methods import joint
 from mergemoe.params import Run, read_params
 from mergemoe.tokens import Activations
@@ -190,7 +190,7 @@ def test_it_takes_wildcards_as_snakemake_gives_them(study):
 
 def test_headers_are_read_once_per_model(study, monkeypatch):
     params, read = study(), []
-    monkeypatch.setattr(plan, "headers", lambda path, real=plan.headers: read.append(path) or real(path))
+    monkeypatch.setattr(plan, "headers", lambda path, real=experts.headers: read.append(path) or real(path))
     for _ in range(3):
         for stage in ("capture", "solve", "assemble"):
             needs.of(params, stage, RUN)
