@@ -4,27 +4,18 @@ Nothing here imports torch or transformers, so that the Snakefile can ask in eve
 """
 
 import json
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mergemoe.errors import UserError
+from mergemoe.hub_cache import fetch_command, hub_cache, snapshot
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 BESIDE = (".json", ".model", ".jinja", ".txt")  # configuration, tokenizer, chat template
-HUB_ID, COMMIT = re.compile(r"[\w.-]+/[\w.-]+"), re.compile(r"[0-9a-f]{40}")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 _AGAIN = "the copy is damaged or not complete: bring the checkpoint again (`mergemoe fetch` for a model of the hub)"
-
-
-def hub_cache() -> Path:
-    """Return the folder of huggingface_hub's cache, as its own environment variables name it."""
-    home = os.getenv("HF_HOME", os.path.join(os.getenv("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
-    named = os.getenv("HF_HUB_CACHE", os.getenv("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub")))
-    return Path(os.path.expandvars(os.path.expanduser(named)))
 
 
 def locate(path: str | Path, revision: str | None = None) -> Path:
@@ -43,21 +34,6 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"{path} at {revision} is not in {hub_cache()}: run `{fetch_command(path, revision)}`")
     return folder
-
-
-def snapshot(model: str | Path, revision: str) -> Path:
-    """Return the folder that huggingface_hub's cache has, or would have, for a commit of a model."""
-    return hub_cache() / f"models--{str(model).replace('/', '--')}" / "snapshots" / revision
-
-
-def fetch_command(path: str | Path, revision: str) -> str:
-    """Return the command that brings a model of the hub."""
-    return f"mergemoe fetch {path} --revision {revision}"
-
-
-def record(path: str | Path, revision: str) -> Path:
-    """Return the file, below the folder of params.yaml, where a fetch writes down what it brought."""
-    return Path("data", "hub", str(path).replace("/", "--"), f"{revision}.json")
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -68,10 +68,16 @@ def inspect(args: argparse.Namespace) -> None:
     from mergemoe import inspect
 
     print(inspect.inspect(args.model))
-    from mergemoe import checkpoint, deepseek, faults, layout  # transformers: slow, and what is above needs it not
+    from mergemoe import (
+        checkpoint,
+        deepseek,
+        faults,
+        layout,
+        supported,  # transformers: slow, and what is above needs it not
+    )
 
     faults.check(args.model)
-    faults.check_code(args.model)
+    supported.check_code(args.model)
     config = checkpoint.read_config(args.model)
     if config["model_type"] == "deepseek":
         deepseek.native_config(config)

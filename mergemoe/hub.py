@@ -15,7 +15,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mergemoe import atomic, checkpoint, payloads, records
+from mergemoe import atomic, checkpoint, hub_cache, payloads, records
 from mergemoe.errors import UserError
 from mergemoe.progress import track
 
@@ -38,11 +38,11 @@ def fetch(model: str, revision: str | None) -> Path:
     Raises:
         UserError: where the model, the commit or safetensors are missing, the hub does not answer, or a file differs.
     """
-    if not checkpoint.HUB_ID.fullmatch(model):
+    if not hub_cache.HUB_ID.fullmatch(model):
         raise UserError(f"{model!r} is no id of a hub model, such as Qwen/Qwen3-30B-A3B")
-    if revision is None or not checkpoint.COMMIT.fullmatch(revision):
+    if revision is None or not hub_cache.COMMIT.fullmatch(revision):
         raise UserError(_commit_of(model, revision or "main"))
-    path, folder = checkpoint.record(model, revision), checkpoint.snapshot(model, revision)
+    path, folder = hub_cache.record(model, revision), hub_cache.snapshot(model, revision)
     known = records.read(path)
     listed: dict[str, RepoFile] = {}
     received: dict[str, str] = {}
@@ -57,7 +57,7 @@ def fetch(model: str, revision: str | None) -> Path:
         if not as_listed or known.get(name, {}).get("sha256", sha256) != sha256:
             raise UserError(
                 f"{file} has sha256 {sha256}, which is not what {path if as_listed else 'the hub'} says; nothing was "
-                f"recorded. Delete {file.resolve()} and run `{checkpoint.fetch_command(model, revision)}` again"
+                f"recorded. Delete {file.resolve()} and run `{hub_cache.fetch_command(model, revision)}` again"
             )
         files[name] = {"size": file.stat().st_size, "sha256": sha256}
     text = json.dumps({"model": model, "revision": revision, "files": files}, sort_keys=True, indent=1) + "\n"
@@ -85,7 +85,7 @@ def _commit_of(model: str, revision: str) -> str:
         try:
             with _asking(model, name):
                 commit = HfApi().model_info(model, revision=name).sha or ""
-            return f"{text}. `{name}` is this one now: `{checkpoint.fetch_command(model, commit)}`"
+            return f"{text}. `{name}` is this one now: `{hub_cache.fetch_command(model, commit)}`"
         except UserError as error:
             reason = error
     return f"{text}. Which one it is now is not known: {reason}"
@@ -130,7 +130,7 @@ def _bring(model: str, revision: str) -> tuple[dict[str, "RepoFile"], dict[str, 
         raise UserError(f"{model} at {revision} lacks {missing[0]}, which its {checkpoint.INDEX} names")
     others = [name for name in listed if checkpoint.beside(name)]
     wanted = {name: listed[name] for name in [*others, *weights]}
-    blobs = checkpoint.snapshot(model, revision).parents[1] / "blobs"
+    blobs = hub_cache.snapshot(model, revision).parents[1] / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     ours = [name for name in weights if listed[name].size <= constants.MAX_HTTP_DOWNLOAD_SIZE]  # larger: hf_xet's
     with WeakFileLock(blobs.parent / "mergemoe.lock"), ThreadPool(_AT_ONCE) as pool:  # one fetch of a model at a time

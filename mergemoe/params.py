@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
-from mergemoe import budget, checkpoint, fits
+from mergemoe import budget, checkpoint, fits, hub_cache
 from mergemoe.errors import UserError
 from mergemoe.evaluation import Evaluate
 from mergemoe.options import Method
@@ -31,10 +31,10 @@ class Model(Section):
     def _commit(self) -> "Model":
         if self.revision is None:
             return self
-        if not checkpoint.HUB_ID.fullmatch(self.path):
+        if not hub_cache.HUB_ID.fullmatch(self.path):
             raise ValueError(f"`revision` is of a hub model; path {self.path!r} is no id such as Qwen/Qwen3-30B-A3B")
-        if not checkpoint.COMMIT.fullmatch(self.revision):
-            command = checkpoint.fetch_command(self.path, self.revision)
+        if not hub_cache.COMMIT.fullmatch(self.revision):
+            command = hub_cache.fetch_command(self.path, self.revision)
             raise ValueError(f"revision {self.revision!r} is no full commit hash; `{command}` says which one it is now")
         return self
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from mergemoe import budget, checkpoint, experts, faults, router_headers, text
+from mergemoe import budget, checkpoint, experts, faults, hub_cache, router_headers, supported, text
 from mergemoe.errors import UserError
 from mergemoe.params import Params, Run
 from mergemoe.spending import NO_SIZE_IN_COMMON
@@ -142,8 +142,8 @@ def _experts(model: str, params: Params) -> dict[int, int]:
     try:
         folder = chosen.folder()
         faults.check(folder, chosen.dequantize)
-        if chosen.revision and not (written := checkpoint.record(chosen.path, chosen.revision)).is_file():
-            command = checkpoint.fetch_command(chosen.path, chosen.revision)
+        if chosen.revision and not (written := hub_cache.record(chosen.path, chosen.revision)).is_file():
+            command = hub_cache.fetch_command(chosen.path, chosen.revision)
             raise UserError(f"{written}, which says what was fetched, is missing: run `{command}`")
         return experts.count_experts(folder)
     except UserError as error:
@@ -161,7 +161,7 @@ def check_texts(params: Params) -> None:
     for model, calibrate in sorted({(run.model, run.calibrate) for run in params.all_runs()}):
         folder = params.model[model].folder()
         try:
-            faults.check_code(folder)
+            supported.check_code(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except UserError as error:
             raise UserError(f"model.{model}: {error}") from None

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergemoe import checkpoint
+from mergemoe import hub_cache
 from mergemoe.errors import UserError
 
 
@@ -30,13 +30,13 @@ def check(model: str, revision: str | None, digests: Mapping[str, str]) -> None:
     Raises:
         UserError: where a file differs, or only one of the two has it.
     """
-    if revision is None or not (recorded := read(path := checkpoint.record(model, revision))):
+    if revision is None or not (recorded := read(path := hub_cache.record(model, revision))):
         return
     for name in sorted(recorded.keys() | digests.keys()):
         found, said = digests.get(name, "missing"), recorded.get(name, {}).get("sha256", "not named")
         if found != said:
-            file = checkpoint.snapshot(model, revision) / name
+            file = hub_cache.snapshot(model, revision) / name
             raise UserError(
                 f"{file} (sha256: {found}) is not what {path} says (sha256: {said}). Delete {file.resolve()} and run "
-                f"`{checkpoint.fetch_command(model, revision)}`"
+                f"`{hub_cache.fetch_command(model, revision)}`"
             )

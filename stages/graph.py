@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from mergemoe import checkpoint, experts
+from mergemoe import checkpoint, experts, hub_cache
 from mergemoe.params import Model, Params
 from stages import tracking
 
@@ -89,7 +89,7 @@ class Graph:
         """Return the files of the checkpoint that a choice names; of a hub model the record of what was fetched."""
         chosen = self.params.model[wildcards.model]
         if chosen.revision:
-            return [str(checkpoint.record(chosen.path, chosen.revision))]
+            return [str(hub_cache.record(chosen.path, chosen.revision))]
         return [str(path) for path in checkpoint.files(chosen.folder())]
 
     def plain(self, model: str) -> Model:

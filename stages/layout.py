@@ -5,7 +5,7 @@ python -m stages.layout --cfg '{"path": ..., "revision": ...}' --code DIGEST --o
 
 import argparse
 
-from mergemoe import checkpoint, faults, finite, layout, records, store
+from mergemoe import checkpoint, finite, layout, records, store, supported
 from stages import common
 
 
@@ -13,7 +13,7 @@ from stages import common
 def main(args: argparse.Namespace) -> None:
     """Look at every weight once, ask transformers once; write plain JSON."""
     folder = checkpoint.locate(args.cfg["path"], args.cfg.get("revision"))
-    faults.check_code(folder)
+    supported.check_code(folder)
     described = layout.describe(args.cfg["path"], args.cfg.get("revision"))
     finite.check_finite(folder)
     records.check(args.cfg["path"], args.cfg.get("revision"), described["files"])

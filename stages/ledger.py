@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from mergemoe import checkpoint
+from mergemoe import hub_cache
 from mergemoe.errors import UserError
 from mergemoe.params import read_params
 from stages import claims, tracking
@@ -106,7 +106,7 @@ def _weights(graph: Graph, copies: bool) -> list[str]:
         if copies and model.copied():
             found.append("results/convert")
         else:
-            found.append(str(checkpoint.record(model.path, model.revision)) if model.revision else model.path)
+            found.append(str(hub_cache.record(model.path, model.revision)) if model.revision else model.path)
     return list(dict.fromkeys(found))
 
 

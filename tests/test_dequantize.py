@@ -16,7 +16,7 @@ from conftest import ROOT, copy_project, make_tiny, snakemake
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config, GptOssConfig, GptOssForCausalLM, Mxfp4Config
 
-from mergemoe import checkpoint, experts, layout, payloads, plan, preflight, quantization, store
+from mergemoe import checkpoint, experts, hub_cache, layout, payloads, plan, preflight, quantization, store
 from mergemoe.dequantize import QuantizedModel, dequantize
 from mergemoe.errors import UserError
 from mergemoe.params import read_params
@@ -316,7 +316,7 @@ def test_a_hub_models_files_must_be_those_that_were_fetched(fp8, tmp_path, monke
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     cache = shutil.copytree(fp8, tmp_path / "models--some--moe" / "snapshots" / commit)
     files = {path.name: {"size": path.stat().st_size, "sha256": payloads.sha256(path)} for path in cache.iterdir()}
-    record = checkpoint.record("some/moe", commit)
+    record = hub_cache.record("some/moe", commit)
     record.parent.mkdir(parents=True)
     record.write_text(json.dumps({"files": files | {"config.json": {"size": 1, "sha256": "1"}}}))
     cfg = json.dumps({"path": "some/moe", "revision": commit, "dequantize": True})
