@@ -8,17 +8,17 @@ refuses it loudly without.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mergemoe import checkpoint, modeling, stock
-from mergemoe.compact import CARRIED, compact_config, module_facts, role_shape
+from mergemoe.compact import compact_config, module_facts, role_shape
 from mergemoe.progress import track
+from mergemoe.shards import CARRIED, write_shards
 from mergemoe.stacking import Stacking
 from mergemoe.weights import StoredTensors
 
@@ -55,36 +55,6 @@ def assemble(
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name.startswith(CARRIED) or (not merged and path in checkpoint.files(folder)):
             shutil.copyfile(path, out / path.name)
-
-
-def write_shards(tensors: Iterable[tuple[str, Tensor]], out: Path, shard_bytes: int) -> None:
-    """Write named tensors into as many safetensors files as it takes, with their index where there are several."""
-    weight_map: dict[str, Path] = {}
-    pending: dict[str, Tensor] = {}
-    total = 0
-
-    def flush() -> None:
-        path = out / f"shard-{len(set(weight_map.values())):05d}.safetensors"
-        save_file(pending, path, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(pending, path))
-        pending.clear()
-
-    for key, tensor in tensors:
-        if pending and sum(t.nbytes for t in pending.values()) + tensor.nbytes > shard_bytes:
-            flush()
-        pending[key] = tensor.contiguous()
-        total += tensor.nbytes
-    flush()
-    files = sorted(set(weight_map.values()))
-    names = {
-        path: "model.safetensors" if len(files) == 1 else f"model-{i:05d}-of-{len(files):05d}.safetensors"
-        for i, path in enumerate(files, 1)
-    }
-    for path, name in names.items():
-        path.rename(out / name)
-    if len(files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": {key: names[p] for key, p in weight_map.items()}}
-        (out / "model.safetensors.index.json").write_text(json.dumps(index, sort_keys=True, indent=1) + "\n")
 
 
 def _tensors(

@@ -7,10 +7,6 @@ from mergemoe.families import auto_class
 from mergemoe.stacking import Stacking
 
 FORMAT = 1
-# Files that go along with the weights, by how their names begin.
-CARRIED = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template", "generation_config")
-CARRIED += ("preprocessor_config", "processor_config", "video_preprocessor_config", "spiece", "sentencepiece")
-CARRIED += ("tekken", "LICENSE")
 
 
 def module_facts(entry: Mapping[str, Any], kept: int, width: int) -> dict[str, Any]:

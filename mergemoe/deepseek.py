@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from mergemoe import checkpoint
-from mergemoe.assemble import write_shards
 from mergemoe.errors import UserError
 from mergemoe.progress import track
+from mergemoe.shards import write_shards
 from mergemoe.weights import StoredTensors
 
 # What the arithmetic of qwen2_moe is fixed to; a missing key has this value in DeepSeekMoE, too.

@@ -9,10 +9,11 @@ import torch
 import transformers
 
 from mergemoe import checkpoint
-from mergemoe.compact import CARRIED, FORMAT
+from mergemoe.compact import FORMAT
 from mergemoe.errors import UserError
 from mergemoe.families import model_class
 from mergemoe.modeling import merged_class
+from mergemoe.shards import CARRIED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
