@@ -3,6 +3,7 @@
 from snakemake.utils import min_version
 
 from mergemoe import finished, preflight, provenance, store
+from mergemoe import preflight_texts
 from mergemoe import verify
 from mergemoe import atomic
 from mergemoe.params import read_params
@@ -55,7 +56,7 @@ onstart:
     finished.sweep("results", claims.claims(graph))
     runs.begin(graph)
     with mistakes.told():
-        preflight.check_texts(params)
+        preflight_texts.check_texts(params)
 
 
 onsuccess:

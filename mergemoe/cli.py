@@ -135,9 +135,7 @@ def record(args: argparse.Namespace) -> None:
 
 def restore(args: argparse.Namespace) -> None:
     """Bring back what was recorded."""
-    from mergemoe import ledger
-
-    print(ledger.restore(Path.cwd(), args.revision))
+    print(restore.restore(Path.cwd(), args.revision))
 
 
 def audit(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe.errors import UserError
-from mergemoe.stream import STACKED, Source, split_names, stored_keys
+from mergemoe.stored_keys import STACKED, Source, split_names, stored_keys
 
 _MEANS = "shards are missing, or config.json and weights are of different checkpoints: bring it again, whole"
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from mergemoe import cluster
+from mergemoe.costs import Costs
 from mergemoe.errors import UserError
 from mergemoe.expert_tensors import joined
 from mergemoe.methods import routed
-from mergemoe.pairing import Costs, by_selection
+from mergemoe.pairing import by_selection
 from mergemoe.problem import Problem, groups_of
 from mergemoe.progress import track
 from mergemoe.solved import output_error

@@ -20,7 +20,8 @@ from mergemoe.gates import activation_of
 from mergemoe.progress import track
 from mergemoe.stacking import Stacking
 from mergemoe.stacks import stacks
-from mergemoe.stream import Source, empty_model, stored_keys
+from mergemoe.stored_keys import Source, stored_keys
+from mergemoe.stream import empty_model
 
 Stored = dict[str, list[tuple[str, Source]]]  # parameter -> [(stored key, how it comes into the parameter)]
 

@@ -3,14 +3,12 @@
 DVC records whatever lies there, and Snakemake trusts whatever its own notes say; these two close the gaps.
 """
 
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mergemoe import atomic, chain, lock, programs, recorded
 from mergemoe.chain import Fault
-from mergemoe.clones import bring, cache, clone, fetch
 from mergemoe.errors import UserError
 
 SHOWN = 12  # faults that a message lists
@@ -64,34 +62,6 @@ def _check_lock(root: Path) -> None:
             )
 
 
-def restore(root: Path, revision: str) -> str:
-    """Bring back a recorded revision: git's files, the artifacts, and Snakemake's notes of them.
-
-    Raises:
-        UserError: where something would be lost, or the revision was not recorded, or its artifacts cannot be had; the
-            tree is what it was then.
-    """
-    check_project(root)
-    commit = recorded_commit(root, revision)
-    if dirty := programs.run(root, "git", "status", "--porcelain", "--untracked-files=no").splitlines():
-        raise UserError(f"not restored: {len(dirty)} tracked files have changes ({dirty[0][3:]}); commit them first")
-    _refuse_unrecorded(root)
-    with clone(root, commit) as tree:
-        fetch(tree)  # before anything changes here
-    start = programs.run(root, "git", "rev-parse", "--abbrev-ref", "HEAD").strip()
-    if start == "HEAD":
-        start = programs.run(root, "git", "rev-parse", "HEAD").strip()
-    old = _outs(root)
-    programs.run(root, "git", "checkout", "--quiet", revision)
-    bring(root)
-    for path in old - _outs(root):  # of the revision that was left, and recorded there
-        shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink(missing_ok=True)
-    programs.run(root, "snakemake", "--cores", "1", "--touch", "--forceall", "--quiet")
-    if jobs := programs.pending(root):
-        raise UserError(f"{revision} is here, but Snakemake would run {jobs}: it was not recorded by `mergemoe record`")
-    return f"restored {revision} ({commit[:12]}); `mergemoe restore {start}` goes back"
-
-
 def check_project(root: Path) -> None:
     """Refuse a folder that is no project with a ledger."""
     needed = {"Snakefile": "run this in the project's folder", ".git": "run `git init`", ".dvc": "run `dvc init`"}
@@ -122,22 +92,6 @@ def refuse(faults: Sequence[Fault], what: str) -> None:
         listed = [f"  {fault.fact}" for fault in faults[:SHOWN]]
         more = [f"  and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
         raise UserError("\n".join([f"{what}: {len(faults)} artifacts do not hold", *listed, *more, MEND]))
-
-
-def _refuse_unrecorded(root: Path) -> None:
-    """Refuse where a result would be lost: git has it not, nor DVC's cache, whichever revision it is of."""
-    kept, in_git = cache(root), set(programs.run(root, "git", "ls-files", "results").splitlines())
-    found = [path for path in chain.files(root) if path not in in_git]
-    lost = [path for path in found if not lock.cached(kept, lock.digest(root / path) or "")]
-    if lost:
-        raise UserError(
-            f"not restored: {len(lost)} files below results/ are not recorded, such as {lost[0]}. "
-            "`mergemoe record` keeps them; or delete them"
-        )
-
-
-def _outs(root: Path) -> set[str]:
-    return {entry.path for entry in lock.outs(root)} if (root / "dvc.lock").is_file() else set()
 
 
 def _text(path: Path) -> str | None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from mergemoe import budget, checkpoint, experts, faults, hub_cache, router_headers, supported, text
+from mergemoe import budget, checkpoint, experts, faults, hub_cache, router_headers
 from mergemoe.errors import UserError
 from mergemoe.params import Params, Run
 from mergemoe.spending import NO_SIZE_IN_COMMON
@@ -148,33 +148,3 @@ def _experts(model: str, params: Params) -> dict[int, int]:
         return experts.count_experts(folder)
     except UserError as error:
         raise UserError(f"model.{model}: {error}") from None
-
-
-def check_texts(params: Params) -> None:
-    """Draw every local text once with each model's tokenizer, if transformers knows the model.
-
-    Raises:
-        UserError: where it does not, a text is too short, or a row lacks its field.
-    """
-    from transformers import AutoTokenizer  # slow to import: once per run, not once per parse
-
-    for model, calibrate in sorted({(run.model, run.calibrate) for run in params.all_runs()}):
-        folder = params.model[model].folder()
-        try:
-            supported.check_code(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except UserError as error:
-            raise UserError(f"model.{model}: {error}") from None
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"model.{model}: transformers can read no tokenizer in {folder} ({str(error).partition(chr(10))[0]}). "
-                "Code that a checkpoint brings for its own is never run: put a tokenizer.json there"
-            ) from None
-        chosen = params.calibrate[calibrate]
-        text.heldout_rows(chosen.samples, chosen.holdout, chosen.seed)
-        for name, wanted in {f"calibrate.{calibrate}": chosen, "evaluate.heldout": params.evaluate.heldout}.items():
-            if wanted.source:
-                try:
-                    text.from_source(tokenizer, **wanted.model_dump(exclude={"holdout"}))
-                except UserError as error:
-                    raise UserError(f"{name}: {error}") from None

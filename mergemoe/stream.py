@@ -9,10 +9,10 @@ These are internal functions of transformers: its version is pinned, and the tes
 import ctypes
 import gc
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -21,27 +21,15 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
     convert_and_load_state_dict_in_model,
     dot_natural_key,
-    rename_source_key,
 )
 from transformers.modeling_utils import LoadStateDictConfig
 
 from mergemoe import checkpoint
 from mergemoe.errors import UserError
 from mergemoe.families import model_class
-
-STACKED = {("MergeModulelist",), ("MergeModulelist", "Concatenate")}  # operations: a tensor per expert and matrix
-
-
-class Source(NamedTuple):
-    """How a stored tensor comes into a model: parameter, which of the parts joined in it, and by which operations."""
-
-    parameter: str
-    part: int
-    operations: tuple[str, ...]
+from mergemoe.stored_keys import STACKED, stored_keys
 
 
 def empty_model(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -61,30 +49,6 @@ def empty_model(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrai
     except Exception as error:  # of as many kinds as there are keys
         raise UserError(f"transformers makes no model of {folder}/config.json: {error!r}") from error
     return model.eval()
-
-
-def stored_keys(model: PreTrainedModel, headers: Iterable[str]) -> dict[str, Source]:
-    """Return where each stored key goes."""
-    transforms = get_model_conversion_mapping(model)
-    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    joins = {
-        pattern: (i, tuple(type(operation).__name__ for operation in converter.operations))
-        for converter in converters
-        for i, pattern in enumerate(converter.source_patterns)
-    }
-    own = model.state_dict()
-    renamed = {key: rename_source_key(key, renamings, converters, model.base_model_prefix, own) for key in headers}
-    return {key: Source(name, *(joins[pattern] if pattern else (0, ()))) for key, (name, pattern) in renamed.items()}
-
-
-def split_names(model: PreTrainedModel, source: Source) -> list[str]:
-    """Return all parameters that one stored tensor is cut into; `source.parameter` is the first."""
-    names = [source.parameter]
-    for transform in get_model_conversion_mapping(model) if "Chunk" in source.operations else ():
-        first, *others = transform.target_patterns
-        names += [source.parameter.replace(first, other) for other in others if first in source.parameter]
-    return names
 
 
 class LayeredModel:

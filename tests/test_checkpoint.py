@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT, copy_project, snakemake
 from safetensors.torch import load_file, save_file
 
-from mergemoe import checkpoint, faults, finite, preflight, supported
+from mergemoe import checkpoint, faults, finite, preflight, preflight_texts, supported
 from mergemoe.errors import UserError
 from mergemoe.params import read_params
 from stages import layout as stage
@@ -241,7 +241,7 @@ def test_an_architecture_without_code_is_refused_by_the_layout_and_no_code_is_ru
         run_stage(folder, monkeypatch)
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match="^model.mine: .*does not know the model_type"):
-        preflight.check_texts(parse(folder))
+        preflight_texts.check_texts(parse(folder))
 
 
 def test_the_code_of_a_tokenizer_is_not_run_either(folder, monkeypatch):
@@ -252,7 +252,7 @@ def test_the_code_of_a_tokenizer_is_not_run_either(folder, monkeypatch):
     with pytest.raises(
         UserError, match="^model.mine: transformers can read no tokenizer .* put a tokenizer.json there"
     ):
-        preflight.check_texts(parse(folder))
+        preflight_texts.check_texts(parse(folder))
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "deepseek"])

@@ -8,10 +8,10 @@ import torch
 
 from mergemoe.activations import Reader
 from mergemoe.capture import batches_of, capture
+from mergemoe.costs import Costs
 from mergemoe.expert_tensors import down_of
 from mergemoe.features import Activation
 from mergemoe.methods import mergemoe, routed, select
-from mergemoe.pairing import Costs
 from mergemoe.solve import solve
 from mergemoe.stream import LayeredModel
 from mergemoe.tokens import Tokens

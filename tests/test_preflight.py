@@ -9,7 +9,7 @@ from conftest import ROOT, make_tiny
 from test_params import GOOD
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from mergemoe import preflight
+from mergemoe import preflight, preflight_texts
 from mergemoe.errors import UserError
 from mergemoe.params import read_params
 
@@ -26,7 +26,7 @@ def small(tiny, **changes):
 def test_preflight_passes_what_can_run(tiny, monkeypatch):
     monkeypatch.chdir(ROOT)
     preflight.check(read_params(small(tiny)))
-    preflight.check_texts(read_params(small(tiny)))
+    preflight_texts.check_texts(read_params(small(tiny)))
 
 
 def test_preflight_names_what_cannot_run(tiny, tmp_path, monkeypatch):
@@ -58,11 +58,11 @@ def test_preflight_names_what_cannot_run(tiny, tmp_path, monkeypatch):
     nothing = small(tiny)
     nothing["model"]["tiny"]["path"] = str(mute)
     with pytest.raises(UserError, match="makes no token"):
-        preflight.check_texts(read_params(nothing))
+        preflight_texts.check_texts(read_params(nothing))
     short = small(tiny)
     short["calibrate"]["mixed"]["samples"] = 100_000
     with pytest.raises(UserError, match="calibrate.mixed: .* asks for 100000"):
-        preflight.check_texts(read_params(short))
+        preflight_texts.check_texts(read_params(short))
 
 
 @pytest.mark.parametrize(

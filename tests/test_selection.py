@@ -7,7 +7,7 @@ import problems
 import pytest
 import torch
 
-from mergemoe import pairing, selection
+from mergemoe import costs, pairing, selection
 from mergemoe.expert_tensors import joined
 from mergemoe.methods import select
 from mergemoe.problem import groups_of
@@ -138,7 +138,7 @@ def test_beyond_pairs_the_cheapest_union_is_joined():
 
 def test_the_costs_are_those_written_out_whatever_the_sizes():
     problem = problems.problem(expert_map=range(6))
-    costs = pairing.Costs(problem, 5)
+    costs = costs.Costs(problem, 5)
     pairs, groups = [((0, 3), (1, 2)), ((4,), (1, 2)), ((1, 2), (5,)), ((4,), (5,))], [(0, 3), (1, 2), (4, 5)]
     for width in (5, 2):  # the second from what the first found
         expected = [cost(problem, tuple(sorted(one + other)), width) for one, other in pairs]
@@ -148,6 +148,6 @@ def test_the_costs_are_those_written_out_whatever_the_sizes():
 
 def test_groups_of_several_sizes_are_those_of_each_size_alone():
     problem = problems.problem(expert_map=range(6))
-    costs = pairing.Costs(problem, 5)
+    costs = costs.Costs(problem, 5)
     for kept, width in [(3, 5), (4, 3), (2, 2), (5, 4), (3, 1)]:
         assert pairing.by_selection(problem, kept, width, None, costs) == pairing.by_selection(problem, kept, width)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mergemoe import averaging, pairing, prior, selection, sums, unions
+from mergemoe import averaging, costs, prior, selection, sums, unions
 from mergemoe.expert_tensors import joined
 from mergemoe.leastsquares import Moments, solve_down
 
@@ -100,14 +100,14 @@ UNIONS = {
 @pytest.mark.parametrize("case", [{}, {"gated": False}, {"biased": True}], ids=["gated", "un-gated", "biases"])
 def test_the_sums_of_unions_are_those_of_a_loop_over_tokens(case, one, others):
     problem = problems.problem(expert_map=range(6), top_k=3, **case)
-    one, others = pairing._group(one), [pairing._group(other) for other in others]
+    one, others = costs._group(one), [costs._group(other) for other in others]
     own, theirs = (
         sums.group_sums(problem, part, joined([selection.pool(problem, group) for group in part]), heldout=False)
         for part in ([one], others)
     )
     found = unions.union_sums(problem, one, others, own, theirs)
     for place, other in enumerate(others):
-        union = pairing._group((*other.members, *one.members))
+        union = costs._group((*other.members, *one.members))
         local = type(problem)(problem.experts, [union], problem.reader, problem.act)
         p, y = problems.written_out(local, [selection.pool(problem, union)], union.members)
         for matrix, expected in ((found.gram, p.T @ p), (found.cross, y.T @ p), (found.energy, (y**2).sum())):
