@@ -2,10 +2,7 @@
 
 from snakemake.utils import min_version
 
-from mergemoe import finished, preflight, provenance, store
-from mergemoe import preflight_texts
-from mergemoe import verify
-from mergemoe import atomic
+from mergemoe import atomic, finished, preflight, preflight_texts, verify
 from mergemoe.params import read_params
 from stages import claims, mistakes, resources, runs
 from stages.graph import (

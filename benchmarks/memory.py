@@ -31,7 +31,7 @@ from transformers import Qwen3MoeConfig  # noqa: E402
 from transformers.core_model_loading import revert_weight_conversion  # noqa: E402
 
 from mergemoe import cards, checkpoint, store  # noqa: E402
-from mergemoe.shards import write_shards
+from mergemoe.shards import write_shards  # noqa: E402
 from mergemoe.stacks import stacks  # noqa: E402
 from mergemoe.stream import empty_model  # noqa: E402
 from mergemoe.weights import read_experts  # noqa: E402

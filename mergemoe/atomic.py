@@ -6,14 +6,10 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mergemoe.errors import UserError
 from mergemoe.payloads import sha256
 from mergemoe.run_guard import LEFT, OVER, run_is_over
-
-if TYPE_CHECKING:
-    pass
 
 
 @contextmanager

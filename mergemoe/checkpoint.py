@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe.errors import UserError
-from mergemoe.hub_cache import fetch_command, hub_cache, snapshot
+from mergemoe.hub_cache import cache_folder, fetch_command, snapshot
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 BESIDE = (".json", ".model", ".jinja", ".txt")  # configuration, tokenizer, chat template
@@ -32,7 +32,7 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
         return Path(path)
     folder = snapshot(path, revision)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{path} at {revision} is not in {hub_cache()}: run `{fetch_command(path, revision)}`")
+        raise UserError(f"{path} at {revision} is not in {cache_folder()}: run `{fetch_command(path, revision)}`")
     return folder
 
 

@@ -135,7 +135,9 @@ def record(args: argparse.Namespace) -> None:
 
 def restore(args: argparse.Namespace) -> None:
     """Bring back what was recorded."""
-    print(restore.restore(Path.cwd(), args.revision))
+    from mergemoe.restore import restore
+
+    print(restore(Path.cwd(), args.revision))
 
 
 def audit(args: argparse.Namespace) -> None:
@@ -164,7 +166,7 @@ def table(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Copy a checkpoint that is what was recorded, with the card that has its scores."""
-    from mergemoe import provenance, store
+    from mergemoe import atomic, provenance, store
 
     source, card = Path("results/models", args.name), Path("results/cards", f"{args.name}.md")
     if not (source / "provenance.json").is_file() or not card.is_file():

@@ -1,12 +1,6 @@
 """Failures that a user can act on; anything else is a bug and keeps its traceback."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from mergemoe.errors import ArtifactError, UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 class UserError(Exception):

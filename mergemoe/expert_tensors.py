@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergemoe.expert_tensors import Experts
-
 
 @dataclass(frozen=True)
 class Experts:

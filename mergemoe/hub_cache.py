@@ -7,7 +7,7 @@ from pathlib import Path
 HUB_ID, COMMIT = re.compile(r"[\w.-]+/[\w.-]+"), re.compile(r"[0-9a-f]{40}")
 
 
-def hub_cache() -> Path:
+def cache_folder() -> Path:
     """Return the folder of huggingface_hub's cache, as its own environment variables name it."""
     home = os.getenv("HF_HOME", os.path.join(os.getenv("XDG_CACHE_HOME", "~/.cache"), "huggingface"))
     named = os.getenv("HF_HUB_CACHE", os.getenv("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub")))
@@ -16,7 +16,7 @@ def hub_cache() -> Path:
 
 def snapshot(model: str | Path, revision: str) -> Path:
     """Return the folder that huggingface_hub's cache has, or would have, for a commit of a model."""
-    return hub_cache() / f"models--{str(model).replace('/', '--')}" / "snapshots" / revision
+    return cache_folder() / f"models--{str(model).replace('/', '--')}" / "snapshots" / revision
 
 
 def fetch_command(path: str | Path, revision: str) -> str:

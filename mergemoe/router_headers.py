@@ -5,7 +5,6 @@ import re
 
 from mergemoe.errors import UserError
 from mergemoe.experts import Headers
-from mergemoe.router_headers import ROUTERS
 
 # Families whose routers are a linear map and the rule of routing.Rule, by how they score.
 ROUTERS = {

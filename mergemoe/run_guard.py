@@ -2,11 +2,6 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 RUN = "MERGEMOE_CLAIMS"  # in the environment of a run's jobs: the file of its claims, which goes when the run ends
 

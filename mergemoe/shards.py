@@ -7,8 +7,6 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mergemoe.shards import CARRIED
-
 # Files that go along with the weights, by how their names begin.
 CARRIED = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template", "generation_config")
 

@@ -138,16 +138,16 @@ def test_beyond_pairs_the_cheapest_union_is_joined():
 
 def test_the_costs_are_those_written_out_whatever_the_sizes():
     problem = problems.problem(expert_map=range(6))
-    costs = costs.Costs(problem, 5)
+    all_costs = costs.Costs(problem, 5)
     pairs, groups = [((0, 3), (1, 2)), ((4,), (1, 2)), ((1, 2), (5,)), ((4,), (5,))], [(0, 3), (1, 2), (4, 5)]
     for width in (5, 2):  # the second from what the first found
         expected = [cost(problem, tuple(sorted(one + other)), width) for one, other in pairs]
-        assert costs.of_unions(pairs, width) == pytest.approx(expected, rel=1e-8)
-        assert costs.of(groups, width) == pytest.approx([cost(problem, members, width) for members in groups])
+        assert all_costs.of_unions(pairs, width) == pytest.approx(expected, rel=1e-8)
+        assert all_costs.of(groups, width) == pytest.approx([cost(problem, members, width) for members in groups])
 
 
 def test_groups_of_several_sizes_are_those_of_each_size_alone():
     problem = problems.problem(expert_map=range(6))
-    costs = costs.Costs(problem, 5)
+    all_costs = costs.Costs(problem, 5)
     for kept, width in [(3, 5), (4, 3), (2, 2), (5, 4), (3, 1)]:
-        assert pairing.by_selection(problem, kept, width, None, costs) == pairing.by_selection(problem, kept, width)
+        assert pairing.by_selection(problem, kept, width, None, all_costs) == pairing.by_selection(problem, kept, width)
