@@ -3,7 +3,7 @@
 import torch
 
 from mergemoe.expert_tensors import Experts
-from mergemoe.features import Activation
+from mergemoe.features import Activation, routed_output
 from mergemoe.problem import Problem, groups_of
 from mergemoe.tokens import Tokens
 
@@ -99,3 +99,27 @@ def written_out(problem, experts, members=None):
         inside = [j for group in groups for j in group.members if j in g]
         targets.append(sum(g[j] * output(problem.experts, j, x) for j in inside))
     return torch.stack(rows).numpy(), torch.stack(targets).numpy()
+
+
+def compressed(problem, method, options):
+    """The routed output of the merged layer on held-out tokens."""
+    experts, expert_map = problem.experts, {}
+    found = {result.group.number: result.expert for result in method.merge(problem, **options)}
+    merged = [found.get(group.number, experts[group.members[:1]]) for group in problem.groups]
+    for group in problem.groups:
+        expert_map |= dict.fromkeys(group.members, group.number)
+    tokens = problem.reader.parts[True]
+    y = torch.zeros_like(tokens.hidden)
+    mapped = torch.tensor([expert_map[j] for j in range(len(experts))])[tokens.index]
+    for number, expert in enumerate(merged):
+        t = (tokens.weight * (mapped == number)).sum(1)
+        y += routed_output(tokens.hidden, torch.zeros(len(y), 1).long(), t[:, None], expert, problem.act)
+    return y
+
+
+CASES = {
+    "gated": {},
+    "un-gated": {"gated": False},
+    "biases": {"biased": True},
+    "top-3, groups of three": {"top_k": 3, "expert_map": (0, 1, 0, 0, 1, 1)},
+}

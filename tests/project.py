@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import warm
-from conftest import ROOT
+from tiny_project import ROOT
 
 FILES = (".gitignore", ".dvcignore", "dvc.yaml")
 

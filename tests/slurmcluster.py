@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from conftest import ROOT
+from tiny_project import ROOT
 
 SCRIPT = ROOT / "tests" / "slurm" / "cluster.sh"
 LIMITS = {

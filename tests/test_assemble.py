@@ -16,6 +16,8 @@ from mergemoe.features import Activation
 from mergemoe.solve import solve
 from mergemoe.weights import read_experts
 
+pytestmark = pytest.mark.usefixtures("own_module_cache")
+
 SILU = Activation("silu")
 MAPS = {1: [0, 1, 0, 2, 1, 0, 2, 0], 2: [0, 1, 1, 2, 3, 4, 0, 3]}  # sizes 4, 2, 2 and 2, 2, 1, 2, 1
 
@@ -59,11 +61,6 @@ def library(folder):
 
 def remote(folder):
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
-
-
-@pytest.fixture(autouse=True)
-def own_module_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
 
 
 @torch.no_grad()

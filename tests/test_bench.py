@@ -4,7 +4,7 @@ import importlib.util
 import re
 
 import pytest
-from conftest import ROOT
+from tiny_project import ROOT
 
 from mergemoe.params import read_params
 

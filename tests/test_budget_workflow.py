@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import planned, snakemake
+from tiny_project import planned, snakemake
 from transformers import AutoModelForCausalLM
 
 import mergemoe

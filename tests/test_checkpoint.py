@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import ROOT, copy_project, snakemake
 from safetensors.torch import load_file, save_file
+from tiny_project import ROOT, copy_project, snakemake
 
 from mergemoe import checkpoint, faults, finite, preflight, preflight_texts, supported
 from mergemoe.errors import UserError

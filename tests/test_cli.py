@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from tiny_project import ROOT
 
 import mergemoe
 from mergemoe import cost, store

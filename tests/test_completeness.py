@@ -5,8 +5,8 @@ import json
 import architectures
 import pytest
 import torch
-from conftest import make_tiny
 from safetensors.torch import load_file, save_file
+from tiny_project import make_tiny
 
 import mergemoe
 from mergemoe import layout

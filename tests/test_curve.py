@@ -5,7 +5,7 @@ from dataclasses import replace
 import problems
 import pytest
 import torch
-from test_methods import compressed
+from problems import compressed
 
 from mergemoe import cluster, curve
 from mergemoe.budget import measured_sizes

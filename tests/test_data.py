@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from tiny_project import ROOT
 
 DATA = ROOT / "data"
 TEXTS = sorted([*(DATA / "calibration").glob("*.jsonl.gz"), *(DATA / "heldout").glob("*.jsonl.gz")])

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import yaml
-from conftest import ROOT, snakemake
+from tiny_project import ROOT, snakemake
 
 from mergemoe import demand, jobs, needs, plan, slurm
 from mergemoe.errors import UserError

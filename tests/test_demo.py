@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import yaml
-from conftest import ROOT, snakemake
+from tiny_project import ROOT, snakemake
 
 from mergemoe import metrics, plan
 from mergemoe.params import read_params

@@ -11,7 +11,7 @@ import sys
 
 import h5py
 import pytest
-from conftest import snakemake
+from tiny_project import snakemake
 
 from mergemoe.payloads import sha256
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import snakemake
+from tiny_project import snakemake
 
 from mergemoe import atomic, payloads, run_guard, store
 from mergemoe import finished as kept

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, make_tiny
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_project import ROOT, make_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergemoe import generation, payloads, store

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT
+from tiny_project import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergemoe.harness import score

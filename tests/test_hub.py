@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
 from safetensors.numpy import save
+from tiny_project import ROOT
 
 from mergemoe import cards, checkpoint, hub, hub_cache, payloads, preflight, store
 from mergemoe.errors import UserError

@@ -13,10 +13,10 @@ import numpy as np
 import problems
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_routed import CASES
+from problems import CASES
+from tiny_project import ROOT
 
 from benchmarks.memory import MB, anonymous
 from mergemoe import conjugate, iterative, neurons, prior, store

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import yaml
-from conftest import ROOT, snakemake
+from tiny_project import ROOT, snakemake
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
 

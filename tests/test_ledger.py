@@ -9,9 +9,9 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT, copy_project, snakemake
 from project import change, commit, put_under_git, run
-from test_dequantize import make_fp8
+from quantized import make_fp8
+from tiny_project import ROOT, copy_project, snakemake
 
 from mergemoe.params import read_params
 from stages import ledger, tracking

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from tiny_project import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergemoe import harness, lmtasks, squad

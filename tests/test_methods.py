@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import compressed
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from mergemoe import averaging, cluster
 from mergemoe.alignment import aligned, reordered
-from mergemoe.features import routed_output
 from mergemoe.fits import GROUPINGS
 from mergemoe.methods import average, hcsmoe, joint, mergemoe, msmoe, oracle, routed, select, unsolved, zipit
 from mergemoe.problem import groups_of
@@ -33,22 +33,6 @@ METHODS = {
     "joint, zipped": (joint, {"features": "zipped", "ridge": 0.1}),
     "select": (select, {"width": 0.6, "ridge": 0.1}),
 }
-
-
-def compressed(problem, method, options):
-    """The routed output of the merged layer on held-out tokens."""
-    experts, expert_map = problem.experts, {}
-    found = {result.group.number: result.expert for result in method.merge(problem, **options)}
-    merged = [found.get(group.number, experts[group.members[:1]]) for group in problem.groups]
-    for group in problem.groups:
-        expert_map |= dict.fromkeys(group.members, group.number)
-    tokens = problem.reader.parts[True]
-    y = torch.zeros_like(tokens.hidden)
-    mapped = torch.tensor([expert_map[j] for j in range(len(experts))])[tokens.index]
-    for number, expert in enumerate(merged):
-        t = (tokens.weight * (mapped == number)).sum(1)
-        y += routed_output(tokens.hidden, torch.zeros(len(y), 1).long(), t[:, None], expert, problem.act)
-    return y
 
 
 @pytest.mark.parametrize("biased", [False, True], ids=["", "biases"])

@@ -7,7 +7,7 @@ import problems
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from tiny_project import ROOT
 from transformers import AutoModelForCausalLM
 
 import mergemoe

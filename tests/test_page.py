@@ -6,7 +6,7 @@ import re
 import pytest
 import synthetic
 from browsing import CONTRASTS, DESKTOP, PHONE, opened
-from test_report import report
+from report_stage import report
 
 from mergemoe.metrics import shown as shown_as
 

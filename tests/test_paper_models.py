@@ -7,11 +7,11 @@ DeepSeekMoE-16B's 28; of three layers these are the last, the last two, and the 
 import json
 import shutil
 
+import deepseek_checkpoint
 import pytest
-import test_deepseek
 import torch
 import yaml
-from conftest import ROOT, copy_project, snakemake
+from tiny_project import ROOT, copy_project, snakemake
 from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import mergemoe
@@ -36,7 +36,7 @@ QWEN15 = Qwen2MoeConfig(
 QWEN3 = Qwen3MoeConfig(
     **SMALL, num_key_value_heads=2, head_dim=8, num_experts=128, num_experts_per_tok=8, norm_topk_prob=True
 )
-DEEPSEEK = {**test_deepseek.CONFIG, "vocab_size": 4096}
+DEEPSEEK = {**deepseek_checkpoint.CONFIG, "vocab_size": 4096}
 RUNS = {"qwen15": ("1-2", 30, 60), "qwen3": ("2", 64, 128), "deepseek": ("2", 28, 64)}
 
 
@@ -47,7 +47,7 @@ def project(tmp_path_factory):
     torch.manual_seed(0)
     for name, model in {"qwen15": Qwen2MoeForCausalLM(QWEN15), "qwen3": Qwen3MoeForCausalLM(QWEN3)}.items():
         model.to(torch.bfloat16).save_pretrained(folder / name)
-    test_deepseek.random_checkpoint(folder / "deepseek", DEEPSEEK, torch.bfloat16)
+    deepseek_checkpoint.random_checkpoint(folder / "deepseek", DEEPSEEK, torch.bfloat16)
     for name in RUNS:
         for path in (ROOT / "data" / "demo-moe").glob("tokenizer*"):
             shutil.copyfile(path, folder / name / path.name)
@@ -86,7 +86,7 @@ def test_its_scores_are_there_and_say_that_something_changed(project, name):
 
 
 def test_the_shared_experts_of_deepseek_are_counted_in_full(project):
-    """The native copy computes what the published tensors say (tests/test_deepseek.py), through every stage."""
+    """The native copy computes what the published tensors say (tests/deepseek_checkpoint.py), through every stage."""
     described = json.loads((project / "results/layout/deepseek.json").read_text())
     assert described["model_type"] == "qwen2_moe" and [e["layer"] for e in described["layers"]] == [1, 2]
     assert {(e["experts"], e["top_k"]) for e in described["layers"]} == {(64, 6)}

@@ -4,15 +4,12 @@ import copy
 import re
 
 import pytest
-import yaml
-from conftest import ROOT
+from good_params import GOOD
 
 from mergemoe import budget
 from mergemoe.errors import UserError
 from mergemoe.params import read_params
 from stages.graph import PATTERNS
-
-GOOD = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
 def test_a_task_has_any_name_that_lm_eval_gives_one():

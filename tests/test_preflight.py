@@ -5,8 +5,8 @@ import shutil
 
 import architectures
 import pytest
-from conftest import ROOT, make_tiny
-from test_params import GOOD
+from good_params import GOOD
+from tiny_project import ROOT, make_tiny
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from mergemoe import preflight, preflight_texts

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from tiny_project import ROOT
 
 from mergemoe import environment, recorded
 

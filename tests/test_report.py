@@ -10,26 +10,10 @@ import pytest
 import synthetic
 from huggingface_hub import ModelCard
 from plotly.offline import get_plotlyjs_version
+from report_stage import report
 
 from mergemoe import cards, metrics
 from mergemoe.report import PARTS, PLOTLY
-
-
-def report(results, out, cfg=synthetic.CFG):
-    arguments = {
-        "--cfg": json.dumps(cfg),
-        "--code": "0" * 64,
-        "--results": results,
-        "--metrics": out / "metrics.json",
-        "--quality": out / "quality.csv",
-        "--errors": out / "errors.csv",
-        "--page": out / "report/index.html",
-        "--cards": out / "cards",
-        "--out": out / "report/provenance.json",
-    }
-    command = [sys.executable, "-m", "stages.report", *(str(word) for pair in arguments.items() for word in pair)]
-    command += ["--parts", *(str(out / f"report/{part}.html") for part in PARTS)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import make_tiny, planned
+from tiny_project import make_tiny, planned
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import CASES
 
 from mergemoe import neurons, prior
 from mergemoe.errors import UserError
@@ -16,13 +17,6 @@ from mergemoe.layer_moments import layer_sums
 from mergemoe.leastsquares import Moments
 from mergemoe.methods import joint, mergemoe, routed
 from mergemoe.sums import group_sums
-
-CASES = {
-    "gated": {},
-    "un-gated": {"gated": False},
-    "biases": {"biased": True},
-    "top-3, groups of three": {"top_k": 3, "expert_map": (0, 1, 0, 0, 1, 1)},
-}
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)

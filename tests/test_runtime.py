@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from tiny_project import ROOT
 
 from mergemoe import runtime
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, snakemake
 from slurmcluster import FILL_DISK, HOLD, TAKE_MEMORY, Cluster, Project, wait
+from tiny_project import ROOT, snakemake
 
 from mergemoe import environment, jobs, slurm
 from mergemoe.params import read_params

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from browsing import opened
-from conftest import ROOT, snakemake
+from tiny_project import ROOT, snakemake
 
 from stages.graph import PARTS
 

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from tiny_project import ROOT
 
 spec = importlib.util.spec_from_file_location("speed", ROOT / "benchmarks" / "speed.py")
 assert spec and spec.loader

@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-from conftest import ROOT
+from tiny_project import ROOT
 
 from stages import tracking
 

@@ -8,8 +8,8 @@ import architectures
 import pytest
 import torch
 import yaml
-from conftest import ROOT
-from test_compression import by_workflow, drawn, own_module_cache  # noqa: F401  # a fixture
+from by_stages import by_workflow, drawn
+from tiny_project import ROOT
 from transformers import AutoModelForCausalLM
 
 import mergemoe
@@ -17,6 +17,8 @@ from mergemoe import cost, plan, stock
 from mergemoe.errors import UserError
 from mergemoe.params import read_params
 from mergemoe.router_headers import ROUTERS
+
+pytestmark = pytest.mark.usefixtures("own_module_cache")
 
 PRUNED = {"method": "joint", "routing": "pruned"}
 FOLDED = {"method": "joint", "routing": "folded", "features": "selected"}

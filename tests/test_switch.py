@@ -29,6 +29,8 @@ from mergemoe.stream import LayeredModel
 from mergemoe.text import heldout_rows
 from mergemoe.weights import read_expert_map, read_experts
 
+pytestmark = pytest.mark.usefixtures("own_module_cache")
+
 CPU = torch.device("cpu")
 CAPACITY, HALF = 3, 11
 HELDOUT = heldout_rows(6, 0.2, 7)
@@ -79,11 +81,6 @@ def compact(described, solved, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compact") / "compact_switch"
     assemble(described, solved, folder, shard_bytes=60_000)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def own_module_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
 
 
 def random_groups(described, entry):

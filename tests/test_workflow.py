@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import copy_project, snakemake
+from tiny_project import copy_project, snakemake
 
 from mergemoe.payloads import sha256
 
