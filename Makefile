@@ -51,6 +51,7 @@ check: .venv/dev
 	.venv/bin/ruff format --check
 	.venv/bin/snakefmt --check Snakefile
 	.venv/bin/pyright
+	.venv/bin/lint-imports
 
 lock: .venv/made
 	.venv/bin/python envs/lock.py

@@ -2,10 +2,11 @@
 
 from snakemake.utils import min_version
 
-from mergemoe import atomic, finished, preflight, preflight_texts, verify
-from mergemoe.params import read_params
-from stages import claims, mistakes, resources, runs
-from stages.graph import (
+from mergemoe.artifacts import atomic, job_cache, verify
+from mergemoe.workflow.config.params import read_params
+from mergemoe.workflow.planning import preflight, preflight_texts
+from stages.support import expected, mistakes, resources, runs
+from stages.support.graph import (
     BUDGET,
     CAPTURE,
     CARDS,
@@ -28,7 +29,7 @@ from stages.graph import (
     TOKENS,
     Graph,
 )
-from stages.tracking import code, files_below
+from stages.support.tracking import code, files_below
 
 min_version("9.0")
 
@@ -50,7 +51,7 @@ wildcard_constraints:
 
 onstart:
     atomic.sweep("results")
-    finished.sweep("results", claims.claims(graph))
+    job_cache.sweep("results", expected.claims(graph))
     runs.begin(graph)
     with mistakes.told():
         preflight_texts.check_texts(params)
@@ -58,8 +59,8 @@ onstart:
 
 onsuccess:
     runs.end()
-    if verify.is_current(REPORTED, claims.claims(graph)):  # of all that is to be made, not of some targets
-        finished.clear("results")
+    if verify.is_current(REPORTED, expected.claims(graph)):  # of all that is to be made, not of some targets
+        job_cache.clear("results")
 
 
 onerror:
@@ -264,7 +265,7 @@ rule assemble:
     """The compact Hugging Face checkpoint of one run."""
     input:
         layout=LAYOUT,
-        modeling="mergemoe/modeling.py",
+        modeling="mergemoe/compressed/modeling.py",
         solved=graph.per_layer(SOLVE + ".safetensors"),
     output:
         directory(MODEL),
@@ -385,7 +386,7 @@ rule report:
         solves=graph.every(SOLVE + ".json"),
         models=graph.every(MODEL),
         scores=graph.scores(),
-        templates=files_below("mergemoe/templates"),
+        templates=files_below("mergemoe/report/templates"),
     output:
         metrics=METRICS,
         quality=QUALITY,
@@ -394,7 +395,7 @@ rule report:
         parts=[
             report(
                 f"results/report/{part}.html",
-                caption=f"mergemoe/templates/captions/{part}.rst",
+                caption=f"mergemoe/report/templates/captions/{part}.rst",
                 category=category,
                 labels={"figure": category},
             )

@@ -19,7 +19,7 @@ import torch
 from transformers import Qwen3MoeConfig
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-from mergemoe.modeling import shrink_experts
+from mergemoe.compressed.modeling import shrink_experts
 
 N, K, H, WIDTH = 128, 8, 2048, 768
 

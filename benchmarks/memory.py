@@ -30,11 +30,13 @@ from torch import Tensor  # noqa: E402
 from transformers import Qwen3MoeConfig  # noqa: E402
 from transformers.core_model_loading import revert_weight_conversion  # noqa: E402
 
-from mergemoe import cards, checkpoint, store  # noqa: E402
-from mergemoe.shards import write_shards  # noqa: E402
-from mergemoe.stacks import stacks  # noqa: E402
-from mergemoe.stream import empty_model  # noqa: E402
-from mergemoe.weights import read_experts  # noqa: E402
+from mergemoe.artifacts import store  # noqa: E402
+from mergemoe.checkpoints import model_folder  # noqa: E402
+from mergemoe.checkpoints.expert_weights import read_experts  # noqa: E402
+from mergemoe.checkpoints.shards import write_shards  # noqa: E402
+from mergemoe.compressed import checkpoint_card  # noqa: E402
+from mergemoe.models.layered_model import empty_model  # noqa: E402
+from mergemoe.models.stacks import stacks  # noqa: E402
 
 MB = 1_000_000
 VOCABULARY = 32000
@@ -78,7 +80,7 @@ def sizes(folder: Path, dtype: torch.dtype) -> dict[str, int]:
     every = {name: parameter.nbytes for name, parameter in model.named_parameters()}
     of_layer = {prefix: sum(b for name, b in every.items() if name.startswith(prefix)) for prefix in prefixes}
     return {
-        "checkpoint": sum(entry["bytes"] for entry in checkpoint.read_headers(folder).values()),
+        "checkpoint": sum(entry["bytes"] for entry in model_folder.read_headers(folder).values()),
         "layer": max(of_layer.values()),
         "embeddings": sum(every.values()) - sum(of_layer.values()),
     }
@@ -150,8 +152,8 @@ def measure(folder: Path, args: argparse.Namespace) -> bool:
     run = {"dtype": args.dtype, "batch_tokens": args.sequences * args.length, "threads": 1}
     text = {"source": "heldout.jsonl.gz", "field": "text", "samples": args.sequences, "length": args.length}
     heldout = {"heldout": {**text, "seed": 0, "pack": True}}
-    choices = {name: {"name": "memory", "path": str(model), "method": "none"} for name in cards.STAGES}
-    modeling = str(ROOT / "mergemoe" / "modeling.py")
+    choices = {name: {"name": "memory", "path": str(model), "method": "none"} for name in checkpoint_card.STAGES}
+    modeling = str(ROOT / "mergemoe/compressed/modeling.py")
     imports = "import stages.capture, stages.assemble, stages.reference"
     holds = True
     for name, limit, command in (

@@ -1,4 +1,4 @@
-"""Compare what mergemoe/needs.py estimates with what finished jobs took.
+"""Compare what mergemoe/workflow/planning/job_resources.py estimates with what finished jobs took.
 
 python benchmarks/needs.py [PROJECT ...]    # folders with params.yaml and logs/, each after a run of snakemake
 python benchmarks/needs.py --make DIR       # writes one there: layers as wide as those of Qwen1.5-MoE-A2.7B
@@ -21,8 +21,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from mergemoe import needs  # noqa: E402
-from mergemoe.params import Params, read_params  # noqa: E402
+from mergemoe.workflow.config.params import Params, read_params  # noqa: E402
+from mergemoe.workflow.planning import job_resources  # noqa: E402
 
 LINKED = ("Snakefile", "stages", "mergemoe", "data", "profiles")
 # The folders and the name of a log, below its rule's.
@@ -142,7 +142,7 @@ def compare(project: Path, params: Params) -> bool:
     rows: dict[str, list[tuple[float, int, int, float, float]]] = {}
     for rule, names, ran in jobs(project):
         chosen = [names[kind] for kind in ("cluster", "solve", "subject", "task") if kind in names]
-        need = needs.of(params, rule, names)
+        need = job_resources.of(params, rule, names)
         row = need.memory / ran["peak_mb"], ran["peak_mb"], need.memory, ran["seconds"], need.flops / 1e9
         rows.setdefault(" ".join([rule, names.get("model", ""), *chosen]), []).append(row)
     print(f"{'stage':46} jobs  measured MB  estimate MB  ratio  seconds   GFLOP")

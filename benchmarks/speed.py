@@ -27,7 +27,7 @@ import stages  # noqa: E402, F401  # fixes MKL's code path and thread counts bef
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from mergemoe.loading import load  # noqa: E402
+from mergemoe.compressed.loading import load  # noqa: E402
 
 PROMPT, NEW, BATCH = 256, 32, 4  # tokens of a prefill, of a decode after a prompt of 16, sequences of both
 

@@ -6,7 +6,11 @@ Names load on first use: importing the package pulls in neither torch nor transf
 import importlib
 from typing import Any
 
-_HOME = {"load": "mergemoe.loading", "save": "mergemoe.loading", "compress": "mergemoe.compression"}
+_HOME = {
+    "load": "mergemoe.compressed.loading",
+    "save": "mergemoe.compressed.loading",
+    "compress": "mergemoe.compressed.compress",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mergemoe.errors import UserError
 
 if TYPE_CHECKING:
-    from mergemoe.params import Params
+    from mergemoe.workflow.config.params import Params
 
 
 def main() -> None:
@@ -65,20 +65,15 @@ def main() -> None:
 
 def inspect(args: argparse.Namespace) -> None:
     """Print a checkpoint's family, layers, experts and sizes; or why it cannot be compressed."""
-    from mergemoe import inspect
+    from mergemoe.workflow.planning import inspect
 
     print(inspect.inspect(args.model))
-    from mergemoe import (
-        checkpoint,
-        deepseek,
-        faults,
-        layout,
-        supported,  # transformers: slow, and what is above needs it not
-    )
+    from mergemoe.checkpoints import model_folder, validation
+    from mergemoe.models import deepseek, layout, supported
 
-    faults.check(args.model)
+    validation.check(args.model)
     supported.check_code(args.model)
-    config = checkpoint.read_config(args.model)
+    config = model_folder.read_config(args.model)
     if config["model_type"] == "deepseek":
         deepseek.native_config(config)
     else:
@@ -88,7 +83,7 @@ def inspect(args: argparse.Namespace) -> None:
 
 def fetch(args: argparse.Namespace) -> None:
     """Bring models of the hub, and say where they are and where that is written down."""
-    from mergemoe import checkpoint, hub
+    from mergemoe.checkpoints import hub, model_folder
 
     if (args.model is None) == (args.params is None):
         raise UserError("name one model, with --revision; or a params.yaml, with --params")
@@ -101,25 +96,25 @@ def fetch(args: argparse.Namespace) -> None:
     for model, revision in wanted:
         record = hub.fetch(model, revision)
         size = sum(file["size"] for file in json.loads(record.read_text())["files"].values())
-        print(f"{model}: {size / 1e9:.2f} GB in {checkpoint.locate(model, revision)}")
+        print(f"{model}: {size / 1e9:.2f} GB in {model_folder.locate(model, revision)}")
         print(f"Files and sha256 stand in {record}: keep it in git.")
 
 
 def plan(args: argparse.Namespace) -> None:
     """Print what params.yaml will cost."""
-    from mergemoe import demand, plan, preflight, slurm
+    from mergemoe.workflow.planning import plan, preflight, slurm, slurm_table
 
     params = _read_params(args.params)
     preflight.check(params)
     print(plan.describe(params, Path("results")))
     if slurm.PROFILE.is_dir():
-        print(f"\n{demand.describe(params)}")
+        print(f"\n{slurm_table.describe(params)}")
 
 
 def _read_params(path: str) -> "Params":
     import yaml
 
-    from mergemoe.params import read_params
+    from mergemoe.workflow.config.params import read_params
 
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; run this beside a params.yaml, or name one with --params")
@@ -128,35 +123,36 @@ def _read_params(path: str) -> "Params":
 
 def record(args: argparse.Namespace) -> None:
     """Record what the workflow made."""
-    from mergemoe import ledger
+    from mergemoe.workflow.ledger import record
 
-    print(ledger.record(Path.cwd()))
+    print(record.record(Path.cwd()))
 
 
 def restore(args: argparse.Namespace) -> None:
     """Bring back what was recorded."""
-    from mergemoe.restore import restore
+    from mergemoe.workflow.ledger.restore import restore
 
     print(restore(Path.cwd(), args.revision))
 
 
 def audit(args: argparse.Namespace) -> None:
     """Print what an audit found, write it as JSON, and end with status 1 unless nothing differs."""
-    from mergemoe import atomic, verdict
-    from mergemoe.audit import audit
+    from mergemoe.artifacts import atomic
+    from mergemoe.workflow.ledger import audit_text
+    from mergemoe.workflow.ledger.audit import audit
 
     found = audit(Path.cwd(), args.revision, args.rerun)
     path = Path("logs", "audit", f"{found['revision'][:12]}.json")
     with atomic.atomic(path) as file:
         file.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{verdict.text(found)}\n({path} has all of it)")
+    print(f"{audit_text.text(found)}\n({path} has all of it)")
     if not found["identical"]:
         sys.exit(1)
 
 
 def table(args: argparse.Namespace) -> None:
     """Print the scores."""
-    from mergemoe import metrics
+    from mergemoe.report import metrics
 
     path = Path("results/metrics.json")
     if not path.is_file():
@@ -166,7 +162,7 @@ def table(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Copy a checkpoint that is what was recorded, with the card that has its scores."""
-    from mergemoe import atomic, provenance, store
+    from mergemoe.artifacts import atomic, provenance, store
 
     source, card = Path("results/models", args.name), Path("results/cards", f"{args.name}.md")
     if not (source / "provenance.json").is_file() or not card.is_file():

@@ -1,6 +1,6 @@
 """Write the checkpoint of one run from its solved layers, with a card that names the run's parameters.
 
-python -m stages.assemble --cfg JSON --code DIGEST --layout LAYOUT.json --modeling mergemoe/modeling.py
+python -m stages.assemble --cfg JSON --code DIGEST --layout LAYOUT.json --modeling mergemoe/compressed/modeling.py
     --solved LAYER.safetensors ... --out FOLDER
 
 MODELING goes into the checkpoint, comments and all, so its text counts and not only what it does.
@@ -9,24 +9,26 @@ MODELING goes into the checkpoint, comments and all, so its text counts and not 
 import argparse
 import re
 
-from mergemoe import atomic, cards, checkpoint, payloads, store
-from mergemoe.assemble import assemble
-from stages import common
+from mergemoe.artifacts import atomic, digests, store
+from mergemoe.checkpoints import model_folder
+from mergemoe.compressed import checkpoint_card
+from mergemoe.compressed.assemble import assemble
+from stages.support import command
 
 
-@common.stage("assemble", __doc__, "layout", "modeling", many=["solved"])
+@command.stage("assemble", __doc__, "layout", "modeling", many=["solved"])
 def main(args: argparse.Namespace) -> None:
     """Read the layers, write the checkpoint whole."""
     layout = store.read_json(args.layout)
-    store.check_files(checkpoint.locate(layout["path"], layout.get("revision")), layout["files"], original=True)
+    store.check_files(model_folder.locate(layout["path"], layout.get("revision")), layout["files"], original=True)
     solved = {int(re.findall(r"\d+", path)[-1]): store.read_tensors(path) for path in args.solved}
     with atomic.atomic(args.out) as folder:
         assemble(layout, solved, folder)
-        card = cards.describe(args.cfg, cards.is_stock(path.name for path in folder.iterdir()))
+        card = checkpoint_card.describe(args.cfg, checkpoint_card.is_stock(path.name for path in folder.iterdir()))
         (folder / "README.md").write_text(card)  # `mergemoe export` puts another in its place
-        payload = {"files": {path.name: payloads.sha256(path) for path in sorted(folder.iterdir())}}
+        payload = {"files": {path.name: digests.sha256(path) for path in sorted(folder.iterdir())}}
         store.write_json(folder / "provenance.json", payload, args.provenance)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

@@ -7,30 +7,32 @@ MEASURED are the layers' curves, or their profiles where the budget is spent by 
 
 import argparse
 
-from mergemoe import budget, spending, store
-from mergemoe.weights import layer_entry
-from stages import common
+from mergemoe.artifacts import store
+from mergemoe.checkpoints.expert_weights import layer_entry
+from mergemoe.grouping import allocation
+from mergemoe.moe import layer_sizes
+from stages.support import command
 
 
-@common.stage("budget", __doc__, "layout", many=["measured"])
+@command.stage("budget", __doc__, "layout", many=["measured"])
 def main(args: argparse.Namespace) -> None:
     """Read what the layers measured, write {layer: {experts, width}}."""
     cfg, layout = args.cfg, store.read_json(args.layout)
     layers = {artifact["layer"]: artifact for artifact in map(store.read_json, args.measured)}
     entries = {layer: layer_entry(layout, layer) for layer in layers}
-    widths = {layer: budget.kept_width(cfg["width"], entry["width"]) for layer, entry in entries.items()}
+    widths = {layer: layer_sizes.kept_width(cfg["width"], entry["width"]) for layer, entry in entries.items()}
     if cfg["share"] is not None:
-        sizes = spending.best_size({layer: one["sizes"] for layer, one in layers.items()}, cfg["per"])
+        sizes = allocation.best_size({layer: one["sizes"] for layer, one in layers.items()}, cfg["per"])
     else:
-        total = sum(budget.kept_experts(cfg["experts"], entry["experts"]) for entry in entries.values())
+        total = sum(layer_sizes.kept_experts(cfg["experts"], entry["experts"]) for entry in entries.values())
         if cfg["budget"] == "usage":
-            kept = spending.by_usage({layer: one["usage"] for layer, one in layers.items()}, total, cfg["max_size"])
+            kept = allocation.by_usage({layer: one["usage"] for layer, one in layers.items()}, total, cfg["max_size"])
         else:
-            kept = spending.by_error({layer: one["sizes"] for layer, one in layers.items()}, total)
+            kept = allocation.by_error({layer: one["sizes"] for layer, one in layers.items()}, total)
         sizes = {layer: (m, widths[layer]) for layer, m in kept.items()}
     chosen = {str(layer): {"experts": m, "width": width} for layer, (m, width) in sizes.items()}
     store.write_json(args.out, {"layers": chosen}, args.provenance)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

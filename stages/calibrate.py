@@ -8,24 +8,26 @@ import argparse
 import torch
 from transformers import AutoTokenizer
 
-from mergemoe import checkpoint, store, text
-from stages import common
+from mergemoe.artifacts import store
+from mergemoe.calibration import token_sequences
+from mergemoe.checkpoints import model_folder
+from stages.support import command
 
 
-@common.stage("calibrate", __doc__, "layout", many=["text"], pair=True)
+@command.stage("calibrate", __doc__, "layout", many=["text"], pair=True)
 def main(args: argparse.Namespace) -> None:
     """Read the text, draw, mark held-out sequences, write tokens and manifest."""
     cfg = dict(args.cfg)
     holdout = cfg.pop("holdout")
     layout = store.read_json(args.layout)
     tokenizer = AutoTokenizer.from_pretrained(
-        checkpoint.locate(layout["path"], layout.get("revision")), trust_remote_code=False
+        model_folder.locate(layout["path"], layout.get("revision")), trust_remote_code=False
     )
-    sequences = text.from_source(tokenizer, **cfg)
+    sequences = token_sequences.from_source(tokenizer, **cfg)
     tensors = {
         "input_ids": torch.tensor(sequences.ids, dtype=torch.int32),
         "attention_mask": torch.tensor(sequences.mask, dtype=torch.uint8),
-        "heldout": torch.tensor(text.heldout_rows(cfg["samples"], holdout, cfg["seed"]), dtype=torch.uint8),
+        "heldout": torch.tensor(token_sequences.heldout_rows(cfg["samples"], holdout, cfg["seed"]), dtype=torch.uint8),
     }
     store.write_tensors(args.out, tensors, args.provenance)
     store.write_json(
@@ -34,4 +36,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

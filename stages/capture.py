@@ -11,22 +11,24 @@ from pathlib import Path
 
 import torch
 
-from mergemoe import atomic, checkpoint, payloads, runtime, store
-from mergemoe.capture import batches_of, capture
-from mergemoe.stream import LayeredModel
-from stages import common
+from mergemoe import devices
+from mergemoe.artifacts import atomic, digests, store
+from mergemoe.calibration.capture import batches_of, capture
+from mergemoe.checkpoints import model_folder
+from mergemoe.models.layered_model import LayeredModel
+from stages.support import command
 
 
-@common.stage("capture", __doc__, "layout", "tokens")
+@command.stage("capture", __doc__, "layout", "tokens")
 def main(args: argparse.Namespace) -> Path:
     """Capture into the scratch folder, then move the layers into their folder, whole."""
-    device = runtime.start(args.cfg["threads"], args.device)
+    device = devices.start(args.cfg["threads"], args.device)
     layout, tokens = store.read_json(args.layout), store.read_tensors(args.tokens)
-    original = checkpoint.locate(layout["path"], layout.get("revision"))
+    original = model_folder.locate(layout["path"], layout.get("revision"))
     store.check_files(original, layout["files"], original=True)
     layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)
     batches = batches_of(tokens["input_ids"], tokens["attention_mask"], args.cfg["batch_tokens"], device)
-    scratch = Path("scratch", "capture", payloads.digest_json(args.provenance))
+    scratch = Path("scratch", "capture", digests.digest_json(args.provenance))
     finished, _ = capture(layered, layout, batches, tokens["heldout"], scratch, args.provenance)
     with atomic.atomic(args.out) as folder:
         folder.mkdir()
@@ -36,4 +38,4 @@ def main(args: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

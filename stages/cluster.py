@@ -9,24 +9,30 @@ place.
 
 import argparse
 
-from mergemoe import budget, cluster, runtime, store
-from mergemoe.activations import Reader
-from mergemoe.features import Activation
-from mergemoe.problem import Problem
-from mergemoe.weights import layer_entry, read_experts
-from stages import common
+from mergemoe import devices
+from mergemoe.artifacts import store
+from mergemoe.calibration.activation_file import Reader
+from mergemoe.checkpoints.expert_weights import layer_entry, read_experts
+from mergemoe.grouping import cluster
+from mergemoe.moe import layer_sizes
+from mergemoe.moe.expert_forward import Activation
+from mergemoe.moe.problem import Problem
+from stages.support import command
 
 
-@common.stage("cluster", __doc__, "layout", "capture", "profile", many=["budget"], also=["layer"])
+@command.stage("cluster", __doc__, "layout", "capture", "profile", many=["budget"], also=["layer"])
 def main(args: argparse.Namespace) -> None:
     """Read experts, usage and activations, group, write the groups with their figures."""
-    device = runtime.start(args.cfg["threads"], args.device)
+    device = devices.start(args.cfg["threads"], args.device)
     layout, layer = store.read_json(args.layout), int(args.layer)
     profile = store.read_json(args.profile, layer)
     experts = read_experts(layout, layer, device).map(lambda matrices: matrices.float())
     whole = experts.up.shape[1]
     untouched = args.cfg["experts"] is None
-    kept, width = budget.kept_experts(args.cfg["experts"], len(experts)), budget.kept_width(args.cfg["width"], whole)
+    kept, width = (
+        layer_sizes.kept_experts(args.cfg["experts"], len(experts)),
+        layer_sizes.kept_width(args.cfg["width"], whole),
+    )
     for path in args.budget:
         size = store.read_json(path)["layers"][str(layer)]
         kept, width = size["experts"], size["width"]
@@ -36,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
         router_groups = layer_entry(layout, layer)["router"]["groups"]
         expert_map = cluster.group(by, kept, problem, profile, width, args.cfg["max_size"], router_groups)
         groups = cluster.describe(expert_map, profile["usage"], reader)
-    needs = budget.needed_tokens(kept, width)
+    needs = layer_sizes.needed_tokens(kept, width)
     payload = {
         "layer": layer,
         "by": args.cfg["by"],
@@ -49,4 +55,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

@@ -5,19 +5,22 @@ python -m stages.convert --cfg '{"path": ..., "revision": ..., "dequantize": ...
 
 import argparse
 
-from mergemoe import atomic, checkpoint, deepseek, payloads, records, store
-from mergemoe.dequantize import dequantize
+from mergemoe.artifacts import atomic, store
+from mergemoe.artifacts import digests as payloads
+from mergemoe.checkpoints import hub_record, model_folder
+from mergemoe.models import deepseek
+from mergemoe.models.dequantize import dequantize
 from mergemoe.progress import track
-from stages import common
+from stages.support import command
 
 
-@common.stage("convert", __doc__, hashed=False)
+@command.stage("convert", __doc__, hashed=False)
 def main(args: argparse.Namespace) -> None:
     """Write the folder whole, with the sha256 of its files and of those that it was made from."""
-    original = checkpoint.locate(args.cfg["path"], args.cfg.get("revision"))
-    files = track(checkpoint.files(original), "sha256 of the original's files")
+    original = model_folder.locate(args.cfg["path"], args.cfg.get("revision"))
+    files = track(model_folder.files(original), "sha256 of the original's files")
     digests = {path.name: payloads.sha256(path) for path in files}
-    records.check(args.cfg["path"], args.cfg.get("revision"), digests)
+    hub_record.check(args.cfg["path"], args.cfg.get("revision"), digests)
     convert = dequantize if args.cfg["dequantize"] else deepseek.convert
     with atomic.atomic(args.out) as folder:
         convert(original, folder)
@@ -29,4 +32,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

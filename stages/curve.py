@@ -6,24 +6,27 @@ python -m stages.curve --cfg JSON --code DIGEST --layer N --layout LAYOUT.json -
 
 import argparse
 
-from mergemoe import budget, curve, runtime, store
-from mergemoe.activations import Reader
-from mergemoe.features import Activation
-from mergemoe.problem import Problem
-from mergemoe.weights import layer_entry, read_experts
-from stages import common
+from mergemoe import devices
+from mergemoe.artifacts import store
+from mergemoe.calibration.activation_file import Reader
+from mergemoe.checkpoints.expert_weights import layer_entry, read_experts
+from mergemoe.grouping import curve
+from mergemoe.moe import layer_sizes
+from mergemoe.moe.expert_forward import Activation
+from mergemoe.moe.problem import Problem
+from stages.support import command
 
 
-@common.stage("curve", __doc__, "layout", "capture", "profile", also=["layer"])
+@command.stage("curve", __doc__, "layout", "capture", "profile", also=["layer"])
 def main(args: argparse.Namespace) -> None:
     """Read experts, usage and activations, write the held-out error of each size."""
     cfg, layout, layer = args.cfg, store.read_json(args.layout), int(args.layer)
-    device = runtime.start(cfg["threads"], args.device)
+    device = devices.start(cfg["threads"], args.device)
     profile = store.read_json(args.profile, layer)
     experts = read_experts(layout, layer, device).map(lambda matrices: matrices.float())
     whole = experts.up.shape[1]
-    counted = budget.kept_width(cfg["width"], whole)
-    candidates = budget.measured_sizes(len(experts), whole, cfg["share"], counted, cfg["max_size"])
+    counted = layer_sizes.kept_width(cfg["width"], whole)
+    candidates = layer_sizes.measured_sizes(len(experts), whole, cfg["share"], counted, cfg["max_size"])
     with Reader(args.capture, layer) as reader:
         problem = Problem(experts, [], reader, Activation(**layer_entry(layout, layer)["activation"]))
         sizes = list(curve.curve(cfg["by"], candidates, problem, profile, cfg["max_size"]))
@@ -31,4 +34,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

@@ -13,27 +13,30 @@ import argparse
 import torch
 from transformers import AutoTokenizer
 
-from mergemoe import checkpoint, harness, lmtasks, runtime, store
-from mergemoe.loading import load
-from stages import common
+from mergemoe import devices
+from mergemoe.artifacts import store
+from mergemoe.checkpoints import model_folder
+from mergemoe.compressed.loading import load
+from mergemoe.evaluation import lm_eval_run, lm_eval_tasks
+from stages.support import command
 
 
-@common.stage("evaluate", __doc__, "made", many=["files"], also=["task", "model"])
+@command.stage("evaluate", __doc__, "made", many=["files"], also=["task", "model"])
 def main(args: argparse.Namespace) -> None:
     """Find the task, load the model, score it, write the scores."""
     cfg = dict(args.cfg)
-    device = runtime.start(cfg.pop("threads"), args.device)
+    device = devices.start(cfg.pop("threads"), args.device)
     made = store.read_json(args.made)
-    folder = checkpoint.locate(args.model, made.get("revision"))
+    folder = model_folder.locate(args.model, made.get("revision"))
     store.check_files(folder, made["files"], original="layers" in made)
     dtype = getattr(torch, cfg.pop("dtype"))
     run = {key: cfg[key] for key in ("fewshot", "limit", "batch_size")}
-    with lmtasks.opened(args.task, cfg["include"], cfg["data_files"], cfg["fewshot"]) as task:
+    with lm_eval_tasks.opened(args.task, cfg["include"], cfg["data_files"], cfg["fewshot"]) as task:
         model = load(folder, device, dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        scored = harness.score(model, tokenizer, task, **run)
+        scored = lm_eval_run.score(model, tokenizer, task, **run)
     store.write_json(args.out, {"task": args.task, "settings": cfg, **scored}, args.provenance)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

@@ -10,20 +10,23 @@ import argparse
 
 import torch
 
-from mergemoe import checkpoint, fidelity, runtime, store
-from mergemoe.capture import batches_of
-from mergemoe.loading import load
-from mergemoe.stacks import stacks
-from stages import common
+from mergemoe import devices
+from mergemoe.artifacts import store
+from mergemoe.calibration.capture import batches_of
+from mergemoe.checkpoints import model_folder
+from mergemoe.compressed.loading import load
+from mergemoe.evaluation import fidelity
+from mergemoe.models.stacks import stacks
+from stages.support import command
 
 
-@common.stage("fidelity", __doc__, "layout", "made", "reference", also=["model"])
+@command.stage("fidelity", __doc__, "layout", "made", "reference", also=["model"])
 def main(args: argparse.Namespace) -> None:
     """Run the model over the reference's tokens, compare, write the scores."""
-    device = runtime.start(args.cfg["threads"], args.device)
+    device = devices.start(args.cfg["threads"], args.device)
     layout = store.read_json(args.layout)
     made = store.read_json(args.made)
-    folder = checkpoint.locate(args.model, made.get("revision"))
+    folder = model_folder.locate(args.model, made.get("revision"))
     store.check_files(folder, made["files"], original=args.made == args.layout)
     model = load(folder, device, getattr(torch, args.cfg["dtype"]))
     head = fidelity.head(model)
@@ -45,4 +48,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

@@ -11,22 +11,25 @@ import argparse
 import torch
 from transformers import AutoTokenizer
 
-from mergemoe import checkpoint, generation, runtime, store
-from mergemoe.loading import load
-from stages import common
+from mergemoe import devices
+from mergemoe.artifacts import store
+from mergemoe.checkpoints import model_folder
+from mergemoe.compressed.loading import load
+from mergemoe.evaluation import generation
+from stages.support import command
 
 SHOWN = 8  # continuations that the artifact has as text
 
 
-@common.stage("generate", __doc__, "layout", "made", "reference", also=["model"])
+@command.stage("generate", __doc__, "layout", "made", "reference", also=["model"])
 def main(args: argparse.Namespace) -> None:
     """Continue the prompts, load the full model where it is another one, score, write."""
-    device = runtime.start(args.cfg["threads"], args.device)
+    device = devices.start(args.cfg["threads"], args.device)
     settings, dtype = args.cfg["generation"], getattr(torch, args.cfg["dtype"])
     layout, made = store.read_json(args.layout), store.read_json(args.made)
-    folder = checkpoint.locate(args.model, made.get("revision"))
+    folder = model_folder.locate(args.model, made.get("revision"))
     store.check_files(folder, made["files"], original=args.made == args.layout)
-    original = checkpoint.locate(layout["path"], layout.get("revision"))
+    original = model_folder.locate(layout["path"], layout.get("revision"))
     kept = store.read_tensors(f"{args.reference}/final.safetensors")
     starts = generation.prompts(
         kept["input_ids"], kept["attention_mask"], settings["prompts"], settings["prompt_tokens"]
@@ -49,4 +52,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

@@ -5,20 +5,22 @@ python -m stages.layout --cfg '{"path": ..., "revision": ...}' --code DIGEST --o
 
 import argparse
 
-from mergemoe import checkpoint, finite, layout, records, store, supported
-from stages import common
+from mergemoe.artifacts import store
+from mergemoe.checkpoints import finite, hub_record, model_folder
+from mergemoe.models import layout, supported
+from stages.support import command
 
 
-@common.stage("layout", __doc__, hashed=False)
+@command.stage("layout", __doc__, hashed=False)
 def main(args: argparse.Namespace) -> None:
     """Look at every weight once, ask transformers once; write plain JSON."""
-    folder = checkpoint.locate(args.cfg["path"], args.cfg.get("revision"))
+    folder = model_folder.locate(args.cfg["path"], args.cfg.get("revision"))
     supported.check_code(folder)
     described = layout.describe(args.cfg["path"], args.cfg.get("revision"))
     finite.check_finite(folder)
-    records.check(args.cfg["path"], args.cfg.get("revision"), described["files"])
+    hub_record.check(args.cfg["path"], args.cfg.get("revision"), described["files"])
     store.write_json(args.out, described, args.provenance)
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

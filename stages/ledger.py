@@ -1,6 +1,6 @@
 """What the ledger must say, made from the Snakefile's rules, their code and params.yaml: dvc.yaml, and every claim.
 
-python -m stages.ledger    prints {"claims": see stages/claims.py, "dvc.yaml": its text} as JSON
+python -m stages.ledger    prints {"claims": see stages/support/expected.py, "dvc.yaml": its text} as JSON
 
 dvc.yaml has one stage per workflow stage. What you set in it stays: options of an output, such as `push: false` for
 results/capture, plots, and stages of your own.
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from mergemoe import hub_cache
+from mergemoe.checkpoints import hub_cache
 from mergemoe.errors import UserError
-from mergemoe.params import read_params
-from stages import claims, tracking
-from stages.graph import Graph
+from mergemoe.workflow.config.params import read_params
+from stages.support import expected, tracking
+from stages.support.graph import Graph
 
 HEAD = """\
 # The ledger: one stage per workflow stage, so that DVC versions what Snakemake made. `mergemoe record` writes this file
@@ -73,7 +73,7 @@ def _entry(name: str, stage: Stage, graph: Graph) -> dict[str, Any]:
             *weights,
             *_texts(name, graph),
             *(path.relative_to(tracking.ROOT).as_posix() for path in code),
-            *(["mergemoe/templates"] if name == "report" else []),
+            *(["mergemoe/report/templates"] if name == "report" else []),
             *read,
         ],
         "params": [*stage.params, "runs"],
@@ -169,7 +169,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     path = Path("dvc.yaml")
     document = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    print(json.dumps({"claims": claims.claims(graph), "dvc.yaml": renewed(document, graph)}))
+    print(json.dumps({"claims": expected.claims(graph), "dvc.yaml": renewed(document, graph)}))
 
 
 if __name__ == "__main__":

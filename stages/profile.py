@@ -5,18 +5,19 @@ python -m stages.profile --cfg JSON --code DIGEST --layer N --layout LAYOUT.json
 
 import argparse
 
-from mergemoe import runtime, store
-from mergemoe.activations import Reader
-from mergemoe.features import Activation
-from mergemoe.profile import profile
-from mergemoe.weights import layer_entry, read_experts
-from stages import common
+from mergemoe import devices
+from mergemoe.artifacts import store
+from mergemoe.calibration.activation_file import Reader
+from mergemoe.calibration.profile import profile
+from mergemoe.checkpoints.expert_weights import layer_entry, read_experts
+from mergemoe.moe.expert_forward import Activation
+from stages.support import command
 
 
-@common.stage("profile", __doc__, "layout", "capture", also=["layer"])
+@command.stage("profile", __doc__, "layout", "capture", also=["layer"])
 def main(args: argparse.Namespace) -> None:
     """Read one layer's experts and activations, write its profile."""
-    device = runtime.start(args.cfg["threads"], args.device)
+    device = devices.start(args.cfg["threads"], args.device)
     layout, layer = store.read_json(args.layout), int(args.layer)
     with Reader(args.capture, layer) as reader:
         act = Activation(**layer_entry(layout, layer)["activation"])
@@ -25,4 +26,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

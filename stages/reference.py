@@ -12,26 +12,29 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from mergemoe import atomic, checkpoint, payloads, runtime, store, text
-from mergemoe.capture import batches_of, capture
-from mergemoe.forward import final_hidden
-from mergemoe.stream import LayeredModel
-from stages import common
+from mergemoe import devices
+from mergemoe.artifacts import atomic, digests, store
+from mergemoe.calibration import token_sequences
+from mergemoe.calibration.capture import batches_of, capture
+from mergemoe.checkpoints import model_folder
+from mergemoe.models.layered_model import LayeredModel
+from mergemoe.models.layerwise_forward import final_hidden
+from stages.support import command
 
 
-@common.stage("reference", __doc__, "layout", many=["text"])
+@command.stage("reference", __doc__, "layout", many=["text"])
 def main(args: argparse.Namespace) -> Path:
     """Draw the held-out sequences, stream the model, write the folder whole."""
-    device = runtime.start(args.cfg["threads"], args.device)
+    device = devices.start(args.cfg["threads"], args.device)
     layout = store.read_json(args.layout)
-    original = checkpoint.locate(layout["path"], layout.get("revision"))
+    original = model_folder.locate(layout["path"], layout.get("revision"))
     store.check_files(original, layout["files"], original=True)
     tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)
-    sequences = text.from_source(tokenizer, **args.cfg["heldout"])
+    sequences = token_sequences.from_source(tokenizer, **args.cfg["heldout"])
     ids, mask = torch.tensor(sequences.ids, dtype=torch.int32), torch.tensor(sequences.mask, dtype=torch.uint8)
     layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)
     batches = batches_of(ids, mask, args.cfg["batch_tokens"], device)
-    scratch = Path("scratch", "reference", payloads.digest_json(args.provenance))
+    scratch = Path("scratch", "reference", digests.digest_json(args.provenance))
     finished, hidden = capture(layered, layout, batches, torch.zeros(len(ids)), scratch, args.provenance)
     final = torch.cat([final_hidden(layered, b, h).cpu() for b, h in zip(batches, hidden, strict=True)])
     with atomic.atomic(args.out) as folder:
@@ -44,4 +47,4 @@ def main(args: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

@@ -13,8 +13,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from mergemoe import atomic, metrics, modelcard, payloads, provenance, report, store, study, tables
-from stages import common
+from mergemoe.artifacts import atomic, digests, provenance, store
+from mergemoe.report import metrics, model_card, page, study, tables
+from stages.support import command
 
 
 def main() -> None:
@@ -29,14 +30,14 @@ def main() -> None:
 
     numbers = metrics.gather(args.results, args.cfg["runs"], args.cfg["tasks"])
     models = study.load(args.results, args.cfg["runs"], args.cfg["tasks"], numbers)
-    made = {"stage": "report", "params": args.cfg, "code": args.code, "payload": payloads.digest_json(numbers)}
+    made = {"stage": "report", "params": args.cfg, "code": args.code, "payload": digests.digest_json(numbers)}
     whole = {**made, "inputs": study.inputs(args.results, models)}
     texts = {
         args.metrics: metrics.dump(numbers),
         args.quality: tables.quality(models),
         args.errors: tables.errors(models),
-        args.page: report.page(models, numbers, whole),
-        **{path: report.page(models, numbers, whole, part=path.stem) for path in args.parts},
+        args.page: page.page(models, numbers, whole),
+        **{path: page.page(models, numbers, whole, part=path.stem) for path in args.parts},
     }
     for path, text in texts.items():
         with atomic.atomic(path) as file:
@@ -47,9 +48,9 @@ def main() -> None:
                 own = {**made, "inputs": study.inputs(args.results, [replace(model, runs=[run])])}
                 card = folder / model.name / f"{run.name}.md"
                 card.parent.mkdir(parents=True, exist_ok=True)
-                card.write_text(modelcard.card(model, run, payloads.canonical(own)))
+                card.write_text(model_card.card(model, run, digests.canonical(own)))
     cards = sorted(path for path in args.cards.rglob("*.md"))
-    files = {os.path.relpath(path, args.out.parent): payloads.sha256(path) for path in [*texts, *cards]}
+    files = {os.path.relpath(path, args.out.parent): digests.sha256(path) for path in [*texts, *cards]}
     reported = {
         "stage": "report",
         "path": provenance.address(args.out),
@@ -59,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

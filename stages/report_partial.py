@@ -11,8 +11,9 @@ import functools
 import json
 from pathlib import Path
 
-from mergemoe import atomic, holes, metrics, report, study, verify
-from stages import common
+from mergemoe.artifacts import atomic, verify
+from mergemoe.report import metrics, missing_results, page, study
+from stages.support import command
 
 
 def main() -> None:
@@ -25,18 +26,18 @@ def main() -> None:
     args = parser.parse_args()
 
     runs, tasks = args.cfg["runs"], args.cfg["tasks"]
-    there = functools.cache(lambda path: verify.is_current(path, common.claims()))
-    missing = holes.find(args.results, args.logs, runs, tasks, there)
-    made = [run for run in runs if holes.assembled(args.results, run, there)]
+    there = functools.cache(lambda path: verify.is_current(path, command.claims()))
+    missing = missing_results.find(args.results, args.logs, runs, tasks, there)
+    made = [run for run in runs if missing_results.assembled(args.results, run, there)]
     numbers = metrics.gather(args.results, made, tasks, there)
     models = study.load(args.results, made, tasks, numbers, there)
     shown = {"stage": "report_partial", "params": args.cfg, "code": args.code}
     with atomic.atomic(args.page) as file:
-        file.write_text(report.page(models, numbers, shown, missing))
+        file.write_text(page.page(models, numbers, shown, missing))
     for hole in missing:
         print(f"{hole.model}/{hole.subject} lacks {hole.missing}: {hole.said}")
     print(f"{args.page} shows the rest")
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

@@ -9,19 +9,21 @@ A killed solve that is iterative goes on from scratch/solve/<digest of its input
 import argparse
 from pathlib import Path
 
-from mergemoe import payloads, routing, runtime, store
-from mergemoe.activations import Reader
-from mergemoe.features import Activation
-from mergemoe.solve import solve
-from mergemoe.weights import layer_entry, read_experts, read_router
-from stages import common
+from mergemoe import devices
+from mergemoe.artifacts import digests, store
+from mergemoe.calibration.activation_file import Reader
+from mergemoe.checkpoints.expert_weights import layer_entry, read_experts, read_router
+from mergemoe.merging.solve import solve
+from mergemoe.moe import router_rule
+from mergemoe.moe.expert_forward import Activation
+from stages.support import command
 
 
-@common.stage("solve", __doc__, "layout", "capture", "profile", "cluster", also=["layer"], pair=True)
+@command.stage("solve", __doc__, "layout", "capture", "profile", "cluster", also=["layer"], pair=True)
 def main(args: argparse.Namespace) -> Path:
     """Read experts, groups and activations, solve, write merged weights and their record."""
     cfg = dict(args.cfg)
-    device = runtime.start(cfg.pop("threads"), args.device)
+    device = devices.start(cfg.pop("threads"), args.device)
     layout, layer = store.read_json(args.layout), int(args.layer)
     grouping = store.read_json(args.cluster, layer)
     if grouping["untouched"]:
@@ -30,8 +32,8 @@ def main(args: argparse.Namespace) -> Path:
     if cfg.get("width") == "auto":
         cfg["width"] = grouping["width"] / entry["width"]
     if cfg.get("routing", "preserved") != "preserved":
-        router = routing.of_layer(entry, read_router(layout, layer, device))
-    scratch = Path("scratch", "solve", payloads.digest_json(args.provenance))
+        router = router_rule.of_layer(entry, read_router(layout, layer, device))
+    scratch = Path("scratch", "solve", digests.digest_json(args.provenance))
     with Reader(args.capture, layer) as reader:
         tensors, record = solve(
             read_experts(layout, layer, device),
@@ -49,4 +51,4 @@ def main(args: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

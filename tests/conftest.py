@@ -13,10 +13,10 @@ from browsing import browser  # noqa: F401  # a fixture, one browser per test pr
 from filelock import FileLock
 from tiny_project import copy_project, make_tiny, snakemake
 
-from mergemoe import layout
-from mergemoe.activations import Reader
-from mergemoe.capture import batches_of, capture
-from mergemoe.stream import LayeredModel
+from mergemoe.calibration.activation_file import Reader
+from mergemoe.calibration.capture import batches_of, capture
+from mergemoe.models import layout
+from mergemoe.models.layered_model import LayeredModel
 
 HELDOUT = torch.tensor([0, 0, 1, 0, 0, 1])
 

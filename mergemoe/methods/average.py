@@ -1,7 +1,7 @@
 """Plain averages of the members' matrices: the baseline of both papers."""
 
-from mergemoe.averaging import plain
-from mergemoe.problem import Merged, Problem
+from mergemoe.merging.averaging import plain
+from mergemoe.moe.problem import Merged, Problem
 
 
 def merge(problem: Problem) -> list[Merged]:

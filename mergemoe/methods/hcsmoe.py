@@ -1,7 +1,7 @@
 """HC-SMoE: usage-weighted means of all matrices, in groups of experts whose outputs are alike (`by: outputs`)."""
 
-from mergemoe.averaging import by_usage
-from mergemoe.problem import Merged, Problem
+from mergemoe.merging.averaging import by_usage
+from mergemoe.moe.problem import Merged, Problem
 
 
 def merge(problem: Problem) -> list[Merged]:

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import torch
 
-from mergemoe import iterative, neurons, prior
-from mergemoe.budget import kept_width
-from mergemoe.expert_tensors import Experts, down_of, joined, with_down
-from mergemoe.layer_moments import layer_sums
-from mergemoe.problem import Merged, Problem
-from mergemoe.routed import chunks, layer_error
-from mergemoe.sums import group_sums
+from mergemoe.merging import feature_rules, iterative, ridge_regression
+from mergemoe.merging.group_moments import group_sums
+from mergemoe.merging.layer_moments import layer_sums
+from mergemoe.merging.routed_output import chunks, layer_error
+from mergemoe.moe.experts import Experts, down_of, joined, with_down
+from mergemoe.moe.layer_sizes import kept_width
+from mergemoe.moe.problem import Merged, Problem
 
 # Of what a solve holds at its peak besides the experts: Grams of the direct one (fitted and held out, damped, factor,
 # and what makes them), and matrices of the down-projections' shape of the one group by group.
@@ -26,21 +26,21 @@ COPIES, HELD = 6, 6
 
 def merge(
     problem: Problem,
-    features: neurons.Features = "usage",
+    features: feature_rules.Features = "usage",
     width: float = 1.0,
     ridge: float | Literal["auto"] = "auto",
     memory: float = 8.0,
 ) -> list[Merged]:
     """Return, for every group of the layer, the expert with those features and the joint solution."""
     kept = kept_width(width, problem.experts.up.shape[1])
-    experts = neurons.features(problem, problem.groups, features, kept)
+    experts = feature_rules.features(problem, problem.groups, features, kept)
     columns = [down_of(expert).shape[1] for expert in experts]
     if 8 * COPIES * sum(columns) * (sum(columns) + problem.experts.down.shape[1]) <= memory * 1e9:
         solved, record = _direct(problem, experts, ridge)
     else:
         solved, record = iterative.fit(problem, experts, ridge, memory)
     tokens, unknowns = problem.reader.count(), kept * len(experts)
-    layer = prior.diagnosis(tokens, unknowns, "the layer")
+    layer = ridge_regression.diagnosis(tokens, unknowns, "the layer")
     record = {"layer_tokens": layer["tokens"], "layer_unknowns": layer["unknowns"], **record}
     sums = 8 * len(experts) * max(columns) * (2 * max(columns) + HELD * problem.experts.down.shape[1])
     if ridge == "auto" and tokens < 2 * unknowns and problem.changed is None and sums <= memory * 1e9:
@@ -49,7 +49,7 @@ def merge(
     parts = solved.downs[0].split(columns, dim=1)
     results = []
     for group, expert, part, own in zip(problem.groups, experts, parts, routed_tokens(problem), strict=True):
-        few = prior.diagnosis(own, kept, f"group {group.number}")
+        few = ridge_regression.diagnosis(own, kept, f"group {group.number}")
         results.append(Merged(group, with_down(expert, part), {**few, **record}))
     return results
 
@@ -64,25 +64,25 @@ def routed_tokens(problem: Problem) -> list[int]:
 
 def _direct(
     problem: Problem, experts: Sequence[Experts], ridge: float | Literal["auto"]
-) -> tuple[prior.Fit, dict[str, Any]]:
+) -> tuple[ridge_regression.Fit, dict[str, Any]]:
     """Return the solution from the sums of the whole layer, and for the record its errors."""
     fitted, unseen = (layer_sums(problem, experts, heldout=part) for part in (False, True))
     unseen_tokens = problem.reader.count(heldout=True)
-    solved = prior.fit(
+    solved = ridge_regression.fit(
         fitted, unseen, torch.cat([down_of(expert) for expert in experts], 1)[None], ridge, unseen_tokens
     )
     errors = {"fit": fitted.errors(solved.downs)[0], "heldout": unseen.errors(solved.downs)[0]}
-    return solved, {"objective": errors, "effective_rank": prior.effective_rank(fitted.gram[0])}
+    return solved, {"objective": errors, "effective_rank": ridge_regression.effective_rank(fitted.gram[0])}
 
 
 def _or_routed(
-    problem: Problem, experts: Sequence[Experts], solved: prior.Fit, record: dict[str, Any]
-) -> tuple[prior.Fit, dict[str, Any]]:
+    problem: Problem, experts: Sequence[Experts], solved: ridge_regression.Fit, record: dict[str, Any]
+) -> tuple[ridge_regression.Fit, dict[str, Any]]:
     """Return the solution group by group in place of the joint one where it is nearer to the held-out outputs."""
     fitted, unseen = (group_sums(problem, problem.groups, joined(experts), heldout=part) for part in (False, True))
     priors, heldout = torch.stack([down_of(expert) for expert in experts]), problem.reader.count(heldout=True)
-    by_group = prior.fit(fitted, unseen, priors, "auto", heldout)
-    by_group = prior.Fit(torch.cat(tuple(by_group.downs), 1)[None], by_group.ridge, by_group.tried)
+    by_group = ridge_regression.fit(fitted, unseen, priors, "auto", heldout)
+    by_group = ridge_regression.Fit(torch.cat(tuple(by_group.downs), 1)[None], by_group.ridge, by_group.tried)
     errors = {
         part: layer_error(problem, experts, by_group.downs[0], heldout=part == "heldout") for part in ("fit", "heldout")
     }

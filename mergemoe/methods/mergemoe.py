@@ -9,13 +9,13 @@ down-projection is left out of both sides: least squares sees what is linear.
 import torch
 from torch import Tensor
 
-from mergemoe import prior
-from mergemoe.averaging import by_usage
-from mergemoe.expert_tensors import joined, with_down
-from mergemoe.leastsquares import solve_down
-from mergemoe.problem import Merged, Problem
-from mergemoe.sums import group_sums
-from mergemoe.tokens import Tokens
+from mergemoe.merging import ridge_regression
+from mergemoe.merging.averaging import by_usage
+from mergemoe.merging.group_moments import group_sums
+from mergemoe.merging.least_squares import solve_down
+from mergemoe.moe.experts import joined, with_down
+from mergemoe.moe.problem import Merged, Problem
+from mergemoe.moe.tokens import Tokens
 
 
 def merge(problem: Problem, ridge: float = 0.0) -> list[Merged]:
@@ -33,7 +33,7 @@ def merge(problem: Problem, ridge: float = 0.0) -> list[Merged]:
         zip(groups, averaged, solutions, errors, strict=True)
     ):
         record = {
-            **prior.diagnosis(int(fitted.tokens[place]), expert.up.shape[1], f"group {group.number}"),
+            **ridge_regression.diagnosis(int(fitted.tokens[place]), expert.up.shape[1], f"group {group.number}"),
             "rank": solution.rank,
             "effective_rank": solution.effective_rank,
             "condition": solution.condition,
@@ -44,7 +44,7 @@ def merge(problem: Problem, ridge: float = 0.0) -> list[Merged]:
 
 
 def everywhere(problem: Problem, tokens: Tokens) -> Tensor:
-    """Return w_j [n, N], the same on all tokens: what sums.group_sums then takes for routing weights."""
+    """Return w_j [n, N], the same on all tokens: what group_moments.group_sums then takes for routing weights."""
     weights = torch.zeros(len(problem.experts), dtype=torch.float64, device=tokens.hidden.device)
     for group in problem.groups:
         weights[group.members] = group.weights.to(weights)

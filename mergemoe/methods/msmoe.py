@@ -4,8 +4,8 @@ The paper aligns to expert 0 of the layer and does not say how for gated experts
 dominant expert of its group, over gate, up and down.
 """
 
-from mergemoe.alignment import aligned
-from mergemoe.problem import Merged, Problem
+from mergemoe.merging.alignment import aligned
+from mergemoe.moe.problem import Merged, Problem
 
 
 def merge(problem: Problem) -> list[Merged]:

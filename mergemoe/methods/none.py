@@ -1,6 +1,6 @@
 """Leave the layer as it is: what stands for a method outside the layers that a grouping names."""
 
-from mergemoe.problem import Merged, Problem
+from mergemoe.moe.problem import Merged, Problem
 
 
 def merge(problem: Problem) -> list[Merged]:

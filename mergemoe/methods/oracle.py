@@ -12,9 +12,9 @@ from dataclasses import replace
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mergemoe.expert_tensors import Experts
-from mergemoe.problem import Group, Merged, Problem
-from mergemoe.selection import pool
+from mergemoe.merging.neuron_selection import pool
+from mergemoe.moe.experts import Experts
+from mergemoe.moe.problem import Group, Merged, Problem
 
 
 def merge(problem: Problem) -> list[Merged]:

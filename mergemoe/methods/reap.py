@@ -4,7 +4,7 @@ Saliency is the mean of g_j(x) ||E_j(x)|| over the tokens that chose expert j (p
 keeps the highest.
 """
 
-from mergemoe.problem import Merged, Problem
+from mergemoe.moe.problem import Merged, Problem
 
 
 def merge(problem: Problem) -> list[Merged]:

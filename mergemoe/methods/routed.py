@@ -10,16 +10,16 @@ from typing import Literal
 
 import torch
 
-from mergemoe import neurons, prior
-from mergemoe.budget import kept_width
-from mergemoe.expert_tensors import down_of, joined, with_down
-from mergemoe.problem import Merged, Problem
-from mergemoe.sums import group_sums
+from mergemoe.merging import feature_rules, ridge_regression
+from mergemoe.merging.group_moments import group_sums
+from mergemoe.moe.experts import down_of, joined, with_down
+from mergemoe.moe.layer_sizes import kept_width
+from mergemoe.moe.problem import Merged, Problem
 
 
 def merge(
     problem: Problem,
-    features: neurons.Features = "usage",
+    features: feature_rules.Features = "usage",
     width: float = 1.0,
     ridge: float | Literal["auto"] = "auto",
 ) -> list[Merged]:
@@ -28,17 +28,17 @@ def merge(
     groups = problem.groups if width < 1 else problem.several
     if not groups:
         return []
-    experts = neurons.features(problem, groups, features, kept)
+    experts = feature_rules.features(problem, groups, features, kept)
     heldout = problem.reader.count(heldout=True)
     fitted, unseen = (group_sums(problem, groups, joined(experts), heldout=part) for part in (False, True))
-    solved = prior.fit(fitted, unseen, torch.stack([down_of(expert) for expert in experts]), ridge, heldout)
+    solved = ridge_regression.fit(fitted, unseen, torch.stack([down_of(expert) for expert in experts]), ridge, heldout)
     errors = zip(fitted.errors(solved.downs), unseen.errors(solved.downs), strict=True)
     results = []
     for place, (group, (fit, rest)) in enumerate(zip(groups, errors, strict=True)):
         tokens, gram = int(fitted.tokens[place]), fitted.gram[place]
         record = {
             **solved.record(),
-            **prior.diagnosis(tokens, kept, f"group {group.number}", gram),
+            **ridge_regression.diagnosis(tokens, kept, f"group {group.number}", gram),
             "objective": {"fit": fit, "heldout": rest},
         }
         results.append(Merged(group, with_down(experts[place], solved.downs[place]), record))

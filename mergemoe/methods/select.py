@@ -3,7 +3,7 @@
 from typing import Literal
 
 from mergemoe.methods import joint
-from mergemoe.problem import Merged, Problem
+from mergemoe.moe.problem import Merged, Problem
 
 
 def merge(

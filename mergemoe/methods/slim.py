@@ -3,7 +3,7 @@
 from typing import Literal
 
 from mergemoe.methods import select
-from mergemoe.problem import Merged, Problem
+from mergemoe.moe.problem import Merged, Problem
 
 
 def merge(problem: Problem, width: float, ridge: float | Literal["auto"] = "auto", memory: float = 8.0) -> list[Merged]:

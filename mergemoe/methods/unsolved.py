@@ -4,13 +4,13 @@ The triples that have no name of their own: `average`, `hcsmoe`, `msmoe` and `zi
 and zipped features and their papers' groups.
 """
 
-from mergemoe import neurons
-from mergemoe.budget import kept_width
-from mergemoe.problem import Merged, Problem
+from mergemoe.merging import feature_rules
+from mergemoe.moe.layer_sizes import kept_width
+from mergemoe.moe.problem import Merged, Problem
 
 
-def merge(problem: Problem, features: neurons.Features = "usage", width: float = 1.0) -> list[Merged]:
+def merge(problem: Problem, features: feature_rules.Features = "usage", width: float = 1.0) -> list[Merged]:
     """Return, per group, the expert with those features."""
     groups = problem.groups if width < 1 else problem.several
-    experts = neurons.features(problem, groups, features, kept_width(width, problem.experts.up.shape[1]))
+    experts = feature_rules.features(problem, groups, features, kept_width(width, problem.experts.up.shape[1]))
     return [Merged(group, expert, {}) for group, expert in zip(groups, experts, strict=True)]

@@ -3,8 +3,8 @@
 A member's neurons may be zipped with one another, too; no order has to be found first.
 """
 
-from mergemoe.problem import Merged, Problem
-from mergemoe.zipping import zipped
+from mergemoe.merging.zipping import zipped
+from mergemoe.moe.problem import Merged, Problem
 
 
 def merge(problem: Problem) -> list[Merged]:

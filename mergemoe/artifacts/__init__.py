@@ -1,0 +1,1 @@
+"""The files between stages: atomic writes, digests, provenance and its verification."""

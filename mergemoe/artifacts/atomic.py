@@ -1,0 +1,83 @@
+"""Write files whole or not at all: a temporary path, synced and renamed into place."""
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mergemoe.artifacts.digests import sha256
+from mergemoe.artifacts.run_guard import LEFT, OVER, run_is_over
+from mergemoe.errors import UserError
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path; sync it and rename it to `path` only if all went well.
+
+    The temporary lies in results/.tmp/ where `path` lies below a folder `results`, else beside `path`.
+    It may be made a file or a folder; a folder takes the place of an older one whole, or goes if that says the same.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = results_above(path)
+    home = results / ".tmp" if results else path.parent
+    home.mkdir(exist_ok=True)
+    temporary = home / f"{path.name}.{socket.gethostname()}.{os.getpid()}"
+    try:
+        yield temporary
+        for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+            if file.is_file():
+                file.chmod(0o666 & ~_umask())  # safetensors makes 0600
+            _sync(file)
+        _put(temporary, path)
+        _sync(path.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def results_above(path: Path) -> Path | None:
+    """Return the folder `results` that a path lies in."""
+    return next((parent for parent in path.parents if parent.name == "results"), None)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Rename; what says the same stays as it is, since another copy of this job has made it and may have readers."""
+    if run_is_over():
+        raise UserError(f"{path} is not written: {OVER}")
+    if path.exists() and sha256(path) == sha256(temporary):
+        LEFT.add(path)
+        return
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        if not path.is_dir():
+            raise
+        old = temporary.with_name(f"{temporary.name}.old")
+        os.rename(path, old)
+        os.rename(temporary, path)
+        shutil.rmtree(old)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(results: str | Path) -> None:
+    """Remove the temporaries of this host's jobs that no longer run."""
+    for temporary in Path(results, ".tmp").glob(f"*.{socket.gethostname()}.*"):
+        if not Path("/proc", temporary.suffix[1:]).exists():
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)

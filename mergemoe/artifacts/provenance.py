@@ -1,0 +1,74 @@
+"""What an artifact says of its making, and whether that agrees with the disk and with what params.yaml asks for.
+
+Provenance is read from a file's head, without its payload. A claim is what the provenance of an artifact must say:
+{path: {stage, params, code}} for every artifact of the runs, made by stages/support/expected.py.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mergemoe import errors
+from mergemoe.artifacts import digests, store
+
+
+def address(path: str | Path) -> str:
+    """Return the path of an artifact from its folder `results` on, the same on every machine; else its bare name."""
+    parts = Path(path).parts
+    return "/".join(parts[parts.index("results") :] if "results" in parts else parts[-1:])
+
+
+def of(path: str | Path) -> dict[str, Any] | None:
+    """Return the provenance of an artifact; None for a file that is none of ours.
+
+    Raises:
+        ArtifactError: where the provenance was changed after it was written, or its file cannot be read.
+    """
+    path = Path(path)
+    if "results" not in path.parts or path.suffix not in _READERS:
+        return None
+    try:
+        made = _READERS[path.suffix](path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise errors.damaged(path, f"cannot be read as an artifact ({error})") from error
+    if made is not None and not store.holds(made, made.get("payload", "")):
+        raise errors.damaged(path, "does not hold what was written (its provenance was changed)")
+    return made
+
+
+def _of_json(path: Path) -> dict[str, Any] | None:
+    whole = json.loads(path.read_text())
+    return whole.get("provenance") if isinstance(whole, dict) else None
+
+
+def _of_tensors(path: Path) -> dict[str, Any] | None:
+    with path.open("rb") as file:
+        head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    made = head.get("__metadata__", {}).get(store.KEY)
+    return json.loads(made) if made else None
+
+
+def _of_activations(path: Path) -> dict[str, Any] | None:
+    import h5py  # here, so that a stage that reads no activations needs it not
+
+    with h5py.File(path) as file:
+        return json.loads(str(file.attrs[store.KEY]))
+
+
+_READERS = {".json": _of_json, ".safetensors": _of_tensors, ".h5": _of_activations}
+
+
+def content(path: str | Path) -> str:
+    """Return the digest of what a file says: an artifact's payload, its provenance left aside; else its sha256.
+
+    So an artifact that was made again by other code and says the same counts as the same. Of a folder it is the digest
+    of its files' contents and names, or what its provenance.json lists.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        made = of(path)
+        return made["payload"] if made else digests.sha256(path)
+    if (path / "provenance.json").is_file():
+        return content(path / "provenance.json")
+    files = sorted(file for file in path.rglob("[!.]*") if file.is_file())
+    return digests.digest_json({file.relative_to(path).as_posix(): content(file) for file in files})

@@ -1,0 +1,94 @@
+"""The HDF5 file of one layer's calibration activations: written batch by batch, checked, read in chunks.
+
+Datasets: hidden [n, H], expert_index [n, K], expert_weight [n, K], router_logits [n, N], sequence [n], and
+heldout [S], which of the S sequences are never fitted on. Padding is left out. bfloat16 is stored as its 16
+bits; compression is lossless. The digest in the provenance covers names, types, shapes and bytes.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergemoe import errors
+from mergemoe.artifacts import digests, store
+from mergemoe.moe.tokens import Activations
+
+CHUNK_ROWS = 1024
+
+
+class Writer:
+    """Append batches to a new file; `close` seals it with its provenance."""
+
+    def __init__(self, path: Path, heldout: Tensor):
+        self.file: Any = h5py.File(path, "w")
+        self.file["heldout"] = heldout.bool().cpu().numpy()
+
+    def append(self, **arrays: Tensor) -> None:
+        """Add rows to every dataset."""
+        for name, rows in arrays.items():
+            array = _bits(rows)
+            if name not in self.file:
+                options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+                chunk = (CHUNK_ROWS, *array.shape[1:])
+                empty = (0, *array.shape[1:])
+                dataset = self.file.create_dataset(
+                    name, empty, array.dtype, maxshape=(None, *array.shape[1:]), chunks=chunk, **options
+                )
+                dataset.attrs["dtype"] = str(rows.dtype).removeprefix("torch.")
+            dataset = self.file[name]
+            dataset.resize(len(dataset) + len(array), axis=0)
+            dataset[-len(array) :] = array
+
+    def close(self, provenance: Mapping[str, Any]) -> None:
+        """Write provenance and digest, and close."""
+        self.file.attrs[store.KEY] = digests.canonical(store.sealed(provenance, digests.of_activations(self.file)))
+        self.file.close()
+
+
+class Reader(Activations):
+    """A sealed file, checked when it is opened."""
+
+    def __init__(self, path: str | Path, layer: int | None = None):
+        """Open the file and check that it is of the layer that is wanted.
+
+        Raises:
+            ArtifactError: where it is truncated, not what its writer wrote, or another layer's.
+        """
+        try:
+            self.file: Any = h5py.File(path, "r")
+            provenance = json.loads(self.file.attrs[store.KEY])
+            same = store.holds(provenance, digests.of_activations(self.file))
+        except (OSError, KeyError, RuntimeError, ValueError) as error:
+            raise errors.damaged(path, f"cannot be read as captured activations ({error})") from error
+        if not same:
+            raise errors.damaged(path, "does not hold what was captured (its digest differs)")
+        if layer is not None and provenance["layer"] != layer:
+            raise errors.damaged(path, f"is of layer {provenance['layer']}, not {layer}")
+        sequence = torch.from_numpy(self.file["sequence"][:].astype(np.int64))
+        heldout = torch.from_numpy(self.file["heldout"][:])
+        super().__init__(heldout[sequence], self.file["expert_index"].shape[1])
+
+    def __enter__(self) -> "Reader":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self.file.close()
+
+    def read(self, name: str, start: int, rows: int) -> Tensor:
+        """Return some rows of a dataset in their true type."""
+        dataset = self.file[name]
+        tensor = torch.from_numpy(dataset[start : start + rows])
+        return tensor.view(torch.bfloat16) if dataset.attrs["dtype"] == "bfloat16" else tensor
+
+
+def _bits(rows: Tensor) -> np.ndarray:
+    rows = rows.detach().cpu().contiguous()
+    return (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()

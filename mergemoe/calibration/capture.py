@@ -1,0 +1,137 @@
+"""One streamed pass of the model over the calibration tokens: what every experts module is called with.
+
+The hooks sit on the experts module, behind all routing rules, and on its router. Finished layers and the
+residual stream live in a scratch folder until the pass is done, so that a killed capture goes on after its
+last finished layer.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mergemoe.artifacts import atomic
+from mergemoe.calibration import activation_file
+from mergemoe.calibration.hooks import Recorder
+from mergemoe.errors import UserError
+from mergemoe.models.layered_model import LayeredModel
+from mergemoe.models.layerwise_forward import Forward, run_layer
+from mergemoe.models.stacks import Batch, stacks
+from mergemoe.progress import Progress
+
+
+def batches_of(ids: Tensor, mask: Tensor, batch_tokens: int, device: torch.device) -> list[Batch]:
+    """Cut sequences [S, L] into batches of about `batch_tokens` tokens, one sequence at least."""
+    size = max(1, batch_tokens // ids.shape[1])
+    return [
+        {"input_ids": i.long().to(device), "attention_mask": m.long().to(device)}
+        for i, m in zip(ids.split(size), mask.split(size), strict=True)
+    ]
+
+
+@torch.no_grad()
+def capture(
+    layered: LayeredModel,
+    layout: Mapping[str, Any],
+    batches: list[Batch],
+    heldout: Tensor,
+    scratch: Path,
+    provenance: Mapping[str, Any],
+) -> tuple[dict[int, Path], list[Tensor]]:
+    """Run the model's layers once over the batches.
+
+    Args:
+        layered: the model.
+        layout: what layout.describe returned for it.
+        batches: input_ids and attention_mask [B, L] each.
+        heldout: [S] which sequences are never fitted on, written into every file.
+        scratch: a folder that belongs to exactly these inputs and parameters; the pass goes on from what it holds.
+        provenance: written into every file.
+
+    Returns:
+        {MoE layer: its finished file in `scratch`}, and the last layer's hidden states per batch.
+
+    Raises:
+        UserError: where hidden states are not finite, with the layer.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    modules = {entry["layer"]: entry for entry in layout["layers"]}
+    first = 0
+    for saved in sorted(scratch.glob("residual_*.safetensors")):
+        done = int(saved.stem.removeprefix("residual_"))
+        if all((scratch / f"layer_{i:03d}.h5").is_file() for i in modules if i <= done):
+            first = done + 1
+    if first:
+        print(f"capture goes on after layer {first - 1}, found in {scratch}", file=sys.stderr)
+
+    def restore(done: int) -> list[Tensor]:
+        residual = load_file(scratch / f"residual_{done:03d}.safetensors")
+        handed = [residual.get(f"{b:06d}.handed") for b in range(len(batches))]
+        forward.states = deque(s if s is None else s.to(layered.device) for s in handed)
+        return [residual[f"{b:06d}"].to(layered.device) for b in range(len(batches))]
+
+    forward = Forward(layered, batches)
+    ends = {stack.first - 1 for stack in stacks(layered.model)}  # the next stack is prepared from these
+    progress = Progress("batches through layers", (layout["decoder_layers"] - first) * len(batches))
+    for i, layer in forward.layers(first, restore):
+        recorder = Recorder(layered.model, modules[i]) if i in modules else None
+        path = scratch / f"layer_{i:03d}.h5" if recorder else None
+        with _layer_file(path, heldout, {**provenance, "layer": i}) as file:
+            for rows in run_batches(layer, i, forward, recorder):
+                if file:
+                    file.append(**rows)
+                progress.step()
+        if recorder:
+            recorder.remove()
+        with atomic.atomic(scratch / f"residual_{i:03d}.safetensors") as temporary:
+            save_file(_residual(forward), temporary)
+        if i - 2 not in ends:  # the one before this stays: another copy of this job may be about to go on from it
+            (scratch / f"residual_{i - 2:03d}.safetensors").unlink(missing_ok=True)
+    return {i: scratch / f"layer_{i:03d}.h5" for i in modules}, forward.hidden
+
+
+def run_batches(layer: Any, number: int, forward: Forward, recorder: Recorder | None) -> Iterator[dict[str, Tensor]]:
+    """Run one layer over all batches; yield what its experts were called with.
+
+    Raises:
+        UserError: where hidden states are not finite.
+    """
+    sequence = 0
+    for b, batch in enumerate(forward.inputs):
+        forward.hidden[b] = run_layer(layer, forward.hidden[b], forward.arguments[b][number])
+        _check_finite(forward.hidden[b], number)
+        yield recorder.rows(batch["attention_mask"], sequence) if recorder else {}
+        sequence += len(batch["input_ids"])
+
+
+def _residual(forward: Forward) -> dict[str, Tensor]:
+    """Return what the next layer reads; a function, so that nothing holds these tensors while it runs."""
+    residual = {f"{b:06d}": h for b, h in enumerate(forward.hidden)}
+    residual |= {f"{b:06d}.handed": s for b, s in enumerate(forward.states) if s is not None}
+    return {key: tensor.cpu().contiguous() for key, tensor in residual.items()}
+
+
+@contextmanager
+def _layer_file(path: Path | None, heldout: Tensor, provenance: Mapping[str, Any]) -> Iterator[Any]:
+    if path is None:
+        yield None
+        return
+    with atomic.atomic(path) as temporary:
+        writer = activation_file.Writer(temporary, heldout)
+        yield writer
+        writer.close(provenance)
+
+
+def _check_finite(hidden: Tensor, layer: int) -> None:
+    if not hidden.isfinite().all():
+        raise UserError(
+            f"layer {layer}: {int((~hidden.isfinite()).sum())} of {hidden.numel()} hidden values are NaN or "
+            f"infinite in {str(hidden.dtype).removeprefix('torch.')}. float16 overflows in many models: set "
+            "`capture.dtype` to bfloat16 or float32; if it is one of these, the checkpoint itself is damaged"
+        )

@@ -1,0 +1,1 @@
+"""A Hugging Face folder on disk: headers, shards, the hub, validation and cost."""

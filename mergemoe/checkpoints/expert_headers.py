@@ -1,0 +1,165 @@
+"""The routed experts of a checkpoint, told from its headers and config.json alone, whatever its architecture.
+
+Nothing here imports torch or transformers, so that the Snakefile can ask in every job it parses.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from mergemoe.checkpoints import expert_headers, model_folder, quantization
+from mergemoe.checkpoints.model_folder import read_config, read_headers
+from mergemoe.errors import UserError
+
+Headers = Mapping[str, Mapping[str, Any]]
+
+# After a layer's number either a component `experts` (never `shared_experts`), with the number of one expert or
+# without; or the names under which granitemoe, jetmoe and step3p7 stack a layer's experts.
+_KEY = re.compile(
+    r"(?P<stack>.+?)\.(?P<layer>\d+)\."
+    r"(?:(?:.*\.)?experts\.(?:(?:expert_)?(?P<expert>\d+)\.)?"
+    r"|(?:block_sparse_moe|mlp)\.(?=(?:in|out)put_linear\.)"
+    r"|moe\.(?=(?:gate|up|down)_proj\.))"
+    r"(?P<name>.+)"
+)
+_FLAT = re.compile(r"mlp\.(w1|v1|w2)")  # dbrx: the experts one after the other, [E * I, H]
+_DOWN = re.compile(r"(?:mlp\.)?(down_proj|down_projs|w2|wo|fc2|output_linear)([._]weight)?")
+
+# What architectures call the same number.
+NAMES = {
+    "experts": ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "num_routed_experts"),
+    "top_k": (
+        "num_experts_per_tok",
+        "num_experts_per_token",
+        "moe_topk",
+        "moe_top_k",
+        "moe_k",
+        "top_k_experts",
+        "num_selected_experts",
+        "top_k",
+    ),
+    "hidden_size": ("moe_hidden_size", "moe_latent_size", "d_model", "hidden_size"),  # that the experts see
+    "layers": ("num_layers", "n_layers", "num_hidden_layers"),  # longcat_flash counts its blocks twice in the last
+    "predicting_layers": ("num_nextn_predict_layers",),  # stored after the others, and no part of the model
+    "identity_experts": ("zero_expert_num",),
+    "flat_width": ("ffn_hidden_size",),
+}
+
+
+class Routed(NamedTuple):
+    """A stored tensor of routed experts.
+
+    stack: what comes before the layers' numbers in the key, such as `model.layers`.
+    layer: the layer's number; of an encoder-decoder the decoder's come after the encoder's.
+    experts: how many experts its layer has.
+    form: whether it holds one of them alone, all `stacked` as [E, ...], or all one after the other, `flat`, [E * I, H];
+        `identity` is what longcat_flash stores for experts that give back their input: it is never read.
+    name: what the key says after the experts.
+    """
+
+    stack: str
+    layer: int
+    experts: int
+    form: Literal["alone", "stacked", "flat", "identity"]
+    name: str
+
+
+def stated(config: Mapping[str, Any], what: str) -> list[int]:
+    """Return the numbers that a config.json gives for one of the keys of `NAMES`, under all their names."""
+    language = {**config, **(config.get("text_config") or {}), **(config.get("ffn_config") or {})}
+    values = [language.get(name) for name in NAMES[what]]
+    values = [max(value) if isinstance(value, list) and value else value for value in values]  # one per layer
+    return [value for value in values if isinstance(value, int)]
+
+
+def top_k(config: Mapping[str, Any]) -> int | None:
+    """Return how many experts work on a token; None where config.json does not say."""
+    return 1 if config.get("model_type") == "switch_transformers" else next(iter(stated(config, "top_k")), None)
+
+
+def routed(headers: Headers, config: Mapping[str, Any]) -> dict[str, Routed]:
+    """Return {key: what it holds} of the tensors of routed experts, whatever these do."""
+    matches = {key: match for key in headers if (match := _KEY.fullmatch(key))}
+    working = min(stated(config, "experts")) if stated(config, "identity_experts") else math.inf
+    members: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for match in matches.values():
+        if match["expert"] and int(match["expert"]) < working:
+            members[match["stack"], int(match["layer"])].add(int(match["expert"]))
+    encoder = stated(config, "layers")[0] if config.get("is_encoder_decoder") else 0
+    found = {}
+    for key, match in matches.items():
+        stack, number, name, shape = match["stack"], int(match["layer"]), match["name"], headers[key]["shape"]
+        layer = number + (encoder if stack.endswith("decoder.block") else 0)
+        if match["expert"]:
+            form = "alone" if int(match["expert"]) in members[stack, number] else "identity"
+            found[key] = Routed(stack, layer, len(members[stack, number]), form, name)
+        elif _FLAT.fullmatch(name):
+            found[key] = Routed(stack, layer, shape[0] // _flat_width(config, key), "flat", name)
+        elif len(shape) > 1:  # else a map, a norm, or a bias of the router
+            found[key] = Routed(stack, layer, shape[0], "stacked", name)
+    return found
+
+
+def _flat_width(config: Mapping[str, Any], key: str) -> int:
+    compressed = (config.get("mergemoe") or {"experts": {}})["experts"]
+    if facts := compressed.get(key.rpartition(".mlp.")[0]):
+        return facts["width"][1]
+    for width in stated(config, "flat_width"):
+        return width
+    raise UserError("config.json lacks ffn_config.ffn_hidden_size: where does one expert end in a stored tensor?")
+
+
+def feed_forward(headers: Headers, config: Mapping[str, Any]) -> dict[str, Routed]:
+    """Return those that can be merged: no mixture of attention heads (jetmoe), no layers that predict more tokens."""
+    return {
+        key: held
+        for key, held in routed(headers, config).items()
+        if held.form != "identity" and "attention." not in key and "mtp" not in held.stack
+    }
+
+
+def sizes(headers: Headers, config: Mapping[str, Any]) -> dict[int, dict[str, int]]:
+    """Return {layer: its number of experts, their width I, and the parameters and bytes of all of them}."""
+    layers: dict[int, dict[str, int]] = {}
+    # Layers beyond the model's own are stored, too, where they predict more tokens.
+    beyond = min(stated(config, "layers"), default=math.inf) if not config.get("is_encoder_decoder") else math.inf
+    for key, held in sorted(feed_forward(headers, config).items(), key=lambda item: item[1].layer):
+        if held.layer >= beyond:
+            continue
+        shape = headers[key]["shape"]
+        layer = layers.setdefault(held.layer, {"experts": held.experts, "width": 0, "parameters": 0, "bytes": 0})
+        layer["parameters"] += math.prod(shape)
+        layer["bytes"] += headers[key]["bytes"]
+        if _DOWN.fullmatch(held.name):
+            hidden = shape[0] if held.form == "alone" else stated(config, "hidden_size")[0] * held.experts
+            layer["width"] = math.prod(shape) // hidden
+    return layers
+
+
+def count_experts(folder: str | Path) -> dict[int, int]:
+    """Return {layer: number of routed experts} of every MoE layer.
+
+    Raises:
+        UserError: where no layer has experts.
+    """
+    config = read_config(folder)
+    counts = {layer: size["experts"] for layer, size in sizes(read_headers(folder), config).items()}
+    if not counts:
+        raise UserError(
+            f"{folder} ({config.get('model_type')}) has no layer with experts: a dense model has nothing to merge. "
+            "Point `model.<name>.path` at a Mixture-of-Experts checkpoint"
+        )
+    return counts
+
+
+def headers(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the headers of a checkpoint, those of its plain copy where it is quantized."""
+    return quantization.plain(model_folder.read_headers(path))
+
+
+def expert_sizes(path: str | Path) -> dict[int, dict[str, int]]:
+    """Return expert_headers.sizes of a checkpoint, of its plain copy where it is quantized."""
+    return expert_headers.sizes(headers(path), model_folder.read_config(path))

@@ -1,0 +1,188 @@
+"""Models of the Hugging Face hub: brought at one commit into the hub's ordinary cache, checked, and written down.
+
+huggingface_hub gives up what it has of a file when it is killed, and shards have gigabytes. So weights are received
+here, into a file beside the cache's blobs that the next fetch goes on with; the rest, and the links that make the
+blobs a folder, are huggingface_hub's own. It is imported on use.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergemoe.artifacts import atomic, digests
+from mergemoe.checkpoints import hub_cache, hub_record, model_folder
+from mergemoe.errors import UserError
+from mergemoe.progress import track
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
+
+_AT_ONCE = 4  # shards received side by side
+_PART = ".mergemoe.incomplete"  # the end of what huggingface_hub, too, knows as half a file
+
+
+def fetch(model: str, revision: str | None) -> Path:
+    """Bring what a run needs of a model, check every file, write the record; return the record's path.
+
+    What is there is not brought again; where all of it is, and recorded, the hub is not asked.
+
+    Args:
+        model: the id, such as Qwen/Qwen3-30B-A3B.
+        revision: the full commit hash.
+
+    Raises:
+        UserError: where the model, the commit or safetensors are missing, the hub does not answer, or a file differs.
+    """
+    if not hub_cache.HUB_ID.fullmatch(model):
+        raise UserError(f"{model!r} is no id of a hub model, such as Qwen/Qwen3-30B-A3B")
+    if revision is None or not hub_cache.COMMIT.fullmatch(revision):
+        raise UserError(_commit_of(model, revision or "main"))
+    path, folder = hub_cache.record(model, revision), hub_cache.snapshot(model, revision)
+    known = hub_record.read(path)
+    listed: dict[str, RepoFile] = {}
+    received: dict[str, str] = {}
+    if not known or not all((folder / name).is_file() for name in known):
+        with _asking(model, revision):
+            listed, received = _bring(model, revision)
+    files = {}
+    for name in track(sorted(listed or known), f"{model}: sha256 of its files"):
+        file = folder / name
+        sha256 = received.get(name) or digests.sha256(file)
+        as_listed = name not in listed or _is(file, sha256, listed[name])
+        if not as_listed or known.get(name, {}).get("sha256", sha256) != sha256:
+            raise UserError(
+                f"{file} has sha256 {sha256}, which is not what {path if as_listed else 'the hub'} says; nothing was "
+                f"recorded. Delete {file.resolve()} and run `{hub_cache.fetch_command(model, revision)}` again"
+            )
+        files[name] = {"size": file.stat().st_size, "sha256": sha256}
+    text = json.dumps({"model": model, "revision": revision, "files": files}, sort_keys=True, indent=1) + "\n"
+    if not path.is_file() or path.read_text() != text:
+        with atomic.atomic(path) as temporary:
+            temporary.write_text(text)
+    return path
+
+
+def _is(file: Path, sha256: str, listed: "RepoFile") -> bool:
+    """Tell whether a file is what the hub lists: by sha256, or by git's hash where it is small and lies in git."""
+    if listed.lfs is not None:
+        return sha256 == listed.lfs.sha256
+    content = file.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == listed.blob_id
+
+
+def _commit_of(model: str, revision: str) -> str:
+    """Return what to say of a revision that is no full commit hash: which one it is now."""
+    from huggingface_hub import HfApi
+
+    text = f"{model} needs `--revision` with a full commit hash, 40 hexadecimal digits: a branch or tag can move"
+    reason = None
+    for name in dict.fromkeys((revision, "main")):
+        try:
+            with _asking(model, name):
+                commit = HfApi().model_info(model, revision=name).sha or ""
+            return f"{text}. `{name}` is this one now: `{hub_cache.fetch_command(model, commit)}`"
+        except UserError as error:
+            reason = error
+    return f"{text}. Which one it is now is not known: {reason}"
+
+
+@contextmanager
+def _asking(model: str, revision: str) -> Iterator[None]:
+    """Turn what goes wrong between here and the hub into a UserError."""
+    from huggingface_hub import constants, errors
+
+    try:
+        yield
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{model} has no revision {revision} on the hub: see its page, `Files`, `History`") from None
+    except errors.GatedRepoError:
+        raise UserError(f"{model} is gated: accept its conditions on its page, `hf auth login`, run again") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{constants.ENDPOINT} has no model {model}: check the spelling; if it is private, `hf auth login`"
+        ) from None
+    except (errors.HTTPError, OSError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{model} could not be brought from {constants.ENDPOINT} ({reason}). What has come is kept: the same "
+            "command goes on from there"
+        ) from None
+
+
+def _bring(model: str, revision: str) -> tuple[dict[str, "RepoFile"], dict[str, str]]:
+    """Bring what is missing; return {file: what the hub lists of it}, and {shard: sha256} of what was received now."""
+    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.utils import WeakFileLock
+
+    listed = {f.path: f for f in HfApi().list_repo_tree(model, revision=revision) if isinstance(f, RepoFile)}
+    _check_kind(model, listed)
+    weights = [model_folder.SINGLE]
+    if model_folder.INDEX in listed:
+        index = hf_hub_download(model, model_folder.INDEX, revision=revision)
+        weights = sorted(set(model_folder.weight_map(Path(index).parent).values()))
+    if missing := [name for name in weights if name not in listed]:
+        raise UserError(f"{model} at {revision} lacks {missing[0]}, which its {model_folder.INDEX} names")
+    others = [name for name in listed if model_folder.beside(name)]
+    wanted = {name: listed[name] for name in [*others, *weights]}
+    blobs = hub_cache.snapshot(model, revision).parents[1] / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    ours = [name for name in weights if listed[name].size <= constants.MAX_HTTP_DOWNLOAD_SIZE]  # larger: hf_xet's
+    with WeakFileLock(blobs.parent / "mergemoe.lock"), ThreadPool(_AT_ONCE) as pool:  # one fetch of a model at a time
+        todo = {name: f for name in ours if (f := listed[name]).lfs and not (blobs / f.lfs.sha256).exists()}
+        _check_space(model, blobs, todo)
+        jobs = pool.imap_unordered(lambda name: _receive(model, revision, todo[name], blobs), todo)
+        received = dict(track(jobs, f"{model}: shards", len(todo)))
+    snapshot_download(model, revision=revision, allow_patterns=list(wanted))
+    return wanted, received
+
+
+def _check_kind(model: str, listed: Mapping[str, "RepoFile"]) -> None:
+    if "config.json" not in listed:
+        raise UserError(f"{model} has no config.json: it is no checkpoint of transformers")
+    if model_folder.INDEX in listed or model_folder.SINGLE in listed:
+        return
+    if pickled := [name for name in listed if name.endswith(model_folder.PICKLES)]:
+        raise UserError(
+            f"{model} has pickled weights only ({pickled[0]}), which can run any code when they are read: refused. "
+            "Look for a commit, or a copy, with *.safetensors; or convert it yourself and name the folder"
+        )
+    raise UserError(
+        f"{model} has neither {model_folder.SINGLE} nor {model_folder.INDEX}: no weights that can be read here"
+    )
+
+
+def _check_space(model: str, blobs: Path, todo: Mapping[str, "RepoFile"]) -> None:
+    come = sum(path.stat().st_size for path in blobs.glob(f"*{_PART}"))
+    needed, free = sum(f.size for f in todo.values()) - come, shutil.disk_usage(blobs).free
+    said = f"{model} needs {needed / 1e9:.1f} GB more in {blobs}, where {free / 1e9:.1f} GB are free"
+    if needed > free:
+        raise UserError(f"{said}: make room, or name another place with HF_HOME")
+    print(said, file=sys.stderr)
+
+
+def _receive(model: str, revision: str, file: "RepoFile", blobs: Path) -> tuple[str, str]:
+    """Receive a shard from where an earlier fetch stopped; return its name and sha256 once it is a blob."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    sha256 = file.lfs.sha256 if file.lfs else ""
+    part = blobs / f"{sha256}{_PART}"
+    with part.open("ab") as opened:
+        url = hf_hub_url(model, file.path, revision=revision)
+        http_get(url, opened, resume_size=opened.tell(), headers=build_hf_headers(), expected_size=file.size)
+    if (found := digests.sha256(part)) != sha256:
+        part.unlink()
+        raise UserError(
+            f"{file.path} of {model} came with sha256 {found} where the hub states {sha256}; it was dropped, nothing "
+            "was recorded. Run the same command again; if it stays so, something between here and the hub changes files"
+        )
+    part.rename(blobs / sha256)
+    return file.path, sha256

@@ -1,0 +1,183 @@
+"""What a checkpoint folder says of itself: configuration and safetensors headers, all of it JSON.
+
+Nothing here imports torch or transformers, so that the Snakefile can ask in every job it parses.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mergemoe.checkpoints.hub_cache import cache_folder, fetch_command, snapshot
+from mergemoe.errors import UserError
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+BESIDE = (".json", ".model", ".jinja", ".txt")  # configuration, tokenizer, chat template
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+_AGAIN = "the copy is damaged or not complete: bring the checkpoint again (`mergemoe fetch` for a model of the hub)"
+
+
+def locate(path: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a checkpoint.
+
+    Args:
+        path: a folder; with `revision` the id of a model of the hub.
+        revision: its full commit hash.
+
+    Raises:
+        UserError: where a model of the hub was not fetched.
+    """
+    if revision is None:
+        return Path(path)
+    folder = snapshot(path, revision)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{path} at {revision} is not in {cache_folder()}: run `{fetch_command(path, revision)}`")
+    return folder
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Return config.json as a dictionary.
+
+    Raises:
+        UserError: where it is missing, or no JSON object.
+    """
+    return _read_object(Path(folder, "config.json"))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent}: no {path.name} there; `model.<name>.path` must name a checkpoint folder. If it is the id "
+            "of a model of the hub, add `revision`, its full commit hash"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): {_AGAIN}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not an object of names and values: {_AGAIN}")
+    return content
+
+
+def shards(folder: str | Path) -> list[Path]:
+    """Return the safetensors files that transformers reads: those that the index names, or model.safetensors.
+
+    Raises:
+        UserError: where the folder or a file is missing, or it cannot be told which files belong together.
+    """
+    folder = Path(folder)
+    read_config(folder)
+    if not (folder / INDEX).is_file():
+        if not (folder / SINGLE).is_file():
+            raise UserError(f"{folder} {_without_weights(folder)}")
+        return [folder / SINGLE]
+    named = sorted(set(weight_map(folder).values()))
+    if (folder / SINGLE).is_file() and named != [SINGLE]:
+        raise UserError(
+            f"{folder} holds both {SINGLE} and {INDEX}, which names {len(named)} other files: two checkpoints in one "
+            "folder. Move the one that you do not mean elsewhere"
+        )
+    if missing := [name for name in named if not (folder / name).is_file()]:
+        raise UserError(
+            f"{folder} lacks {len(missing)} of {len(named)} shards that {INDEX} names, such as {missing[0]}: {_AGAIN}"
+        )
+    return [folder / name for name in named]
+
+
+def _without_weights(folder: Path) -> str:
+    if found := sorted(folder.glob("*.safetensors")):
+        return (
+            f"holds {len(found)} safetensors files, such as {found[0].name}, but neither {SINGLE} nor {INDEX}, which "
+            "says what lies where: bring that file, too"
+        )
+    if pickled := sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES):
+        return (
+            f"holds pickled weights only ({pickled[0]}). A pickle can run any code when it is read, so it is never "
+            "opened here. If you trust its source, convert it once: "
+            f"AutoModelForCausalLM.from_pretrained({str(folder)!r}, dtype='auto').save_pretrained('NEW'), and copy the "
+            "tokenizer's files to NEW"
+        )
+    return f"holds no *.safetensors file: {_AGAIN}"
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    """Return {key: file} of the index of a checkpoint in shards."""
+    stored_in = _read_object(folder / INDEX).get("weight_map")
+    if not isinstance(stored_in, dict) or not stored_in:
+        raise UserError(f"{folder / INDEX} has no weight_map, which says what lies where: {_AGAIN}")
+    if not all(isinstance(name, str) for name in stored_in.values()):
+        raise UserError(f"{folder / INDEX}: its weight_map does not name a file for every tensor: {_AGAIN}")
+    return stored_in
+
+
+def files(folder: str | Path) -> list[Path]:
+    """Return the files that make a checkpoint's numbers: configuration, tokenizer, weights."""
+    weights = shards(folder)
+    return sorted(weights + [path for path in Path(folder).iterdir() if beside(path.name)])
+
+
+def beside(name: str) -> bool:
+    """Tell whether a file of this name makes a checkpoint's numbers beside its weights."""
+    return name.endswith(BESIDE) and not name.endswith(".bin.index.json")
+
+
+def read_headers(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Return {key: {dtype, shape, file, bytes}} of every stored tensor.
+
+    Raises:
+        UserError: where a shard is not complete, holds a key that another holds, or is not what the index says.
+    """
+    headers: dict[str, dict[str, Any]] = {}
+    for path in shards(folder):
+        for key, entry in _header(path).items():
+            if key in headers:
+                raise UserError(
+                    f"{folder}: both {headers[key]['file']} and {path.name} hold {key}: shards of different "
+                    "checkpoints lie in one folder. Bring the checkpoint into an empty one"
+                )
+            start, stop = entry["data_offsets"]
+            headers[key] = {"dtype": entry["dtype"], "shape": entry["shape"], "file": path.name, "bytes": stop - start}
+    if Path(folder, INDEX).is_file():
+        _check_index(Path(folder), headers)
+    return headers
+
+
+def _header(path: Path) -> dict[str, dict[str, Any]]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
+        if first.startswith((b"version", b"<")):
+            raise UserError(
+                f"{path} is text and no safetensors file: a pointer of git-LFS, or a page that was downloaded in its "
+                "place. Run `git lfs pull` there, or bring the file itself"
+            )
+        if size < 8 + length:
+            raise UserError(f"{path} has {size:,} bytes and is truncated inside its header of {length:,}: {_AGAIN}")
+        try:
+            entries = json.loads(file.read(length))
+            entries.pop("__metadata__", None)
+            promised = 8 + length + max(_stop(entry) for entry in entries.values())
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} does not begin with a safetensors header ({error!r}): {_AGAIN}") from None
+    if size != promised:
+        raise UserError(f"{path} has {size:,} bytes where its header promises {promised:,}: {_AGAIN}")
+    return entries
+
+
+def _stop(entry: Mapping[str, Any]) -> int:
+    """Return where a tensor ends; raise where its entry is not complete."""
+    return (entry["dtype"], entry["shape"], entry["data_offsets"][1])[2]
+
+
+def _check_index(folder: Path, headers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that every tensor lies where the index says; what the index leaves out does no harm."""
+    wrong = [(key, name) for key, name in weight_map(folder).items() if headers.get(key, {}).get("file") != name]
+    if wrong:
+        key, name = wrong[0]
+        where = headers[key]["file"] if key in headers else "in no shard"
+        raise UserError(
+            f"{folder / INDEX} disagrees with the shards in {len(wrong)} tensors: {key} should lie in {name} and lies "
+            f"{where if key not in headers else f'in {where}'}. Index and shards are of different versions: {_AGAIN}"
+        )

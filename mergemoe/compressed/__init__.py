@@ -1,0 +1,1 @@
+"""The compressed model: its class, config and checkpoint; compress, load and save."""

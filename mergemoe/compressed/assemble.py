@@ -1,0 +1,137 @@
+"""Write the compressed checkpoint: the original's tensors, shard by shard, with the solved layers in place.
+
+Tensors keep their stored names and dtypes, and a solved layer stores M experts in the form that N had. Where stock code
+has modules of these shapes (stock.py), that is all. Else a layer has a buffer `expert_map`, the configuration says how
+large each module is, and modeling_mergemoe.py comes along, so that transformers loads it with trust_remote_code and
+refuses it loudly without.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints.expert_weights import StoredTensors
+from mergemoe.checkpoints.shards import CARRIED, write_shards
+from mergemoe.compressed import modeling, stock
+from mergemoe.compressed.model_config import compact_config, module_facts, role_shape
+from mergemoe.moe.packing import Stacking
+from mergemoe.progress import track
+
+
+def assemble(
+    layout: Mapping[str, Any], solved: Mapping[int, Mapping[str, Tensor]], out: Path, shard_bytes: int = 4 << 30
+) -> None:
+    """Write a checkpoint folder; one that keeps all experts is the original, byte for byte.
+
+    Args:
+        layout: what layout.describe returned.
+        solved: {layer: tensors of solve.solve}.
+        out: a new folder.
+        shard_bytes: size of a file, and so of the memory that is needed; a larger tensor has a file of its own.
+
+    Raises:
+        UserError: where the routing changed and stock code cannot have that.
+    """
+    folder = model_folder.locate(layout["path"], layout.get("revision"))
+    out.mkdir(parents=True)
+    merged = {entry["layer"]: entry for entry in layout["layers"] if _changed(entry, solved[entry["layer"]])}
+    if merged:
+        original = model_folder.read_config(folder)
+        sizes = {layer: (_kept(solved[layer]), _width(entry, solved[layer])) for layer, entry in merged.items()}
+        config = stock.config_of(original, layout, sizes, {layer: "router" in solved[layer] for layer in merged})
+        with StoredTensors(folder) as stored:
+            tensors = _tensors(merged, solved, stored, mapped=config is None)
+            write_shards(track(tensors, "assemble: tensors"), out, shard_bytes)
+        if config is None:
+            facts = {entry["module"]: module_facts(entry, *sizes[layer]) for layer, entry in merged.items()}
+            config = compact_config(original, layout["architecture"], facts)
+            (out / "modeling_mergemoe.py").write_text(modeling.source(layout["architecture"]))
+        (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n")
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name.startswith(CARRIED) or (not merged and path in model_folder.files(folder)):
+            shutil.copyfile(path, out / path.name)
+
+
+def _tensors(
+    merged: Mapping[int, Mapping[str, Any]],
+    solved: Mapping[int, Mapping[str, Tensor]],
+    stored: StoredTensors,
+    mapped: bool,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the new checkpoint's tensors in the order of the old; a merged layer comes whole at its first key."""
+    of_experts = {key: layer for layer, entry in merged.items() for key in _keys(entry)}
+    routers = {
+        key: solved[layer][name]
+        for layer, entry in merged.items()
+        for name, key in entry["router"]["keys"].items()
+        if name in solved[layer]
+    }
+    done = set()
+    for key in stored.headers:
+        layer = of_experts.get(key)
+        if layer is None:
+            yield key, routers.get(key, stored[key])
+        elif layer not in done:
+            done.add(layer)
+            yield from _layer(merged[layer], solved[layer], stored)
+            if mapped:
+                yield _expert_map(merged[layer], solved[layer])
+
+
+def _keys(entry: Mapping[str, Any]) -> list[str]:
+    return [key for facts in entry["roles"].values() for key in (*facts["keys"], *facts["identity"])]
+
+
+def _kept(tensors: Mapping[str, Tensor]) -> int:
+    return int(tensors["expert_map"].max()) + 1
+
+
+def _width(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    return tensors["up"].shape[1] if len(tensors["groups"]) else entry["width"]
+
+
+def _changed(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+    return _kept(tensors) < entry["experts"] or len(tensors["groups"]) > 0
+
+
+def _layer(
+    entry: Mapping[str, Any], tensors: Mapping[str, Tensor], stored: StoredTensors
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the stored tensors of one merged layer; a group of one expert keeps that expert's bytes."""
+    expert_map, kept = tensors["expert_map"].tolist(), _kept(tensors)
+    first_member = [expert_map.index(group) for group in range(kept)]
+    row_of = {group: row for row, group in enumerate(tensors["groups"].tolist())}
+    written: dict[str, Tensor] = {}
+    for role, facts in entry["roles"].items():
+        keys, where = facts["keys"], Stacking(**facts["stored"])
+        if facts["fused"]:  # one tensor, which may hold another role, too
+            old = stored[keys[0]]
+            if keys[0] not in written:
+                shape = role_shape(entry, role, kept, _width(entry, tensors))
+                written[keys[0]] = old.new_empty(where.shape(shape))
+            view, before = where.view(written[keys[0]], kept), where.view(old, entry["experts"])
+            for group, expert in enumerate(first_member):
+                view[group] = tensors[role][row_of[group]] if group in row_of else before[expert]
+            continue
+        for group, expert in enumerate(first_member):
+            written[keys[group]] = tensors[role][row_of[group]] if group in row_of else stored[keys[expert]]
+        if "{}" in facts["parameter"]:  # their names stay (modeling.shrink_experts)
+            written |= {key: tensors[role].new_empty([0] * (tensors[role].ndim - 1)) for key in keys[kept:]}
+        every = [*keys, *facts["identity"]]
+        spare = {every[kept + i]: stored[key] for i, key in enumerate(facts["identity"])}
+        if _width(entry, tensors) != entry["width"]:  # no expert reads them, and a stack has one shape
+            spare = {key: torch.zeros_like(tensors[role][0]) for key in spare}
+        written |= spare
+    yield from written.items()
+
+
+def _expert_map(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+    kept = _kept(tensors)
+    rest = torch.arange(kept, kept + entry["identity"])  # experts that give their input back stay behind the others
+    return entry["expert_map"]["key"], torch.cat([tensors["expert_map"], rest])

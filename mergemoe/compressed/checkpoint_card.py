@@ -1,0 +1,113 @@
+"""Model cards: what a compressed checkpoint is, how it was made, how to load it, and what it scores.
+
+`describe` goes beside the weights before anything is measured; report/model_card.py has the same text with the scores.
+A run's parameters are {stage: parameters} of the stages in `STAGES`. Those in `CHOICES` have a `name`, too;
+`model` has a `path`, `solve` a `method`.
+
+Assembling a checkpoint imports this file: what only the report needs stands elsewhere.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Parameters = Mapping[str, Mapping[str, Any]]
+
+CHOICES = ("model", "calibrate", "cluster", "solve")
+STAGES = ("model", "calibrate", "capture", "cluster", "solve")
+
+LOADING = """\
+import mergemoe
+
+model = mergemoe.load("PATH")
+"""
+LOADING_WITHOUT = """\
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("PATH"CONSENT)
+"""
+
+STOCK = "It is a stock checkpoint: transformers loads it without any code besides its own."
+COMPACT = "The router keeps its outputs, and several of them share an expert."
+
+_TEXT = """\
+---
+{front}
+---
+
+# {model}, compressed
+
+A copy of `{model}` with fewer or narrower experts in its Mixture-of-Experts layers (method `{method}`). Everything else
+is the original's. {form} It is run `{run}`:
+
+{made}
+
+## Load it
+
+`PATH` is the folder of the weights.
+
+```python
+{loading}```
+
+or, where mergemoe is not installed,
+
+```python
+{loading_without}```
+"""
+
+
+def loading(folder: str, stock: bool) -> list[str]:
+    """Return the lines that load a checkpoint with mergemoe, and with transformers alone."""
+    consent = "" if stock else ", trust_remote_code=True"
+    return [text.replace("PATH", folder).replace("CONSENT", consent) for text in (LOADING, LOADING_WITHOUT)]
+
+
+def is_stock(files: Iterable[str]) -> bool:
+    """Tell by the names of a checkpoint's files whether stock transformers loads it, without code of ours."""
+    return "modeling_mergemoe.py" not in files
+
+
+def describe(parameters: Parameters, stock: bool) -> str:
+    """Return the card of a run without its scores."""
+    made = [[stage, parameters[stage].get("name", ""), listed(parameters[stage])] for stage in STAGES]
+    lines = loading("PATH", stock)
+    return _TEXT.format(
+        front=_front(parameters["model"]),
+        model=parameters["model"]["name"],
+        run="/".join(parameters[stage]["name"] for stage in CHOICES),
+        method=parameters["solve"]["method"],
+        made=table(["stage", "choice", "parameters"], made),
+        form=STOCK if stock else COMPACT,
+        loading=lines[0],
+        loading_without=lines[1],
+    )
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    head = list(head)
+    cells = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
+
+
+def listed(choice: Mapping[str, Any]) -> str:
+    """Return the parameters of a choice on one line."""
+    values = {key: _base(value) if key == "path" else value for key, value in choice.items() if key != "name"}
+    spelled = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    return ", ".join(f"{key}: {value}" for key, value in spelled.items() if value != "null")
+
+
+def _front(model: Mapping[str, Any]) -> str:
+    """Return the card's metadata; the Hub takes a path with a slash for an id, so of a folder it is the name."""
+    base = model["path"] if model.get("revision") else Path(model["path"]).name
+    return f"""\
+base_model: {json.dumps(base)}
+library_name: transformers
+pipeline_tag: text-generation
+tags: [mergemoe, moe, model-compression]"""
+
+
+def _base(path: str) -> str:
+    """Return the original's path; of an absolute one only the folder's name is anyone's business."""
+    return Path(path).name if Path(path).is_absolute() else path

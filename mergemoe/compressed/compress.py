@@ -1,0 +1,138 @@
+"""Compress a model that is in memory: the workflow's own functions, layer by layer, without its files."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mergemoe.calibration.capture import batches_of, run_batches
+from mergemoe.calibration.hooks import Recorder
+from mergemoe.calibration.profile import profile
+from mergemoe.calibration.token_sequences import heldout_rows
+from mergemoe.compressed import arguments
+from mergemoe.compressed.replace import experts_of, replace_layers
+from mergemoe.errors import UserError
+from mergemoe.grouping import cluster
+from mergemoe.merging.solve import solve
+from mergemoe.methods import catalogue
+from mergemoe.models import layout
+from mergemoe.models.layered_model import ResidentModel
+from mergemoe.models.layerwise_forward import Forward
+from mergemoe.moe import layer_sizes
+from mergemoe.moe.expert_forward import Activation
+from mergemoe.moe.problem import Problem
+from mergemoe.moe.router_rule import of_layer
+from mergemoe.moe.tokens import Remembered
+from mergemoe.progress import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RECOMMENDED = {"method": "select"}
+
+
+@torch.no_grad()
+def compress(
+    model: "PreTrainedModel",
+    tokens: Tensor | Mapping[str, Tensor],
+    experts: int | float | None = None,
+    method: str = "recommended",
+    layers: str | Sequence[int] = "all",
+    seed: int = 0,
+    holdout: float = 0.125,
+    batch_tokens: int = 16384,
+    **options: Any,
+) -> "PreTrainedModel":
+    """Merge the experts of a model in place, and return it.
+
+    On a CPU, at equal dtype, batches and threads, the weights are the workflow's, bit for bit.
+
+    Args:
+        model: a transformers model; its class becomes a subclass of what it was.
+        tokens: ids [S, L], or a mapping with `input_ids` and, where there is padding, `attention_mask`, as a
+            tokenizer returns with return_tensors="pt".
+        experts: an int is the number kept per layer, a float in (0, 1] the share, rounded up; by default half of
+            them, or all where the method (`slim`) keeps all.
+        method: a method of `solve` in params.yaml.
+        layers: "all", a range such as "28-47", or the numbers of the decoder layers to merge.
+        seed: draws the sequences that are never fitted on.
+        holdout: their share.
+        batch_tokens: tokens of one forward batch.
+        options: of the method, as in params.yaml; a `share` is the workflow's alone.
+
+    Raises:
+        UserError: where the model's experts cannot be merged or an argument is none, before anything is computed.
+    """
+    if hasattr(model.config, "mergemoe"):
+        raise UserError("this model is compressed already: start from the original, and choose `experts` smaller")
+    arguments.stock_class(model)
+    described = layout.of_model(model)
+    settings = {**(RECOMMENDED if method == "recommended" else {"method": method}), **options}
+    arguments.check_method(**settings)
+    chosen = arguments.chosen(described, layers, experts, **settings)
+    config = arguments.stock_config(model, described, chosen, **settings)
+    ids, mask = arguments.ids_and_mask(tokens)
+    heldout = torch.tensor(heldout_rows(len(ids), holdout, seed))
+    arguments.check_heldout(heldout=heldout, **settings)
+    resident = ResidentModel(model)
+    batches = batches_of(ids, mask, batch_tokens, model.device)
+    with _as_the_workflow_runs_it(model):
+        forward = Forward(resident, batches)
+        progress = Progress("batches through layers", described["decoder_layers"] * len(batches))
+        solved = {}
+        for i, layer in forward.layers():
+            entry = next((e for e in described["layers"] if e["layer"] == i and i in chosen), None)
+            recorder = Recorder(model, entry) if entry else None
+            rows = []
+            try:
+                for called in run_batches(layer, i, forward, recorder):
+                    rows.append(called)
+                    progress.step()
+            finally:
+                if recorder:
+                    recorder.remove()
+            if entry:
+                solved[i] = _solve_layer(model, entry, chosen[i], Remembered(rows, heldout), settings)
+    replace_layers(model, described, solved, config)
+    return model
+
+
+@contextmanager
+def _as_the_workflow_runs_it(model: Any) -> Iterator[None]:
+    """Let the model run without dropout and with the kernel that visits experts one by one, then be as it was."""
+    training = [module for module in model.modules() if module.training]
+    kernel = model.config._experts_implementation
+    model.eval()
+    _set_kernel(model, "eager")
+    try:
+        yield
+    finally:
+        _set_kernel(model, kernel)
+        for module in training:
+            module.training = True
+
+
+def _set_kernel(model: Any, kernel: str | None) -> None:
+    if kernel and model._can_set_experts_implementation():
+        model.set_experts_implementation(kernel)
+
+
+def _solve_layer(
+    model: Any, entry: Mapping[str, Any], kept: int, tokens: Remembered, settings: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    experts, act = experts_of(model, entry), Activation(**entry["activation"])
+    profiled = profile(tokens, experts, act)
+    problem = Problem(experts.map(lambda matrices: matrices.float()), [], tokens, act)
+    width = layer_sizes.kept_width(settings.get("width", 1.0), entry["width"])
+    routing = catalogue.routing(settings["method"], settings)
+    by = "saliency" if routing == "pruned" else catalogue.GROUPINGS[settings["method"]][0]
+    expert_map = cluster.group(by, kept, problem, profiled, width, router_groups=entry["router"]["groups"])
+    router = None
+    if routing != "preserved":
+        found = model.get_submodule(entry["router"]["module"]).state_dict()
+        tensors = {"router": found["weight"], "router_bias": found.get("e_score_correction_bias")}
+        router = of_layer(entry, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    settings = {**settings, "routing": routing}
+    return solve(experts, expert_map, profiled["usage"], tokens, act, router=router, **settings)[0]

@@ -1,0 +1,125 @@
+"""When a compressed model is a stock one: fewer experts behind fewer router rows, or narrower experts, in every layer.
+
+Whether stock code builds modules of the new shapes is not guessed: it is asked, without memory for any weight.
+"""
+
+import itertools
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from accelerate import init_empty_weights
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from mergemoe.checkpoints.expert_headers import NAMES
+from mergemoe.compressed.model_config import role_shape
+from mergemoe.errors import UserError
+from mergemoe.models.families import model_class
+from mergemoe.moe.packing import Stacking
+
+Shapes = dict[str, list[int]]
+
+WIDTHS = ("moe_intermediate_size", "expert_ffn_hidden_size", "ffn_hidden_size", "intermediate_size", "d_ff")
+SHARED = "n_shared_experts"  # deepseek's shared experts are so many widths of a routed one
+EDITED = {*NAMES["experts"], *WIDTHS, SHARED}
+
+
+def empty(config: Mapping[str, Any]) -> Any:
+    """Return the stock model of a configuration, its parameters on the meta device."""
+    made = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+    with init_empty_weights(include_buffers=True):
+        return model_class(made)._from_config(made, dtype=made.dtype, experts_implementation="eager").eval()
+
+
+def shapes(model: Any) -> Shapes:
+    """Return {name: shape} of what a model saves."""
+    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def changed_shapes(entry: Mapping[str, Any], kept: int, width: int, rows: bool) -> Shapes:
+    """Return the shapes of one layer's tensors with M experts of I' neurons; `rows`: with as many router rows, too."""
+    new: Shapes = {}
+    for role, facts in entry["roles"].items():
+        whole = Stacking(**facts["held"]).shape(role_shape(entry, role, kept, width))
+        name = f"{entry['module']}.{facts['parameter']}"
+        if "{}" in name:
+            new |= {name.format(expert): whole[1:] for expert in range(kept)}
+        else:
+            new[name] = [whole[0] + facts["spare"], *whole[1:]]
+    if rows:
+        router = entry["router"]["module"]
+        new[f"{router}.weight"] = [kept, entry["hidden_size"]]
+        if "router_bias" in entry["router"]["keys"]:
+            new[f"{router}.e_score_correction_bias"] = [kept]
+    return new
+
+
+def config_of(
+    config: Mapping[str, Any],
+    layout: Mapping[str, Any],
+    sizes: Mapping[int, tuple[int, int]],
+    rerouted: Mapping[int, bool],
+) -> dict[str, Any] | None:
+    """Return the configuration of a compressed model that is a stock one; None where it needs the compact format.
+
+    Args:
+        config: the original's, as config.json has it.
+        layout: what layout.of_model returned.
+        sizes: {layer: (M, I')} of the layers that changed.
+        rerouted: {layer: whether its router has M rows}.
+
+    Raises:
+        UserError: where routers lost rows, which the compact format does not cover.
+    """
+    entries = {entry["layer"]: entry for entry in layout["layers"]}
+    if not any(rerouted.values()) and any(kept < entries[layer]["experts"] for layer, (kept, _) in sizes.items()):
+        return None
+    found = None
+    if len(set(sizes.values())) == 1 and sizes.keys() == entries.keys() and len(set(rerouted.values())) == 1:
+        ((kept, width),) = set(sizes.values())
+        changes: Shapes = {}
+        for layer, entry in entries.items():
+            changes |= changed_shapes(entry, kept, width, rerouted[layer])
+        found = stock_config(config, changes, kept, width)
+    if found is None and any(rerouted.values()):
+        raise UserError(
+            f"the routers have fewer rows now, and {layout['architecture']} has no configuration for these layers: "
+            f"{{layer: (experts, width)}} {dict(sizes)} of {sorted(entries)}. It needs one number of experts in "
+            "all MoE layers: set `layers: all` in `cluster`, or take a method that keeps the routing"
+        )
+    if found is None:
+        logging.getLogger(__name__).warning(
+            "%s has no configuration for experts of these widths alone: {layer: (experts, width)} %s. The checkpoint "
+            "is written in the compact format, which needs trust_remote_code or this package",
+            layout["architecture"], dict(sizes),
+        )  # fmt: skip
+    return found
+
+
+def stock_config(config: Mapping[str, Any], changes: Shapes, kept: int, width: int) -> dict[str, Any] | None:
+    """Return the configuration with which stock code has the changed shapes and no other change; None without one.
+
+    Args:
+        config: the original's, as config.json has it.
+        changes: changed_shapes of all layers together.
+        kept: M of every layer.
+        width: I' of every layer.
+    """
+    expected = shapes(empty(config)) | changes
+    for edit in _edits(config, kept, width):
+        if shapes(empty(edit)) == expected:
+            return edit
+    return None
+
+
+def _edits(config: Mapping[str, Any], kept: int, width: int) -> Iterator[dict[str, Any]]:
+    text = config.get("text_config") or config
+    counts = {name: kept for name in NAMES["experts"] if isinstance(text.get(name), int)}
+    widths: list[dict[str, int]] = [{}, *({name: width} for name in WIDTHS if isinstance(text.get(name), int))]
+    shared: list[dict[str, int]] = [{}]
+    if isinstance(old := text.get("moe_intermediate_size"), int) and isinstance(text.get(SHARED), int):
+        number, rest = divmod(text[SHARED] * old, width)
+        shared += [{SHARED: number}] if rest == 0 else []
+    for parts in itertools.product(widths, shared):
+        change = counts | parts[0] | parts[1]
+        yield {**config, **change} if text is config else {**config, "text_config": {**text, **change}}

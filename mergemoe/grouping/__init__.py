@@ -1,0 +1,1 @@
+"""Which experts become one, and how many each layer keeps."""

@@ -1,0 +1,155 @@
+"""Which experts become one: a grouping of a layer's N experts into M groups, and what it asks of the tokens."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergemoe.grouping.by_selection import by_selection, numbered
+from mergemoe.moe.expert_forward import output
+from mergemoe.moe.problem import Problem
+from mergemoe.moe.tokens import Activations
+from mergemoe.progress import track
+
+_SEEN = {"gate", "up", "gate_bias", "up_bias"}  # what makes an expert's features
+
+
+def group(
+    by: str,
+    kept: int,
+    problem: Problem,
+    profiled: Mapping[str, Any],
+    width: int,
+    max_size: int | None = None,
+    router_groups: int = 1,
+) -> list[int]:
+    """Return expert_map [N]: the group of each expert, or -1 where it is pruned.
+
+    Args:
+        by: how experts are grouped, as in params.yaml.
+        kept: M, the number of groups.
+        problem: the layer.
+        profiled: what profile.profile says of the layer.
+        width: neurons that an expert will keep, which `selection` counts with.
+        max_size: experts of a group at most.
+        router_groups: groups of which a token's experts are chosen (deepseek_v3); each keeps equally many.
+    """
+    if by == "weights":
+        similarity = cosine([m for role, m in problem.experts.roles().items() if role in _SEEN])
+        return by_similarity(similarity, profiled["usage"], kept, max_size)
+    if by == "router":
+        similarity = torch.tensor(profiled["router_similarity"], dtype=torch.float64)
+        return by_similarity(similarity, profiled["usage"], kept, max_size)
+    if by == "outputs":
+        return by_outputs(mean_outputs(problem), kept)
+    if by == "selection":
+        return by_selection(problem, kept, width, max_size)
+    if by == "saliency":
+        return by_saliency(profiled["saliency"], kept, router_groups)
+    return list(range(len(problem.experts)))  # none
+
+
+def by_similarity(similarity: Tensor, usage: Sequence[int], kept: int, max_size: int | None = None) -> list[int]:
+    """Let the M most used experts be centres, and every other expert join the one that it is most like.
+
+    So MergeMoE (arXiv 2510.14436, section 4) with [W_U, W_G] and cosines (it names no metric), and M-SMoE
+    (arXiv 2310.01334) with columns of router logits. Ties go to the lower index, in usage and in similarity. Groups are
+    numbered by their centres.
+
+    Args:
+        similarity: [N, N].
+        usage: [N].
+        kept: M.
+        max_size: experts of a group at most; those most like a centre come first, the others go to the next best.
+    """
+    order = sorted(range(len(usage)), key=lambda expert: (-usage[expert], expert))
+    centres = sorted(order[:kept])
+    expert_map = [-1] * len(usage)
+    for number, centre in enumerate(centres):
+        expert_map[centre] = number
+    likeness = similarity[:, centres].clone()
+    joining = sorted(order[kept:], key=lambda expert: (-float(likeness[expert].max()), expert))
+    for expert in joining:
+        full = torch.tensor([expert_map.count(number) >= (max_size or len(usage)) for number in range(kept)])
+        expert_map[expert] = int(likeness[expert].masked_fill(full.to(likeness.device), float("-inf")).argmax())
+    return expert_map
+
+
+def by_saliency(saliency: Sequence[float], kept: int, router_groups: int = 1) -> list[int]:
+    """Keep the M most salient experts, equally many of each of the router's groups; the others are pruned, -1.
+
+    Ties go to the lower index; kept experts are numbered in their order.
+    """
+    size = len(saliency) // router_groups
+    chosen: list[int] = []
+    for start in range(0, len(saliency), size):
+        inside = sorted(range(start, start + size), key=lambda expert: (-saliency[expert], expert))
+        chosen += inside[: kept // router_groups]
+    return [sorted(chosen).index(expert) if expert in chosen else -1 for expert in range(len(saliency))]
+
+
+def by_outputs(outputs: Tensor, kept: int) -> list[int]:
+    """Group as HC-SMoE does: agglomerative, average linkage, Euclidean distance of mean outputs [N, H]."""
+    from scipy.cluster.hierarchy import linkage
+
+    clusters = {expert: [expert] for expert in range(len(outputs))}
+    for step, (one, other, *_) in enumerate(linkage(outputs.cpu().numpy(), "average")[: len(outputs) - kept]):
+        clusters[len(outputs) + step] = clusters.pop(int(one)) + clusters.pop(int(other))
+    return numbered(clusters.values(), len(outputs))
+
+
+def mean_outputs(problem: Problem) -> Tensor:
+    """Return the mean of E_j(x) over all fitted tokens, routed to j or not, [N, H] in float64."""
+    sums = torch.zeros(len(problem.experts), problem.experts.down.shape[1], dtype=torch.float64)
+    chunks = problem.reader.chunks(device=problem.experts.up.device)
+    for tokens in track(chunks, "chunks of tokens", problem.reader.chunk_count()):
+        for expert in range(len(sums)):
+            sums[expert] += output(tokens.hidden, problem.experts, expert, problem.act).double().sum(0).cpu()
+    return sums / max(1, problem.reader.count())
+
+
+def cosine(parts: Sequence[Tensor]) -> Tensor:
+    """Return the cosine similarity [N, N] of N concatenations of matrices, each part [N, ., .], summed in float64."""
+    gram = sum(flat @ flat.T for flat in (part.flatten(1).double() for part in parts))
+    assert isinstance(gram, Tensor)
+    norms = gram.diagonal().sqrt().clamp_min(torch.finfo(torch.float64).tiny)  # nothing is like an expert of zeros
+    return gram / norms / norms[:, None]
+
+
+def describe(expert_map: Sequence[int], usage: Sequence[int], reader: Activations) -> dict[str, Any]:
+    """Return a grouping with its figures.
+
+    Per group: `centre`, its most used expert; `share` of all choices; `routed_tokens`, the fitted tokens with at least
+    one choice in it; `effective_tokens`, (sum t^2)^2 / sum t^4 with t the group's routing weight (docs/method.md).
+    """
+    groups, kept = torch.tensor(expert_map), max(expert_map) + 1
+    routed = torch.zeros(kept, dtype=torch.int64)
+    second, fourth = torch.zeros(2, kept, dtype=torch.float64)
+    for tokens in reader.chunks():
+        t = torch.zeros(len(tokens.index), kept + 1, dtype=torch.float64)  # the last of experts that are pruned
+        t = t.scatter_add_(1, groups[tokens.index] % (kept + 1), tokens.weight.double())[:, :kept]
+        routed += (t > 0).sum(0)
+        second += t.square().sum(0)
+        fourth += t.pow(4).sum(0)
+    effective = second.square() / fourth.clamp_min(torch.finfo(torch.float64).tiny)
+    total = max(1, sum(usage))
+    return {
+        "experts": len(expert_map),
+        "kept": kept,
+        "expert_map": list(expert_map),
+        "pruned": [expert for expert, group in enumerate(expert_map) if group < 0],
+        "fit_tokens": reader.count(),
+        "heldout_tokens": reader.count(heldout=True),
+        "groups": [
+            {
+                "members": (members := [e for e, g in enumerate(expert_map) if g == number]),
+                "centre": max(members, key=lambda expert: (usage[expert], -expert)),
+                "size": len(members),
+                "share": sum(usage[e] for e in members) / total,
+                "routed_tokens": int(routed[number]),
+                "effective_tokens": float(effective[number]),
+            }
+            for number in range(kept)
+        ],
+    }

@@ -1,0 +1,50 @@
+"""What a layer loses at other sizes: its error on held-out tokens by experts and width, grouped and solved each.
+
+The measure that budgets are spent by. Every size is solved group by group (`routed`), with the features that
+suit the grouping: that is much cheaper than the joint solve, and orders sizes alike (docs/method.md).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from mergemoe.errors import UserError
+from mergemoe.grouping import cluster
+from mergemoe.grouping.by_selection import by_selection
+from mergemoe.grouping.costs import Costs
+from mergemoe.methods import routed
+from mergemoe.moe.experts import joined
+from mergemoe.moe.problem import Problem, groups_of
+from mergemoe.moe.solved import output_error
+from mergemoe.progress import track
+
+
+def curve(
+    by: str, candidates: list[tuple[int, int]], problem: Problem, profiled: Mapping[str, Any], max_size: int | None
+) -> Iterator[dict[str, Any]]:
+    """Yield {experts, width, error} of each candidate size.
+
+    `error` is ||y' - y||^2 / ||y||^2 of the routed output on the held-out tokens.
+
+    Raises:
+        UserError: where no token is held out.
+    """
+    if not problem.reader.count(heldout=True):
+        raise UserError(
+            "a budget is spent by the error on held-out calibration tokens, and there are none: set "
+            "calibrate.holdout above 0"
+        )
+    whole, features = problem.experts.up.shape[1], "selected" if by == "selection" else "usage"
+    costs = Costs(problem, max(width for _, width in candidates)) if by == "selection" else None
+    for kept, width in track(candidates, "sizes of the layer"):
+        if costs:
+            expert_map = by_selection(problem, kept, width, max_size, costs)
+        else:
+            expert_map = cluster.group(by, kept, problem, profiled, width, max_size)
+        grouped = replace(problem, groups=groups_of(expert_map, profiled["usage"]))
+        merged = {result.group.number: result.expert for result in routed.merge(grouped, features, width / whole)}
+        parts = [merged.get(group.number, problem.experts[group.members[:1]]) for group in grouped.groups]
+        norm = None if problem.experts.norm is None else problem.experts.norm[[g.members[0] for g in grouped.groups]]
+        compact = replace(joined(parts).map(lambda matrices: matrices.float()), norm=norm)
+        error = output_error(problem.experts, compact, grouped.shares, problem.reader, problem.act, heldout=True)
+        yield {"experts": kept, "width": width, "error": error}

@@ -1,0 +1,1 @@
+"""The numerics of one layer: feature rules, moments and least squares."""

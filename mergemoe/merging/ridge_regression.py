@@ -1,0 +1,140 @@
+"""Least squares that stays near a prior: where tokens say little, an expert keeps what it had.
+
+    W = argmin ||W P - Y||^2 + D ||W - W0||^2 = W0 + (C - W0 G)(G + D)^+,   D = lambda median(diag(G))
+
+with G = P P^T and C = Y P^T. W0 is each neuron's own column for selected neurons, the averaged down-projection
+for averaged features. The median, over all neurons of the layer that fire, is moved neither by one massive activation
+nor by rare groups (docs/log.md compares it with other scales). At lambda 0 it is the best solution nearest to W0.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mergemoe.errors import UserError
+from mergemoe.merging.least_squares import Moments, tolerance
+
+GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Down-projections [G, H, P], their lambda, and {lambda: error on held-out tokens} where it was chosen by that."""
+
+    downs: Tensor
+    ridge: float
+    tried: dict[str, float] | None
+
+    def record(self) -> dict[str, Any]:
+        """Return what a solve's record says of the ridge."""
+        return {"ridge": self.ridge, **({"heldout_error_by_ridge": self.tried} if self.tried else {})}
+
+
+def fit(fitted: Moments, unseen: Moments, priors: Tensor, ridge: float | Literal["auto"], heldout: int) -> Fit:
+    """Solve G least squares with one lambda.
+
+    Args:
+        fitted: the sums over the fitted tokens.
+        unseen: the same over the held-out tokens, which `auto` chooses by.
+        priors: W0 [G, H, P].
+        ridge: lambda >= 0; `auto` takes the one of GRID that leaves the least squared error on held-out tokens.
+        heldout: held-out tokens of the layer, whether they reach these groups or not.
+
+    Raises:
+        UserError: where `auto` has no held-out token to choose by.
+    """
+    scale = typical_energy(fitted.gram.diagonal(dim1=1, dim2=2))
+    energy = float(unseen.energy.sum())
+    ridges = candidates(ridge, heldout, energy)
+    if len(ridges) == 1:
+        return Fit(toward(fitted, priors, ridges[0] * scale), ridges[0], None)
+    tried, best = {}, None
+    for candidate in ridges:
+        downs = toward(fitted, priors, candidate * scale)
+        squared = float(unseen.squared(downs).sum())
+        tried[f"{candidate:g}"] = squared / energy
+        if best is None or squared / energy < tried[f"{best.ridge:g}"]:
+            best = Fit(downs, candidate, tried)
+    assert best is not None
+    return best
+
+
+def candidates(ridge: float | Literal["auto"], heldout: int, energy: float) -> list[float]:
+    """Return the lambdas to choose from: one that was given, or for `auto` all of GRID.
+
+    Where no held-out token reaches the experts, they are rarely used, and `auto` stays near what they had.
+
+    Args:
+        ridge: as in params.yaml.
+        heldout: held-out tokens of the layer.
+        energy: the sum of ||Y||^2 over those that reach the experts.
+
+    Raises:
+        UserError: where `auto` has no held-out token to choose by.
+    """
+    if ridge != "auto":
+        return [ridge]
+    if not heldout:
+        raise UserError(
+            "`ridge: auto` chooses by held-out calibration tokens, and there are none: set `holdout` of `calibrate` "
+            "above 0, or give `ridge` a number such as 0.01"
+        )
+    if energy:
+        return list(GRID)
+    logging.getLogger(__name__).warning(
+        "no held-out token reaches these experts: `ridge: auto` takes %g, which stays near what they had", GRID[-1]
+    )
+    return [GRID[-1]]
+
+
+def typical_energy(energies: Tensor) -> float:
+    """Return the median of diag(G) over all features that fire; 0 where none does."""
+    fires = energies[energies > 0]
+    return float(fires.median()) if len(fires) else 0.0
+
+
+def toward(moments: Moments, priors: Tensor, penalty: float) -> Tensor:
+    """Return W [G, H, P], in float64; `penalty` is D, `priors` are W0 [G, H, P].
+
+    Raises:
+        ValueError: where `penalty` is negative, or the sums are not finite.
+    """
+    if penalty < 0:
+        raise ValueError(f"a ridge must be >= 0, got one of {penalty}")
+    if not (moments.gram.isfinite().all() and moments.cross.isfinite().all()):
+        raise ValueError("the sums hold NaN or infinity: look at the captured activations, not here")
+    priors = priors.double()
+    residual = moments.cross - priors @ moments.gram
+    damped = moments.gram.clone()
+    damped.diagonal(dim1=1, dim2=2).add_(penalty)
+    if penalty > 0:
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if not failed.any():  # a penalty below rounding is none
+            return priors + torch.cholesky_solve(residual.mT, factor).mT
+    values, vectors = torch.linalg.eigh(damped)
+    kept = torch.where(values > tolerance(values), 1 / values, 0.0)
+    return priors + (residual @ vectors * kept[:, None]) @ vectors.mT
+
+
+def diagnosis(tokens: int, needed: int, what: str, gram: Tensor | None = None) -> dict[str, Any]:
+    """Return how well the tokens pin a solution of `needed` unknowns per row down; warn where they hardly do.
+
+    The effective rank is None where no Gram is given to take it from.
+    """
+    if tokens < 2 * needed:
+        logging.getLogger(__name__).warning(
+            "%s: %d tokens for %d unknowns per output, fewer than twice as many, say little of it: take more samples",
+            what, tokens, needed,
+        )  # fmt: skip
+    rank = None if gram is None else effective_rank(gram)
+    return {"tokens": tokens, "unknowns": needed, "effective_rank": rank}
+
+
+def effective_rank(gram: Tensor) -> float:
+    """Return exp of the entropy of the eigenvalues' shares (Roy and Vetterli, 2007); 0 where nothing fires."""
+    values = torch.linalg.eigvalsh(gram).clamp_min(0)
+    share = values[values > 0] / values.sum() if len(values) and values.sum() > 0 else values[:0]
+    return float((-(share * share.log()).sum()).exp()) if len(share) else 0.0

@@ -1,0 +1,103 @@
+"""One layer from groups to merged weights, by the method's own file, and what that cost in output."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergemoe.merging.router_folding import folded
+from mergemoe.moe.expert_forward import Activation
+from mergemoe.moe.experts import Experts
+from mergemoe.moe.problem import Problem, groups_of
+from mergemoe.moe.router_rule import Router, check_rule, pruned
+from mergemoe.moe.solved import compact_experts, output_error
+from mergemoe.moe.tokens import Activations
+
+
+def solve(
+    experts: Experts,
+    expert_map: Sequence[int],
+    usage: Sequence[int],
+    reader: Activations,
+    act: Activation,
+    *,
+    router: Router | None = None,
+    routing: str = "preserved",
+    method: str,
+    scratch: Path | None = None,
+    **options: Any,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Merge the groups of one layer.
+
+    What a method leaves alone keeps its bytes: only the groups that it gives back are returned.
+
+    Args:
+        experts: all N experts, in the stored dtype.
+        expert_map: [N] the group of each expert; -1 where it is pruned.
+        usage: [N] choices of each expert.
+        reader: the layer's calibration activations.
+        act: the activation.
+        router: the layer's, where the routing changes.
+        routing: preserved, pruned or folded.
+        method: a file of mergemoe/methods.
+        scratch: a folder that belongs to exactly this solve; a long one goes on from what it holds.
+        options: its keys in params.yaml.
+
+    Returns:
+        tensors: per role [G', ., .] in the stored dtype, `groups` [G'] their numbers, `expert_map` [N];
+        `router` [M, H] (and `router_bias` [M]) where the routing changes. Experts of another width than before have
+        it in every group.
+        record: errors, rank and tokens; `output_error` is ||y' - y||^2 / ||y||^2 of the layer's routed output, with
+        the weights as stored.
+    """
+    working = experts.map(lambda matrices: matrices.float())
+    merge = importlib.import_module(f"mergemoe.methods.{method}").merge
+    problem = Problem(working, groups_of(expert_map, usage), reader, act, scratch=scratch)
+    if routing != "preserved":
+        assert router is not None
+        problem = rerouted(problem, router, routing)
+    merged = merge(problem, **options)
+    dtype = experts.up.dtype
+    tensors = {
+        "groups": torch.tensor([result.group.number for result in merged], dtype=torch.int64),
+        "expert_map": torch.tensor(expert_map, dtype=torch.int64),
+    }
+    for role, like in experts.roles().items():
+        parts = [result.expert.roles()[role].to(dtype) for result in merged]
+        tensors[role] = torch.cat(parts).cpu() if parts else like.new_empty((0, *like.shape[1:])).cpu()
+    tensors |= {name: part.cpu() for name, part in problem.changed.state().items()} if problem.changed else {}
+    compact = compact_experts(working, tensors)
+    record = {
+        "method": method,
+        "experts": len(experts),
+        "kept": len(compact),
+        "width": compact.up.shape[1],
+        "tokens": {"fit": reader.count(), "heldout": reader.count(heldout=True)},
+        "output_error": {
+            part: output_error(working, compact, problem.shares, reader, act, heldout=part == "heldout")
+            for part in ("fit", "heldout")
+        },
+        "groups": [
+            {"group": (group := result.group).number, "members": group.members, "weights": group.weights.tolist()}
+            | result.record
+            for result in merged
+        ],
+    }
+    return tensors, record
+
+
+def rerouted(problem: Problem, router: Router, routing: str) -> Problem:
+    """Return the layer behind a router with a row per group: the one that is kept, or one that stands for all."""
+    for tokens in problem.reader.chunks(device=router.rows.device):
+        check_rule(router, tokens)
+        break
+    if routing not in ("pruned", "folded"):
+        raise ValueError(f"a router is pruned or folded, not {routing!r}")
+    if routing == "pruned":
+        kept = torch.tensor([group.members[0] for group in problem.groups], device=router.rows.device)
+        return problem.with_router(pruned(router, kept))
+    chunks = problem.reader.chunks(device=router.rows.device)
+    return problem.with_router(folded(router, problem.groups, chunks))

@@ -1,0 +1,45 @@
+"""How an experts module makes features of gate and up, as a rule that needs no transformers (moe/expert_forward.py)."""
+
+from typing import Any
+
+import torch
+
+from mergemoe.errors import UserError
+from mergemoe.models.families import Family, attribute
+from mergemoe.moe.expert_forward import FUNCTIONS, RULES, Activation
+
+
+def activation_of(name: str, module: Any, family: Family) -> Activation:
+    """Return the rule that computes what a module's own gate does, found on numbers that reach every limit.
+
+    Raises:
+        UserError: where none does.
+    """
+    x = torch.linspace(-30, 30, 2 * 241, dtype=torch.float64)
+    gate, up = x[torch.randperm(482, generator=torch.Generator().manual_seed(0))].chunk(2)
+    constants = {
+        "limit": _constant(module, "limit", "swiglu_limit"),
+        "alpha": _constant(module, "alpha", "swiglu_alpha"),
+    }
+    norm_eps = float(module.post_expert_norm.eps) if getattr(module, "has_post_expert_norm", False) else None
+    gated = "gate" in family.roles
+    if gated and hasattr(module, "_apply_gate"):
+        interleaved = family.roles["gate"][1].interleaved
+        expected = module._apply_gate(torch.stack([gate, up], 1).flatten() if interleaved else torch.cat([gate, up]))
+    else:
+        act = attribute(module, family.activation)
+        expected = act(gate) * up if gated else act(up)
+    for rule, needed in RULES.items():
+        if any(constants[constant] is None for constant in needed):
+            continue
+        used: dict[str, Any] = {constant: constants[constant] for constant in needed}
+        for function in FUNCTIONS:
+            known = Activation(function, rule, **used, norm_eps=norm_eps)
+            if torch.allclose(known(up, gate if gated else None).to(expected), expected, rtol=1e-6, atol=1e-6):
+                return known
+    raise UserError(f"{name} ({type(module).__name__}) computes its features in a way that is not known here")
+
+
+def _constant(module: Any, *names: str) -> float | None:
+    """Return a constant of a module under the first of its possible names that is there and not 0."""
+    return next((float(value) for name in names if (value := getattr(module, name, None))), None)

@@ -1,0 +1,133 @@
+"""DeepSeekMoE (model_type `deepseek`, arXiv 2401.06066) as the class qwen2_moe, whose arithmetic is the same.
+
+transformers has no class of its own for it, and code that comes with a checkpoint is never run. What differs:
+
+- DeepSeekMoE adds the shared experts as they are; qwen2_moe multiplies them by sigmoid(w x). With w = 0 that is
+  1/2 exactly, and the shared down-projection is stored doubled: a power of two, so no bit of the product changes.
+- The first layers are dense (`first_k_dense_replace`): qwen2_moe's `mlp_only_layers`.
+- No projection of the attention has a bias: `qkv_bias` is false.
+- One expert per token keeps its weight below 1 even where `norm_topk_prob` is true.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints.expert_weights import StoredTensors
+from mergemoe.checkpoints.shards import write_shards
+from mergemoe.errors import UserError
+from mergemoe.progress import track
+
+# What the arithmetic of qwen2_moe is fixed to; a missing key has this value in DeepSeekMoE, too.
+_FIXED = {
+    "scoring_func": "softmax",
+    "moe_layer_freq": 1,
+    "attention_bias": False,
+    "pretraining_tp": 1,
+    "rope_scaling": None,
+    "hidden_act": "silu",
+}
+# Under the same name in both; qwen2_moe's own defaults are other sizes, so these must be there.
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_experts_per_tok",
+    "max_position_embeddings",
+    "rms_norm_eps",
+)
+_SAME = (
+    "hidden_act",
+    "initializer_range",
+    "use_cache",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "attention_dropout",
+)
+_RENAMED = ("n_routed_experts", "n_shared_experts", "torch_dtype")
+_DEFAULTS = {"first_k_dense_replace": 0, "norm_topk_prob": False, "rope_theta": 10000.0}
+# Of the file, of training, and of the code that is not run.
+_UNUSED = ("architectures", "model_type", "transformers_version", "_name_or_path", "aux_loss_alpha", "seq_aux")
+_UNUSED += ("auto_map",)
+
+
+def native_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of qwen2_moe that computes what a DeepSeekMoE configuration says.
+
+    Raises:
+        UserError: where a key asks for what qwen2_moe does not compute, is missing, or is not known.
+    """
+    config = {"torch_dtype": config["dtype"], **config} if "dtype" in config else dict(config)
+    known = {*_FIXED, *_SIZES, *_SAME, *_RENAMED, *_DEFAULTS, *_UNUSED, "dtype"}
+    if unknown := sorted(config.keys() - known):
+        raise UserError(
+            f"config.json of this DeepSeekMoE has {unknown[0]}: {config[unknown[0]]!r}, which the published model "
+            "does not have; it may change what the model computes, so it is not left out silently"
+        )
+    for key, value in _FIXED.items():
+        if config.get(key, value) != value:
+            raise UserError(f"config.json of this DeepSeekMoE has {key}: {config[key]!r}; only {value!r} is known here")
+    for key in (*_SIZES, *_RENAMED):
+        if not config.get(key):
+            raise UserError(f"config.json of this DeepSeekMoE has {key}: {config.get(key)!r}; it must say how it is")
+    config = _DEFAULTS | config
+    return {
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "model_type": "qwen2_moe",
+        "dtype": config["torch_dtype"],
+        **{key: config[key] for key in (*_SIZES, *_SAME) if key in config},
+        "num_experts": config["n_routed_experts"],
+        "shared_expert_intermediate_size": config["n_shared_experts"] * config["moe_intermediate_size"],
+        "norm_topk_prob": config["norm_topk_prob"] and config["num_experts_per_tok"] > 1,
+        "mlp_only_layers": list(range(config["first_k_dense_replace"])),
+        "decoder_sparse_step": 1,
+        "qkv_bias": False,
+        "use_sliding_window": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(config["rope_theta"])},
+    }
+
+
+def native_key(key: str) -> str:
+    """Return the name that a stored tensor has in qwen2_moe."""
+    return key.replace(".mlp.shared_experts.", ".mlp.shared_expert.")
+
+
+def convert(folder: str | Path, out: Path) -> None:
+    """Write a DeepSeekMoE checkpoint as one of qwen2_moe; only the shared experts' tensors differ.
+
+    Raises:
+        UserError: where its configuration asks for what qwen2_moe does not compute.
+    """
+    folder = Path(folder)
+    config = native_config(model_folder.read_config(folder))
+    out.mkdir(parents=True)
+    with StoredTensors(folder) as stored:
+        write_shards(track(_tensors(stored), "convert: tensors", len(stored.headers)), out, 4 << 30)
+    (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n")
+    for path in model_folder.files(folder):
+        if path.suffix != ".safetensors" and not path.name.endswith(".index.json") and path.name != "config.json":
+            shutil.copyfile(path, out / path.name)
+
+
+def _tensors(stored: StoredTensors) -> Iterator[tuple[str, Tensor]]:
+    for key in stored.headers:
+        if key.endswith("rotary_emb.inv_freq"):  # older files hold this table; the class computes it
+            continue
+        tensor, name = stored[key], native_key(key)
+        if name.endswith(".shared_expert.down_proj.weight"):
+            gate = name.replace(".shared_expert.down_proj.", ".shared_expert_gate.")
+            yield gate, torch.zeros(1, len(tensor), dtype=tensor.dtype)
+            tensor = tensor * 2
+        yield name, tensor

@@ -1,0 +1,137 @@
+"""Run batches through a model layer by layer, one layer's weights in memory at a time.
+
+Per stack three steps: embeddings, final norm and head are loaded; a dry pass of the stock module, whose layers only
+note their arguments, makes masks, positions and rotary embeddings for every batch, whatever the architecture;
+then the layers run outside, the batches inside. Bit-equal to the ordinary forward (tests).
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from mergemoe.errors import UserError
+from mergemoe.models.layered_model import LayeredModel, ResidentModel
+from mergemoe.models.stacks import Batch, Stack, stacks
+
+
+class Forward:
+    """Batches on their way through a model.
+
+    batches: whole sequences, input_ids and attention_mask [B, L] each.
+    inputs: per batch, what the stack whose turn it is reads of it.
+    hidden: per batch, [B, L', H] what the next layer reads.
+    arguments: per batch, {number of a layer: what else it is called with}.
+    states: per batch, what the last layer handed on to the next beside `hidden`, if anything.
+    """
+
+    def __init__(self, layered: LayeredModel | ResidentModel, batches: list[Batch]):
+        self.layered, self.batches = layered, batches
+        self.inputs: list[Batch] = []
+        self.hidden: list[Tensor] = []
+        self.arguments: list[dict[int, tuple[Any, Any]]] = []
+        self.states: deque[Any] = deque()
+
+    def layers(
+        self, first: int = 0, restore: Callable[[int], list[Tensor]] | None = None
+    ) -> Iterator[tuple[int, nn.Module]]:
+        """Yield (number, layer), each loaded while it is the loop's turn to change `hidden`.
+
+        Args:
+            first: the layer to begin with.
+            restore: returns `hidden` behind a layer before it, and puts `states` in place.
+        """
+        before: list[Any] = [None] * len(self.batches)
+        every = stacks(self.layered.model)
+        for stack in every:
+            self._enter(stack, before)
+            beyond = stack.first + len(stack.layers)
+            if restore and first > stack.first:
+                self.hidden = restore(min(first, beyond) - 1)
+            for number in range(max(first, stack.first), beyond):
+                name = f"{stack.prefix}{number - stack.first}."
+                self.layered.load(lambda parameter, name=name: parameter.startswith(name))
+                layer = stack.layers[number - stack.first]
+                with stack.handing_on(layer, self.states):
+                    yield number, layer
+                self.layered.unload(layer)
+            if stack is not every[-1]:
+                before = [_final(stack, *pair) for pair in zip(self.inputs, self.hidden, strict=True)]
+
+    @torch.no_grad()
+    def _enter(self, stack: Stack, before: list[Any]) -> None:
+        """Run a stack's dry pass."""
+        prefixes = tuple(other.prefix for other in stacks(self.layered.model))
+        self.layered.load(lambda name: stack.early(name) or not name.startswith(prefixes))
+        self.layered.model.tie_weights()
+        self.inputs = [stack.inputs(batch, states) for batch, states in zip(self.batches, before, strict=True)]
+        if not any(batch["attention_mask"].any() for batch in self.inputs):
+            raise UserError(
+                f"{type(stack.module).__name__} reads no token: every sequence ends before its half begins: "
+                "lower `length`, or set `pack: true`"
+            )
+        dry = [_dry_pass(stack, batch) for batch in self.inputs]
+        self.hidden, self.arguments = [hidden for hidden, _ in dry], [arguments for _, arguments in dry]
+        self.states = deque([None] * len(self.batches))
+        found, expected = (_tensors(calls) for calls in (_dry_pass(stack, self.inputs[0], 1)[1], self.arguments[0]))
+        if len(found) != len(expected) or not all(map(torch.equal, found, expected)):
+            raise UserError(
+                f"{type(stack.module).__name__}: its layers read more of those before them than hidden states, which "
+                "a pass layer by layer does not carry: this architecture cannot be captured"
+            )
+
+
+def _dry_pass(stack: Stack, batch: Batch, shift: float = 0) -> tuple[Tensor, dict[int, tuple[Any, Any]]]:
+    """Return what a stack's first layer reads, and what else each is called with; `shift` changes what they answer."""
+    first: list[Tensor] = []
+    arguments: dict[int, tuple[Any, Any]] = {}
+
+    def recorder(number: int) -> Callable[..., Any]:
+        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if number == stack.first:
+                first.append(hidden)
+            arguments[number] = (args, kwargs)
+            return stack.answer(hidden + shift if shift else hidden, stack.shared(hidden, args))
+
+        return forward
+
+    for number, layer in enumerate(stack.layers, stack.first):
+        layer.forward = recorder(number)
+    try:
+        stack.module(**batch, use_cache=False)
+    finally:
+        for layer in stack.layers:
+            del layer.forward
+    return first[0], arguments
+
+
+def _tensors(arguments: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+
+
+@torch.no_grad()
+def run_layer(layer: nn.Module, hidden: Tensor, arguments: tuple[Any, Any]) -> Tensor:
+    """Return the layer's output hidden states for one batch."""
+    args, kwargs = arguments
+    output = layer(hidden, *args, **kwargs)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def final_hidden(layered: LayeredModel, batch: Batch, hidden: Tensor) -> Tensor:
+    """Return what the stock decoder makes of its last layer's output: [B, L', H], ready for the head."""
+    stack = stacks(layered.model)[-1]
+    return _final(stack, stack.inputs(batch), hidden)
+
+
+@torch.no_grad()
+def _final(stack: Stack, inputs: Batch, hidden: Tensor) -> Tensor:
+    for layer in stack.layers:
+        layer.forward = lambda *args, **kwargs: stack.answer(hidden)
+    try:
+        return stack.module(**inputs, use_cache=False).last_hidden_state
+    finally:
+        for layer in stack.layers:
+            del layer.forward

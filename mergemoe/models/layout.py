@@ -1,0 +1,167 @@
+"""Where the experts of a checkpoint lie and how they compute: all that later stages know of an architecture.
+
+`describe` is the one place that asks transformers; what it returns is plain JSON. With it, expert_weights.py reads
+the experts and moe/expert_forward.py computes them with safetensors and torch alone.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.core_model_loading import revert_weight_conversion
+
+from mergemoe.artifacts import digests
+from mergemoe.checkpoints import model_folder
+from mergemoe.errors import UserError
+from mergemoe.models import completeness, router_layout
+from mergemoe.models.activation_rule import activation_of
+from mergemoe.models.families import Family, attribute, experts_modules, parameter_of, top_k
+from mergemoe.models.layered_model import empty_model
+from mergemoe.models.stacks import stacks
+from mergemoe.models.stored_keys import Source, stored_keys
+from mergemoe.moe.packing import Stacking
+from mergemoe.progress import track
+
+Stored = dict[str, list[tuple[str, Source]]]  # parameter -> [(stored key, how it comes into the parameter)]
+
+
+def describe(path: str | Path, revision: str | None = None, digests: bool = True) -> dict[str, Any]:
+    """Return the layout of a checkpoint.
+
+    Per MoE layer: `module`, `experts` N, `width` I, `top_k` K, `activation`, `router`, and per role (gate, up,
+    down, their biases) the stored `keys`, the `shape` of all N experts, and how both the stored tensors and the
+    module's `parameter` hold it (moe/packing.py).
+
+    Args:
+        path: a folder; with `revision` the id of a hub model, brought by `mergemoe fetch`.
+        revision: a full commit hash.
+        digests: whether to hash every file of the checkpoint into `files`.
+
+    Raises:
+        UserError: where this version cannot read the experts, with the reason.
+    """
+    folder = model_folder.locate(path, revision)
+    model, headers = empty_model(folder), model_folder.read_headers(folder)
+    described = of_model(model, headers)
+    completeness.check(model, headers, folder)
+    return {
+        "path": str(path),
+        **({"revision": revision} if revision else {}),
+        **described,
+        "files": _digests(folder) if digests else {},
+    }
+
+
+def of_model(model: Any, headers: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the layout of a model, its parameters on any device; without headers nothing is said of stored keys."""
+    every = stacks(model)
+    stored: Stored = {}
+    for key, source in stored_keys(model, headers or {}).items():
+        stored.setdefault(source.parameter, []).append((key, source))
+    found = {
+        stack.first + int(name[len(stack.prefix) :].split(".")[0]): (name, module, family)
+        for name, (module, family) in experts_modules(model).items()
+        for stack in every
+        if name.startswith(stack.prefix)
+    }
+    if not found:
+        raise UserError(
+            f"{type(model).__name__} has no experts that this version can read: either they are no feed-forward "
+            "experts, or their class is not one of transformers' own (docs/models.md)"
+        )
+    text = model.config.get_text_config()
+    return {
+        "model_type": model.config.model_type,
+        "architecture": type(model).__name__,
+        "dtype": str(model.config.dtype).removeprefix("torch."),
+        "hidden_size": text.hidden_size,
+        "vocab_size": text.vocab_size,
+        "decoder_layers": sum(len(stack.layers) for stack in every),
+        "layers": [{"layer": layer, **_layer(*found[layer], stored, headers, model)} for layer in sorted(found)],
+    }
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {
+        path.name: digests.sha256(path)
+        for path in track(model_folder.files(folder), "sha256 of the checkpoint's files")
+    }
+
+
+def _layer(
+    name: str, module: Any, family: Family, stored: Stored, headers: Mapping[str, Any] | None, model: Any
+) -> dict[str, Any]:
+    count = attribute(module, family.experts)
+    roles = {role: _held(module, path, how, count) for role, (path, how) in family.roles.items()}
+    if headers is not None:
+        for role, facts in roles.items():
+            facts |= _stored(f"{name}.{facts['parameter']}", role, facts, stored, headers)
+    identity = attribute(module, family.identity) if family.identity else 0
+    norm = f"{name}.post_expert_norm"
+    normed = getattr(module, "has_post_expert_norm", False)
+    return {
+        "module": name,
+        "experts": count,
+        "identity": identity,
+        "width": roles["down"]["shape"][2],
+        "hidden_size": roles["down"]["shape"][1],
+        "top_k": top_k(model.config, family),
+        "activation": asdict(activation_of(name, module, family)),
+        "norm": {"key": _stored_name(model, f"{norm}.weight")} if normed else None,
+        "router": router_layout.describe(model, name, family, lambda key: _stored_name(model, key)),
+        "roles": roles,
+        "expert_map": {"key": _stored_name(model, f"{name}.{family.expert_map}"), "buffer": family.expert_map},
+    }
+
+
+def _held(module: Any, parameter: str, how: Stacking, count: int) -> dict[str, Any]:
+    """Return where one role lies in the module: the shape of its N experts, and the rows that no expert uses."""
+    whole = parameter_of(module, parameter, count)
+    spare = 0 if how.flat else len(whole) - count
+    shape = list(how.view(whole[: len(whole) - spare], count).shape)
+    return {"parameter": parameter, "held": asdict(how), "shape": shape, "spare": spare}
+
+
+def _stored(
+    parameter: str, role: str, facts: Mapping[str, Any], stored: Stored, headers: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return where one role lies in the files: its keys, and how their tensors hold it."""
+    held, shape = Stacking(**facts["held"]), facts["shape"]
+    alone = "{}" in parameter
+    names = [parameter.format(expert) for expert in range(shape[0])] if alone else [parameter]
+    found = [pair for name in names for pair in stored.get(name, [])]
+    operations = {op for _, source in found for op in source.operations}
+    fused = not alone and "MergeModulelist" not in operations
+    known = {"Concatenate", "Transpose", "Interleave"} if fused else {"Concatenate", "MergeModulelist"}
+    if unknown := operations - known:
+        raise UserError(f"{parameter} is made of stored tensors by {', '.join(sorted(unknown))}: not known here")
+    joined = len({source.part for _, source in found}) > 1
+    keys = [key for key, source in found if not joined or source.part == held.part]
+    keys.sort(key=lambda key: [int(number) for number in re.findall(r"\d+", key)])
+    count = 1 if fused else shape[0]
+    if len(keys) < count:
+        raise UserError(f"{parameter}: {len(keys)} stored keys hold the {role} projections of {shape[0]} experts")
+    how = held if fused and not joined else Stacking()
+    if "Interleave" in operations:
+        how = replace(how, interleaved=not how.interleaved)
+    if "Transpose" in operations and headers[keys[0]]["shape"] != how.shape(shape):  # it is used where it must be
+        how = replace(how, transposed=not how.transposed)
+    expected = how.shape(shape) if fused else shape[1:]
+    if headers[keys[0]]["shape"] != expected:
+        raise UserError(f"{keys[0]} has the shape {headers[keys[0]]['shape']}; by config.json it is {expected}")
+    return {
+        "keys": keys[:count],
+        "identity": [] if fused else keys[count:],
+        "fused": fused,
+        "dtype": headers[keys[0]]["dtype"],
+        "stored": asdict(how),
+    }
+
+
+def _stored_name(model: Any, name: str) -> str:
+    """Return the key under which transformers saves a tensor of the model."""
+    ((key, _),) = revert_weight_conversion(model, {name: torch.empty(0)}).items()
+    return key

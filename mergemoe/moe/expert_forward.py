@@ -1,0 +1,121 @@
+"""What an expert computes: features, then the down-projection (docs/method.md: E(x) = W_D h(x) + b).
+
+A test holds these functions against transformers' own experts module, for every family.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mergemoe.errors import UserError
+from mergemoe.moe.experts import Experts
+
+Which = int | slice | Sequence[int] | Tensor  # one expert, or b of them side by side
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    "relu": torch.relu,
+    "relu2": lambda x: torch.relu(x).square(),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+# How gate and up make a feature, and the constants that each way needs.
+RULES = {
+    "plain": (),
+    "clamped": ("limit",),
+    "clamped_after": ("limit",),
+    "shifted": ("limit", "alpha"),
+}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """How features come of W_G x and W_U x, as a layout says it; f is the function called `name`.
+
+    plain: f(gate) * up, or f(up) without a gate
+    clamped: f(min(gate, L)) * clamp(up, -L, L), L being `limit`, as deepseek_v4
+    clamped_after: min(f(gate), L) * clamp(up, -L, L), as step3p7
+    shifted: g sigmoid(alpha g) (clamp(up, -L, L) + 1), g = min(gate, L), as gpt_oss
+
+    norm_eps: of the norm after the down-projection; None where the family has none.
+    """
+
+    name: str
+    rule: str = "plain"
+    limit: float | None = None
+    alpha: float = 1.0
+    norm_eps: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what this version does not compute."""
+        if self.name not in FUNCTIONS or self.rule not in RULES:
+            raise UserError(f"{self} is not known here; known: {', '.join(FUNCTIONS)}; {', '.join(RULES)}")
+
+    def __call__(self, up: Tensor, gate: Tensor | None) -> Tensor:
+        """Return the features of W_U x and W_G x."""
+        f = FUNCTIONS[self.name]
+        if gate is None:
+            return f(up)
+        if self.rule == "plain":
+            return f(gate) * up
+        assert self.limit is not None
+        limit = self.limit
+        if self.rule == "shifted":
+            gate = gate.clamp(max=limit)
+            return gate * torch.sigmoid(gate * self.alpha) * (up.clamp(-limit, limit) + 1)
+        gate = f(gate).clamp(max=limit) if self.rule == "clamped_after" else f(gate.clamp(max=limit))
+        return gate * up.clamp(-limit, limit)
+
+
+def features(x: Tensor, experts: Experts, expert: Which, act: Activation) -> Tensor:
+    """Return h(x), [n, H] -> [n, I] or of several experts [b, n, H] -> [b, n, I], in the dtype of x."""
+    up = _linear(x, experts.up[expert], experts.up_bias, expert)
+    gate = None if experts.gate is None else _linear(x, experts.gate[expert], experts.gate_bias, expert)
+    return act(up, gate)
+
+
+def linear_output(x: Tensor, experts: Experts, expert: Which, act: Activation) -> Tensor:
+    """Return W_D h(x) + b in the shape and dtype of x: the expert before a norm, where its family has one."""
+    return _linear(features(x, experts, expert, act), experts.down[expert], experts.down_bias, expert)
+
+
+def output(x: Tensor, experts: Experts, expert: int, act: Activation) -> Tensor:
+    """Return E(x), [n, H] -> [n, H], in the dtype of x."""
+    y = linear_output(x, experts, expert, act)
+    if experts.norm is None:
+        return y
+    scaled = y * (1 + experts.norm[expert].to(x.dtype))
+    return torch.nn.functional.rms_norm(scaled, scaled.shape[-1:], eps=act.norm_eps)
+
+
+def _linear(x: Tensor, matrix: Tensor, bias: Tensor | None, expert: Which) -> Tensor:
+    y = x @ matrix.to(x.dtype).mT
+    return y if bias is None else y + bias[expert].to(x.dtype).unsqueeze(-2)
+
+
+def shared_output(x: Tensor, shares: Tensor, experts: Experts, act: Activation) -> Tensor:
+    """Return sum_i t_i(x) E_i(x) [n, H] over experts with the weights t [n, E]; 0 where an expert does not work."""
+    y = torch.zeros_like(x)
+    for expert in range(len(experts)):
+        rows = torch.where(shares[:, expert] != 0)[0]
+        y[rows] += shares[rows, expert, None].to(x.dtype) * output(x[rows], experts, expert, act)
+    return y
+
+
+def routed_output(x: Tensor, index: Tensor, weight: Tensor, experts: Experts, act: Activation) -> Tensor:
+    """Return y(x) = sum_j g_j(x) E_j(x) over the chosen experts.
+
+    Args:
+        x: [n, H]
+        index: [n, K] chosen experts; several may be equal, as after an expert_map.
+        weight: [n, K] their routing weights; a choice of weight 0 adds nothing.
+        experts: the E experts that `index` points to.
+        act: the activation.
+    """
+    y = torch.zeros_like(x)
+    for expert in index.unique().tolist():
+        token, choice = torch.where(index == expert)
+        y.index_add_(0, token, weight[token, choice, None].to(x.dtype) * output(x[token], experts, expert, act))
+    return y

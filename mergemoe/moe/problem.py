@@ -1,0 +1,87 @@
+"""What a method of `solve` is given, and what it gives back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergemoe.moe.expert_forward import Activation
+from mergemoe.moe.experts import Experts
+from mergemoe.moe.router_rule import Router
+from mergemoe.moe.tokens import Activations, Tokens
+
+
+@dataclass(frozen=True)
+class Group:
+    """Experts that become one; `weights` are their shares of the group's usage and sum to 1 (Theorem 1)."""
+
+    number: int
+    members: list[int]
+    weights: Tensor
+
+    def mean(self, matrices: Tensor) -> Tensor:
+        """Return the usage-weighted mean [1, ...] of the members' matrices or biases [|C|, ...], in float64."""
+        return torch.einsum("c,c...->...", self.weights.to(matrices.device), matrices.double())[None]
+
+    @property
+    def dominant(self) -> int:
+        """Return the place among the members of the most used one; ties go to the lower index."""
+        return int(self.weights.argmax())
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer: its experts in float32, all of its groups, and the calibration tokens.
+
+    changed: the router of M rows that takes the place of the layer's own; None where the routing is preserved.
+    scratch: a folder for this solve alone, from which a long one that was killed goes on; None where nothing is kept.
+    """
+
+    experts: Experts
+    groups: list[Group]
+    reader: Activations
+    act: Activation
+    changed: Router | None = None
+    scratch: Path | None = None
+
+    @property
+    def several(self) -> list[Group]:
+        """Return the groups of several experts; a method that leaves an expert of its own alone solves only these."""
+        return [group for group in self.groups if len(group.members) > 1]
+
+    def shares(self, tokens: Tokens) -> Tensor:
+        """Return t_i(x) [n, M]: the weight with which each group works on each token."""
+        if self.changed:
+            return self.changed.weights(tokens.hidden)
+        group_of = torch.zeros(len(self.experts), dtype=torch.int64, device=tokens.index.device)
+        for place, group in enumerate(self.groups):
+            group_of[group.members] = place
+        shares = tokens.weight.new_zeros(len(tokens.index), len(self.groups))
+        return shares.scatter_add_(1, group_of[tokens.index], tokens.weight)
+
+    def with_router(self, router: Router) -> "Problem":
+        """Return the same layer behind another router."""
+        return replace(self, changed=router)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What one group becomes: an expert (E = 1), and what the method has to say of it for the record."""
+
+    group: Group
+    expert: Experts
+    record: dict[str, Any]
+
+
+def groups_of(expert_map: Sequence[int], usage: Sequence[int]) -> list[Group]:
+    """Return the groups in the order of their numbers; members that no token chose share equally."""
+    groups = []
+    for number in range(max(expert_map) + 1):
+        members = [expert for expert, group in enumerate(expert_map) if group == number]
+        used = torch.tensor([usage[expert] for expert in members], dtype=torch.float64)
+        weights = used / used.sum() if used.sum() else torch.full_like(used, 1 / len(members))
+        groups.append(Group(number, members, weights))
+    return groups

@@ -1,0 +1,1 @@
+"""What the runs left: metrics, the page, model cards."""

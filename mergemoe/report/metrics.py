@@ -1,0 +1,163 @@
+"""All numbers of a study in one dictionary: what results/metrics.json holds and the page and the cards show.
+
+{model: {"full": {"<task>/<score>": x, "cost/<what>": x}, "runs": {"<calibrate>/<cluster>/<solve>": {...}}}}
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergemoe import errors
+from mergemoe.artifacts import store
+from mergemoe.checkpoints import cost, model_folder
+from mergemoe.compressed import checkpoint_card
+from mergemoe.errors import ArtifactError
+
+Scores = dict[str, float]
+Metrics = dict[str, dict[str, Any]]
+There = Callable[[Path], bool]
+
+FIDELITY = """\
+`fidelity` compares with the full model on held-out text: mean KL(full || this) in nats per token, share of tokens
+where both put the same one first, mean relative squared error of the compressed layers."""
+GENERATION = """\
+`generation` continues held-out prompts greedily: share of continuations that end in a loop, mean share of
+distinct words (1), pairs (2) and triples (3) of tokens in one, mean length, perplexity under the full model."""
+SAME_SIZE = 0.01  # runs whose bytes are this close, as a share of the smallest, count as one size
+
+
+def gather(
+    results: str | Path, runs: Iterable[Sequence[str]], tasks: Sequence[str], there: There | None = None
+) -> Metrics:
+    """Return the scores and counted costs of every run and of the models that were compressed.
+
+    Args:
+        results: the folder of all artifacts.
+        runs: [model, calibrate, cluster, solve] of each run.
+        tasks: names of the tasks; `fidelity` is one of them where it was measured.
+        there: tells which scores are there; the others are left out. Without it, all must be.
+
+    Raises:
+        ArtifactError: where a file is missing, damaged, or holds a score that is no number.
+    """
+    results, metrics = Path(results), {}
+    for model, *run in runs:
+        if model not in metrics:
+            layout = read(results / "layout" / f"{model}.json")
+            folder = model_folder.locate(layout["path"], layout.get("revision"))
+            metrics[model] = {"full": _numbers(results / "scores" / model / "full", folder, tasks, there), "runs": {}}
+        scores, folder = results.joinpath("scores", model, *run), results.joinpath("models", model, *run)
+        metrics[model]["runs"]["/".join(run)] = _numbers(scores, folder, tasks, there)
+    return metrics
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a JSON artifact that the report cannot do without."""
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing: run `snakemake`, which makes it, before the report.")
+    return store.read_json(path)
+
+
+def _numbers(scores: Path, folder: str | Path, tasks: Sequence[str], there: There | None) -> Scores:
+    numbers = {f"cost/{name}": value for name, value in cost.count(folder).items()}
+    paths = [scores / f"{task}.json" for task in tasks]
+    for path in (path for path in paths if there is None or there(path)):
+        for name, value in read(path)["scores"].items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise errors.damaged(path, f"gives {value!r} for {name}, which is no number")
+            numbers[f"{path.stem}/{name}"] = value
+    return dict(sorted(numbers.items()))
+
+
+def dump(metrics: Metrics) -> str:
+    """Return the text of results/metrics.json."""
+    return json.dumps(metrics, sort_keys=True, indent=1, allow_nan=False) + "\n"
+
+
+def columns(metrics: Metrics) -> list[str]:
+    """Return the scores worth a column, fidelity first: of a task its `acc`, or all where it has none.
+
+    Generation has a table of its own: its figures are good or bad beside the full model's alone.
+    """
+    models = [scores for model in metrics.values() for scores in (model["full"], *model["runs"].values())]
+    keys = {key for scores in models for key in scores if not key.endswith(("_stderr", "/output_error"))}
+    keys -= generation(keys)
+    chosen = [key for key in keys if key.endswith("/acc") or f"{key.partition('/')[0]}/acc" not in keys]
+    return sorted(
+        (key for key in chosen if not key.startswith("cost/")), key=lambda key: (not key.startswith("fidelity/"), key)
+    )
+
+
+def generation(keys: Iterable[str]) -> set[str]:
+    """Return those of generation, standard errors left out."""
+    return {key for key in keys if key.startswith("generation/") and not key.endswith("_stderr")}
+
+
+def winner(model: Metrics) -> str | None:
+    """Return the run of a model with the lowest KL among the smallest, or None where no KL was measured.
+
+    Smallest: bytes within `SAME_SIZE` of the smallest run's. The text that the KL is measured on chooses
+    here, so the winner's own KL is a little optimistic; equal ones are told apart by name.
+    """
+    runs = {name: scores for name, scores in model["runs"].items() if "fidelity/kl" in scores}
+    if not runs:
+        return None
+    limit = (1 + SAME_SIZE) * min(scores["cost/bytes"] for scores in runs.values())
+    small = [name for name, scores in runs.items() if scores["cost/bytes"] <= limit]
+    return min(small, key=lambda name: (runs[name]["fidelity/kl"], name))
+
+
+def shown(value: float | None, error: float | None = None) -> str:
+    """Return a number as people read it: three digits, and its standard error where there is one."""
+    if value is None:
+        return "–"
+    text = f"{value:#.3g}".rstrip(".") if 0 < abs(value) < 999.5 else f"{value:,.0f}"
+    return text if error is None else f"{text} ± {f'{error:#.2g}'.rstrip('.')}"
+
+
+def measured(task: str, artifact: Mapping[str, Any]) -> str:
+    """Return what a task's scores were measured on."""
+    version = f"version {artifact['version']}, " if artifact.get("version") is not None else ""
+    shots = f"{'/'.join(map(str, artifact['shots']))}-shot, " if any(artifact.get("shots", ())) else ""
+    note = f"; {artifact['note']}" if artifact.get("note") else ""
+    return f"{task} ({version}{shots}{artifact['samples']:,} {'tokens' if task == 'fidelity' else 'samples'}{note})"
+
+
+def table(metrics: Metrics) -> str:
+    """Return the main numbers as text for a terminal: a line per model, one per run below it."""
+    names = columns(metrics)
+    rows = [["", "MB", "share", *(name.replace("fidelity/", "") for name in names)]]
+    for model, numbers in metrics.items():
+        full = numbers["full"]
+        for name, scores in {model: full, **{f"  {name}": run for name, run in numbers["runs"].items()}}.items():
+            size = [shown(scores["cost/bytes"] / 1e6), f"{scores['cost/bytes'] / full['cost/bytes']:.0%}"]
+            rows.append([name, *size, *(shown(scores.get(key), scores.get(f"{key}_stderr")) for key in names)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join("  ".join(line) for line in lines) + "\n"
+
+
+def markdown(scores: Scores, base: Scores, tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the scores of a run beside the full model's, as a section of its card.
+
+    Args:
+        scores: of the run, as in metrics.json.
+        base: of the full model.
+        tasks: {task: its artifact}.
+    """
+    both = {"": {"full": base, "runs": {"": scores}}}
+    keys = [key for key in [*columns(both), "fidelity/output_error", *sorted(generation(scores))] if key in scores]
+    rows = [[key, *(shown(one.get(key), one.get(f"{key}_stderr")) for one in (base, scores))] for key in keys]
+    explained = [FIDELITY, *([GENERATION] if "generation" in tasks else [])]
+    costs = [[key, f"{base[key]:,.0f}", f"{scores[key]:,.0f}"] for key in scores if key.startswith("cost/")]
+    return f"""\
+## Scores
+
+{checkpoint_card.table(["", "full model", "this model"], rows + costs)}
+
+± is one standard error. Measured on {", ".join(measured(*task) for task in tasks.items())}.
+
+{" ".join(explained)}
+"""

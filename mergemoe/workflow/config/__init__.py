@@ -1,0 +1,1 @@
+"""params.yaml: a section of it is a file here."""

@@ -1,0 +1,84 @@
+"""Section `evaluate` of params.yaml: what a compressed model is measured by."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from mergemoe.workflow.config.base import Section, Text
+
+# The papers' tasks, as far as lm-eval has them: MergeMoE's seven; MC-SMoE's without WikiQA and HotpotQA, and with
+# squad_completion, which asks for the answer's words, for SQuAD.
+SUITES = {
+    "mergemoe-seven": ("winogrande", "arc_easy", "arc_challenge", "hellaswag", "piqa", "squad_completion", "mrpc"),
+    "mcsmoe": ("sst2", "mrpc", "multirc", "copa", "winogrande", "squad_completion"),
+}
+
+
+class Task(Section):
+    """One task of lm-eval."""
+
+    include: str | None = Field(default=None, description="folder of task files, for a task that is not lm-eval's own")
+    data_files: dict[str, str] = Field(
+        default={}, description="{split: .jsonl or .jsonl.gz file}: lm-eval's own task on local data, with no hub"
+    )
+    fewshot: int | None = Field(default=None, ge=0, description="examples in the prompt; None: the task's own")
+    limit: int | None = Field(default=None, gt=0, description="examples per (sub)task")
+    batch_size: int = Field(default=32, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Task":
+        if self.include and self.data_files:
+            raise ValueError("`include` is of a task of your own, `data_files` of one of lm-eval's: give one of them")
+        return self
+
+
+class Generation(Section):
+    """Greedy continuations of the first tokens of held-out sequences."""
+
+    prompts: int = Field(default=80, gt=0, description="sequences that are continued, one prompt each")
+    prompt_tokens: int = Field(default=32, gt=0)
+    new_tokens: int = Field(default=96, ge=24, description="of the longest continuation; a loop covers 24 at least")
+
+
+class Evaluate(Section):
+    """What a compressed model is measured by."""
+
+    tasks: dict[str, Task] = Field(
+        default={}, description=f"{{name: settings}}, or a list of names; {', '.join(SUITES)} stand for several"
+    )
+    heldout: Text = Field(description="text for fidelity: perplexity, KL and output error against the full model")
+    generation: Generation | None = Field(
+        default=None, description="greedy continuations of held-out prompts; {}: by the defaults"
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    batch_tokens: int = Field(default=16384, gt=0, description="tokens of one forward batch, lm-eval's excepted")
+    threads: int = Field(default=1, gt=0)
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _one_by_one(cls, given: Any) -> Any:
+        """Turn a list of names, and the names of suites, into {task: settings}; a task's own entry goes first."""
+        named = (
+            dict.fromkeys(given, {}) if isinstance(given, list) and all(isinstance(n, str) for n in given) else given
+        )
+        if not isinstance(named, dict):
+            return given
+        found = {}
+        for name, settings in named.items():
+            for task in SUITES.get(name, (name,)):
+                found[task] = named.get(task, settings)
+        return {task: {} if settings is None else settings for task, settings in found.items()}
+
+    @model_validator(mode="after")
+    def _prompts(self) -> "Evaluate":
+        wanted, heldout = self.generation, self.heldout
+        if wanted and (wanted.prompts > heldout.samples or wanted.prompt_tokens > heldout.length):
+            raise ValueError(
+                f"generation takes {wanted.prompts} prompts of {wanted.prompt_tokens} tokens from `heldout`, which has "
+                f"{heldout.samples} sequences of {heldout.length}"
+            )
+        return self
+
+    def scored(self) -> list[str]:
+        """Return what every model gets scores for: the tasks of lm-eval, and what is measured beside them."""
+        return [*self.tasks, "fidelity", *(["generation"] if self.generation else [])]

@@ -1,0 +1,1 @@
+"""Record, restore and audit results with git and DVC."""

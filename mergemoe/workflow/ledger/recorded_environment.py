@@ -1,0 +1,62 @@
+"""envs/recorded.json: what the jobs that made a recorded run ran in, and for how long. Git has it; no artifact does.
+
+{"stages": {stage: {"jobs": n, "seconds": s, "peak_mb": most, "ran_in": [versions, platform, threads]}}}
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from mergemoe import environment
+from mergemoe.artifacts import atomic
+
+FILE = Path("envs", "recorded.json")
+
+
+def read(root: Path) -> dict[str, Any]:
+    """Return what stands there of each stage; nothing where there is no file."""
+    return json.loads((root / FILE).read_text())["stages"] if (root / FILE).is_file() else {}
+
+
+def renew(root: Path) -> None:
+    """Write it anew from the logs; a stage that has none, because its artifacts were restored, keeps what is said."""
+    path = root / FILE
+    path.parent.mkdir(exist_ok=True)
+    text = json.dumps({"stages": {**read(root), **gather(root / "logs")}}, sort_keys=True, indent=1)
+    with atomic.atomic(path) as file:
+        file.write_text(f"{text}\n")
+
+
+def gather(logs: Path) -> dict[str, Any]:
+    """Return {stage: its jobs, seconds, highest peak of memory, all that they ran in} of the logs below a folder."""
+    stages: dict[str, Any] = {}
+    for path in sorted(logs.rglob("*.log")):
+        lines = re.findall(rf"^{environment.MARK}(.*)$", path.read_text(errors="replace"), re.MULTILINE)
+        if not lines:
+            continue
+        ran = json.loads(lines[-1])
+        stage = path.relative_to(logs).with_suffix("").parts[0]
+        entry = stages.setdefault(stage, {"jobs": 0, "seconds": 0.0, "peak_mb": 0, "ran_in": []})
+        entry["jobs"] += 1
+        entry["seconds"] = round(entry["seconds"] + ran.pop("seconds"), 1)
+        entry["peak_mb"] = max(entry["peak_mb"], ran.pop("peak_mb") or 0)
+        for of_one_job in ("node", "devices"):
+            del ran[of_one_job]
+        if ran not in entry["ran_in"]:
+            entry["ran_in"].append(ran)
+    return stages
+
+
+def differences(root: Path) -> list[str]:
+    """Return in words what differs between what recorded jobs ran in and this process: versions, platform."""
+    now = _flat(environment.here())
+    found = {}
+    for place in (_flat(ran) for stage in read(root).values() for ran in stage["ran_in"]):
+        apart = (key for key in now if place.get(key) != now[key])
+        found |= {f"{key}: {place.get(key)} when recorded, {now[key]} here": None for key in apart}
+    return list(found)
+
+
+def _flat(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: facts[key] for key in ("processor", "python", "system")} | facts["packages"]

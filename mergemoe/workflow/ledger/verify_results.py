@@ -1,0 +1,106 @@
+"""Whether every file below results/ is what its path and params.yaml say, all the way back to checkpoint and text.
+
+An artifact holds where its payload has the digest that it carries, its provenance is the one that is claimed
+(provenance.py), and what it was made from is what lies there now. A file without provenance of its own, such as the
+weights of a checkpoint or a page, is listed with its sha256 in a provenance.json.
+"""
+
+import os
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mergemoe import errors
+from mergemoe.artifacts import digests, provenance, store, verify
+from mergemoe.artifacts.verify import Claims
+from mergemoe.checkpoints import model_folder
+from mergemoe.errors import ArtifactError
+from mergemoe.progress import track
+
+
+class Fault(NamedTuple):
+    """Something that does not hold."""
+
+    stage: str  # of the claim; empty for a file that no run makes
+    path: str  # relative to the project
+    fact: str
+
+
+def check(root: Path, claims: Claims, kept_out: Collection[str] = ()) -> list[Fault]:
+    """Return every fault of the artifacts below `root`/results, those that are missing first.
+
+    Args:
+        root: the project's folder.
+        claims: what every artifact must say.
+        kept_out: folders that are not here, and need not be, for they are kept out of pushes.
+    """
+    found = files(root)
+    listed, known = _listed(root, found), {}
+    missing = [path for path in claims if not (root / path).exists() and not below(path, kept_out)]
+    missing += [path for path in listed if not (root / path).is_file()]
+    faults = [_fault(path, f"{path} is missing", claims, listed) for path in missing]
+    for path in track(found, "artifacts checked"):
+        try:
+            if path in listed:
+                if digests.sha256(root / path) != listed[path].sha256:
+                    raise ArtifactError(f"{path} does not hold what was written (its sha256 differs)")
+            else:
+                _check(path, root, claims, known, kept_out)
+        except ArtifactError as error:
+            faults.append(_fault(path, str(error).replace(f"{root}/", ""), claims, listed))
+    return faults
+
+
+def files(root: Path) -> list[str]:
+    """Return the files below `root`/results, sorted; temporaries and Snakemake's own marks have hidden names."""
+    paths = (path.relative_to(root) for path in (root / "results").rglob("*") if path.is_file())
+    return sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
+
+
+def below(path: str, folders: Collection[str]) -> bool:
+    """Tell whether a path is one of `folders`, or lies in one."""
+    return any(Path(path).is_relative_to(folder) for folder in folders)
+
+
+class _Listed(NamedTuple):
+    by: str  # a provenance.json
+    sha256: str
+
+
+def _listed(root: Path, found: Sequence[str]) -> dict[str, _Listed]:
+    """Return what each provenance.json among `found` lists."""
+    listed = {}
+    for path in found:
+        if Path(path).name == "provenance.json":
+            try:
+                names = store.read_json(root / path).get("files", {})
+            except ArtifactError:
+                continue  # the check of this file itself says so
+            folder = Path(path).parent
+            listed |= {os.path.normpath(folder / name): _Listed(path, digest) for name, digest in names.items()}
+    return listed
+
+
+def _check(path: str, root: Path, claims: Claims, known: dict[str, str], kept_out: Collection[str]) -> None:
+    file = root / path
+    made = provenance.of(file)
+    verify.check_claim(path, made, claims)
+    assert made is not None  # a claim is of an artifact
+    inputs = {name: digest for name, digest in made["inputs"].items() if not below(name, kept_out)}
+    verify.check_links(path, inputs, root, known)
+    layer = int(digits[1]) if (digits := re.fullmatch(r"layer_(\d+)", file.stem)) else None
+    if file.suffix == ".json":
+        whole = store.read_json(file, layer)
+        if made["stage"] == "layout":
+            folder = root / model_folder.locate(whole["path"], whole.get("revision"))
+            store.check_files(folder, whole["files"], original=True)
+    elif not store.holds(made, digests.of(file)):
+        raise errors.damaged(path, "does not hold what was written (its digest differs)")
+    elif layer is not None and made.get("layer", layer) != layer:
+        raise errors.damaged(path, f"is of layer {made['layer']}, not {layer}")
+
+
+def _fault(path: str, fact: str, claims: Claims, listed: Mapping[str, _Listed]) -> Fault:
+    name = verify.unit(listed[path].by if path in listed else path, claims)
+    return Fault(claims[name]["stage"] if name else "", path, fact)

@@ -1,0 +1,38 @@
+"""Describe a checkpoint: family, layers, experts, and what each share of them would weigh."""
+
+from pathlib import Path
+from typing import Any
+
+from mergemoe.checkpoints import cost, expert_headers, model_folder, validation
+from mergemoe.checkpoints.expert_headers import expert_sizes, headers
+from mergemoe.moe import layer_sizes
+
+
+def inspect(path: str | Path) -> str:
+    """Return what a checkpoint is and what each share of its experts would weigh.
+
+    Raises:
+        UserError: where it cannot be compressed, as far as its headers and config.json tell.
+    """
+    validation.check(path)
+    layers = expert_headers.count_experts(path)
+    config: dict[str, Any] = model_folder.read_config(path)
+    whole, sized = cost.count(path, headers(path)), expert_sizes(path)
+    routed = sum(sized[layer]["bytes"] for layer in layers)
+    counts = sorted(set(layers.values()))
+    lines = [
+        f"family       {config.get('model_type')} ({', '.join(config.get('architectures') or ['?'])})",
+        f"MoE layers   {len(layers)} (numbers {min(layers)} to {max(layers)})",
+        f"experts      {', '.join(map(str, counts))} per layer, {expert_headers.top_k(config)} work on a token",
+        f"parameters   {whole['parameters']:,.0f}, {routed / whole['bytes']:.0%} of the bytes in routed experts",
+        f"bytes        {whole['bytes']:,.0f}",
+        "",
+        "experts kept   bytes          of full",
+    ]
+    for share in (0.75, 0.5, 0.25):
+        saved = sum(
+            sized[layer]["bytes"] * (n - layer_sizes.kept_experts(share, n)) // n for layer, n in layers.items()
+        )
+        left = whole["bytes"] - saved
+        lines.append(f"{share:<14} {left:<14,.0f} {left / whole['bytes']:.0%}")
+    return "\n".join(lines)

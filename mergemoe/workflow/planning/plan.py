@@ -1,0 +1,147 @@
+"""What a params.yaml will cost, before anything runs: parameters, bytes, jobs, disk, tokens."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from mergemoe.artifacts import store
+from mergemoe.checkpoints import cost, expert_headers, model_folder, router_headers
+from mergemoe.checkpoints.expert_headers import expert_sizes, headers
+from mergemoe.moe import layer_sizes
+from mergemoe.workflow.config.params import Params, Run
+from mergemoe.workflow.planning import jobs
+
+
+def kept_per_layer(params: Params, run: Run) -> dict[int, tuple[int, int]]:
+    """Return {layer: (N, M)} of a run; of a budget as if it were spent evenly, on experts of full width."""
+    chosen = params.cluster[run.cluster]
+    first, last = chosen.bounds()
+    layers = expert_headers.count_experts(params.model[run.model].folder())
+    return {
+        layer: (n, layer_sizes.kept_experts((chosen.share or chosen.experts) if first <= layer <= last else None, n))
+        for layer, n in layers.items()
+    }
+
+
+def sizes(params: Params, run: Run) -> dict[str, int]:
+    """Return the parameters and bytes of a run's checkpoint: exact but for biases of experts of another width.
+
+    What a budget over all layers leaves is counted as if it were spent evenly, which is the most. Experts of `oracle`
+    are as wide as the largest group makes them, which clustering tells: they are counted as if all groups were equal,
+    which is the least.
+    """
+    folder = params.model[run.model].folder()
+    whole = cost.count(folder, headers(folder))
+    removed = Counter[str]()
+    routed, routers = expert_sizes(folder), router_headers.router_sizes(headers(folder))
+    first, last = params.cluster[run.cluster].bounds()
+    for layer, (n, m) in kept_per_layer(params, run).items():
+        whole_width = routed[layer]["width"]
+        width = layer_sizes.kept_width(params.width(run) if first <= layer <= last else 1.0, whole_width)
+        if params.solve[run.solve].method == "oracle":
+            width = whole_width * math.ceil(n / m)
+        for what in ("parameters", "bytes"):
+            removed[what] += routed[layer][what] - routed[layer][what] * m * width // (n * whole_width)
+            if params.routing(run.solve) != "preserved":
+                removed[what] += routers[layer][what] * (n - m) // n
+    return {what: int(whole[what]) - removed[what] for what in ("parameters", "bytes")}
+
+
+def count_jobs(params: Params) -> dict[str, int]:
+    """Return the number of jobs per rule, if nothing was done yet."""
+    counted = Counter(stage for stage, _ in jobs.every(params))
+    return {stage: counted[stage] for stage in jobs.STAGES}
+
+
+def disk(params: Params) -> dict[str, int]:
+    """Return the bytes of the large artifacts: captures and references before compression (estimates), checkpoints."""
+    runs = params.all_runs()
+    copied = {params.model[run.model].folder() for run in runs if params.model[run.model].copied()}
+    captures = references = 0
+    for model, calibrate in {(run.model, run.calibrate) for run in runs}:
+        chosen = params.calibrate[calibrate]
+        captures += _states(params, model, params.capture.dtype, chosen.samples * chosen.length)
+    for model in {run.model for run in runs}:
+        heldout = params.evaluate.heldout
+        references += _states(params, model, params.evaluate.dtype, heldout.samples * heldout.length)
+    return {
+        "plain copies": sum(entry["bytes"] for path in copied for entry in headers(path).values()),
+        "captures": captures,
+        "references": references,
+        "checkpoints": sum(sizes(params, run)["bytes"] for run in runs),
+    }
+
+
+def _states(params: Params, model: str, dtype: str, tokens: int) -> int:
+    folder = params.model[model].folder()
+    config, layers = model_folder.read_config(folder), expert_headers.count_experts(folder)
+    width = {"float32": 4}.get(dtype, 2)
+    top_k, hidden_size = expert_headers.top_k(config) or 1, expert_headers.stated(config, "hidden_size")[0]
+    per_token = sum(width * (hidden_size + n + top_k) + 2 * top_k + 4 for n in layers.values())
+    return tokens * per_token
+
+
+def describe(params: Params, results: Path) -> str:
+    """Return the plan as text; what `results` already holds makes estimates exact."""
+    lines = [f"{'run':36} {'parameters':>15} {'bytes':>14} {'of full':>9}"]
+    runs = params.all_runs()
+    for model in dict.fromkeys(run.model for run in runs):
+        folder = params.model[model].folder()
+        whole = cost.count(folder, headers(folder))
+        lines.append(f"{model:36} {whole['parameters']:15,.0f} {whole['bytes']:14,.0f}")
+        for run in (run for run in runs if run.model == model):
+            size = sizes(params, run)
+            share = size["bytes"] / whole["bytes"]
+            lines.append(f"  {'/'.join(run[1:]):34} {size['parameters']:15,} {size['bytes']:14,} {share:9.1%}")
+    counted = count_jobs(params)
+    lines += ["", f"jobs, from nothing: {sum(counted.values())}"]
+    lines += [f"  {rule:10} {number:6}" for rule, number in counted.items()]
+    lines += ["", *params.left_out()] if params.left_out() else []
+    if any(params.solve[run.solve].method == "oracle" for run in runs):
+        lines += ["", "oracle is larger, the more unequal its groups are: its sizes are what equal groups would take"]
+    lines += ["", "disk (checkpoints and plain copies exact; the others estimated, before lossless compression)"]
+    lines += [f"  {what:12} {size / 1e6:12,.1f} MB" for what, size in disk(params).items()]
+    return "\n".join([*lines, "", *_tokens(params, results)])
+
+
+def _tokens(params: Params, results: Path) -> list[str]:
+    """Say what each grouping's solve needs and what its calibration gives."""
+    lines = ["tokens that a solve must exceed, with margin (group: those routed to it; joint: those of the layer)"]
+    seen = set[tuple[Any, ...]]()
+    for run in params.all_runs():
+        folder, chosen = params.model[run.model].folder(), params.calibrate[run.calibrate]
+        first, last = params.cluster[run.cluster].bounds()
+        widths = {
+            layer: layer_sizes.kept_width(params.width(run) if first <= layer <= last else 1.0, size["width"])
+            for layer, size in expert_sizes(folder).items()
+        }
+        top_k = expert_headers.top_k(model_folder.read_config(folder)) or 1
+        held = max(1, round(chosen.samples * chosen.holdout)) if chosen.holdout else 0
+        tokens = (chosen.samples - held) * chosen.length
+        shapes: dict[tuple[int, int, int], list[int]] = {}
+        for layer, (n, m) in kept_per_layer(params, run).items():
+            if m < n or params.width(run) < 1 and first <= layer <= last:
+                shapes.setdefault((n, m, widths[layer]), []).append(layer)
+        for (n, m, width), layers in sorted(shapes.items()):
+            if (run[:3], m, width) in seen:  # another method's, of the same groups
+                continue
+            seen.add((run[:3], m, width))
+            need, exact = layer_sizes.needed_tokens(m, width), _smallest_group(results, run, layers, m)
+            gives = f"{exact:,} in the smallest" if exact else f"about {min(tokens, tokens * top_k // m):,} (estimate)"
+            lines.append(
+                f"  {'/'.join(run[:3])}, {len(layers)} layers {n} -> {m} experts of width {width}: "
+                f"group {need['group']:,}, has {gives}; joint {need['joint']:,}, has {tokens:,}"
+            )
+    return lines
+
+
+def _smallest_group(results: Path, run: Run, layers: list[int], kept: int) -> int | None:
+    """Return the fewest tokens routed to any group; None before the layers are clustered so."""
+    paths = [results.joinpath("cluster", *run[:3], f"layer_{layer:03d}.json") for layer in layers]
+    if not all(path.is_file() for path in paths):
+        return None
+    clustered = [store.read_json(path) for path in paths]
+    if any(layer["kept"] != kept for layer in clustered):
+        return None
+    return min(group["routed_tokens"] for layer in clustered for group in layer["groups"])

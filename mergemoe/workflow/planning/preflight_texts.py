@@ -1,0 +1,36 @@
+"""Draw every local text once with each model's tokenizer before the first job."""
+
+from mergemoe.calibration import token_sequences
+from mergemoe.errors import UserError
+from mergemoe.models import supported
+from mergemoe.workflow.config.params import Params
+
+
+def check_texts(params: Params) -> None:
+    """Draw every local text once with each model's tokenizer, if transformers knows the model.
+
+    Raises:
+        UserError: where it does not, a text is too short, or a row lacks its field.
+    """
+    from transformers import AutoTokenizer  # slow to import: once per run, not once per parse
+
+    for model, calibrate in sorted({(run.model, run.calibrate) for run in params.all_runs()}):
+        folder = params.model[model].folder()
+        try:
+            supported.check_code(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except UserError as error:
+            raise UserError(f"model.{model}: {error}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"model.{model}: transformers can read no tokenizer in {folder} ({str(error).partition(chr(10))[0]}). "
+                "Code that a checkpoint brings for its own is never run: put a tokenizer.json there"
+            ) from None
+        chosen = params.calibrate[calibrate]
+        token_sequences.heldout_rows(chosen.samples, chosen.holdout, chosen.seed)
+        for name, wanted in {f"calibrate.{calibrate}": chosen, "evaluate.heldout": params.evaluate.heldout}.items():
+            if wanted.source:
+                try:
+                    token_sequences.from_source(tokenizer, **wanted.model_dump(exclude={"holdout"}))
+                except UserError as error:
+                    raise UserError(f"{name}: {error}") from None

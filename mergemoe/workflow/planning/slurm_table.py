@@ -1,0 +1,85 @@
+"""What `mergemoe plan` says of a cluster, before anything is submitted: the same figures that the jobs ask for."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mergemoe.workflow.config.params import Params
+from mergemoe.workflow.planning import jobs, slurm
+from mergemoe.workflow.planning.slurm import Asked
+
+HEAD = "stage       jobs  at once  on      memory  GPU memory       disk  minutes  hours in all"
+
+
+class Job(NamedTuple):
+    """One job, what it needs, and what it asks for at first."""
+
+    stage: str
+    names: dict[str, str]
+    wanted: Asked
+    asked: Asked
+
+
+def describe(params: Params) -> str:
+    """Return the table, and which jobs would not fit into what partitions.yaml allows."""
+    limits = slurm.cluster()
+    every = [
+        Job(stage, names, slurm.wanted(params, stage, names), slurm.asked(params, stage, names))
+        for stage, names in jobs.every(params)
+    ]
+    lines = [f"on a cluster ({slurm.PROFILE}): what the largest job of each stage asks for (estimates)", HEAD]
+    hours = {True: 0.0, False: 0.0}
+    for stage in dict.fromkeys(job.stage for job in every):
+        of_stage = [job.asked for job in every if job.stage == stage]
+        most = Asked(*map(max, zip(*of_stage, strict=True)))
+        gpu, total = slurm.on_gpu(stage), sum(job.runtime for job in of_stage) / 60
+        hours[gpu] += total
+        lines.append(
+            f"{stage:10} {len(of_stage):5}  {slurm.together(stage):7}  {'GPU' if gpu else 'CPU':3} {most.mem_mb:7,} MB "
+            f"{f'{most.gpu_mem_mb:,} MB' if gpu else '':>11} {most.disk_mb:7,} MB {most.runtime:8,} {total:13,.1f}"
+        )
+    lines += [
+        f"asked for in all: {hours[True]:,.1f} GPU hours, {hours[False]:,.1f} CPU hours",
+        f"(minutes: {slurm.START:g} to start, 1 for each {slurm.FILES:,.0f} MB of files, {slurm.MARGIN:g} times what "
+        f"computing takes at {limits.gflops.gpu:g} GFLOP/s on a GPU, {limits.gflops.cpu:g} on a CPU: partitions.yaml)",
+    ]
+    return "\n".join([*lines, *_too_large(every)])
+
+
+def _too_large(every: Sequence[Job]) -> list[str]:
+    """Say which jobs need more than they may ask for; layers of one stage and choice in one line."""
+    found: dict[tuple[str, ...], list[int]] = {}
+    for job in every:
+        said = {
+            "mem_mb": f"{job.wanted.mem_mb:,} MB of memory",
+            "gpu_mem_mb": f"{job.wanted.gpu_mem_mb:,} MB of a GPU",
+            "runtime": _long(job.wanted.runtime, slurm.together(job.stage)),
+        }
+        lacking = [text for key, text in said.items() if getattr(job.wanted, key) > getattr(job.asked, key)]
+        if lacking:
+            choice = "/".join(value for name, value in job.names.items() if name != "layer")
+            layers = found.setdefault((job.stage, choice, ", ".join(lacking)), [])
+            layers += [int(job.names["layer"])] if "layer" in job.names else []
+    if not found:
+        return ["every job fits into the limits of partitions.yaml"]
+    lines = [
+        "would not fit into the limits of partitions.yaml (is there a larger partition; or a GPU, for a CPU's stage?):"
+    ]
+    for (stage, choice, what), layers in found.items():
+        lines.append(f"  {stage} {choice}{f', layers {_ranges(layers)}' if layers else ''}: needs {what}")
+    return lines
+
+
+def _long(minutes: int, layers: int) -> str:
+    shared = f" (and {layers} layers share a job: lower `group-components` in the profile)" if layers > 1 else ""
+    return f"{minutes:,} minutes{shared}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as in 0-3, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

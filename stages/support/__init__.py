@@ -1,0 +1,1 @@
+"""What the stages and the Snakefile share; no rule runs these modules."""

@@ -1,0 +1,34 @@
+"""What a rule's jobs ask a cluster for; on one machine nothing hangs on it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from mergemoe.workflow.config.params import Params
+from mergemoe.workflow.planning import slurm
+from mergemoe.workflow.planning.slurm import Asked
+
+
+def check() -> None:
+    """Check the profile's partitions.yaml, if there is one.
+
+    Raises:
+        UserError: where it is not valid.
+    """
+    if slurm.PROFILE.is_dir():
+        slurm.cluster()
+
+
+def asked(params: Params, stage: str) -> dict[str, Callable[[Any, int], int]]:
+    """Return a function of wildcards and attempt for each resource of a rule; none where there is no profile."""
+    if not slurm.PROFILE.is_dir():
+        return {}
+
+    @functools.cache
+    def of_job(names: tuple[tuple[str, str], ...], attempt: int) -> Asked:
+        return slurm.asked(params, stage, dict(names), attempt)
+
+    def resource(key: str) -> Callable[[Any, int], int]:
+        return lambda wildcards, attempt: getattr(of_job(tuple(wildcards.items()), attempt), key)
+
+    return {key: resource(key) for key in Asked._fields}

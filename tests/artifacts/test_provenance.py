@@ -1,0 +1,149 @@
+"""What an artifact says of its making: read without its payload, held against disk and claims."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from mergemoe.artifacts import digests as payloads
+from mergemoe.artifacts import provenance, store, verify
+from mergemoe.errors import ArtifactError
+from mergemoe.workflow.ledger import compare, dvc_lock
+
+PATH = "results/cluster/m/c/half/layer_001.json"
+CLAIM = {"stage": "cluster", "params": {"experts": 4, "by": "weights"}, "code": "1"}
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A folder with a text and two artifacts, of which the second was made from both."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.jsonl").write_text("{}\n")
+    made = {"stage": "profile", "path": "results/profile/p.json", "params": {}, "code": "1"}
+    store.write_json("results/profile/p.json", {"usage": [1, 2]}, {**made, "inputs": digests("text.jsonl")})
+    store.write_json(PATH, {"layer": 1}, {**CLAIM, "path": PATH, "inputs": digests("text.jsonl", made["path"])})
+    return tmp_path
+
+
+def digests(*paths):
+    return {path: provenance.content(path) for path in paths}
+
+
+def test_content_is_the_payloads_and_not_what_an_artifact_says_of_its_making(root):
+    before = provenance.content("results/profile/p.json")
+    store.write_json("results/profile/p.json", {"usage": [1, 2]}, {"stage": "x", "inputs": {}, "code": "2"})
+    assert provenance.content("results/profile/p.json") == before
+    store.write_json("results/profile/p.json", {"usage": [1, 3]}, {"stage": "x", "inputs": {}, "code": "2"})
+    assert provenance.content("results/profile/p.json") != before
+    assert provenance.content("text.jsonl") == payloads.sha256("text.jsonl")
+
+
+def test_every_kind_of_file_says_its_making(root, captured):
+    tensors = root / "results/solve/l.safetensors"
+    store.write_tensors(tensors, {"a": torch.ones(2, dtype=torch.bfloat16)}, {"stage": "solve", "inputs": {}})
+    assert provenance.of(tensors)["stage"] == "solve"
+    activations = root / "results" / captured[1].name
+    activations.write_bytes(captured[1].read_bytes())
+    assert provenance.of(activations)["stage"] == "capture"
+    save_file({"a": np.ones(2)}, root / "results/model.safetensors")
+    assert provenance.of(root / "results/model.safetensors") is None
+    assert provenance.of("text.jsonl") is None
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({}, None),
+        ({"params": {"experts": 2, "by": "weights"}}, "was made with experts: 4, and params.yaml asks for 2"),
+        ({"params": {"experts": 4}}, 'was made with by: "weights", and params.yaml asks for null'),
+        ({"code": "2"}, "was made by other code of the stage cluster than there is now"),
+        ({"stage": "solve"}, "was made by the stage cluster, not solve"),
+    ],
+)
+def test_an_artifact_is_held_against_its_claim(root, claim, message):
+    claims = {PATH: CLAIM | claim}
+    if message is None:
+        verify.check_input(PATH, claims, {})
+        assert verify.is_current(
+            PATH, {**claims, "results/profile/p.json": {**CLAIM, "stage": "profile", "params": {}}}
+        )
+    else:
+        with pytest.raises(ArtifactError, match=f"^{PATH} {message}.*Delete {PATH} and run `snakemake` again"):
+            verify.check_input(PATH, claims, {})
+
+
+def test_an_artifact_of_no_run_or_in_anothers_place_is_named(root):
+    with pytest.raises(ArtifactError, match="is of no run in params.yaml"):
+        verify.check_input(PATH, {}, {})
+    other = PATH.replace("001", "002")
+    (root / other).write_bytes((root / PATH).read_bytes())
+    with pytest.raises(ArtifactError, match=f"{other} says that it is {PATH}"):
+        verify.check_input(other, {PATH: CLAIM, other: CLAIM}, {})
+
+
+def test_what_an_artifact_was_made_from_must_be_what_is_there(root):
+    made = provenance.of(PATH)
+    verify.check_links(PATH, made["inputs"], root, {})
+    (root / "text.jsonl").write_text("[]\n")
+    with pytest.raises(ArtifactError, match=f"{PATH} was made from another text.jsonl than there is now"):
+        verify.check_links(PATH, made["inputs"], root, {})
+    (root / "text.jsonl").unlink()
+    with pytest.raises(ArtifactError, match=f"{PATH} was made from text.jsonl, which is not there"):
+        verify.check_links(PATH, made["inputs"], root, {})
+    verify.check_input(PATH, {PATH: CLAIM}, {})  # a job does without it
+    store.write_json("results/profile/p.json", {"usage": [2, 2]}, {"stage": "profile", "inputs": {}, "code": "1"})
+    with pytest.raises(ArtifactError, match="was made from another results/profile/p.json than there is now"):
+        verify.check_input(PATH, {PATH: CLAIM}, {})
+
+
+def test_provenance_that_was_changed_is_named(root):
+    whole = json.loads((root / PATH).read_text())
+    whole["provenance"]["code"] = "2"
+    (root / PATH).write_text(json.dumps(whole))
+    with pytest.raises(ArtifactError, match=f"{PATH} does not hold what was written"):
+        provenance.of(PATH)
+
+
+def write(root, number, code="1", name="a", extra=0.0):
+    made = {"stage": "x", "inputs": {}, "code": code}
+    store.write_json(root / "results/a.json", {name: [1.0, {"x": number}], "z": extra, "s": "text"}, made)
+    tensors = {"a": torch.tensor([4.0, number]), "n": torch.tensor([1, 2])}
+    store.write_tensors(root / "results/a.safetensors", tensors, made)
+
+
+def test_the_largest_difference_of_numbers_is_relative(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    write(one, 2.0)
+    write(other, 2.5)
+    found = {one.path: (one.largest, one.payload) for one in compare.compare(one, other)[1]}
+    assert found == {"results/a.json": (0.25, True), "results/a.safetensors": (0.125, True)}  # .5 / 2; .5 / 4
+    write(other, 2.0, code="2")
+    assert compare.compare(one, other) == (
+        0,
+        [compare.Difference(f"results/a.{kind}", 0.0, payload=False) for kind in ("json", "safetensors")],
+    )
+    write(other, 2.0, name="b")
+    assert [(one.path, one.largest) for one in compare.compare(one, other)[1]] == [("results/a.json", None)]
+    write(other, 2.0)
+    (other / "results/more.csv").write_text("x")
+    assert compare.compare(one, other) == (2, [compare.Difference("results/more.csv", None, payload=True)])
+    assert compare.compare(one, other, known={"results/more.csv"}) == (3, [])
+
+
+def test_a_number_beside_zero_is_infinitely_far(tmp_path):
+    write(tmp_path / "one", 2.0)
+    write(tmp_path / "other", 2.0, extra=1e-9)
+    assert compare.compare(tmp_path / "one", tmp_path / "other")[1][0].largest == float("inf")
+
+
+def test_a_folder_has_dvcs_hash(tmp_path):
+    # As dvc 3.67.1 wrote it for these files; paths are sorted as text.
+    for name, text in {"b/x.txt": "one", "b.txt": "two", "a": "three"}.items():
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text(text)
+    before = dvc_lock.digest(tmp_path / "out")
+    (tmp_path / "out" / ".snakemake_timestamp").touch()
+    assert dvc_lock.digest(tmp_path / "out") == before == "08d7f7d18d9449c6ec95773e3be426cb.dir"
+    assert dvc_lock.digest(tmp_path / "nothing") is None

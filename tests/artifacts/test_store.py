@@ -1,0 +1,143 @@
+"""Artifacts: written whole or not at all, the same bytes twice, checked when read."""
+
+import os
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from safetensors.torch import save_file
+
+from mergemoe.artifacts import atomic, digests, store
+from mergemoe.errors import ArtifactError
+
+MADE = {"stage": "solve", "params": {"ridge": 0.0}, "inputs": {"a": "b"}, "code": "c"}
+TENSORS = {"w": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "n": torch.tensor([1, 2])}
+
+
+def test_what_was_written_is_read_and_carries_its_provenance(tmp_path):
+    store.write_json(tmp_path / "a.json", {"x": [1, 2.5]}, MADE)
+    whole = store.read_json(tmp_path / "a.json")
+    assert whole["x"] == [1, 2.5]
+    assert whole["provenance"] == store.sealed(MADE, digests.digest_json({"x": [1, 2.5]}))
+    store.write_tensors(tmp_path / "t.safetensors", TENSORS, MADE)
+    for name, tensor in store.read_tensors(tmp_path / "t.safetensors").items():
+        assert torch.equal(tensor, TENSORS[name])
+
+
+def test_the_same_content_is_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        store.write_tensors(tmp_path / f"{name}.safetensors", TENSORS, MADE)
+        store.write_json(tmp_path / f"{name}.json", {"b": 1, "a": 2}, MADE)
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+
+DTYPES = [getattr(torch, name) for name in digests.TORCH.values()]
+SHAPES = st.lists(st.integers(0, 3), max_size=3)
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.text("ab.é", min_size=1, max_size=4), st.tuples(st.sampled_from(DTYPES), SHAPES), max_size=4))
+def test_the_digest_of_a_file_is_that_of_its_tensors(tmp_path, drawn):
+    tensors = {name: (torch.rand(shape) * 9).to(dtype) for name, (dtype, shape) in drawn.items()}
+    store.write_tensors(tmp_path / "t.safetensors", tensors, MADE)
+    assert digests.of_tensors(tmp_path / "t.safetensors") == digests.digest_tensors(tensors)
+
+
+@pytest.mark.parametrize("name", ["a.json", "t.safetensors"])
+def test_every_flipped_bit_of_the_payload_and_every_cut_is_noticed(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.json":
+        store.write_json(path, {"x": 12345}, MADE)
+        read, where = store.read_json, path.read_bytes().index(b"12345")
+    else:
+        store.write_tensors(path, TENSORS, MADE)
+        read, where = store.read_tensors, path.stat().st_size - 4
+    whole = path.read_bytes()
+    for bit in range(8):
+        flipped = bytearray(whole)
+        flipped[where] ^= 1 << bit
+        path.write_bytes(flipped)
+        with pytest.raises(ArtifactError, match=f"{name} .*run `snakemake` again"):
+            read(path)
+    for length in (0, 5, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ArtifactError, match=name):
+            read(path)
+
+
+def test_an_edited_provenance_and_another_layers_file_are_named(tmp_path):
+    path = tmp_path / "a.json"
+    store.write_json(path, {"layer": 3}, MADE)
+    assert store.read_json(path, 3)["layer"] == 3
+    with pytest.raises(ArtifactError, match="is of layer 3, not 4"):
+        store.read_json(path, 4)
+    path.write_text(path.read_text().replace('"ridge": 0.0', '"ridge": 7.5'))
+    with pytest.raises(ArtifactError, match="digest differs"):
+        store.read_json(path)
+    with pytest.raises(ArtifactError, match="b.json cannot be read"):
+        store.read_json(tmp_path / "b.json")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(tmp_path):
+    path = tmp_path / "results" / "solve" / "a.txt"
+    with atomic.atomic(path) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError), atomic.atomic(path) as temporary:
+        temporary.write_text("ne")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list((tmp_path / "results" / ".tmp").iterdir()) == []
+
+
+def test_a_folder_takes_the_place_of_an_older_one_whole(tmp_path):
+    path = tmp_path / "results" / "models" / "m"
+    for name in ("first", "second"):
+        with atomic.atomic(path) as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    assert [file.name for file in path.iterdir()] == ["second"]
+
+
+def test_the_sweep_takes_only_what_dead_jobs_left(tmp_path):
+    home = tmp_path / "results" / ".tmp"
+    home.mkdir(parents=True)
+    host = os.uname().nodename
+    dead, alive, other = (home / f"a.json.{owner}" for owner in (f"{host}.4194305", f"{host}.{os.getpid()}", "else.7"))
+    for path in (dead, alive, other):
+        path.touch()
+    atomic.sweep(tmp_path / "results")
+    assert sorted(home.iterdir()) == sorted([alive, other])
+
+
+def test_recorded_files_are_compared(tmp_path):
+    (tmp_path / "a").write_text("a")
+    recorded = {"a": digests.sha256(tmp_path / "a")}
+    store.check_files(tmp_path, recorded)
+    with pytest.raises(ArtifactError, match="b is missing"):
+        store.check_files(tmp_path, {"b": "0"})
+    (tmp_path / "a").write_text("b")
+    with pytest.raises(ArtifactError, match="sha256 differs.*Delete it"):
+        store.check_files(tmp_path, recorded)
+    with pytest.raises(ArtifactError, match="sha256 differs.*Bring it back as it was"):
+        store.check_files(tmp_path, recorded, original=True)
+
+
+def test_numbers_that_json_cannot_hold_are_not_written(tmp_path):
+    with pytest.raises(ValueError):
+        store.write_json(tmp_path / "a.json", {"x": float("nan")}, MADE)
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_an_artifact_can_be_read_by_others(tmp_path):
+    before = os.umask(0o022)
+    try:
+        store.write_tensors(tmp_path / "a.safetensors", {"a": torch.ones(2)}, MADE)
+        with atomic.atomic(tmp_path / "folder") as folder:
+            folder.mkdir()
+            save_file({"a": torch.ones(2)}, folder / "a.safetensors")
+    finally:
+        os.umask(before)
+    for path in ("a.safetensors", "folder/a.safetensors"):
+        assert (tmp_path / path).stat().st_mode & 0o777 == 0o644

@@ -1,0 +1,205 @@
+"""Compression in memory, saving, and what both must have in common with the workflow."""
+
+import importlib
+import inspect
+import json
+
+import architectures
+import numpy as np
+import pytest
+import torch
+import transformers
+from by_stages import by_workflow, drawn
+from tiny_project import make_tiny
+from transformers import AutoModelForCausalLM
+
+import mergemoe
+from mergemoe.compressed import arguments
+from mergemoe.errors import UserError
+from mergemoe.methods import catalogue
+
+pytestmark = pytest.mark.usefixtures("own_module_cache")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "method"), [(torch.float32, "mergemoe"), (torch.bfloat16, "select"), (torch.bfloat16, "oracle")]
+)
+@pytest.mark.parametrize(
+    "name", ["qwen3_moe", "gpt_oss", "nemotron_h", "dbrx", "longcat_flash", "jetmoe", "llama4_text"]
+)
+def test_the_weights_are_the_workflows_bit_for_bit(name, dtype, method, tmp_path):
+    path = architectures.save(name, tmp_path / "full", dtype)
+    expected = by_workflow(path, drawn(), tmp_path, dtype, method)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    found = mergemoe.compress(model, drawn(), experts=4, method=method, seed=7, holdout=0.25, batch_tokens=48)
+    assert found is model
+    state = expected.state_dict()
+    assert state.keys() == found.state_dict().keys()
+    for key, tensor in found.state_dict().items():
+        assert torch.equal(tensor, state[key]), key
+    with torch.no_grad():
+        assert torch.equal(found(**drawn()).logits, expected(**drawn()).logits)
+
+
+def test_saving_what_was_compressed_in_memory_loads_both_ways(tiny, tmp_path):
+    model = mergemoe.load(tiny, "cpu", torch.float32)
+    ids = torch.randint(3, 4096, (6, 16), generator=torch.Generator().manual_seed(2))
+    model = mergemoe.compress(model, ids, experts=0.5, method="average", layers=[2])
+    mergemoe.save(model, tmp_path / "saved_tiny")
+    library = mergemoe.load(tmp_path / "saved_tiny", "cpu", torch.float32)
+    remote = AutoModelForCausalLM.from_pretrained(tmp_path / "saved_tiny", trust_remote_code=True, dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(library(ids).logits, model(ids).logits)
+        assert torch.equal(remote(ids).logits, model(ids).logits)
+    config = json.loads((tmp_path / "saved_tiny" / "config.json").read_text())
+    assert [facts["experts"] for facts in config["mergemoe"]["experts"].values()] == [[8, 4]]
+    assert (tmp_path / "saved_tiny" / "tokenizer.json").is_file()
+    assert (tmp_path / "saved_tiny" / "generation_config.json").is_file()
+    with pytest.raises(UserError, match="exists"):
+        mergemoe.save(model, tmp_path / "saved_tiny")
+
+
+def test_layers_may_differ_in_their_number_of_experts(tiny, tmp_path):
+    ids = torch.randint(3, 4096, (6, 16), generator=torch.Generator().manual_seed(2))
+    model = mergemoe.load(tiny, "cpu", torch.float32)
+    mergemoe.compress(model, ids, experts=3, layers=[1])
+    with pytest.raises(UserError, match=r"layers \[0\] hold no experts; those that do: 1, 2"):
+        mergemoe.compress(mergemoe.load(tiny, "cpu"), ids, layers=[0])
+    assert [len(model.model.layers[i].mlp.experts.gate_up_proj) for i in (1, 2)] == [3, 8]
+
+
+def test_what_was_compressed_is_not_compressed_again(tiny):
+    ids = torch.randint(3, 4096, (6, 16), generator=torch.Generator().manual_seed(2))
+    model = mergemoe.compress(mergemoe.load(tiny, "cpu", torch.float32), ids, method="average")
+    with pytest.raises(UserError, match="compressed already"):
+        mergemoe.compress(model, ids)
+
+
+def test_a_dense_model_is_refused(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=1))
+    with pytest.raises(UserError, match="no experts"):
+        mergemoe.compress(model, torch.ones(4, 8, dtype=torch.int64))
+
+
+def test_the_kernel_is_what_it_was(tiny):
+    ids = torch.randint(3, 4096, (6, 16), generator=torch.Generator().manual_seed(2))
+    model = mergemoe.load(tiny, "cpu", torch.float32)
+    before = model.config._experts_implementation
+    mergemoe.compress(model, ids, method="average")
+    assert model.config._experts_implementation == before != "eager"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"experts": 1.5}, "experts: 1.5 is neither"),
+        ({"experts": 0}, "experts: 0 is neither"),
+        ({"experts": -1}, "experts: -1 is neither"),
+        ({"experts": True}, "experts: True is neither"),
+        ({"experts": 9}, r"more experts than the layer has \(8\)"),
+        ({"layers": "12"}, "layers 12 hold no experts; those that do: 1, 2"),
+        ({"layers": "2-1"}, "is an empty range"),
+        ({"layers": [0]}, r"layers \[0\] hold no experts"),
+        ({"method": "foo"}, "no method 'foo'; there are: average, msmoe"),
+        ({"rigde": 1.0}, "method select has no option rigde; it has: width, ridge"),
+        ({"method": "average", "ridge": 1.0}, "method average has no option ridge; it has: none"),
+        ({"layers": []}, "`layers` is empty"),
+        ({"layers": 1}, "a list of layers; got 1"),
+        ({"method": "slim"}, "method slim needs `width`"),
+        ({"method": "slim", "width": 0.5, "experts": 4}, "slim keeps all experts"),
+        ({"width": 1.5}, "method select, `width`: got 1.5; it is a share"),
+        ({"width": "auto"}, "method select, `width`: got 'auto'; it is a share"),
+        ({"width": 0.0}, "method select, `width`: got 0.0"),
+        ({"ridge": "Auto"}, "method select, `ridge`: got 'Auto'; it is auto, or a number"),
+        ({"ridge": -1.0}, "method select, `ridge`: got -1.0"),
+        ({"memory": 0}, "method select, `memory`: got 0; it is gigabytes"),
+        ({"method": "mergemoe", "ridge": "auto"}, "method mergemoe, `ridge`: got 'auto'"),
+        ({"method": "joint", "routing": "bogus"}, "method joint, `routing`: got 'bogus'; it is one of preserved"),
+        ({"method": "joint", "features": "bogus"}, "method joint, `features`: got 'bogus'; it is one of plain"),
+        ({"method": "routed", "width": 0.5}, "method routed: `width` below 1 needs features"),
+        ({"holdout": 0.0}, "method select chooses its ridge by held-out sequences.* `holdout`"),
+        ({"tokens": torch.arange(9)}, "must be token ids"),
+        ({"tokens": torch.rand(2, 9)}, "must be token ids"),
+        ({"tokens": {"input_ids": [[1, 2]]}}, "must be token ids"),
+        ({"tokens": {"input_ids": torch.ones(2, 3).int(), "attention_mask": torch.zeros(2, 3)}}, "masks every token"),
+    ],
+)
+def test_an_argument_that_means_nothing_is_refused_before_anything_is_computed(tiny, monkeypatch, arguments, words):
+    model = mergemoe.load(tiny, "cpu")
+    monkeypatch.setattr(type(model), "forward", None)
+    monkeypatch.setattr(type(model.model), "forward", None)
+    with pytest.raises(UserError, match=words):
+        mergemoe.compress(model, **{"tokens": drawn(), **arguments})
+    assert not hasattr(model.config, "mergemoe")
+
+
+@pytest.mark.parametrize("method", catalogue.GROUPINGS)
+def test_every_option_of_a_method_has_a_check(method):
+    takes = list(inspect.signature(importlib.import_module(f"mergemoe.methods.{method}").merge).parameters)[1:]
+    assert set(takes) <= arguments.VALUES.keys()
+
+
+def test_a_number_of_experts_may_be_numpys_and_none_may_be_held_out_where_the_ridge_is_given(tiny):
+    model = mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn(), experts=np.int64(3), holdout=0.0, ridge=0.1)
+    assert [len(layer.mlp.experts.down_proj) for layer in model.model.layers[1:]] == [3, 3]
+
+
+def test_layers_may_be_a_range_as_in_params_yaml(tiny):
+    model = mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn(), layers="2")
+    assert [len(layer.mlp.experts.down_proj) for layer in model.model.layers[1:]] == [8, 4]
+
+
+def test_a_class_that_could_not_be_loaded_again_is_refused_before_the_model_is_touched(tiny):
+    class Mine(transformers.Qwen3MoeForCausalLM):
+        pass
+
+    for cls, words in (
+        (Mine, "Mine is no class of transformers' own"),
+        (transformers.Qwen3MoeModel, "no class of transformers that writes text"),
+        (transformers.Qwen3MoeForSequenceClassification, "no class of transformers that writes text"),
+    ):
+        model = cls.from_pretrained(tiny)
+        with pytest.raises(UserError, match=words):
+            mergemoe.compress(model, drawn())
+        assert not hasattr(model.config, "mergemoe")
+
+
+def test_dropout_is_off_while_it_runs_and_on_again_afterwards(tmp_path):
+    folder = make_tiny(tmp_path / "model", attention_dropout=0.5)
+    still, trained = mergemoe.load(folder, "cpu"), mergemoe.load(folder, "cpu").train()
+    trained.lm_head.eval()
+    for model in (still, trained):
+        mergemoe.compress(model, drawn(), layers=[2])
+    assert trained.training and trained.model.layers[0].training and not trained.lm_head.training
+    assert not still.training
+    for key, tensor in still.state_dict().items():
+        assert torch.equal(tensor, trained.state_dict()[key]), key
+
+
+def test_a_pass_that_fails_leaves_no_hook_on_the_model(tiny):
+    model = mergemoe.load(tiny, "cpu")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="NaN"):
+        mergemoe.compress(model, drawn())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_computing_equal_experts_once_is_not_saved(tiny, tmp_path):
+    mergemoe.save(mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn()), tmp_path / "compact")
+    mergemoe.save(mergemoe.load(tmp_path / "compact", "cpu", deduplicate=True), tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "compact" / "config.json").read_text()
+    assert not mergemoe.load(tmp_path / "again", "cpu").model.layers[1].mlp.experts.deduplicate
+
+
+def test_the_tokenizer_comes_along_wherever_save_is_called(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny.parent)
+    model = mergemoe.load(tiny.name, "cpu")
+    monkeypatch.chdir(tmp_path)
+    mergemoe.save(model, tmp_path / "saved")
+    assert (tmp_path / "saved" / "tokenizer.json").read_bytes() == (tiny / "tokenizer.json").read_bytes()
+    model.name_or_path = "org/of-the-hub"
+    with pytest.warns(UserWarning, match="has no tokenizer"):
+        mergemoe.save(model, tmp_path / "alone")

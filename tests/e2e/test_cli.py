@@ -1,0 +1,115 @@
+"""The command line on a finished run: inspect, plan, table, export."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from tiny_project import ROOT
+
+import mergemoe
+from mergemoe.artifacts import store
+from mergemoe.checkpoints import cost
+
+pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def project(finished, tmp_path_factory):
+    return shutil.copytree(finished, tmp_path_factory.mktemp("cli") / "project")
+
+
+def command(project, *args):
+    code = "import sys; from mergemoe.cli import main; sys.argv[0] = 'mergemoe'; main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", code, *args], cwd=project, env=environment, capture_output=True, text=True
+    )
+
+
+def test_inspect_tells_family_layers_and_what_each_ratio_saves(project):
+    told = command(project, "inspect", "tiny-moe")
+    assert told.returncode == 0, told.stderr
+    assert "qwen3_moe" in told.stdout and "8 per layer, 3 work on a token" in told.stdout
+    assert "2 (numbers 1 to 2)" in told.stdout and "This version can compress it" in told.stdout
+    left = int(re.search(r"^0\.5 +([\d,]+)", told.stdout, re.MULTILINE)[1].replace(",", ""))
+    assert left == cost.count(project / "results/models/tiny/mixed/half/average")["bytes"]
+
+
+def test_inspect_says_why_not(project, tmp_path):
+    shutil.copytree(project / "tiny-moe", tmp_path / "quantized")
+    config = json.loads((tmp_path / "quantized" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "quantized" / "config.json").write_text(json.dumps(config))
+    refused = command(project, "inspect", str(tmp_path / "quantized"))
+    assert refused.returncode != 0
+    assert "quantized (fp8)" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_plan_equals_what_the_run_made(project, finished):
+    told = command(project, "plan")
+    assert told.returncode == 0, told.stderr
+    for solve in ("average", "mergemoe"):
+        counted = cost.count(project / f"results/models/tiny/mixed/half/{solve}")
+        assert re.search(rf"mixed/half/{solve} +{counted['parameters']:,} +{counted['bytes']:,}", told.stdout)
+    jobs = dict(re.findall(r"^  (\w+) +(\d+)$", told.stdout, re.MULTILINE))
+    logs = {rule: len([p for p in (finished / "logs" / rule).rglob("*.log")]) for rule in jobs if rule != "report"}
+    assert {rule: int(count) for rule, count in jobs.items() if rule != "report"} == logs
+    groups = [
+        group["routed_tokens"]
+        for path in (project / "results/cluster").rglob("*.json")
+        for group in json.loads(path.read_text())["groups"]
+    ]
+    assert f"has {min(groups):,} in the smallest" in told.stdout
+
+
+def test_plan_names_a_mistake(project, tmp_path):
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["solve"]["mergemoe"]["rigde"] = 1
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(params))
+    refused = command(project, "plan", "--params", str(tmp_path / "wrong.yaml"))
+    assert refused.returncode != 0
+    assert "solve.mergemoe.rigde: unknown key" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_the_table_shows_every_run(project):
+    told = command(project, "table").stdout
+    assert "mixed/half/average" in told and "mixed/half/mergemoe" in told and "blimp/acc" in told
+
+
+def test_export_gives_a_folder_that_loads_with_its_scores_on_the_card(project, tmp_path):
+    exported = command(project, "export", "tiny/mixed/half/mergemoe", str(tmp_path / "out"))
+    assert exported.returncode == 0, exported.stderr
+    model = mergemoe.load(tmp_path / "out", "cpu")
+    with torch.no_grad():
+        assert model(torch.arange(5)[None]).logits.isfinite().all()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "## Scores" in card and "blimp/acc" in card
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
+    again = command(project, "export", "tiny/mixed/half/mergemoe", str(tmp_path / "out"))
+    assert again.returncode != 0 and "exists" in again.stderr
+    unknown = command(project, "export", "tiny/mixed/half/magic", str(tmp_path / "else"))
+    assert "no finished run tiny/mixed/half/magic; there are: tiny/mixed/half/average" in unknown.stderr
+
+
+def test_plan_does_not_call_another_groupings_tokens_exact(project, tmp_path):
+    changed = (project / "params.yaml").read_text().replace("experts: 0.5", "experts: 0.25")
+    (tmp_path / "quarter.yaml").write_text(changed)
+    told = command(project, "plan", "--params", str(tmp_path / "quarter.yaml")).stdout
+    assert "8 -> 2 experts" in told and "(estimate)" in told and "in the smallest" not in told
+
+
+def test_export_refuses_a_card_with_the_scores_of_another_checkpoint(finished, tmp_path):
+    project = shutil.copytree(finished, tmp_path / "project")
+    path = project / "results/models/tiny/mixed/half/mergemoe/provenance.json"
+    written = store.read_json(path)
+    made = {key: value for key, value in written.pop("provenance").items() if key not in {"payload", "seal"}}
+    store.write_json(path, {"files": written["files"] | {"config.json": "0" * 64}}, made)
+    refused = command(project, "export", "tiny/mixed/half/mergemoe", str(tmp_path / "out"))
+    assert refused.returncode != 0 and "scores of another checkpoint" in refused.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,44 @@
+"""Threads, device and the environment that stages fix before torch is imported."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_project import ROOT
+
+from mergemoe import devices
+
+
+@pytest.fixture
+def restored():
+    """Undo what devices.start changes in this process."""
+    deterministic, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    yield
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@pytest.mark.usefixtures("restored")
+def test_start_fixes_threads_and_determinism_and_names_the_device():
+    assert devices.start(2, "cpu") == torch.device("cpu")
+    assert torch.get_num_threads() == 2
+    assert torch.are_deterministic_algorithms_enabled()
+    assert devices.start(1).type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"HF_HUB_OFFLINE": "0"}, "0")])
+def test_stages_fix_mkl_and_stay_offline_unless_told_otherwise(given, expected):
+    fixed = {"MKL_CBWR", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "OMP_NUM_THREADS"}
+    environment = {name: value for name, value in os.environ.items() if name not in fixed}
+    code = "import os, stages; print(*(os.environ[k] for k in ('MKL_CBWR', 'OMP_NUM_THREADS', 'HF_HUB_OFFLINE', "
+    code += "'HF_DATASETS_OFFLINE')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**environment, **given}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["AVX2", "1", expected, expected]

@@ -1,0 +1,128 @@
+"""What goes wrong at night: a killed capture, a full disk, damaged files."""
+
+import os
+import re
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+
+import h5py
+import pytest
+from tiny_project import snakemake
+
+from mergemoe.artifacts.digests import sha256
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+# Runs a stage that dies, without a chance to clean up, when the decoder reaches layer 2.
+DIES_IN_LAYER_2 = """
+import os, runpy, signal, sys
+import stages, mergemoe.calibration.capture as capture
+real = capture.run_layer
+def dies(layer, hidden, arguments):
+    if layer.self_attn.layer_idx == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(layer, hidden, arguments)
+capture.run_layer = dies
+runpy.run_module("stages.capture", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def project(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def commands(finished):
+    """The command line of every job, by its output, as the workflow runs it but for the log."""
+    dry = snakemake(finished, "--dry-run", "--printshellcmds", "--forceall")
+    lines = re.findall(r"(python -m stages\..*) 2> ", dry.stdout)
+    return {shlex.split(line)[shlex.split(line).index("--out") + 1]: line for line in lines if "--out" in line}
+
+
+def run(project, command, **options):
+    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    return subprocess.run(command, shell=True, cwd=project, env=environment, capture_output=True, text=True, **options)
+
+
+def test_a_capture_killed_in_layer_2_does_not_compute_layers_0_and_1_again(project, finished, commands):
+    command = commands["results/capture/tiny/mixed"]
+    before = sha256(finished / "results" / "capture")
+    shutil.rmtree(project / "results" / "capture")
+    (project / "dies.py").write_text(DIES_IN_LAYER_2)
+    killed = run(project, command.replace("-m stages.capture", "dies.py"))
+    assert killed.returncode in {-signal.SIGKILL, 128 + signal.SIGKILL}
+    assert not (project / "results" / "capture" / "tiny" / "mixed").exists()
+    again = run(project, command)
+    assert again.returncode == 0, again.stderr
+    assert "goes on after layer 1" in again.stderr
+    assert sha256(project / "results" / "capture") == before
+
+
+def test_a_full_disk_leaves_nothing_half_written(project, commands):
+    output = "results/models/tiny/mixed/half/mergemoe"
+    command = commands[output]
+    shutil.rmtree(project / output)
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    failed = run(project, command, preexec_fn=small_files)
+    assert failed.returncode != 0
+    assert re.fullmatch(
+        r"error: .*File too large.*\. Make room, then run `snakemake` again.*", failed.stderr.splitlines()[-1]
+    )
+    assert not (project / output).exists()
+    assert list((project / "results" / ".tmp").iterdir()) == []
+    assert run(project, command).returncode == 0
+    assert (project / output / "model.safetensors").is_file()
+
+
+def byte_that_counts(path):
+    """A byte of the payload: an HDF5 file also holds bytes that mean nothing."""
+    if path.suffix != ".h5":
+        return path.stat().st_size // 3
+    with h5py.File(path) as file:
+        chunk = file["hidden"].id.get_chunk_info(0)
+    return chunk.byte_offset + chunk.size // 2
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "results/layout/tiny.json",
+        "results/capture/tiny/mixed/layer_001.h5",
+        "results/profile/tiny/mixed/layer_001.json",
+        "results/cluster/tiny/mixed/half/layer_001.json",
+    ],
+)
+def test_a_damaged_input_is_named_and_nothing_is_computed_from_it(project, commands, path, damage):
+    name = "results/solve/tiny/mixed/half/mergemoe/layer_001.safetensors"
+    command, output = commands[name], project / name
+    output.unlink()
+    content = bytearray((project / path).read_bytes())
+    content[byte_that_counts(project / path)] ^= 1
+    (project / path).write_bytes(content if damage == "flip" else content[: len(content) // 3])
+    failed = run(project, command)
+    assert failed.returncode != 0
+    assert f"error: {path} " in failed.stderr
+    assert "run `snakemake` again" in failed.stderr
+    assert not output.exists()
+
+
+def test_a_damaged_checkpoint_is_not_scored(project, commands):
+    score = "results/scores/tiny/mixed/half/mergemoe/fidelity.json"
+    command = commands[score]
+    weights = project / "results/models/tiny/mixed/half/mergemoe/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 1
+    weights.write_bytes(content)
+    (project / score).unlink()  # as Snakemake does before it runs a job
+    failed = run(project, command)
+    assert "model.safetensors is not the file that was recorded" in failed.stderr
+    assert not (project / score).exists()

@@ -1,0 +1,273 @@
+"""Where Snakemake or DVC alone would bless a stale or damaged artifact, the ledger refuses it by name.
+
+Each test first shows the trap: the tools by themselves see nothing, for their notes are old, or a file's time and size
+tell them nothing.
+"""
+
+import json
+import os
+import shutil
+import time
+
+import pytest
+from project import change, commit, put_under_git, run
+
+from mergemoe.artifacts import digests, store
+from mergemoe.errors import UserError
+from mergemoe.workflow.ledger import record
+
+pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
+
+GROUPS = "results/cluster/tiny/mixed/half/layer_001.json"
+
+
+@pytest.fixture(scope="module")
+def recorded(finished, tmp_path_factory):
+    """A project that was recorded with half of the experts, then with a quarter; what git has is the second."""
+    project = put_under_git(finished, tmp_path_factory.mktemp("traps") / "project")
+    run(project, "mergemoe", "record")
+    commit(project, "Half")
+    run(project, "git", "tag", "half")
+    change(project, "experts: 0.5", "experts: 0.25")
+    run(project, "snakemake")
+    run(project, "mergemoe", "record")
+    commit(project, "Quarter")
+    run(project, "git", "tag", "quarter")
+    return project
+
+
+@pytest.fixture
+def project(recorded, tmp_path):
+    """A copy of it, as it was recorded last; times of files stay, DVC's states are of this copy."""
+    shutil.copytree(recorded, tmp_path / "project")
+    run(tmp_path / "project", "dvc", "status")
+    return tmp_path / "project"
+
+
+def nothing_to_do(project):
+    done = run(project, "snakemake", "--dry-run")
+    return "Nothing to be done" in done.stdout + done.stderr
+
+
+def refused(project, *command):
+    """What a command of ours says that must refuse; nothing is recorded then."""
+    before = (project / "dvc.lock").read_bytes()
+    done = run(project, "mergemoe", *command, ok=False)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert (project / "dvc.lock").read_bytes() == before
+    return done.stdout + done.stderr
+
+
+def checked_out(project, revision):
+    """Bring a revision back by hand, as one does who does not know `mergemoe restore`."""
+    run(project, "git", "checkout", "--quiet", revision)
+    run(project, "dvc", "checkout")
+
+
+def test_stale_metadata_after_a_checkout(project):
+    checked_out(project, "half")
+    assert not nothing_to_do(project)  # the notes are of the other revision
+    checked_out(project, "quarter")
+    run(project, "mergemoe", "restore", "half")
+    assert nothing_to_do(project)
+
+
+def test_hand_edited_params_over_restored_artifacts(project):
+    checked_out(project, "half")
+    change(project, "experts: 0.5", "experts: 0.25")  # what Snakemake's notes say of the artifacts that were there
+    now = time.time()
+    for path in [
+        *project.glob("results/**/*"),
+        *project.glob("logs/**/*"),
+    ]:  # as a copy that keeps no times leaves them
+        os.utime(path, (now, now))
+    assert nothing_to_do(project)
+    run(project, "dvc", "commit", "--force")  # DVC would bless them
+    assert "up to date" in run(project, "dvc", "status").stdout
+    said = refused(project, "record")
+    assert f"{GROUPS} was made with experts: 0.5, and params.yaml asks for 0.25" in said
+    assert f"{GROUPS} was made with experts: 0.5" in refused(project, "audit")
+
+
+def test_swapped_values(project):
+    change(project, "samples: 8, length: 32", "samples: 32, length: 8")
+    assert "jobs are pending (" in refused(project, "record")
+    run(project, "snakemake", "--touch", "--forceall")  # the notes now say so, and the artifacts do not
+    assert nothing_to_do(project)
+    said = refused(project, "record")
+    assert "tokens.safetensors was made with length: 32, and params.yaml asks for 8; samples: 8, and" in said
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        GROUPS,
+        "results/capture/tiny/mixed/layer_001.h5",
+        "results/solve/tiny/mixed/half/mergemoe/layer_001.safetensors",
+        "results/models/tiny/mixed/half/mergemoe/model.safetensors",
+        "results/report/index.html",
+        "results/cards/tiny/mixed/half/average.md",
+        "results/errors.csv",
+    ],
+)
+def test_a_bit_flip_with_size_and_time_kept_and_a_warm_dvc_state(project, path):
+    assert "up to date" in run(project, "dvc", "status").stdout  # which fills the state
+    file = project / path
+    content, status = bytearray(file.read_bytes()), file.stat()
+    content[byte_that_counts(file)] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert nothing_to_do(project)
+    assert "up to date" in run(project, "dvc", "status").stdout
+    assert path in refused(project, "record")
+    audit = refused(project, "audit")
+    assert "not the bytes of dvc.lock" in audit and path in audit and "verdict: NOT as recorded" in audit
+
+
+def byte_that_counts(file):
+    """A byte of the payload, and one whose flip leaves a JSON file JSON."""
+    if file.suffix == ".json":
+        return file.read_bytes().rindex(b'"width": 24') + len('"width": 2')
+    if file.suffix != ".h5":
+        return file.stat().st_size - 40
+    import h5py
+
+    with h5py.File(file) as opened:
+        chunk = opened["hidden"].id.get_chunk_info(0)
+    return chunk.byte_offset + chunk.size // 2
+
+
+def test_a_missing_intermediate(project):
+    for path in (GROUPS, "results/models/tiny/mixed/half/mergemoe/config.json"):
+        (project / path).unlink()
+    assert nothing_to_do(project)
+    said = refused(project, "record")
+    assert f"{GROUPS} is missing" in said and "half/mergemoe/config.json is missing" in said
+    run(project, "snakemake", GROUPS)
+    assert f"{GROUPS} is missing" not in refused(project, "record")
+
+
+def test_code_edited_after_the_run(project):
+    change(project, "    results = []", "    results: list = []", "mergemoe/methods/mergemoe.py")
+    assert "jobs are pending (" in refused(project, "record")
+    run(project, "snakemake", "--touch", "--forceall")
+    assert nothing_to_do(project)
+    said = refused(project, "record")
+    assert "half/mergemoe/layer_001.safetensors was made by other code of the stage solve than there is now" in said
+    assert "half/average" not in said
+
+
+def test_a_comment_after_the_run_changes_no_result(project):
+    change(project, "    results = []", "    # a remark\n    results = []", "mergemoe/methods/mergemoe.py")
+    said = run(project, "mergemoe", "audit").stdout
+    assert "verdict: identical" in said
+    assert "code that was edited since:\n  mergemoe/methods/mergemoe.py" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "other", "says"),
+    [
+        ("solve/tiny/mixed/half/mergemoe/layer_001.safetensors", "solve/tiny/mixed/half/average", "says that it is"),
+        ("solve/tiny/mixed/half/mergemoe/layer_001.safetensors", "layer_002.safetensors", "says that it is"),
+        ("scores/tiny/mixed/half/average/fidelity.json", "scores/tiny/mixed/half/mergemoe", "says that it is"),
+        ("capture/tiny/mixed/layer_001.h5", "layer_002.h5", "is of layer 2, not 1"),
+    ],
+)
+def test_a_file_replaced_by_another_runs(project, path, other, says):
+    file = project / "results" / path
+    source = file.with_name(other) if "/" not in other else project / "results" / other / file.name
+    status = file.stat()
+    shutil.copyfile(source, file)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    said = refused(project, "record")
+    assert f"results/{path} {says}" in said or "jobs are pending" in said
+    assert f"results/{path} {says}" in refused(project, "audit")
+
+
+def test_a_file_replaced_by_one_of_an_earlier_revision(project, tmp_path):
+    again = shutil.copytree(project, tmp_path / "again")
+    run(again, "mergemoe", "restore", "half")
+    file = project / GROUPS
+    status = file.stat()
+    shutil.copyfile(again / GROUPS, file)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    said = refused(project, "audit")
+    assert f"{GROUPS} was made with experts: 0.5, and params.yaml asks for 0.25" in said
+    # what was made from the right one says so, too
+    assert "half/mergemoe/layer_001.safetensors was made from another results/cluster/tiny/mixed/half/layer_001" in said
+
+
+def test_a_leftover_of_no_run_is_not_recorded(project):
+    stray = project / "results/cluster/tiny/mixed/other/layer_001.json"
+    stray.parent.mkdir()
+    shutil.copyfile(project / GROUPS, stray)
+    assert f"{stray.relative_to(project)} is of no run in params.yaml" in refused(project, "record")
+
+
+def test_a_job_refuses_an_input_that_is_another_ones(project):
+    shutil.rmtree(project / "results/models/tiny/mixed/half/mergemoe")
+    solved = project / "results/solve/tiny/mixed/half"
+    shutil.copyfile(solved / "average/layer_001.safetensors", solved / "mergemoe/layer_001.safetensors")
+    done = run(project, "snakemake", "results/models/tiny/mixed/half/mergemoe", ok=False)
+    assert done.returncode != 0
+    assert "mergemoe/layer_001.safetensors says that it is" in done.stdout + done.stderr
+    assert not (project / "results/models/tiny/mixed/half/mergemoe").exists()
+
+
+def test_a_job_refuses_an_input_of_other_parameters(project):
+    file = project / GROUPS
+    whole = json.loads(file.read_text())
+    made = {k: v for k, v in whole.pop("provenance").items() if k not in {"payload", "seal"}}
+    made["params"]["experts"] = 0.75
+    store.write_json(file, whole, made)
+    done = run(project, "snakemake", "--forcerun", "solve", "--rerun-triggers", "params", ok=False)
+    assert done.returncode != 0
+    assert f"error: {GROUPS} was made with experts: 0.75, and params.yaml asks for 0.25" in done.stdout + done.stderr
+
+
+def test_restore_loses_nothing(project):
+    change(project, "experts: 0.25", "experts: 0.5")
+    assert "tracked files have changes (params.yaml)" in refused(project, "restore", "half")
+    run(project, "git", "checkout", "--quiet", "params.yaml")
+    (project / "results/cluster/mine.json").write_text("{}")
+    assert "files below results/ are not recorded, such as results/cluster" in refused(project, "restore", "half")
+    (project / "results/cluster/mine.json").unlink()
+    assert "no such revision" in refused(project, "restore", "nowhere")
+    shutil.rmtree(project / ".dvc/cache")
+    assert "are not recorded" in refused(project, "restore", "half")
+    assert "experts: 0.25" in (project / "params.yaml").read_text()  # the tree is what it was
+
+
+def test_a_restore_that_was_interrupted_can_be_done_again(project):
+    before = digests.sha256(project / "results")
+    run(
+        project, "git", "checkout", "--quiet", "half"
+    )  # and there it was killed: the artifacts are the other revision's
+    run(project, "mergemoe", "restore", "half")
+    assert nothing_to_do(project)
+    run(project, "git", "checkout", "--quiet", "quarter")
+    shutil.rmtree(project / "results/solve")
+    run(project, "mergemoe", "restore", "quarter")
+    assert digests.sha256(project / "results") == before
+
+
+def test_a_record_that_fails_changes_nothing(project):
+    change(project, "plots:", "# mine\nplots:", "dvc.yaml")  # it would be written anew
+    shutil.rmtree(project / ".dvc/cache")
+    (project / ".dvc/cache").write_text("no folder")
+    before = (project / "dvc.yaml").read_text()
+    assert "`dvc commit --force` in" in refused(project, "record")
+    assert (project / "dvc.yaml").read_text() == before
+
+
+def test_a_lock_that_is_not_of_the_bytes_is_seen(project):
+    file = project / "results/errors.csv"
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(UserError, match="DVC remembers other bytes of results/errors.csv than there are"):
+        record._check_lock(project)
+
+
+def test_why_snakemake_cannot_plan_is_told(project):
+    change(project, "experts: 0.25", "experts: 0.25x")
+    assert "cluster.half" in refused(project, "record") and "0.25x" in refused(project, "record")

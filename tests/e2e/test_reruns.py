@@ -1,0 +1,163 @@
+"""Exactly which jobs a change reruns: one dry run of the real Snakefile per row of the table."""
+
+import shutil
+
+import pytest
+from tiny_project import make_tiny, planned
+
+pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
+
+# Both runs anew, the full model's scores stay; one choice of solve, two layers.
+RUNS = {"assemble": 2, "fidelity": 2, "generate": 2, "evaluate": 2, "report": 1}
+ONE = {"solve": 2, "assemble": 1, "fidelity": 1, "generate": 1, "evaluate": 1, "report": 1}
+GROUPED = {"cluster": 2, "solve": 4, **RUNS}
+CALIBRATED = {"calibrate": 1, "capture": 1, "profile": 2, **GROUPED}
+REFERENCED = {"reference": 1, "fidelity": 3, "generate": 3, "report": 1}
+SCORED = {**REFERENCED, "evaluate": 3}
+EVERYTHING = {"layout": 1, **CALIBRATED, **SCORED}
+PARAMS = "params.yaml"
+
+# what changes: (file, what is there, what stands there then) -> jobs per rule
+TABLE = {
+    "nothing": (PARAMS, "runs: all", "runs: all", {}),
+    "a comment": (PARAMS, "runs: all", "# a remark\nruns: all", {}),
+    "the order of keys": (PARAMS, "{method: mergemoe, ridge: 0.0}", "{ridge: 0.0, method: mergemoe}", {}),
+    "model.path": (PARAMS, "path: tiny-moe", "path: other-moe", EVERYTHING),
+    "calibrate.source": (PARAMS, "calibration/mixed", "calibration/stories", CALIBRATED),
+    "calibrate.samples": (PARAMS, "samples: 8", "samples: 9", CALIBRATED),
+    "calibrate.length": (PARAMS, "length: 32, seed", "length: 33, seed", CALIBRATED),
+    "calibrate.field": (PARAMS, "seed: 0", "seed: 0, field: domain", CALIBRATED),
+    "a new calibration": (
+        PARAMS,
+        "capture:",
+        "  more: {source: data/calibration/wiki.jsonl.gz, samples: 8, length: 32}\ncapture:",
+        {"calibrate": 1, "capture": 1, "profile": 2, **GROUPED},
+    ),
+    "calibrate.seed": (PARAMS, "seed: 0", "seed: 1", CALIBRATED),
+    "calibrate.holdout": (PARAMS, "holdout: 0.25", "holdout: 0.5", CALIBRATED),
+    "calibrate.pack": (PARAMS, "seed: 0", "seed: 0, pack: false", CALIBRATED),
+    "two values of calibrate swapped": (PARAMS, "samples: 8, length: 32", "samples: 32, length: 8", CALIBRATED),
+    "capture.dtype": (
+        PARAMS,
+        "capture: {dtype: float32",
+        "capture: {dtype: bfloat16",
+        {"capture": 1, "profile": 2, **GROUPED},
+    ),
+    "capture.batch_tokens": (PARAMS, "batch_tokens: 64,", "batch_tokens: 32,", {"capture": 1, "profile": 2, **GROUPED}),
+    "capture.threads": (PARAMS, "64, threads: 1", "64, threads: 2", {"capture": 1, "profile": 2, **GROUPED}),
+    "profile.threads": (PARAMS, "profile: {threads: 1}", "profile: {threads: 2}", {"profile": 2, **GROUPED}),
+    "cluster.experts": (PARAMS, "experts: 0.5", "experts: 0.25", GROUPED),
+    "cluster.layers": (PARAMS, "layers: all", "layers: 1-1", {"cluster": 1, "solve": 2, **RUNS}),
+    "cluster.threads": (PARAMS, "layers: all", "layers: all, threads: 2", GROUPED),
+    "a new grouping": (
+        PARAMS,
+        "solve:\n",
+        "  few: {by: weights, experts: 2}\nsolve:\n",
+        GROUPED,
+    ),
+    "solve.ridge": (PARAMS, "ridge: 0.0", "ridge: 0.1", ONE),
+    "solve.threads": (PARAMS, "ridge: 0.0", "ridge: 0.0, threads: 2", ONE),
+    "solve.method": (PARAMS, "{method: mergemoe, ridge: 0.0}", "{method: average}", ONE),
+    "a new solve": (PARAMS, "evaluate:\n", "  damped: {method: mergemoe, ridge: 0.1}\nevaluate:\n", ONE),
+    "a new task": (
+        PARAMS,
+        "  heldout:",
+        "    blimp_causative: {include: data/blimp, limit: 2}\n  heldout:",
+        {"evaluate": 3, "report": 1},
+    ),
+    "a stock task on local data": (
+        PARAMS,
+        "  heldout:",
+        "    piqa: {data_files: {validation: data/calibration/wiki.jsonl.gz}}\n  heldout:",
+        {"evaluate": 3, "report": 1},
+    ),
+    "one task's limit": (PARAMS, "limit: 2", "limit: 3", {"evaluate": 3, "report": 1}),
+    "evaluate.heldout": (PARAMS, "samples: 4", "samples: 5", REFERENCED),
+    "evaluate.heldout.length": (PARAMS, "4, length: 32", "4, length: 31", REFERENCED),
+    "evaluate.heldout.seed": (
+        PARAMS,
+        "samples: 4",
+        "samples: 4, seed: 1",
+        REFERENCED,
+    ),
+    "one task's shots": (PARAMS, "limit: 2", "limit: 2, fewshot: 1", {"evaluate": 3, "report": 1}),
+    "one task's batch": (PARAMS, "limit: 2", "limit: 2, batch_size: 4", {"evaluate": 3, "report": 1}),
+    "evaluate.generation": (PARAMS, "prompt_tokens: 8", "prompt_tokens: 9", {"generate": 3, "report": 1}),
+    "no generation": (PARAMS, "  generation:", "  # generation:", {"report": 1}),
+    "code of generation": ("mergemoe/evaluation/generation.py", "SPAN = 24", "SPAN = 25", {"generate": 3, "report": 1}),
+    "evaluate.dtype": (PARAMS, "  dtype: float32", "  dtype: bfloat16", SCORED),
+    "evaluate.batch_tokens": (
+        PARAMS,
+        "  batch_tokens: 64",
+        "  batch_tokens: 32",
+        REFERENCED,
+    ),
+    "evaluate.threads": (PARAMS, "  batch_tokens: 64", "  batch_tokens: 64\n  threads: 2", SCORED),
+    "fewer runs": (PARAMS, "runs: all", "runs: [[tiny, mixed, half, average]]", {"report": 1}),
+    "a comment in a method": (
+        "mergemoe/methods/mergemoe.py",
+        "    results = []",
+        "    # a remark\n    results = []",
+        {},
+    ),
+    "a docstring in the library": (
+        "mergemoe/moe/expert_forward.py",
+        '"""Return the features',
+        '"""Return, in other words, the features',
+        {},
+    ),
+    "a method's code": ("mergemoe/methods/mergemoe.py", "    results = []", "    results: list = []", ONE),
+    "code of features": (
+        "mergemoe/moe/expert_forward.py",
+        "    return act(up, gate)",
+        "    return 1 * act(up, gate)",
+        EVERYTHING,  # layout holds the rules of features against the model's own class
+    ),
+    "code of the report": ("mergemoe/report/metrics.py", "SAME_SIZE = 0.01", "SAME_SIZE = 0.02", {"report": 1}),
+    "the checkpoint's own code": (
+        "mergemoe/compressed/modeling.py",
+        "    class Merged(stock):",
+        "    # a remark\n    class Merged(stock):",
+        RUNS,
+    ),
+    "a file of the model": ("tiny-moe/config.json", "{", "{ ", EVERYTHING),
+    "a page's template": ("mergemoe/report/templates/page.html", "</html>", "<!-- a remark --></html>", {"report": 1}),
+    "a task's file": ("data/blimp/causative.yaml", "task:", "# a remark\ntask:", {"evaluate": 3, "report": 1}),
+}
+
+
+@pytest.fixture(scope="module")
+def project(finished, tmp_path_factory):
+    copied = shutil.copytree(finished, tmp_path_factory.mktemp("reruns") / "project")
+    make_tiny(copied / "other-moe", initializer_range=0.3)
+    return copied
+
+
+@pytest.mark.parametrize("change", TABLE)
+def test_a_change_reruns_exactly(project, change):
+    name, old, new, expected = TABLE[change]
+    path = project / name
+    before = path.read_text()
+    assert old in before
+    try:
+        path.write_text(before.replace(old, new, 1))
+        assert planned(project) == expected
+    finally:
+        path.write_text(before)
+
+
+def test_a_new_method_reruns_nothing(project):
+    package = project / "mergemoe"
+    fits, line = project / "mergemoe/methods/catalogue.py", '    "average": ANY,\n'
+    before, params = fits.read_text(), (project / "params.yaml").read_text()
+    assert line in before
+    try:
+        (package / "methods" / "new.py").write_text('"""New."""\n\n\ndef merge(problem):\n    return []\n')
+        fits.write_text(before.replace(line, line + '    "new": ANY,\n'))
+        assert planned(project) == {}
+        (project / "params.yaml").write_text(params.replace("{method: average}", "{method: new}"))
+        assert planned(project)["solve"] == 2  # it can be asked for
+    finally:
+        fits.write_text(before)
+        (project / "params.yaml").write_text(params)
+        (package / "methods" / "new.py").unlink()

@@ -1,0 +1,63 @@
+"""lm-eval's scores of the tiny model against log-probabilities summed by hand."""
+
+import gzip
+import json
+
+import pytest
+import torch
+from tiny_project import ROOT
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mergemoe.evaluation.lm_eval_run import score
+from mergemoe.evaluation.lm_eval_tasks import opened
+
+
+@pytest.fixture
+def run(tiny, monkeypatch):
+    """Score the tiny model on a task of data/blimp."""
+    monkeypatch.chdir(ROOT)
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+
+    def scored(task, limit):
+        with opened(task, "data/blimp", {}, 0) as found:
+            return score(model, tokenizer, found, fewshot=0, limit=limit, batch_size=8)
+
+    return scored, model, tokenizer
+
+
+def by_hand(model, tokenizer, limit):
+    """Return the share of pairs of `causative` whose good sentence is likelier, after token 0 and a space."""
+    with gzip.open(ROOT / "data" / "blimp" / "causative.jsonl.gz", "rt") as file:
+        pairs = [json.loads(line) for line in file][:limit]
+
+    def logp(sentence):
+        ids = torch.tensor([0, *tokenizer.encode(" " + sentence, add_special_tokens=False)])
+        with torch.no_grad():
+            scores = model(ids[None]).logits[0, :-1].float().log_softmax(-1)
+        return float(scores.gather(1, ids[1:, None]).sum())
+
+    right = [logp(pair["sentence_good"]) > logp(pair["sentence_bad"]) for pair in pairs]
+    return sum(right) / len(right)
+
+
+def test_a_group_is_the_mean_of_its_parts(run):
+    scored, model, tokenizer = run
+    found = scored("blimp", 3)
+    assert (found["samples"], found["shots"], len(found["parts"])) == (36, [0], 12)
+    for part in found["parts"].values():
+        assert set(part) == {"acc", "acc_stderr", "samples"}
+        assert part["samples"] == 3
+    mean = sum(part["acc"] for part in found["parts"].values()) / 12
+    assert found["scores"]["acc"] == pytest.approx(mean)
+    assert found["parts"]["blimp_causative"]["acc"] == pytest.approx(by_hand(model, tokenizer, 3))
+
+
+def test_a_single_task_has_no_parts_and_the_share_counted_by_hand(run):
+    scored, model, tokenizer = run
+    found = scored("blimp_causative", 40)
+    expected = by_hand(model, tokenizer, 40)
+    assert 0 < expected < 1
+    assert (found["samples"], found["parts"]) == (40, {})
+    assert found["scores"]["acc"] == pytest.approx(expected)
+    assert found["scores"]["acc_stderr"] == pytest.approx((expected * (1 - expected) / 39) ** 0.5)

@@ -1,0 +1,250 @@
+"""Stock tasks of lm-eval on local data: its own prompts, its own scores, and clear words where that cannot be."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_project import ROOT
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mergemoe.errors import UserError
+from mergemoe.evaluation import lm_eval_run, lm_eval_tasks, squad
+from mergemoe.workflow.config.evaluate import SUITES, Evaluate
+
+LIMIT = 6
+FILES = {
+    "winogrande": {"validation": "winogrande_xl_validation"},
+    "arc_easy": {"test": "arc_easy_test"},
+    "arc_challenge": {"test": "arc_challenge_test"},
+    "hellaswag": {"validation": "hellaswag_validation"},
+    "piqa": {"validation": "piqa_validation"},
+    "squad_completion": {"validation": "squad_v1.1_dev_subset"},
+    "mrpc": {"test": "mrpc_test"},
+}
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, dict[str, str]]:
+    """{task: data_files} of the seven."""
+    if "MERGEMOE_SHARED" not in os.environ:
+        pytest.skip("MERGEMOE_SHARED names no folder with the tasks' data")
+    data = Path(os.environ["MERGEMOE_SHARED"], "data")
+    return {task: {split: f"{data}/{name}.jsonl.gz" for split, name in one.items()} for task, one in FILES.items()}
+
+
+@pytest.fixture(scope="module")
+def demo():
+    folder = ROOT / "data" / "demo-moe"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def scored(files, demo):
+    """What the seven score on the demo model."""
+    found = {}
+    for name, data_files in files.items():
+        with lm_eval_tasks.opened(name, None, data_files, 0) as task:
+            found[name] = lm_eval_run.score(*demo, task, fewshot=0, limit=LIMIT, batch_size=4)
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_every_score_has_its_standard_error_its_version_and_its_number_of_samples(scored):
+    for name, one in scored.items():
+        assert one["version"] == 1 and one["samples"] == LIMIT and one["shots"] == [0]
+        for metric in [key for key in one["scores"] if not key.endswith("_stderr")]:
+            assert f"{metric}_stderr" in one["scores"], (name, metric)
+    assert set(scored["arc_easy"]["scores"]) == {"acc", "acc_norm", "acc_stderr", "acc_norm_stderr"}
+    assert set(scored["squad_completion"]["scores"]) == {"contains", "contains_stderr"}
+
+
+@pytest.mark.timeout(600)
+def test_what_differs_from_the_stock_task_is_said_beside_the_score(scored):
+    notes = {name: one["note"] for name, one in scored.items() if one["note"]}
+    assert notes == {
+        "squad_completion": squad.NOTE,
+        "mrpc": "on the split 'test'; lm-eval's own task is scored on 'validation'",
+    }
+
+
+def command_line(folder, files, shots, limit=LIMIT):
+    """What lm-eval's command line writes of stock tasks on local files, on the demo model."""
+    for name, data_files in files.items():
+        # mrpc's f1 is left out: the command line draws 100,000 resamples for its standard error, 20 minutes of them.
+        text, _ = lm_eval_tasks.local(name, lm_eval_tasks.stock_file(name), data_files, shots, str(folder / "cache"))
+        if name == "mrpc":
+            text = yaml.safe_dump({**yaml.safe_load(text), "metric_list": [{"metric": "acc"}]})
+        (folder / f"{name}.yaml").write_text(text)
+    options = {
+        "--model": ["hf"],
+        "--tasks": list(files),
+        "--include_path": [str(folder)],
+        "--model_args": [f"pretrained={ROOT}/data/demo-moe", "dtype=float32"],
+        "--device": ["cpu"],
+        "--batch_size": ["4"],
+        "--limit": [str(limit)],
+        "--num_fewshot": [str(shots)],
+        "--output_path": [str(folder / "out")],
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "run",
+        *(word for name, words in options.items() for word in (name, *words)),
+    ]
+    offline = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "hf")}
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **offline}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(next((folder / "out").rglob("results*.json")).read_text())
+
+
+def assert_the_same(name, written, one):
+    own = {key.replace(",none", ""): x for key, x in written["results"][name].items() if key.endswith(",none")}
+    own = {key: value for key, value in own.items() if isinstance(value, float)}
+    assert own == {key: one["scores"][key] for key in own}, name
+    assert len(own) >= 2
+    assert written["n-samples"][name]["effective"] == one["samples"]
+
+
+@pytest.mark.timeout(900)
+def test_the_scores_are_those_of_lm_evals_command_line(scored, files, tmp_path):
+    written = command_line(tmp_path, files, 0)
+    for name, one in scored.items():
+        assert_the_same(name, written, one)
+
+
+@pytest.mark.timeout(600)
+def test_the_examples_of_a_prompt_are_those_of_the_command_line(files, demo, tmp_path):
+    data_files = {"train": files["arc_challenge"]["test"], "test": files["arc_easy"]["test"]}
+    with lm_eval_tasks.opened("arc_easy", None, data_files, 3) as task:
+        one = lm_eval_run.score(*demo, task, fewshot=3, limit=40, batch_size=4)  # fewer rows do not tell seeds apart
+    assert_the_same("arc_easy", command_line(tmp_path, {"arc_easy": data_files}, 3, limit=40), one)
+
+
+def test_a_prompt_is_the_stock_tasks(files):
+    with lm_eval_tasks.opened("arc_easy", None, files["arc_easy"], 0) as task:
+        loaded = task.manager.load([task.spec])["tasks"]["arc_easy"]
+        doc = next(iter(loaded.test_docs()))
+        assert loaded.doc_to_text(doc) == f"Question: {doc['question']}\nAnswer:"
+        assert loaded.doc_to_choice(doc) == doc["choices"]["text"]
+
+
+def test_a_row_of_squad_is_its_context_question_and_first_answer():
+    one = {"context": " The sky is blue. ", "question": "What is blue? ", "answers": {"text": ["The sky", "sky"]}}
+    made = {"text": "The sky is blue.\nQuestion: What is blue?\nAnswer:", "value": "The sky"}
+    assert squad.row(one) == made
+
+
+def opened(name, include=None, data_files=None, fewshot=0):
+    with lm_eval_tasks.opened(name, include, data_files or {}, fewshot) as task:
+        return task
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"name": "no_such_task"}, r"evaluate\.tasks\.no_such_task: the name is not known to lm-eval"),
+        ({"name": "no_such_task", "include": "data/blimp"}, r"no_such_task: the name is not known in data/blimp"),
+        ({"name": "blimp", "data_files": {"train": "x.jsonl"}}, "no single task of this name"),
+        ({"name": "arc_easy", "data_files": {"train": "a", "dev": "b"}}, r"has train, dev: .* is scored on 'test'"),
+        ({"name": "arc_easy", "data_files": {"test": "a"}, "fewshot": 2}, r"has 2 examples, .* the split 'train'"),
+        ({"name": "gsm8k", "data_files": {"test": "a"}, "fewshot": None}, r"has 5 examples, .* the split 'train'"),
+        ({"name": "truthfulqa_mc1", "fewshot": 2}, "fewshot is 2: lm-eval's own task takes no examples"),
+        ({"name": "squad_completion", "data_files": {"test": "a"}}, "with the one split `validation`"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused_with_the_key(asked, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=message):
+        opened(**asked)
+
+
+def test_a_stock_task_without_the_hub_says_what_helps(demo):
+    with (
+        lm_eval_tasks.opened("arc_easy", None, {}, 0) as task,
+        pytest.raises(UserError, match="give the task `data_files`"),
+    ):
+        lm_eval_run.score(*demo, task, fewshot=0, limit=2, batch_size=2)
+
+
+def of_a_gpu(*_, **__):
+    raise torch.OutOfMemoryError("no more")
+
+
+def of_a_cpu(*_, **__):
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def of_python(*_, **__):
+    bytearray(1 << 60)
+
+
+@pytest.mark.parametrize("fails", [of_a_gpu, of_a_cpu, of_python])
+def test_out_of_memory_names_the_key_to_lower(demo, monkeypatch, fails):
+    monkeypatch.setattr(lm_eval_run.lm_eval, "simple_evaluate", fails)
+    with pytest.raises(UserError, match=r"evaluate\.tasks\.arc_easy: out of memory with batch_size 7"):
+        lm_eval_run.score(*demo, opened("arc_easy"), fewshot=0, limit=2, batch_size=7)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("piqa", "no JSON\n", "ArrowInvalid: JSON parse error"),
+        ("piqa", "", "StopIteration"),
+        ("piqa", '{"sol1": "a", "sol2": "b", "label": 0}\n', "'goal' is undefined"),
+        ("squad_completion", '{"question": "a"}\n', "KeyError: 'context'"),
+    ],
+)
+def test_rows_that_cannot_be_read_name_their_task_and_what_is_missing(demo, tmp_path, name, rows, message):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(rows)
+    with (
+        lm_eval_tasks.opened(name, None, {"validation": str(file)}, None) as task,
+        pytest.raises(UserError, match=rf"evaluate\.tasks\.{name}\.data_files: .*{message}"),
+    ):
+        lm_eval_run.score(*demo, task, fewshot=None, limit=2, batch_size=2)
+
+
+def test_the_number_of_examples_is_the_stock_tasks_unless_another_is_asked_for(demo, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "What is 1 + 1?", "answer": "It is 2. #### 2"}\n' * 6)
+    data_files = {"train": str(file), "test": str(file)}
+    for asked, used in [(None, 5), (0, 0), (2, 2)]:
+        with lm_eval_tasks.opened("gsm8k", None, data_files, asked) as task:
+            one = lm_eval_run.score(*demo, task, fewshot=asked, limit=2, batch_size=2)
+        assert one["shots"] == [used]
+        assert set(one["scores"]) == {
+            f"exact_match_{kind}{error}" for kind in ("strict-match", "flexible-extract") for error in ("", "_stderr")
+        }
+
+
+HELDOUT = {"source": "x.jsonl", "samples": 4, "length": 8}
+
+
+def test_a_suite_is_its_tasks_and_a_tasks_own_entry_goes_before_the_suites():
+    listed = Evaluate(tasks=["mergemoe-seven", "boolq"], heldout=HELDOUT).tasks
+    assert list(listed) == [*SUITES["mergemoe-seven"], "boolq"]
+    mapped = Evaluate(tasks={"mergemoe-seven": {"limit": 40}, "piqa": {"limit": 3}}, heldout=HELDOUT).tasks
+    assert {name: task.limit for name, task in mapped.items()} == dict.fromkeys(SUITES["mergemoe-seven"], 40) | {
+        "piqa": 3
+    }
+    assert Evaluate(tasks={"mcsmoe": None}, heldout=HELDOUT).tasks.keys() == set(SUITES["mcsmoe"])
+
+
+@pytest.mark.parametrize("name", sorted({name for names in SUITES.values() for name in names}))
+def test_lm_eval_has_every_task_of_the_suites(name):
+    assert lm_eval_tasks.stock_file(name) is not None
+
+
+def test_a_task_is_found_however_its_file_writes_the_name():
+    for name in ("mmlu_anatomy", "gsm8k", "squad_completion"):  # "task": "x", task: x, and a Python class
+        assert name in lm_eval_tasks.stock_file(name).read_text()
+    for name in ("mmlu", "anatomy", "no_such_task"):
+        assert lm_eval_tasks.stock_file(name) is None

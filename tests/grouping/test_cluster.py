@@ -1,0 +1,88 @@
+"""Groupings and profiles against slow references."""
+
+import numpy as np
+import pytest
+import torch
+
+from mergemoe.calibration.profile import profile
+from mergemoe.checkpoints.expert_weights import read_experts
+from mergemoe.grouping import cluster
+from mergemoe.moe.expert_forward import Activation, output
+from mergemoe.moe.experts import Experts
+from mergemoe.moe.problem import Problem
+
+SILU = Activation("silu")
+
+
+def experts_of(*rows):
+    """Experts whose up projection is one row and whose gate is zero: similarity is that of the rows."""
+    up = torch.tensor(rows, dtype=torch.float32)[:, None, :]
+    return Experts(up=up, gate=torch.zeros_like(up), down=up.mT.clone())
+
+
+def by_weights(experts, usage, kept):
+    return cluster.group("weights", kept, Problem(experts, [], None, SILU), {"usage": usage}, 0)
+
+
+def test_experts_join_the_most_similar_of_the_most_used():
+    experts = experts_of([1, 0], [0.9, 0.1], [0, 1], [-0.1, 1])
+    assert by_weights(experts, usage=[9, 1, 0, 7], kept=2) == [0, 0, 1, 1]
+
+
+def test_ties_in_usage_go_to_the_lower_index():
+    experts = experts_of([1, 0], [0, 1], [1, 1], [1, 1])
+    assert by_weights(experts, usage=[5, 5, 5, 5], kept=2) == [0, 1, 0, 0]
+
+
+def test_no_expert_is_like_one_of_zeros():
+    experts = experts_of([0, 0], [1, 0], [1, 0.1], [0.1, 1])
+    assert by_weights(experts, usage=[9, 8, 1, 1], kept=2) == [0, 1, 1, 1]
+
+
+def test_keeping_all_experts_leaves_them_in_place():
+    experts = experts_of([1, 0], [1, 0], [0, 1])
+    assert by_weights(experts, usage=[0, 3, 1], kept=3) == [0, 1, 2]
+
+
+def test_similarity_is_the_cosine_of_concatenated_up_and_gate(described):
+    experts = read_experts(described, 1)
+    flat = torch.cat([experts.up.flatten(1), experts.gate.flatten(1)], dim=1).double().numpy()
+    norms = np.linalg.norm(flat, axis=1)
+    expected = flat @ flat.T / norms[:, None] / norms
+    np.testing.assert_allclose(cluster.cosine([experts.up, experts.gate]).numpy(), expected, rtol=1e-12)
+
+
+def test_tokens_of_a_group_are_counted_once_and_weighted(reader):
+    expert_map, usage = [0, 0, 1, 1, 1, 0, 2, 2], [3, 1, 4, 1, 5, 9, 2, 6]
+    figures = cluster.describe(expert_map, usage, reader)
+    tokens = [
+        (i, w) for chunk in reader.chunks() for i, w in zip(chunk.index.tolist(), chunk.weight.tolist(), strict=True)
+    ]
+    for group, described in enumerate(figures["groups"]):
+        t = np.array([sum(w for j, w in zip(*token, strict=True) if expert_map[j] == group) for token in tokens])
+        assert described["routed_tokens"] == (t > 0).sum()
+        assert described["effective_tokens"] == pytest.approx((t**2).sum() ** 2 / (t**4).sum())
+        assert described["share"] == pytest.approx(sum(usage[e] for e in described["members"]) / sum(usage))
+    assert sorted(e for g in figures["groups"] for e in g["members"]) == list(range(8))
+    assert [group["centre"] for group in figures["groups"]] == [5, 4, 7]
+    assert figures["fit_tokens"] == len(tokens)
+
+
+def test_the_profile_is_what_a_loop_over_tokens_counts(described, reader):
+    experts = read_experts(described, 1).map(lambda m: m.float())
+    found = profile(reader, experts, SILU)
+    chosen = {expert: [] for expert in range(8)}
+    logits = []
+    for chunk in reader.chunks():
+        logits.append(chunk.logits.double())
+        for x, index, weight in zip(chunk.hidden, chunk.index.tolist(), chunk.weight.tolist(), strict=True):
+            for expert, g in zip(index, weight, strict=True):
+                chosen[expert].append((g, g * float(output(x[None], experts, expert, SILU).norm())))
+    assert found["usage"] == [len(chosen[expert]) for expert in range(8)]
+    assert sum(found["usage"]) == 3 * reader.count()
+    for expert, choices in chosen.items():
+        assert found["mean_weight"][expert] == pytest.approx(np.mean([g for g, _ in choices]), rel=1e-6)
+        assert found["saliency"][expert] == pytest.approx(np.mean([s for _, s in choices]), rel=1e-5)
+    columns = torch.cat(logits).numpy()
+    columns = columns / np.linalg.norm(columns, axis=0)
+    np.testing.assert_allclose(found["router_similarity"], columns.T @ columns, atol=1e-9)

@@ -1,0 +1,352 @@
+"""The joint solve by conjugate gradients: against the direct one, bounded in memory and steps, killed on its way."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import problems
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import CASES
+from tiny_project import ROOT
+
+from benchmarks.memory import MB, anonymous
+from mergemoe.artifacts import store
+from mergemoe.errors import UserError
+from mergemoe.merging import conjugate_gradients, feature_rules, iterative, ridge_regression
+from mergemoe.merging.group_moments import group_sums
+from mergemoe.merging.layer_moments import layer_sums
+from mergemoe.merging.routed_output import layer_error
+from mergemoe.methods import joint, select, slim
+from mergemoe.moe.experts import down_of, joined
+from mergemoe.moe.router_rule import Router, Rule
+
+
+def gigabytes(problem, rows, width=5):
+    """The memory that just allows so many rows of the output at once; too little for the direct solve."""
+    width += problem.experts.down_bias is not None
+    columns = len(problem.groups) * width
+    return 8 * columns * (width + 2 + iterative.VECTORS * rows) / 1e9
+
+
+def solution(results):
+    return torch.cat([down_of(result.expert) for result in results], 1)
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def problem(request):
+    return problems.problem(**request.param)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("ridge", [1e-4, 0.1, "auto"])
+def test_it_is_the_direct_solution_however_many_rows_are_solved_at_once(problem, ridge, rows):
+    direct = joint.merge(problem, ridge=ridge)
+    found = joint.merge(problem, ridge=ridge, memory=gigabytes(problem, rows))
+    mine, its = found[0].record, direct[0].record
+    assert mine["residual"] <= 1e-6 and mine["effective_rank"] is None
+    assert "residual" not in its and its["effective_rank"] > 0
+    assert {key: mine[key] for key in ("ridge", "tokens", "unknowns")} == {
+        key: its[key] for key in ("ridge", "tokens", "unknowns")
+    }
+    assert mine["objective"] == pytest.approx(its["objective"], rel=1e-6)
+    if ridge == "auto":
+        assert list(mine["heldout_error_by_ridge"]) == list(its["heldout_error_by_ridge"])
+        assert mine["heldout_error_by_ridge"] == pytest.approx(its["heldout_error_by_ridge"], rel=1e-6)
+    torch.testing.assert_close(solution(found), solution(direct), rtol=1e-4, atol=1e-5)
+
+
+def test_the_residual_is_that_of_the_problem_written_out(problem):
+    experts = feature_rules.features(problem, problem.groups, "usage", 5)
+    p, y = problems.written_out(problem, experts)
+    w0 = torch.cat([down_of(expert) for expert in experts], 1).numpy()
+    penalty = 0.01 * np.quantile((p**2).sum(0), 0.5, method="lower")
+    solved, record = iterative.fit(problem, experts, 0.01, gigabytes(problem, 7))
+    w = solved.downs[0].numpy()
+    b = (y - p @ w0.T).T @ p
+    residual = np.linalg.norm(b - (w - w0) @ (p.T @ p + penalty * np.eye(p.shape[1]))) / np.linalg.norm(b)
+    assert residual == pytest.approx(record["residual"], rel=1e-3)
+    assert 1e-9 < residual <= 1e-6
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    tokens=st.integers(5, 120),
+    ridge=st.sampled_from([1e-4, 1e-2, 1.0]),
+    massive=st.sampled_from([1.0, 1000.0]),
+)
+def test_the_objective_is_the_direct_ones(seed, tokens, ridge, massive):
+    """Penalty included; a neuron that is a thousand times as large as others hides nothing."""
+    problem = problems.problem(tokens=tokens, seed=seed)
+    problem.experts.up[:, 0] *= massive
+    experts = feature_rules.features(problem, problem.groups, "usage", 5)
+    moments = layer_sums(problem, experts, heldout=False)
+    w0 = torch.cat([down_of(expert) for expert in experts], 1)
+    penalty = ridge * ridge_regression.typical_energy(moments.gram[0].diagonal())
+
+    def objective(w):
+        return float(moments.squared(w[None])) + penalty * float((w - w0).square().sum())
+
+    (found,) = iterative.fit(problem, experts, ridge, gigabytes(problem, 7))[0].downs
+    assert objective(found) == pytest.approx(
+        objective(ridge_regression.toward(moments, w0[None], penalty)[0]), rel=1e-6
+    )
+
+
+def test_it_takes_no_more_steps_than_there_are_unknowns():
+    """As directions that are conjugate do; steepest descent, which ends, too, takes hundreds here."""
+    p = torch.randn(12, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gram = p @ (p * torch.logspace(0, 3, 40, dtype=torch.float64)).T
+    blocks = conjugate_gradients.Blocks.of(torch.stack([gram[i : i + 4, i : i + 4] for i in (0, 4, 8)]))
+    descent = conjugate_gradients.Descent.begin(torch.randn(5, 12, dtype=torch.float64), 1.0)
+    descent.restart(descent.residual, 1.0, blocks, 1.0)
+    b = descent.residual.clone()
+    descent.objective.fill_(float(torch.linalg.solve(gram + torch.eye(12), b.T).T.mul(b).sum()) + 1.0)
+    assert descent.run(lambda v: v @ gram, blocks, 1.0, lambda: None)
+    assert int(descent.iterations) <= 12
+    torch.testing.assert_close(descent.deviation @ (gram + torch.eye(12)), b, rtol=1e-4, atol=1e-5)
+
+
+def test_where_the_prior_is_exact_it_stays():
+    problem = problems.problem(expert_map=range(6))
+    found = slim.merge(problem, width=1.0, ridge=0.1, memory=gigabytes(problem, 7))
+    torch.testing.assert_close(solution(found), torch.cat(list(problem.experts.down), 1), rtol=1e-12, atol=1e-12)
+
+
+def test_a_group_that_no_token_reaches_keeps_its_prior():
+    problem = problems.problem()
+    for tokens in problem.reader.parts.values():
+        tokens.weight[torch.isin(tokens.index, torch.tensor([0, 1]))] = 0.0
+    result = joint.merge(problem, ridge=0.1, memory=gigabytes(problem, 7))[0]
+    (expert,) = feature_rules.features(problem, [result.group], "usage", 5)
+    torch.testing.assert_close(down_of(result.expert), down_of(expert), rtol=1e-12, atol=1e-12)
+
+
+def test_select_and_slim_hand_the_limit_on():
+    problem = problems.problem()
+    assert "residual" in select.merge(problem, memory=gigabytes(problem, 7))[0].record
+    assert "residual" in slim.merge(problem, 0.6, memory=gigabytes(problem, 7, width=3))[0].record
+
+
+@given(hidden=st.integers(1, 9000), width=st.integers(1, 3000), groups=st.integers(1, 300), memory=st.floats(0.01, 100))
+def test_all_rows_are_solved_once_and_no_more_at_a_time_than_fit(hidden, width, groups, memory):
+    one = 8 * groups * width * (width + 2 + iterative.VECTORS)
+    if one > memory * 1e9:
+        with pytest.raises(UserError, match=r"`memory: .* is too little .* GB\. Raise `memory`"):
+            iterative.row_slabs(hidden, width, groups, memory)
+        return
+    slabs = iterative.row_slabs(hidden, width, groups, memory)
+    assert [row for slab in slabs for row in range(slab.start, slab.stop)] == list(range(hidden))
+    most = max(slab.stop - slab.start for slab in slabs)
+    assert 8 * groups * width * (width + 2 + iterative.VECTORS * most) <= memory * 1e9
+
+
+def test_steps_are_bounded_and_the_error_says_what_to_turn(monkeypatch):
+    monkeypatch.setattr(conjugate_gradients, "ITERATIONS", 3)
+    problem = problems.problem()
+    with pytest.raises(UserError, match=r"residual of 0\.0.* after 3 iterations at ridge 0.0001; .*`ridge`.*`memory`"):
+        joint.merge(problem, ridge=1e-4, memory=gigabytes(problem, 7))
+
+
+def test_what_it_cannot_do_is_refused_before_any_descent(monkeypatch):
+    problem = problems.problem()
+    monkeypatch.setattr(iterative, "gradient", None)
+    with pytest.raises(UserError, match="`ridge: 0` .* `memory: .* above 0"):
+        joint.merge(problem, ridge=0.0, memory=gigabytes(problem, 7))
+    problem.reader.parts[True] = problems.draw_tokens(0, 6, 7, 2, torch.Generator())
+    with pytest.raises(UserError, match="set `holdout` of `calibrate`"):
+        joint.merge(problem, ridge="auto", memory=gigabytes(problem, 7))
+
+
+class Killed(Exception):
+    pass
+
+
+def dies(monkeypatch, after):
+    """Count the times that tokens are added up; raise after so many."""
+    calls, add = [], iterative._add
+
+    def counted(*args):
+        if len(calls) == after:
+            raise Killed
+        calls.append(1)
+        add(*args)
+
+    monkeypatch.setattr(iterative, "_add", counted)
+    return calls
+
+
+def solved(problem, scratch):
+    return joint.merge(replace(problem, scratch=scratch), ridge="auto", memory=gigabytes(problem, 4))
+
+
+def test_a_solve_that_died_goes_on_and_ends_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(iterative, "SAVE_EVERY", 0.0)
+    problem = problems.problem()
+    with monkeypatch.context() as patch:
+        calls = dies(patch, None)
+        whole = solved(problem, tmp_path / "whole")
+    for after in np.linspace(1, len(calls) - 1, 12).astype(int):
+        scratch = tmp_path / str(after)
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            dies(patch, after)
+            solved(problem, scratch)
+        with monkeypatch.context() as patch:
+            again = dies(patch, None)
+            patch.setattr(iterative.Blocks, "of", None)  # they are not made again
+            found = solved(problem, scratch)
+        assert torch.equal(solution(found), solution(whole))
+        assert found[0].record == whole[0].record
+        chunks = len(problem.reader.chunks())
+        assert len(calls) - after <= len(again) < len(calls) - after + 2 * chunks  # an iteration, or the one look anew
+
+
+@pytest.mark.parametrize("name", ["blocks", "rows_00000"])
+@pytest.mark.parametrize("damage", ["cut off", "another's"])
+def test_a_state_that_is_damaged_or_anothers_is_made_anew(tmp_path, name, damage):
+    problem = problems.problem()
+    whole = solved(problem, tmp_path)
+    path = tmp_path / f"{name}.safetensors"
+    if damage == "cut off":
+        path.write_bytes(path.read_bytes()[:-8])
+    else:
+        store.write_tensors(path, {key: part[:-1] for key, part in store.read_tensors(path).items()}, {})
+    assert torch.equal(solution(solved(problem, tmp_path)), solution(whole))
+
+
+def test_a_solution_that_is_damaged_is_made_anew(tmp_path):
+    problem = problems.problem()
+    whole = solved(problem, tmp_path)
+    for path in tmp_path.glob("solution_*"):
+        path.write_bytes(path.read_bytes()[:-8])
+    assert torch.equal(solution(solved(problem, tmp_path)), solution(whole))
+
+
+DIES = """\
+import os, signal, sys
+from mergemoe.merging import iterative
+from stages import solve
+calls, add = [], iterative._add
+iterative.SAVE_EVERY = 0.0
+def dying(*args):
+    calls.append(1)
+    if len(calls) == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(*args)
+iterative._add = dying
+solve.main()
+"""
+
+
+def test_a_killed_stage_goes_on_from_its_scratch_folder_and_removes_it(described, captured, tmp_path):
+    layer, made = 1, {"stage": "test"}
+    store.write_json(tmp_path / "layout.json", described, made)
+    store.write_json(tmp_path / "profile.json", {"layer": layer, "usage": [3, 1, 4, 1, 5, 9, 2, 6]}, made)
+    grouping = {"layer": layer, "untouched": False, "expert_map": [0, 0, 1, 2, 2, 2, 3, 1]}
+    store.write_json(tmp_path / "cluster.json", grouping, made)
+    (tmp_path / "dies.py").write_text(DIES)
+    cfg = '{"method": "joint", "ridge": 0.01, "memory": 0.0003, "threads": 1}'
+    inputs = {"layout": "layout.json", "profile": "profile.json", "cluster": "cluster.json", "capture": captured[layer]}
+    options = [part for name, path in inputs.items() for part in (f"--{name}", str(path))]
+    run = partial(
+        subprocess.run, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    command = ["--cfg", cfg, "--code", "0", "--layer", str(layer), *options, "--device", "cpu", "--out"]
+    killed = run([sys.executable, "dies.py", *command, "one/layer.safetensors"])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (scratch,) = (tmp_path / "scratch" / "solve").iterdir()
+    assert (scratch / "rows_00000.safetensors").is_file()
+    done = run([sys.executable, "-c", "from stages import solve; solve.main()", *command, "one/layer.safetensors"])
+    assert done.returncode == 0, done.stderr
+    assert not scratch.exists()
+    whole = run([sys.executable, "-m", "stages.solve", *command, "other/layer.safetensors"])
+    assert whole.returncode == 0, whole.stderr
+    assert (tmp_path / "one/layer.safetensors").read_bytes() == (tmp_path / "other/layer.safetensors").read_bytes()
+    assert (tmp_path / "one/layer.json").read_bytes() == (tmp_path / "other/layer.json").read_bytes()
+
+
+SIZES = {"expert_map": [0, 0, 1, 2, 3, 4, 5, 6, 7], "hidden_size": 1024, "width": 256, "tokens": 64}
+COLUMNS = 8 * 256
+
+
+def growth(memory, answer):
+    """Send how far a joint solve's anonymous memory rises; a small one before it has started all that it needs."""
+    torch.set_num_threads(1)
+    small, large = problems.problem(), problems.problem(**SIZES)
+    joint.merge(small, memory=gigabytes(small, 7))
+    joint.merge(small)
+    done, seen = threading.Event(), [anonymous(os.getpid())]
+
+    def watch():
+        while not done.wait(0.002):
+            seen.append(anonymous(os.getpid()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    joint.merge(large, ridge=0.1, memory=memory)
+    done.set()
+    watcher.join()
+    answer.send(max(seen) - seen[0])
+
+
+@pytest.mark.parametrize("limit", [0.022, 0.303], ids=["iterative", "direct"])
+def test_the_memory_held_is_what_the_limit_allows_and_the_solution(limit):
+    mine, its = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=growth, args=(limit, its))
+    process.start()
+    its.close()
+    grown = mine.recv()
+    process.join()
+    down = 8 * 1024 * COLUMNS
+    assert limit * 1e9 / 2 < grown < limit * 1e9 + 4 * down + 10 * MB
+
+
+def test_with_few_tokens_auto_takes_what_is_nearer_to_the_held_out_outputs():
+    taken = set()
+    for seed in range(6):
+        problem = problems.problem(tokens=20, seed=seed)
+        experts = feature_rules.features(problem, problem.groups, "usage", 5)
+        fitted, unseen = (group_sums(problem, problem.groups, joined(experts), heldout=part) for part in (False, True))
+        by_group = ridge_regression.fit(fitted, unseen, torch.stack([down_of(expert) for expert in experts]), "auto", 1)
+        error = layer_error(problem, experts, torch.cat(tuple(by_group.downs), 1), heldout=True)
+        results = joint.merge(problem)
+        record = results[0].record
+        assert record["heldout_error"]["routed"] == pytest.approx(error, rel=1e-9)
+        assert record["objective"]["heldout"] == min(record["heldout_error"].values())
+        if record["solved"] == "routed":
+            torch.testing.assert_close(solution(results), torch.cat(tuple(by_group.downs), 1))
+            assert record["ridge"] == by_group.ridge and record["heldout_error_by_ridge"] == by_group.tried
+        else:
+            assert record["objective"]["heldout"] == min(record["heldout_error_by_ridge"].values())
+        again = joint.merge(problem, memory=gigabytes(problem, 9))[0].record
+        assert again["solved"] == record["solved"]
+        assert again["heldout_error"] == pytest.approx(record["heldout_error"], rel=1e-6)
+        assert "solved" not in joint.merge(problem, memory=gigabytes(problem, 1))[0].record  # no room for both
+        taken.add(record["solved"])
+    assert taken == {"joint", "routed"}
+
+
+def test_that_choice_is_made_only_with_few_tokens_by_auto_and_behind_the_layers_own_router():
+    few, enough = problems.problem(tokens=20), problems.problem(tokens=40)
+    assert "solved" in joint.merge(few)[0].record
+    assert "solved" not in joint.merge(few, ridge=0.1)[0].record
+    assert "solved" not in joint.merge(enough)[0].record
+    router = Router(Rule("softmax", 2, normalized=True), torch.randn(4, 7, dtype=torch.float64))
+    assert "solved" not in joint.merge(few.with_router(router))[0].record
+
+
+def test_behind_another_router_it_is_the_direct_solution_too():
+    router = Router(Rule("softmax", 2, normalized=True), torch.randn(4, 7, dtype=torch.float64))
+    problem = problems.problem().with_router(router)
+    direct, found = (joint.merge(problem, ridge=0.01, memory=gb) for gb in (8.0, gigabytes(problem, 5)))
+    assert found[0].record["objective"] == pytest.approx(direct[0].record["objective"], rel=1e-6)
+    torch.testing.assert_close(solution(found), solution(direct), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,229 @@
+"""Estimates of what a job needs: they grow with what drives a stage's peak, and with nothing else."""
+
+import inspect
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from snakemake.iocontainers import Wildcards
+
+from benchmarks.needs import wildcards
+from mergemoe.artifacts import digests
+from mergemoe.checkpoints import expert_headers
+from mergemoe.compressed import assemble
+from mergemoe.merging import group_moments, iterative, neuron_selection, ridge_regression
+from mergemoe.methods import joint
+from mergemoe.moe.tokens import Activations
+from mergemoe.workflow.config.params import Run, read_params
+from mergemoe.workflow.planning import job_resources, layer_resources, model_resources, plan
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+GROUPINGS = {"half": {"by": "weights", "experts": 0.5}, "pairs": {"by": "selection", "experts": 0.5}}
+RUN = {"model": "wide", "calibrate": "text", "cluster": "half", "solve": "joint", "layer": "000"}
+
+
+def write_headers(folder, layers=1, hidden=512, width=256, experts=16, dtype="BF16"):
+    """A checkpoint of qwen3_moe whose weights are a hole in a file."""
+    config = {"model_type": "qwen3_moe", "hidden_size": hidden, "num_experts": experts, "num_experts_per_tok": 4}
+    config |= {"num_hidden_layers": layers, "vocab_size": 1024, "moe_intermediate_size": width}
+    shapes = {"model.embed_tokens.weight": [1024, hidden]}
+    for layer in range(layers):
+        name = f"model.layers.{layer}"
+        shapes |= {f"{name}.self_attn.q_proj.weight": [hidden, hidden], f"{name}.mlp.gate.weight": [experts, hidden]}
+        for expert in range(experts):
+            for role in ("gate", "up", "down"):
+                shape = [hidden, width] if role == "down" else [width, hidden]
+                shapes[f"{name}.mlp.experts.{expert}.{role}_proj.weight"] = shape
+    header, end, size = {}, 0, {"BF16": 2, "F32": 4}[dtype]
+    for key, shape in shapes.items():
+        start, end = end, end + size * math.prod(shape)
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path):
+    """params.yaml of a model that is only headers; changes are of its sizes, and of sections by their names."""
+    made = []
+
+    def make(sizes=None, samples=16, solve=None, **sections):
+        made.append(write_headers(tmp_path / f"wide{len(made)}", **(sizes or {})))
+        text = {"source": "text.txt", "samples": samples, "length": 256}
+        whole = {
+            "model": {"wide": {"path": str(made[-1])}},
+            "calibrate": {"text": text},
+            "capture": {"dtype": "float32", "batch_tokens": 256},
+            "cluster": GROUPINGS,
+            "solve": {"joint": {"method": "joint", **(solve or {})}, "routed": {"method": "routed"}},
+            "evaluate": {"heldout": text, "dtype": "float32", "batch_tokens": 256},
+            "runs": "all",
+        }
+        return read_params({**whole, **sections})
+
+    return make
+
+
+def demo(**calibrate):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["model"]["demo"]["path"] = str(ROOT / params["model"]["demo"]["path"])
+    params["calibrate"]["mixed"] |= calibrate
+    return read_params(params)
+
+
+@pytest.mark.parametrize("stage", ["capture", "profile", "cluster", "solve", "reference", "fidelity", "evaluate"])
+def test_work_grows_with_the_tokens(stage):
+    names = {"model": "demo", "calibrate": "mixed", "cluster": "pairs", "solve": "select", "layer": "003"}
+    names |= {"subject": "mixed/pairs/select", "task": "blimp"}
+    few, many = demo(), demo(samples=640)
+    grown = job_resources.of(many, stage, names).flops / job_resources.of(few, stage, names).flops
+    assert grown == 1 if stage in {"reference", "fidelity", "evaluate"} else grown > 2  # of the calibration's
+
+
+def test_a_grouping_by_selection_holds_more_than_none():
+    params, names = demo(), {"model": "demo", "calibrate": "mixed", "cluster": "pairs", "layer": "003"}
+    assert (
+        job_resources.of(params, "cluster", names).memory
+        > job_resources.of(params, "cluster", names | {"cluster": "half"}).memory
+    )
+
+
+def test_every_stage_of_the_demo_has_an_estimate():
+    params = demo()
+    for run in params.all_runs():
+        names = {**run._asdict(), "layer": "003", "task": "blimp"}
+        for stage in job_resources.BASE:
+            for subject in ("full", "/".join(run[1:])):
+                need = job_resources.of(params, stage, {**names, "subject": subject})
+                assert need.memory > 0
+                assert [type(value) for value in need] == [int, int, int, int, float]
+                assert (need.gpu > 0) == ("devices.start" in (ROOT / "stages" / f"{stage}.py").read_text())
+
+
+def test_importing_it_imports_neither_torch_nor_transformers_nor_snakemake():
+    heavy = "print({'torch', 'transformers', 'snakemake'} & set(sys.modules))"
+    code = f"import sys, mergemoe.workflow.planning.job_resources; {heavy}"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_numbers_of_the_code_that_it_counts_with_are_the_code_s():
+    assert (layer_resources.ROWS, layer_resources.SLOTS) == (digests.ROWS, group_moments.SLOTS)
+    assert (layer_resources.COPIES, layer_resources.VECTORS) == (joint.COPIES, iterative.VECTORS)
+    assert (neuron_selection.GRAM_BYTES, len(ridge_regression.GRID)) == (
+        layer_resources.GRAM_BYTES,
+        layer_resources.RIDGES,
+    )
+    assert inspect.signature(Activations.chunks).parameters["rows"].default == layer_resources.CHUNK
+    assert inspect.signature(assemble.assemble).parameters["shard_bytes"].default == model_resources.SHARD
+
+
+@pytest.mark.parametrize("stage", ["capture", "reference"])
+def test_a_streamed_pass_holds_one_layer_stored_and_loaded_however_many_there_are(study, stage):
+    one, eight, wider = (
+        job_resources.of(study(sizes), stage, RUN).memory
+        for sizes in ({}, {"layers": 8}, {"width": 2 * 256, "layers": 8})
+    )
+    assert one == eight
+    more = 3 * 16 * 512 * 256 * (2 + 4)  # bfloat16 in the file, float32 in memory
+    assert wider - eight == pytest.approx(job_resources.MARGIN * more / 1e6, abs=2)
+
+
+@pytest.mark.parametrize("stage", ["fidelity", "generate"])
+def test_a_model_that_is_loaded_whole_grows_with_its_layers(study, stage):
+    evaluate = {"source": "text.txt", "samples": 16, "length": 256}
+    evaluate = {"heldout": evaluate, "generation": {"prompts": 4}, "dtype": "float32"}
+    names = {**RUN, "subject": "text/half/joint"}
+    two, eight = (job_resources.of(study({"layers": n}, evaluate=evaluate), stage, names).memory for n in (2, 8))
+    assert eight - two >= 6 * 4 * (3 * 8 * 512 * 256) / 1e6  # half of the experts at least
+
+
+@pytest.mark.parametrize("stage", ["calibrate", "capture", "reference", "fidelity"])
+def test_tokens_that_are_held_at_once_count(study, stage):
+    names = {**RUN, "subject": "text/half/joint"}
+    few, many = (job_resources.of(study(samples=samples), stage, names) for samples in (256, 2560))
+    tokens = 256 * (2560 - 256)
+    assert many.memory - few.memory >= tokens * (4 * 512 if stage != "calibrate" else 64) / 1e6
+    assert stage == "calibrate" or many.flops >= 9 * few.flops
+
+
+@pytest.mark.parametrize("stage", ["profile", "cluster", "solve"])
+def test_a_layer_s_stages_hold_no_more_tokens_than_a_chunk_and_a_check_take(study, stage):
+    many, more = (job_resources.of(study(samples=samples), stage, RUN) for samples in (256, 2560))
+    assert many.memory == more.memory
+
+
+def test_the_disk_of_a_capture_holds_its_activations_twice(study):
+    params = study(samples=512)
+    assert job_resources.of(params, "capture", RUN).disk * 1e6 >= 2 * plan.disk(params)["captures"]
+
+
+def test_a_joint_solve_grows_with_its_grams_until_its_memory(study):
+    def memory(experts, **solve):
+        params = study({"experts": 64}, solve=solve, cluster={"half": {"by": "weights", "experts": experts}})
+        return job_resources.of(params, "solve", RUN).memory
+
+    columns = [m * 256 for m in (8, 16, 32)]
+    found = [memory(m) for m in (8, 16, 32)]
+    for (one, less), (other, larger) in zip(zip(columns, found), zip(columns[1:], found[1:])):  # noqa: B905
+        assert larger - less >= 8 * 6 * (other**2 - one**2) / 1e6
+    assert memory(32, ridge=1.0, memory=0.1) < memory(32, ridge=1.0, memory=0.2) < found[2] / 2
+
+
+def test_checkpoints_are_as_large_as_the_plan_says(study):
+    params = study({"layers": 3}, cluster={"half": {"by": "weights", "experts": 3, "layers": "1-2"}})
+    run = Run("wide", "text", "half", "routed")
+    assert (
+        job_resources.of(params, "assemble", run._asdict()).disk
+        == math.ceil(plan.sizes(params, run)["bytes"] / 1e6) + 1
+    )
+
+
+def test_what_lies_outside_a_grouping_s_layers_is_only_read(study):
+    params = study({"layers": 2}, cluster={"half": {"by": "weights", "experts": 3, "layers": "1"}})
+    outside, inside = (job_resources.of(params, "solve", {**RUN, "layer": layer}) for layer in ("000", "001"))
+    assert outside.disk == 1 < inside.disk  # its record alone
+    assert outside.flops < inside.flops
+
+
+def test_it_takes_wildcards_as_snakemake_gives_them(study):
+    params = study()
+    names: Any = Wildcards(fromdict=RUN)
+    for stage in ("capture", "profile", "cluster", "solve"):
+        assert job_resources.of(params, stage, names) == job_resources.of(params, stage, RUN)
+
+
+def test_headers_are_read_once_per_model(study, monkeypatch):
+    params, read = study(), []
+    monkeypatch.setattr(plan, "headers", lambda path, real=expert_headers.headers: read.append(path) or real(path))
+    for _ in range(3):
+        for stage in ("capture", "solve", "assemble"):
+            job_resources.of(params, stage, RUN)
+    assert len(read) == 1
+
+
+def test_a_log_s_path_gives_the_wildcards_of_its_job():
+    found = wildcards("model subject task", ("demo", "mixed", "half", "average", "blimp"))
+    assert found == {"model": "demo", "subject": "mixed/half/average", "task": "blimp"}
+    assert wildcards("model subject", ("demo", "full")) == {"model": "demo", "subject": "full"}
+    assert wildcards("model calibrate layer", ("demo", "mixed", "layer_007"))["layer"] == "007"
+
+
+def test_a_stage_takes_no_more_than_its_estimate_and_half_of_it_at_least(tiny, tmp_path):
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["model"]["demo"]["path"] = str(tiny)
+    command = [sys.executable, "-m", "stages.layout", "--cfg", json.dumps({"path": str(tiny)}), "--code", "none"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out.json")], cwd=ROOT, capture_output=True, text=True)
+    peak = json.loads(re.findall("^ran in: (.*)$", done.stderr, re.MULTILINE)[0])["peak_mb"]
+    estimate = job_resources.of(read_params(params), "layout", {"model": "demo"}).memory
+    assert peak <= estimate <= 2 * peak

@@ -1,0 +1,147 @@
+"""params.yaml: every mistake is named by its path before the first job."""
+
+import copy
+import re
+
+import pytest
+from good_params import GOOD
+
+from mergemoe.errors import UserError
+from mergemoe.moe import layer_sizes
+from mergemoe.workflow.config.params import read_params
+from stages.support.graph import PATTERNS
+
+
+def test_a_task_has_any_name_that_lm_eval_gives_one():
+    for name in ("AraDiCE_computer-science_egy", "mmlu_pro.v2", "piqa"):
+        assert re.fullmatch(PATTERNS["task"] + r"\.json", f"{name}.json")
+        assert name in read_params(GOOD | {"evaluate": GOOD["evaluate"] | {"tasks": {name: {}}}}).evaluate.tasks
+    for name in ("fidelity", "generation"):
+        assert not re.fullmatch(PATTERNS["task"] + r"\.json", f"{name}.json")
+
+
+def test_the_projects_own_file_names_some_of_all_runs_that_fit():
+    everything = read_params({**GOOD, "runs": "all"})
+    assert set(read_params(GOOD).all_runs()) < set(everything.all_runs())
+    products = len(GOOD["model"]) * len(GOOD["calibrate"]) * len(GOOD["cluster"]) * len(GOOD["solve"])
+    assert len(everything.all_runs()) + len(everything.left_out()) == products
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("solve.mergemoe.rigde", 1, "solve.mergemoe.rigde: unknown key"),
+        ("model.demo.dequantize", "yes", "model.demo.dequantize: .* (got 'yes')"),
+        ("solve.mergemoe.ridge", "1e-3", "YAML reads 1e-3 as text: write 1.0e-3"),
+        ("solve.mergemoe.ridge", -1.0, "solve.mergemoe.ridge: .* (got -1.0)"),
+        ("solve.mergemoe.method", "magic", "'average', 'msmoe'"),
+        ("capture.threads", 0, "capture.threads"),
+        ("cluster.half.experts", 1.5, "1.5 is a share above 1"),
+        ("cluster.half.experts", "half", "cluster.half.experts: .* (got 'half')"),
+        ("cluster.half.layers", "3-1", "empty range"),
+        ("cluster.half.layers", "last", "neither `all` nor a range"),
+        ("cluster.a b", {"by": "weights", "experts": 2}, "'a b' becomes a path"),
+        ("calibrate.full", {"source": "x.txt", "samples": 1, "length": 9}, "`full` is taken"),
+        ("calibrate.mixed.dataset", "allenai/c4", "one of them"),
+        ("calibrate.c4", {"dataset": "allenai/c4", "samples": 1, "length": 9}, "needs `revision`"),
+        ("model.q", {"path": "Qwen/Q3", "revision": "main"}, "`mergemoe fetch Qwen/Q3 --revision main` says which one"),
+        ("model.q", {"path": "Qwen/Q3", "revision": "0123abc"}, "'0123abc' is no full commit hash"),
+        ("model.q", {"path": "/models/q3", "revision": "0" * 40}, "'/models/q3' is no id such as Qwen/Qwen3-30B-A3B"),
+        ("evaluate.tasks.fidelity", {}, "always measured"),
+        ("evaluate.tasks.generation", {}, "`generation` is no task of lm-eval"),
+        ("evaluate.generation", {}, "80 prompts of 32 tokens from `heldout`, which has 64 sequences of 256"),
+        ("evaluate.generation", {"prompts": 4, "prompt_tokens": 257}, "4 prompts of 257 tokens from `heldout`"),
+        ("evaluate.generation", {"prompts": 4, "new_tokens": 23}, "evaluate.generation.new_tokens"),
+        ("evaluate.generation", {"prompt": 4}, "evaluate.generation.prompt: unknown key"),
+        ("runs", [["demo", "mixed", "half", "magic"]], "solve 'magic'; there are: average, mergemoe, reap, select"),
+        ("runs", [["demo", "mixed", "half"]], "runs.0: List should have at least 4 items"),
+        ("runs", [], "empty"),
+        ("cluster.pairs", {"by": "selection", "experts": 0.5, "width": 0.0}, "cluster.pairs.width"),
+        ("cluster.half", {"by": "weights", "experts": 0.5, "width": 0.5}, "`width` belongs to `by: selection`"),
+        ("cluster.half", {"by": "weights"}, "`experts` says how many are kept"),
+        ("cluster.whole", {"by": "none", "experts": 4}, "leave it out with `by: none`"),
+        ("solve.slim", {"method": "slim"}, "solve.slim.width: Field required"),
+        ("solve.joint", {"method": "joint", "ridge": -1.0}, "solve.joint.ridge"),
+        ("solve.joint", {"method": "joint", "ridge": "best"}, "solve.joint.ridge"),
+        ("solve.joint", {"method": "joint", "memory": 0.0}, "solve.joint.memory"),
+        ("solve.routed", {"method": "routed", "memory": 8.0}, "solve.routed.memory: unknown key"),
+        ("cluster.half", {"by": "weights", "experts": 0.5, "share": 0.5}, "`share` is of `by: selection`"),
+        ("cluster.half", {"by": "selection", "experts": 0.5, "share": 0.5}, "`share` is of `by: selection`"),
+        ("cluster.half", {"by": "selection", "experts": 0.5, "per": "layer"}, "`per` belongs to `share`"),
+        ("cluster.half", {"by": "saliency", "experts": 4, "budget": "error"}, "`budget: error` is of groups that"),
+        ("cluster.half", {"by": "outputs", "experts": 4, "max_size": 2}, "by weights, router or selection, not by out"),
+        ("cluster.half", {"by": "weights", "experts": 4, "max_size": 1}, "cluster.half.max_size"),
+        ("solve.joint", {"method": "joint", "width": 0.5}, "`width` below 1 needs `features: selected`: usage are"),
+        ("solve.joint", {"method": "joint", "routing": "gone"}, "solve.joint.routing"),
+        ("model", {}, "model: it is empty; give at least one choice by a name of your own"),
+    ],
+)
+def test_a_mistake_is_named(path, value, message):
+    config = copy.deepcopy(GOOD)
+    target, (*parents, last) = config, path.split(".")
+    for parent in parents:
+        target = target[parent]
+    target[last] = value
+    with pytest.raises(UserError) as error:
+        read_params(config)
+    head, _, tail = message.partition(" .* ")
+    assert head in str(error.value) and tail in str(error.value)
+
+
+BENCH = {
+    "cluster": {
+        "half": {"by": "weights", "experts": 0.5},
+        "pairs": {"by": "selection", "experts": 0.5},
+        "thin": {"by": "selection", "experts": 0.5, "width": 0.5},
+        "whole": {"by": "none"},
+    },
+    "solve": {
+        "average": {"method": "average"},
+        "mergemoe": {"method": "mergemoe"},
+        "select": {"method": "select"},
+        "thin": {"method": "select", "width": 0.5},
+        "slim": {"method": "slim", "width": 0.5},
+    },
+}
+
+
+def test_all_takes_every_product_whose_grouping_fits_and_says_what_it_leaves_out():
+    params = read_params({**GOOD, **BENCH, "runs": "all"})
+    assert [run[2:] for run in params.all_runs()] == [
+        ("half", "average"),
+        ("half", "mergemoe"),
+        ("pairs", "average"),
+        ("pairs", "select"),
+        ("thin", "thin"),
+        ("whole", "slim"),
+    ]
+    left_out = params.left_out()
+    assert len(left_out) == 4 * 5 - 6
+    assert "pairs/mergemoe is left out: method mergemoe goes with groups by weights, not by selection" in left_out
+    assert "pairs/thin is left out: the groups count with width 1.0, the method keeps 0.5" in left_out
+
+
+def test_a_run_that_is_named_must_fit():
+    with pytest.raises(UserError, match="mergemoe goes with groups by weights, not by selection"):
+        read_params({**GOOD, **BENCH, "runs": [["demo", "mixed", "pairs", "mergemoe"]]})
+
+
+def test_a_missing_section_is_named():
+    with pytest.raises(UserError, match="evaluate: Field required"):
+        read_params({key: value for key, value in GOOD.items() if key != "evaluate"})
+
+
+@pytest.mark.parametrize(
+    ("experts", "total", "kept"),
+    [(0.5, 16, 8), (0.5, 15, 8), (0.1, 10, 1), (0.7, 10, 7), (1.0, 6, 6), (3, 6, 3), (None, 6, 6)],
+)
+def test_a_share_is_rounded_up_and_a_number_is_itself(experts, total, kept):
+    assert layer_sizes.kept_experts(experts, total) == kept
+
+
+@pytest.mark.parametrize(
+    ("share", "width", "kept"),
+    [(0.5, 128, 64), (0.35, 128, 48), (0.01, 128, 8), (0.5, 24, 16), (1.0, 24, 24), (0.6, 5, 3), (0.5, 12, 6)],
+)
+def test_a_width_that_is_whole_16_bytes_stays_so(share, width, kept):
+    assert layer_sizes.kept_width(share, width) == kept

@@ -1,0 +1,147 @@
+"""What is found before the first job: parameters that do not fit the model, its family or the texts."""
+
+import copy
+import shutil
+
+import architectures
+import pytest
+from good_params import GOOD
+from tiny_project import ROOT, make_tiny
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from mergemoe.errors import UserError
+from mergemoe.workflow.config.params import read_params
+from mergemoe.workflow.planning import preflight, preflight_texts
+
+
+def small(tiny, **changes):
+    """The demo's parameters on the tiny model."""
+    config = copy.deepcopy(GOOD)
+    config["model"] = {"tiny": {"path": str(tiny)}}
+    config["cluster"] = {"half": {"by": "weights", "experts": 4, **changes}}
+    config["runs"] = "all"
+    return config
+
+
+def test_preflight_passes_what_can_run(tiny, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    preflight.check(read_params(small(tiny)))
+    preflight_texts.check_texts(read_params(small(tiny)))
+
+
+def test_preflight_names_what_cannot_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    dense = tmp_path / "dense"
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 48}
+    Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2)).save_pretrained(dense)
+    missing_text, no_model, no_revision, no_experts = small(tiny), small(tiny), small(tiny), small(tiny)
+    missing_text["calibrate"]["mixed"]["source"] = "data/calibration/none.jsonl"
+    no_model["model"]["tiny"]["path"] = "data/nowhere"
+    no_revision["model"]["tiny"]["path"] = "Qwen/Qwen3-30B-A3B"
+    no_experts["model"]["tiny"]["path"] = str(dense)
+    for config, message in [
+        (small(tiny, experts=9), r"asks for more experts than the layer has \(8\)"),
+        (small(tiny, layers="0"), "holds no MoE layer of tiny; it has 1, 2"),
+        (missing_text, "calibrate.mixed.source: data/calibration/none.jsonl: no such file"),
+        (no_model, "data/nowhere: no config.json there"),
+        (no_revision, "Qwen/Qwen3-30B-A3B: no config.json .* hub, add `revision`, its full commit hash"),
+        (no_experts, r"\(qwen3\) has no layer with experts"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            preflight.check(read_params(config))
+    unknown = small(tiny)
+    unknown["evaluate"]["tasks"] = {"blimpp": {"include": "data/blimp"}}
+    with pytest.raises(UserError, match="evaluate.tasks.blimpp: no .* in data/blimp says `task: blimpp`"):
+        preflight.check(read_params(unknown))
+    mute = tmp_path / "mute"
+    shutil.copytree(tiny, mute, ignore=shutil.ignore_patterns("tokenizer*"))
+    nothing = small(tiny)
+    nothing["model"]["tiny"]["path"] = str(mute)
+    with pytest.raises(UserError, match="makes no token"):
+        preflight_texts.check_texts(read_params(nothing))
+    short = small(tiny)
+    short["calibrate"]["mixed"]["samples"] = 100_000
+    with pytest.raises(UserError, match="calibrate.mixed: .* asks for 100000"):
+        preflight_texts.check_texts(read_params(short))
+
+
+@pytest.mark.parametrize(
+    ("family", "cluster", "solve", "message"),
+    [
+        ("qwen3_moe", {"max_size": 2, "experts": 3}, {}, "`max_size: 2` is too small for 3 groups of 8 experts"),
+        ("qwen3_moe", {"experts": 1, "budget": "error", "max_size": 8}, {}, None),
+        ("qwen3_moe", {"experts": 1, "budget": "error", "holdout": 0.0}, {}, "calibrate.mixed.holdout is 0: set it"),
+        ("qwen3_moe", {"experts": 1, "budget": "usage", "holdout": 0.0}, {"ridge": 0.1}, None),
+        ("qwen3_moe", {"experts": 1}, {"routing": "folded"}, "1 experts are kept and 3 work on a token"),
+        ("qwen3_moe", {"layers": "1"}, {"routing": "folded"}, r"would have \[4, 8\] experts"),
+        ("qwen3_moe", {"budget": "usage"}, {"routing": "folded"}, "with `budget: usage`, what layers measure says"),
+        ("deepseek_v3", {"experts": 6}, {"routing": "folded"}, "chooses among 2 groups of experts first"),
+        ("gpt_oss", {}, {"routing": "folded"}, "does not know how gpt_oss chooses experts"),
+        ("gpt_oss", {}, {}, None),
+    ],
+)
+def test_a_budget_and_a_routing_fit_the_model(family, cluster, solve, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    changes = dict(cluster)
+    config = small(architectures.save(family, tmp_path / family))
+    config["calibrate"]["mixed"]["holdout"] = changes.pop("holdout", 0.25)
+    config["cluster"]["half"] |= changes
+    config["solve"] = {"joint": {"method": "joint", **solve}}
+    config["evaluate"]["tasks"] = {}
+    if message is None:
+        preflight.check(read_params(config))
+    else:
+        with pytest.raises(UserError, match=message):
+            preflight.check(read_params(config))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "message"),
+    [
+        ({"share": 0.25, "max_size": 2}, None),
+        ({"share": 0.01}, "0.01 of 8 experts of width 24 leaves no size"),
+        ({"share": 0.5}, None),
+    ],
+)
+def test_a_share_leaves_a_size(cluster, message, tiny, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = small(tiny)
+    config["cluster"] = {"half": {"by": "selection", **cluster}}
+    config["solve"] = {"sized": {"method": "select", "width": "auto"}}
+    if message is None:
+        preflight.check(read_params(config))
+    else:
+        with pytest.raises(UserError, match=message):
+            preflight.check(read_params(config))
+
+
+def test_one_size_for_all_layers_needs_one_that_is_common(tiny, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = small(tiny)
+    config["solve"] = {"sized": {"method": "select", "width": "auto"}}
+    config["cluster"] = {"half": {"by": "selection", "share": 0.5}}
+    monkeypatch.setattr(preflight, "_experts", lambda *_: {1: 8, 2: 17})
+    with pytest.raises(UserError, match="have no size in common"):
+        preflight.check(read_params(config))
+    config["cluster"]["half"]["per"] = "layer"
+    preflight.check(read_params(config))
+
+
+@pytest.mark.parametrize("solve", [{"method": "joint"}, {"method": "routed"}])
+def test_auto_needs_held_out_sequences(solve, tiny, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = small(tiny)
+    config["calibrate"]["mixed"]["holdout"] = 0.0
+    config["solve"] = {"chosen": solve}
+    with pytest.raises(UserError, match=r"solve.chosen.ridge is auto.*calibrate.mixed.holdout is 0"):
+        preflight.check(read_params(config))
+    config["solve"]["chosen"] = {**solve, "ridge": 0.1}
+    preflight.check(read_params(config))
+
+
+def test_what_no_layer_is_measured_at_is_not_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = small(make_tiny(tmp_path / "many", num_experts=24))
+    config["cluster"]["half"] |= {"experts": 2, "budget": "error"}
+    with pytest.raises(UserError, match="2 of 24 experts are kept, and `budget: error` measures no layer below 3"):
+        preflight.check(read_params(config))
