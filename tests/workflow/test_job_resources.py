@@ -205,7 +205,9 @@ def test_it_takes_wildcards_as_snakemake_gives_them(study):
 
 def test_headers_are_read_once_per_model(study, monkeypatch):
     params, read = study(), []
-    monkeypatch.setattr(plan, "headers", lambda path, real=expert_headers.headers: read.append(path) or real(path))
+    monkeypatch.setattr(
+        expert_headers, "headers", lambda path, real=expert_headers.headers: read.append(path) or real(path)
+    )
     for _ in range(3):
         for stage in ("capture", "solve", "assemble"):
             job_resources.of(params, stage, RUN)
