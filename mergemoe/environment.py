@@ -10,10 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 PACKAGES = ("torch", "transformers", "safetensors", "numpy", "h5py", "lm-eval", "snakemake", "dvc")
 MARK = "ran in: "
+_START = time.monotonic()  # `stages` imports this module first, before torch
 
 
 def here() -> dict[str, Any]:
@@ -34,7 +33,7 @@ def line() -> str:
         ran |= {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
     ran |= {"node": os.environ.get("SLURMD_NODENAME") or platform.node()}
     ran |= {"devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "peak_mb": _peak()}
-    seconds = time.time() - psutil.Process().create_time()  # imports included
+    seconds = time.monotonic() - _START  # imports included
     return MARK + json.dumps({**ran, "seconds": round(seconds, 1)}, sort_keys=True)
 
 

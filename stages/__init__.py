@@ -7,6 +7,8 @@ HF_HUB_OFFLINE=0: what a run needs is on disk, and its bytes are known.
 
 import os
 
+from mergemoe import environment  # noqa: F401  # its clock starts with this import
+
 os.environ["MKL_CBWR"] = "AVX2"  # one result whatever the memory's alignment; COMPATIBLE takes twice the time
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
