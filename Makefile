@@ -3,6 +3,7 @@
 # make test-slurm    run those on a SLURM cluster on this machine, 15 minutes; SLURM_TESTS="a or b" names some
 # make bench   compare every method at equal size, hours; BENCH="demo few" names comparisons of benchmarks/methods.py
 # make check   lint, formats, types
+# make docs    build the documentation into scratch/site; a broken link or an unknown function fails
 # make lock    resolve envs/*.txt anew
 #
 # Each sets up .venv first, from the locked requirements, where they changed. Needed: git, make, Python >= 3.11 with venv.
@@ -22,7 +23,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error Snakemake cannot work below a path with a blank: move this folder; it is $(CURDIR))
 endif
 
-.PHONY: demo test test-slurm bench check lock
+.PHONY: demo test test-slurm bench check docs lock
 .DELETE_ON_ERROR:
 
 demo: .venv/run
@@ -52,6 +53,9 @@ check: .venv/dev
 	.venv/bin/snakefmt --check Snakefile
 	.venv/bin/pyright
 	.venv/bin/lint-imports
+
+docs: .venv/dev
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --site-dir scratch/site
 
 lock: .venv/made
 	.venv/bin/python envs/lock.py

@@ -103,7 +103,7 @@ def measured(name: str) -> dict[str, dict[str, dict[str, list[float]]]]:
 
 
 def table(name: str) -> Iterator[str]:
-    """Yield the lines of a comparison's table, the best of every column in bold, and what it says of slim."""
+    """Yield the lines of a comparison's table, the best of every column in bold, and a sentence per size."""
     found, shares = measured(name), COMPARISONS[name]["shares"]
     if COMPARISONS[name].get("generation") is not None:
         keys = ["fidelity/kl", "fidelity/perplexity", "fidelity/top1", "generation/loops", "generation/distinct2"]
@@ -121,13 +121,13 @@ def table(name: str) -> Iterator[str]:
     yield ""
     for share in shares:
         kl = {method: statistics.mean(found[method][share]["fidelity/kl"]) for method in run}
-        better = [method for method in run if kl[method] < kl["slim"]]
+        better = ", ".join(f"`{method}`" for method in run if kl[method] < kl["slim"]) or "none"
         stock = min((method for method in run if method in STOCK), key=lambda m: kl[m])
-        times = {name: kl[name] / kl["select"] for name in ("mergemoe", "reap")}
         yield (
-            f"- At {share}%, slim beats {'all but ' + ', '.join(better) if better else 'all others'}. "
-            f"KL of select: 1/{times['mergemoe']:.1f} of mergemoe's, 1/{times['reap']:.1f} of reap's; "
-            f"of the best stock checkpoint, {stock}: 1/{kl['reap'] / kl[stock]:.1f} of reap's."
+            f"- At {share}%, `{min(kl, key=lambda m: kl[m])}` has the lowest KL. `select`'s KL is "
+            f"{kl['mergemoe'] / kl['select']:.1f} times lower than `mergemoe`'s and "
+            f"{kl['reap'] / kl['select']:.1f} times lower than `reap`'s. The best stock checkpoint is `{stock}`, "
+            f"{kl['reap'] / kl[stock]:.1f} times lower than `reap`. Better than `slim`: {better}."
         )
 
 

@@ -113,5 +113,5 @@ def _target(
 
 
 def gathered(x: Tensor, rows: Tensor) -> Tensor:
-    """Return x[rows] [b, T, H]."""
+    """Return the rows of x, [b, T, H]; rows [b, T]."""
     return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)  # faster than x[rows]

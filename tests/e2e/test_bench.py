@@ -30,7 +30,7 @@ def test_every_method_but_the_one_that_grows_has_a_row():
 
 
 def test_the_documents_show_what_was_measured():
-    text = "".join((ROOT / file).read_text() for file in ("README.md", "docs/log.md"))
+    text = "".join((ROOT / file).read_text() for file in ("docs/benchmarks.md", "docs/log.md"))
     shown = re.findall(r"<!-- table: python benchmarks/methods.py table (\w+) -->\n(.*?)<!-- end", text, re.DOTALL)
     assert {name for name, _ in shown} == {path.stem for path in methods.FOLDER.glob("*.json")}
     for name, table in shown:
