@@ -1,6 +1,9 @@
 """The documentation names only what the project has, and the site's hook notices when it does not."""
 
 import importlib.util
+import shutil
+import subprocess
+import sys
 
 import pytest
 from tiny_project import ROOT
@@ -57,3 +60,16 @@ def test_an_unknown_mention_is_reported(mention):
 def test_code_blocks_are_left_alone():
     text = "```\nsee `no_such.name`\n```"
     assert hooks.linked(text) == (text, [])
+
+
+def test_the_strict_build_fails_for_an_unknown_function(tmp_path):
+    for name in ("docs", "mergemoe", "stages"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("README.md", "CONTRIBUTING.md", "mkdocs.yml", "params.yaml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    page = tmp_path / "docs" / "method.md"
+    page.write_text(page.read_text().replace("`least_squares.solve_down`", "`least_squares.solve_up`"))
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "method.md: `least_squares.solve_up`" in run.stderr
