@@ -11,6 +11,8 @@ import sys
 import torch
 
 from mergemoe.merging.solve import solve
+from mergemoe.methods.catalogue import ANY, METHODS, complete
+from mergemoe.methods.options import Method
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Merged, Problem
@@ -36,8 +38,10 @@ def main() -> None:
     usage = index.flatten().bincount(minlength=6).tolist()
 
     sys.modules["mergemoe.methods.dominant"] = sys.modules[__name__]  # in place of that file
+    METHODS["dominant"] = Method("the most used expert of each group", groupings=ANY)  # in place of that row
     for method in ("average", "dominant", "routed"):
-        _, record = solve(experts, [0, 1, 2, 0, 1, 2], usage, reader, Activation("silu"), method=method)
+        options = complete(method, {})
+        _, record = solve(experts, [0, 1, 2, 0, 1, 2], usage, reader, Activation("silu"), method=method, **options)
         print(f"{method:9} {record['output_error']['heldout']:.3f}")
 
 

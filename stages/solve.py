@@ -13,7 +13,7 @@ from mergemoe import devices
 from mergemoe.artifacts import digests, store
 from mergemoe.calibration.activation_file import Reader
 from mergemoe.checkpoints.expert_weights import layer_entry, read_experts, read_router
-from mergemoe.merging.solve import solve
+from mergemoe.merging.solve import solve, untouched
 from mergemoe.moe import router_rule
 from mergemoe.moe.expert_forward import Activation
 from stages.support import command
@@ -26,25 +26,22 @@ def main(args: argparse.Namespace) -> Path:
     device = devices.start(cfg.pop("threads"), args.device)
     layout, layer = store.read_json(args.layout), int(args.layer)
     grouping = store.read_json(args.cluster, layer)
-    if grouping["untouched"]:
-        cfg = {"method": "none"}
     entry, router = layer_entry(layout, layer), None
     if cfg.get("width") == "auto":
         cfg["width"] = grouping["width"] / entry["width"]
-    if cfg.get("routing", "preserved") != "preserved":
+    if cfg.get("routing", "preserved") != "preserved" and not grouping["untouched"]:
         router = router_rule.of_layer(entry, read_router(layout, layer, device))
     scratch = Path("scratch", "solve", digests.digest_json(args.provenance))
+    experts = read_experts(layout, layer, device)
     with Reader(args.capture, layer) as reader:
-        tensors, record = solve(
-            read_experts(layout, layer, device),
-            grouping["expert_map"],
-            store.read_json(args.profile, layer)["usage"],
-            reader,
-            Activation(**entry["activation"]),
-            router=router,
-            scratch=scratch,
-            **cfg,
-        )
+        if grouping["untouched"]:
+            tensors, record = untouched(experts, reader)
+        else:
+            usage = store.read_json(args.profile, layer)["usage"]
+            act = Activation(**entry["activation"])
+            tensors, record = solve(
+                experts, grouping["expert_map"], usage, reader, act, router=router, scratch=scratch, **cfg
+            )
     store.write_tensors(args.out, tensors, args.provenance)
     store.write_json(args.out.removesuffix(".safetensors") + ".json", {"layer": layer, **record}, args.provenance)
     return scratch

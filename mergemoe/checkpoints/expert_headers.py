@@ -28,7 +28,7 @@ _KEY = re.compile(
 _FLAT = re.compile(r"mlp\.(w1|v1|w2)")  # dbrx: the experts one after the other, [E * I, H]
 _DOWN = re.compile(r"(?:mlp\.)?(down_proj|down_projs|w2|wo|fc2|output_linear)([._]weight)?")
 
-# What architectures call the same number.
+# The keys of config.json that architectures use for the same number.
 NAMES = {
     "experts": ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "num_routed_experts"),
     "top_k": (
@@ -45,6 +45,7 @@ NAMES = {
     "layers": ("num_layers", "n_layers", "num_hidden_layers"),  # longcat_flash counts its blocks twice in the last
     "predicting_layers": ("num_nextn_predict_layers",),  # stored after the others, and no part of the model
     "identity_experts": ("zero_expert_num",),
+    "width": ("moe_intermediate_size", "expert_ffn_hidden_size", "ffn_hidden_size", "intermediate_size", "d_ff"),
     "flat_width": ("ffn_hidden_size",),
 }
 

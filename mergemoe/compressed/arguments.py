@@ -1,11 +1,7 @@
 """What `compress` is asked to do: its arguments, checked before anything is computed."""
 
-import importlib
-import inspect
-import math
-import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import transformers
@@ -14,45 +10,31 @@ from torch import Tensor
 from mergemoe.checkpoints import router_headers
 from mergemoe.compressed import stock
 from mergemoe.errors import UserError
-from mergemoe.merging.feature_rules import Features
 from mergemoe.methods import catalogue
-from mergemoe.methods.catalogue import CHOOSES_ROUTING, GROUPINGS, ROUTINGS
+from mergemoe.methods.catalogue import METHODS
 from mergemoe.models.families import auto_class
 from mergemoe.moe import layer_sizes
 
-VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "width": (lambda value: _number(value) and 0 < value <= 1, "a share of the neurons, above 0 and at most 1"),
-    "ridge": (lambda value: value == "auto" or _number(value) and value >= 0, "auto, or a number of 0 or more"),
-    "memory": (lambda value: _number(value) and value > 0, "gigabytes, above 0"),
-    "features": (lambda value: value in get_args(Features), f"one of {', '.join(get_args(Features))}"),
-    "routing": (lambda value: value in ROUTINGS, f"one of {', '.join(ROUTINGS)}"),
-}
 
-
-def chosen(
-    described: Mapping[str, Any],
-    layers: str | Sequence[int],
-    experts: int | float | None,
-    method: str,
-    width: float = 1.0,
-    **_: Any,
+def kept_by_layer(
+    described: Mapping[str, Any], layers: str | Sequence[int], experts: int | float | None, method: str, width: float
 ) -> dict[int, int]:
     """Return {layer: M} of the layers that lose experts, or neurons of each.
 
     Args:
         described: the model's layout.
         layers: as compress has them.
-        experts: M, or a share of N; None is a half, and all where the method keeps all.
-        method: one that there is.
+        experts: M, or a share of N; None is a half, and all if the method keeps all.
+        method: a method of the table.
         width: a share of the neurons.
 
     Raises:
-        UserError: where there is no such layer, or number of experts.
+        UserError: if there is no such layer, or number of experts.
     """
     counts = {entry["layer"]: entry["experts"] for entry in described["layers"]}
     if not isinstance(layers, str | Iterable):
         raise UserError(f'`layers` is "all", a range such as "2-3", or a list of layers; got {layers!r}')
-    keeps_all = GROUPINGS[method] == ("none",)
+    keeps_all = METHODS[method].groupings == ("none",)
     experts = (1.0 if keeps_all else 0.5) if experts is None else experts
     if isinstance(layers, str):
         first, last = layer_sizes.layer_bounds(layers)
@@ -72,15 +54,14 @@ def chosen(
 
 
 def stock_config(
-    model: Any, described: Mapping[str, Any], kept: Mapping[int, int], method: str, width: float = 1.0, **options: Any
+    model: Any, described: Mapping[str, Any], kept: Mapping[int, int], width: float, routing: str
 ) -> dict[str, Any] | None:
-    """Return the configuration of the stock model that comes of it; None where it becomes a compact one.
+    """Return the configuration of the compressed model if stock code loads it; None if it needs the compact format.
 
     Raises:
-        UserError: where the routing is to change, and this model's cannot.
+        UserError: if the routing changes and this model's router cannot.
     """
     entries = {entry["layer"]: entry for entry in described["layers"] if entry["layer"] in kept}
-    routing = catalogue.routing(method, options)
     rerouted = routing != "preserved"
     for layer, entry in entries.items() if rerouted else ():
         groups, top_groups = entry["router"]["groups"], entry["router"]["top_groups"]
@@ -99,43 +80,39 @@ def stock_class(model: Any) -> str:
     return name
 
 
-def check_method(method: str, **options: Any) -> None:
-    """Check that there is a method of this name, that it has these options, and that they have values.
+def method_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of a method, those that are given checked against the table of methods.
 
     Raises:
-        UserError: with what there is.
+        UserError: if there is no such method, option or value, with those that there are.
     """
-    if method not in GROUPINGS:
-        raise UserError(f"no method {method!r}; there are: {', '.join(GROUPINGS)}")
-    parameters = inspect.signature(importlib.import_module(f"mergemoe.methods.{method}").merge).parameters
-    takes = [*list(parameters)[1:], *(["routing"] if method in CHOOSES_ROUTING else [])]
-    if unknown := sorted(set(options) - set(takes)):
-        raise UserError(f"method {method} has no option {', '.join(unknown)}; it has: {', '.join(takes) or 'none'}")
-    for name in takes:
-        if name not in options:
-            if name in parameters and parameters[name].default is inspect.Parameter.empty:
-                raise UserError(f"method {method} needs `{name}`: {VALUES[name][1]}")
-            continue
-        fits_type = name not in parameters or parameters[name].annotation is not float or _number(options[name])
-        if not (fits_type and VALUES[name][0](options[name])):
-            raise UserError(f"method {method}, `{name}`: got {options[name]!r}; it is {VALUES[name][1]}")
-    if "features" in takes and options.get("width", 1) < 1 and options.get("features", "usage") != "selected":
-        raise UserError(f'method {method}: `width` below 1 needs features="selected"; the others are averages')
+    if method not in METHODS:
+        raise UserError(f"no method {method!r}; there are: {', '.join(METHODS)}")
+    options = METHODS[method].options
+    if unknown := sorted(given.keys() - options.keys()):
+        raise UserError(f"method {method} has no option {', '.join(unknown)}; it has: {', '.join(options) or 'none'}")
+    for name, option in options.items():
+        if name not in given and option.default is None:
+            raise UserError(f"method {method} needs `{name}`, the {option.text}: {option.allowed}")
+        if name in given and not option.allows(given[name]):
+            raise UserError(f"method {method}, `{name}`: got {given[name]!r}; it must be {option.allowed}")
+    if given.get("width") == "auto":
+        raise UserError(
+            f"method {method}, `width`: got 'auto', which needs a `share` of the weights; only params.yaml has one. "
+            "Give a number above 0 and at most 1"
+        )
+    if why := catalogue.conflict(complete := catalogue.complete(method, given)):
+        raise UserError(f"method {method}: {why}")
+    return complete
 
 
-def check_heldout(method: str, heldout: Tensor, ridge: float | str | None = None, **_: Any) -> None:
-    """Check that a method that chooses its ridge by held-out sequences has some; heldout [S]."""
-    parameters = inspect.signature(importlib.import_module(f"mergemoe.methods.{method}").merge).parameters
-    default = parameters["ridge"].default if "ridge" in parameters else None
-    if (default if ridge is None else ridge) == "auto" and not heldout.any():
+def check_heldout(method: str, ridge: float | str, heldout: Tensor) -> None:
+    """Check that there are held-out sequences if a method chooses its ridge by them; heldout [S]."""
+    if ridge == "auto" and not heldout.any():
         raise UserError(
             f"method {method} chooses its ridge by held-out sequences, and there are none: give `holdout` a share "
             "above 0, or `ridge` a number such as 0.01"
         )
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def ids_and_mask(tokens: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from mergemoe.progress import Progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RECOMMENDED = {"method": "select"}
+RECOMMENDED = "select"
 
 
 @torch.no_grad()
@@ -69,13 +69,14 @@ def compress(
         raise UserError("this model is compressed already: start from the original, and choose `experts` smaller")
     arguments.stock_class(model)
     described = layout.of_model(model)
-    settings = {**(RECOMMENDED if method == "recommended" else {"method": method}), **options}
-    arguments.check_method(**settings)
-    chosen = arguments.chosen(described, layers, experts, **settings)
-    config = arguments.stock_config(model, described, chosen, **settings)
+    method = RECOMMENDED if method == "recommended" else method
+    options = arguments.method_options(method, options)
+    width, routing = options.get("width", 1.0), catalogue.routing(method, options)
+    kept = arguments.kept_by_layer(described, layers, experts, method, width)
+    config = arguments.stock_config(model, described, kept, width, routing)
     ids, mask = arguments.ids_and_mask(tokens)
     heldout = torch.tensor(heldout_rows(len(ids), holdout, seed))
-    arguments.check_heldout(heldout=heldout, **settings)
+    arguments.check_heldout(method, options.get("ridge", 0.0), heldout)
     resident = ResidentModel(model)
     batches = batches_of(ids, mask, batch_tokens, model.device)
     with _as_the_workflow_runs_it(model):
@@ -83,7 +84,7 @@ def compress(
         progress = Progress("batches through layers", described["decoder_layers"] * len(batches))
         solved = {}
         for i, layer in forward.layers():
-            entry = next((e for e in described["layers"] if e["layer"] == i and i in chosen), None)
+            entry = next((e for e in described["layers"] if e["layer"] == i and i in kept), None)
             recorder = Recorder(model, entry) if entry else None
             rows = []
             try:
@@ -94,7 +95,7 @@ def compress(
                 if recorder:
                     recorder.remove()
             if entry:
-                solved[i] = _solve_layer(model, entry, chosen[i], Remembered(rows, heldout), settings)
+                solved[i] = _solve_layer(model, entry, kept[i], Remembered(rows, heldout), method, options)
     replace_layers(model, described, solved, config)
     return model
 
@@ -120,19 +121,19 @@ def _set_kernel(model: Any, kernel: str | None) -> None:
 
 
 def _solve_layer(
-    model: Any, entry: Mapping[str, Any], kept: int, tokens: Remembered, settings: Mapping[str, Any]
+    model: Any, entry: Mapping[str, Any], kept: int, tokens: Remembered, method: str, options: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     experts, act = experts_of(model, entry), Activation(**entry["activation"])
     profiled = profile(tokens, experts, act)
     problem = Problem(experts.map(lambda matrices: matrices.float()), [], tokens, act)
-    width = layer_sizes.kept_width(settings.get("width", 1.0), entry["width"])
-    routing = catalogue.routing(settings["method"], settings)
-    by = "saliency" if routing == "pruned" else catalogue.GROUPINGS[settings["method"]][0]
+    width = layer_sizes.kept_width(options.get("width", 1.0), entry["width"])
+    routing = catalogue.routing(method, options)
+    by = catalogue.usual_grouping(method, routing)
     expert_map = cluster.group(by, kept, problem, profiled, width, router_groups=entry["router"]["groups"])
     router = None
     if routing != "preserved":
         found = model.get_submodule(entry["router"]["module"]).state_dict()
         tensors = {"router": found["weight"], "router_bias": found.get("e_score_correction_bias")}
         router = of_layer(entry, {name: tensor for name, tensor in tensors.items() if tensor is not None})
-    settings = {**settings, "routing": routing}
-    return solve(experts, expert_map, profiled["usage"], tokens, act, router=router, **settings)[0]
+    usage = profiled["usage"]
+    return solve(experts, expert_map, usage, tokens, act, router=router, method=method, **options)[0]

@@ -19,7 +19,7 @@ from mergemoe.moe.packing import Stacking
 
 Shapes = dict[str, list[int]]
 
-WIDTHS = ("moe_intermediate_size", "expert_ffn_hidden_size", "ffn_hidden_size", "intermediate_size", "d_ff")
+WIDTHS = NAMES["width"]
 SHARED = "n_shared_experts"  # deepseek's shared experts are so many widths of a routed one
 EDITED = {*NAMES["experts"], *WIDTHS, SHARED}
 

@@ -42,7 +42,8 @@ def curve(
         else:
             expert_map = cluster.group(by, kept, problem, profiled, width, max_size)
         grouped = replace(problem, groups=groups_of(expert_map, profiled["usage"]))
-        merged = {result.group.number: result.expert for result in routed.merge(grouped, features, width / whole)}
+        results = routed.merge(grouped, features, width / whole, ridge="auto")
+        merged = {result.group.number: result.expert for result in results}
         parts = [merged.get(group.number, problem.experts[group.members[:1]]) for group in grouped.groups]
         norm = None if problem.experts.norm is None else problem.experts.norm[[g.members[0] for g in grouped.groups]]
         compact = replace(joined(parts).map(lambda matrices: matrices.float()), norm=norm)

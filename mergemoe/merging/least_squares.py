@@ -75,25 +75,24 @@ class Solution:
     condition: float | None
 
 
-def solve_down(moments: Moments, ridge: float) -> list[Solution]:
-    """Return, for each, W = argmin ||W P - Y||^2 + D ||W||^2 = Y P^T (P P^T + D)^+, D = ridge * mean(diag(P P^T)).
+def solve_down(moments: Moments, penalty: float) -> list[Solution]:
+    """Return, for each, W = argmin ||W P - Y||^2 + D ||W||^2 = Y P^T (P P^T + D)^+; `penalty` is D.
 
     With Y = W_D' Q this is W_D' T1, T1 = Q P^+ (arXiv 2510.14436, eq. 6), because T1 itself is the least-squares
-    map from P to Q. At ridge 0 and full row rank it is the paper's formula; where rank is missing, it is the solution
+    map from P to Q. At penalty 0 and full row rank it is the paper's formula; where rank is missing, it is the solution
     of least norm, as the pseudo-inverse gives it. Directions whose eigenvalue is below 10 I eps times the largest
     (P's singular value below about 5e-7 of its largest, at I = 128) cannot be told from rounding and count as missing.
 
     Raises:
-        ValueError: where `ridge` is negative, or the sums are not finite.
+        ValueError: if `penalty` is negative, or the sums are not finite.
     """
-    if ridge < 0:
-        raise ValueError(f"ridge must be >= 0, got {ridge}")
+    if penalty < 0:
+        raise ValueError(f"penalty must be >= 0, got {penalty}")
     if not (moments.gram.isfinite().all() and moments.cross.isfinite().all()):
         raise ValueError("the sums hold NaN or infinity: look at the captured activations, not here")
     values, vectors = torch.linalg.eigh(moments.gram)
     present = values > tolerance(values)
-    damping = ridge * moments.gram.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
-    inverse = torch.where(present | (damping > 0), 1 / (values.clamp_min(0) + damping), 0.0)
+    inverse = torch.where(present | (penalty > 0), 1 / (values.clamp_min(0) + penalty), 0.0)
     downs = (moments.cross @ vectors * inverse[:, None]) @ vectors.mT
     solutions = []
     for down, kept in zip(downs, (found[large] for found, large in zip(values, present, strict=True)), strict=True):

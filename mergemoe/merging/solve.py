@@ -44,7 +44,7 @@ def solve(
         routing: preserved, pruned or folded.
         method: a file of mergemoe/methods.
         scratch: a folder that belongs to exactly this solve; a long one goes on from what it holds.
-        options: its keys in params.yaml.
+        options: all its keys in params.yaml besides `routing`.
 
     Returns:
         tensors: per role [G', ., .] in the stored dtype, `groups` [G'] their numbers, `expert_map` [N];
@@ -85,6 +85,23 @@ def solve(
             | result.record
             for result in merged
         ],
+    }
+    return tensors, record
+
+
+def untouched(experts: Experts, reader: Activations) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what `solve` returns, for a layer that no method works on: no merged group and no error."""
+    tensors = {"groups": torch.empty(0, dtype=torch.int64), "expert_map": torch.arange(len(experts))}
+    tensors |= {role: like.new_empty((0, *like.shape[1:])).cpu() for role, like in experts.roles().items()}
+    tokens = {"fit": reader.count(), "heldout": reader.count(heldout=True)}
+    record = {
+        "method": None,
+        "experts": len(experts),
+        "kept": len(experts),
+        "width": experts.up.shape[1],
+        "tokens": tokens,
+        "output_error": {part: 0.0 if count else None for part, count in tokens.items()},
+        "groups": [],
     }
     return tensors, record
 

@@ -26,10 +26,10 @@ COPIES, HELD = 6, 6
 
 def merge(
     problem: Problem,
-    features: feature_rules.Features = "usage",
-    width: float = 1.0,
-    ridge: float | Literal["auto"] = "auto",
-    memory: float = 8.0,
+    features: feature_rules.Features,
+    width: float,
+    ridge: float | Literal["auto"],
+    memory: float,
 ) -> list[Merged]:
     """Return, for every group of the layer, the expert with those features and the joint solution."""
     kept = kept_width(width, problem.experts.up.shape[1])

@@ -18,14 +18,15 @@ from mergemoe.moe.problem import Merged, Problem
 from mergemoe.moe.tokens import Tokens
 
 
-def merge(problem: Problem, ridge: float = 0.0) -> list[Merged]:
+def merge(problem: Problem, ridge: float) -> list[Merged]:
     """Return, per group, the merged expert and how well the tokens pin it down."""
     groups = problem.several
     if not groups:
         return []
     averaged = by_usage(problem, groups)
     fitted, unseen = (group_sums(problem, groups, joined(averaged), part, everywhere) for part in (False, True))
-    solutions = solve_down(fitted, ridge)
+    scale = ridge_regression.typical_energy(fitted.gram.diagonal(dim1=1, dim2=2))
+    solutions = solve_down(fitted, ridge * scale)
     downs = torch.stack([solution.down for solution in solutions])
     errors = zip(fitted.errors(downs), unseen.errors(downs), strict=True)
     results = []

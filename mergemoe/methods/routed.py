@@ -19,9 +19,9 @@ from mergemoe.moe.problem import Merged, Problem
 
 def merge(
     problem: Problem,
-    features: feature_rules.Features = "usage",
-    width: float = 1.0,
-    ridge: float | Literal["auto"] = "auto",
+    features: feature_rules.Features,
+    width: float,
+    ridge: float | Literal["auto"],
 ) -> list[Merged]:
     """Return, per group, the expert with those features and its own least squares."""
     kept = kept_width(width, problem.experts.up.shape[1])

@@ -6,8 +6,6 @@ from mergemoe.methods import joint
 from mergemoe.moe.problem import Merged, Problem
 
 
-def merge(
-    problem: Problem, width: float = 1.0, ridge: float | Literal["auto"] = "auto", memory: float = 8.0
-) -> list[Merged]:
+def merge(problem: Problem, width: float, ridge: float | Literal["auto"], memory: float) -> list[Merged]:
     """Return, per group, the I' best neurons of its members and their down-projections."""
     return joint.merge(problem, "selected", width, ridge, memory)

@@ -1,7 +1,6 @@
-"""Any features with the down-projection that comes with them, averaged or picked, and never solved.
+"""No solve: keep the down-projection that the feature rule produces.
 
-The triples that have no name of their own: `average`, `hcsmoe`, `msmoe` and `zipit` are this with plain, usage, aligned
-and zipped features and their papers' groups.
+`average`, `hcsmoe`, `msmoe` and `zipit` are presets of this: plain, usage, aligned and zipped features.
 """
 
 from mergemoe.merging import feature_rules
@@ -9,7 +8,7 @@ from mergemoe.moe.layer_sizes import kept_width
 from mergemoe.moe.problem import Merged, Problem
 
 
-def merge(problem: Problem, features: feature_rules.Features = "usage", width: float = 1.0) -> list[Merged]:
+def merge(problem: Problem, features: feature_rules.Features, width: float) -> list[Merged]:
     """Return, per group, the expert with those features."""
     groups = problem.groups if width < 1 else problem.several
     experts = feature_rules.features(problem, groups, features, kept_width(width, problem.experts.up.shape[1]))

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
+from mergemoe.checkpoints import expert_headers
 from mergemoe.errors import UserError
 from mergemoe.moe.packing import Stacking
 
@@ -199,11 +200,6 @@ def top_k(config: Any, family: Family) -> int:
     Raises:
         UserError: where it is not said.
     """
-    if family.top_k:
-        return family.top_k
-    text = config.get_text_config()
-    for settings in (text, getattr(text, "ffn_config", text)):
-        for name in ("num_experts_per_tok", "moe_top_k", "moe_topk", "moe_k", "top_k_experts", "num_selected_experts"):
-            if isinstance(value := getattr(settings, name, None), int | list):
-                return value if isinstance(value, int) else max(value)
+    if found := family.top_k or expert_headers.top_k(config.get_text_config().to_dict()):
+        return found
     raise UserError(f"{config.model_type}: the configuration does not say how many experts work on a token")

@@ -32,7 +32,7 @@ class Run:
     @property
     def method(self) -> str:
         """The method that merged the experts."""
-        return self.parameters["solve"]["method"]  # a layer that was left as it is says `none`
+        return self.parameters["solve"]["method"]  # the record of an untouched layer has no method
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import problems
 import pytest
 import torch
+from problems import merge
 
 from mergemoe.calibration.activation_file import Reader
 from mergemoe.calibration.capture import batches_of, capture
@@ -48,7 +49,11 @@ def test_the_batched_path_on_a_gpu_gives_the_cpus_numbers(biased):
         )
         experts = drawn.experts.map(lambda matrices, device=device: matrices.to(device))
         local = replace(drawn, experts=experts, reader=OnDevice(drawn.reader.parts[False], drawn.reader.parts[True]))
-        solved = [mergemoe.merge(local, ridge=1e-3), routed.merge(local, ridge=1e-2), select.merge(local, 0.5, 1e-2)]
+        solved = [
+            merge(mergemoe, local, ridge=1e-3),
+            merge(routed, local, ridge=1e-2),
+            merge(select, local, width=0.5, ridge=1e-2),
+        ]
         downs = [down_of(result.expert).cpu() for results in solved for result in results]
         costs = Costs(local, 40).of_unions([((i,), (j,)) for j in range(8) for i in range(j)], 40)
         found[device] = [*downs, torch.tensor(costs, dtype=torch.float64)]

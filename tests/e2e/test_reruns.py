@@ -148,16 +148,16 @@ def test_a_change_reruns_exactly(project, change):
 
 def test_a_new_method_reruns_nothing(project):
     package = project / "mergemoe"
-    fits, line = project / "mergemoe/methods/catalogue.py", '    "average": ANY,\n'
-    before, params = fits.read_text(), (project / "params.yaml").read_text()
+    table, line = project / "mergemoe/methods/catalogue.py", "METHODS = {\n"
+    before, params = table.read_text(), (project / "params.yaml").read_text()
     assert line in before
     try:
         (package / "methods" / "new.py").write_text('"""New."""\n\n\ndef merge(problem):\n    return []\n')
-        fits.write_text(before.replace(line, line + '    "new": ANY,\n'))
+        table.write_text(before.replace(line, line + '    "new": Method("new", ANY),\n'))
         assert planned(project) == {}
         (project / "params.yaml").write_text(params.replace("{method: average}", "{method: new}"))
         assert planned(project)["solve"] == 2  # it can be asked for
     finally:
-        fits.write_text(before)
+        table.write_text(before)
         (project / "params.yaml").write_text(params)
         (package / "methods" / "new.py").unlink()

@@ -1,5 +1,6 @@
 """The joint solve by conjugate gradients: against the direct one, bounded in memory and steps, killed on its way."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import CASES
+from problems import CASES, merge
 from tiny_project import ROOT
 
 from benchmarks.memory import MB, anonymous
@@ -25,7 +26,7 @@ from mergemoe.merging import conjugate_gradients, feature_rules, iterative, ridg
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.layer_moments import layer_sums
 from mergemoe.merging.routed_output import layer_error
-from mergemoe.methods import joint, select, slim
+from mergemoe.methods import catalogue, joint, select, slim
 from mergemoe.moe.experts import down_of, joined
 from mergemoe.moe.router_rule import Router, Rule
 
@@ -49,8 +50,8 @@ def problem(request):
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("ridge", [1e-4, 0.1, "auto"])
 def test_it_is_the_direct_solution_however_many_rows_are_solved_at_once(problem, ridge, rows):
-    direct = joint.merge(problem, ridge=ridge)
-    found = joint.merge(problem, ridge=ridge, memory=gigabytes(problem, rows))
+    direct = merge(joint, problem, ridge=ridge)
+    found = merge(joint, problem, ridge=ridge, memory=gigabytes(problem, rows))
     mine, its = found[0].record, direct[0].record
     assert mine["residual"] <= 1e-6 and mine["effective_rank"] is None
     assert "residual" not in its and its["effective_rank"] > 0
@@ -118,7 +119,7 @@ def test_it_takes_no_more_steps_than_there_are_unknowns():
 
 def test_where_the_prior_is_exact_it_stays():
     problem = problems.problem(expert_map=range(6))
-    found = slim.merge(problem, width=1.0, ridge=0.1, memory=gigabytes(problem, 7))
+    found = merge(slim, problem, width=1.0, ridge=0.1, memory=gigabytes(problem, 7))
     torch.testing.assert_close(solution(found), torch.cat(list(problem.experts.down), 1), rtol=1e-12, atol=1e-12)
 
 
@@ -126,15 +127,15 @@ def test_a_group_that_no_token_reaches_keeps_its_prior():
     problem = problems.problem()
     for tokens in problem.reader.parts.values():
         tokens.weight[torch.isin(tokens.index, torch.tensor([0, 1]))] = 0.0
-    result = joint.merge(problem, ridge=0.1, memory=gigabytes(problem, 7))[0]
+    result = merge(joint, problem, ridge=0.1, memory=gigabytes(problem, 7))[0]
     (expert,) = feature_rules.features(problem, [result.group], "usage", 5)
     torch.testing.assert_close(down_of(result.expert), down_of(expert), rtol=1e-12, atol=1e-12)
 
 
 def test_select_and_slim_hand_the_limit_on():
     problem = problems.problem()
-    assert "residual" in select.merge(problem, memory=gigabytes(problem, 7))[0].record
-    assert "residual" in slim.merge(problem, 0.6, memory=gigabytes(problem, 7, width=3))[0].record
+    assert "residual" in merge(select, problem, memory=gigabytes(problem, 7))[0].record
+    assert "residual" in merge(slim, problem, width=0.6, memory=gigabytes(problem, 7, width=3))[0].record
 
 
 @given(hidden=st.integers(1, 9000), width=st.integers(1, 3000), groups=st.integers(1, 300), memory=st.floats(0.01, 100))
@@ -154,17 +155,17 @@ def test_steps_are_bounded_and_the_error_says_what_to_turn(monkeypatch):
     monkeypatch.setattr(conjugate_gradients, "ITERATIONS", 3)
     problem = problems.problem()
     with pytest.raises(UserError, match=r"residual of 0\.0.* after 3 iterations at ridge 0.0001; .*`ridge`.*`memory`"):
-        joint.merge(problem, ridge=1e-4, memory=gigabytes(problem, 7))
+        merge(joint, problem, ridge=1e-4, memory=gigabytes(problem, 7))
 
 
 def test_what_it_cannot_do_is_refused_before_any_descent(monkeypatch):
     problem = problems.problem()
     monkeypatch.setattr(iterative, "gradient", None)
     with pytest.raises(UserError, match="`ridge: 0` .* `memory: .* above 0"):
-        joint.merge(problem, ridge=0.0, memory=gigabytes(problem, 7))
+        merge(joint, problem, ridge=0.0, memory=gigabytes(problem, 7))
     problem.reader.parts[True] = problems.draw_tokens(0, 6, 7, 2, torch.Generator())
     with pytest.raises(UserError, match="set `holdout` of `calibrate`"):
-        joint.merge(problem, ridge="auto", memory=gigabytes(problem, 7))
+        merge(joint, problem, ridge="auto", memory=gigabytes(problem, 7))
 
 
 class Killed(Exception):
@@ -186,7 +187,7 @@ def dies(monkeypatch, after):
 
 
 def solved(problem, scratch):
-    return joint.merge(replace(problem, scratch=scratch), ridge="auto", memory=gigabytes(problem, 4))
+    return merge(joint, replace(problem, scratch=scratch), ridge="auto", memory=gigabytes(problem, 4))
 
 
 def test_a_solve_that_died_goes_on_and_ends_the_same(tmp_path, monkeypatch):
@@ -254,7 +255,7 @@ def test_a_killed_stage_goes_on_from_its_scratch_folder_and_removes_it(described
     grouping = {"layer": layer, "untouched": False, "expert_map": [0, 0, 1, 2, 2, 2, 3, 1]}
     store.write_json(tmp_path / "cluster.json", grouping, made)
     (tmp_path / "dies.py").write_text(DIES)
-    cfg = '{"method": "joint", "ridge": 0.01, "memory": 0.0003, "threads": 1}'
+    cfg = json.dumps({"method": "joint", "threads": 1} | catalogue.complete("joint", {"ridge": 0.01, "memory": 0.0003}))
     inputs = {"layout": "layout.json", "profile": "profile.json", "cluster": "cluster.json", "capture": captured[layer]}
     options = [part for name, path in inputs.items() for part in (f"--{name}", str(path))]
     run = partial(
@@ -282,8 +283,8 @@ def growth(memory, answer):
     """Send how far a joint solve's anonymous memory rises; a small one before it has started all that it needs."""
     torch.set_num_threads(1)
     small, large = problems.problem(), problems.problem(**SIZES)
-    joint.merge(small, memory=gigabytes(small, 7))
-    joint.merge(small)
+    merge(joint, small, memory=gigabytes(small, 7))
+    merge(joint, small)
     done, seen = threading.Event(), [anonymous(os.getpid())]
 
     def watch():
@@ -292,7 +293,7 @@ def growth(memory, answer):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    joint.merge(large, ridge=0.1, memory=memory)
+    merge(joint, large, ridge=0.1, memory=memory)
     done.set()
     watcher.join()
     answer.send(max(seen) - seen[0])
@@ -318,7 +319,7 @@ def test_with_few_tokens_auto_takes_what_is_nearer_to_the_held_out_outputs():
         fitted, unseen = (group_sums(problem, problem.groups, joined(experts), heldout=part) for part in (False, True))
         by_group = ridge_regression.fit(fitted, unseen, torch.stack([down_of(expert) for expert in experts]), "auto", 1)
         error = layer_error(problem, experts, torch.cat(tuple(by_group.downs), 1), heldout=True)
-        results = joint.merge(problem)
+        results = merge(joint, problem)
         record = results[0].record
         assert record["heldout_error"]["routed"] == pytest.approx(error, rel=1e-9)
         assert record["objective"]["heldout"] == min(record["heldout_error"].values())
@@ -327,26 +328,26 @@ def test_with_few_tokens_auto_takes_what_is_nearer_to_the_held_out_outputs():
             assert record["ridge"] == by_group.ridge and record["heldout_error_by_ridge"] == by_group.tried
         else:
             assert record["objective"]["heldout"] == min(record["heldout_error_by_ridge"].values())
-        again = joint.merge(problem, memory=gigabytes(problem, 9))[0].record
+        again = merge(joint, problem, memory=gigabytes(problem, 9))[0].record
         assert again["solved"] == record["solved"]
         assert again["heldout_error"] == pytest.approx(record["heldout_error"], rel=1e-6)
-        assert "solved" not in joint.merge(problem, memory=gigabytes(problem, 1))[0].record  # no room for both
+        assert "solved" not in merge(joint, problem, memory=gigabytes(problem, 1))[0].record  # no room for both
         taken.add(record["solved"])
     assert taken == {"joint", "routed"}
 
 
 def test_that_choice_is_made_only_with_few_tokens_by_auto_and_behind_the_layers_own_router():
     few, enough = problems.problem(tokens=20), problems.problem(tokens=40)
-    assert "solved" in joint.merge(few)[0].record
-    assert "solved" not in joint.merge(few, ridge=0.1)[0].record
-    assert "solved" not in joint.merge(enough)[0].record
+    assert "solved" in merge(joint, few)[0].record
+    assert "solved" not in merge(joint, few, ridge=0.1)[0].record
+    assert "solved" not in merge(joint, enough)[0].record
     router = Router(Rule("softmax", 2, normalized=True), torch.randn(4, 7, dtype=torch.float64))
-    assert "solved" not in joint.merge(few.with_router(router))[0].record
+    assert "solved" not in merge(joint, few.with_router(router))[0].record
 
 
 def test_behind_another_router_it_is_the_direct_solution_too():
     router = Router(Rule("softmax", 2, normalized=True), torch.randn(4, 7, dtype=torch.float64))
     problem = problems.problem().with_router(router)
-    direct, found = (joint.merge(problem, ridge=0.01, memory=gb) for gb in (8.0, gigabytes(problem, 5)))
+    direct, found = (merge(joint, problem, ridge=0.01, memory=gb) for gb in (8.0, gigabytes(problem, 5)))
     assert found[0].record["objective"] == pytest.approx(direct[0].record["objective"], rel=1e-6)
     torch.testing.assert_close(solution(found), solution(direct), rtol=1e-4, atol=1e-5)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import merge
 
 from mergemoe.checkpoints.expert_weights import read_experts
 from mergemoe.merging.least_squares import Moments, solve_down
@@ -23,8 +24,8 @@ def moments(p, y, batches=1):
     return total
 
 
-def solved(sums, ridge):
-    (solution,) = solve_down(sums, ridge)
+def solved(sums, penalty):
+    (solution,) = solve_down(sums, penalty)
     return solution
 
 
@@ -75,7 +76,7 @@ def test_mergemoe_is_the_papers_literal_formula_on_random_data(gated, tokens):
     x = torch.randn(tokens, 12, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     expert_map, usage = [0, 1, 0, 1, 0], [5, 1, 2, 0, 9]
     groups = groups_of(expert_map, usage)
-    solved = mergemoe.merge(Problem(experts, groups, Kept(x), SILU))
+    solved = merge(mergemoe, Problem(experts, groups, Kept(x), SILU))
     for group, result in zip(groups, solved, strict=True):
         expected = literal(experts, group.members, group.weights, x)
         assert relative(result.expert.down[0], expected) < 1e-6
@@ -94,7 +95,7 @@ def test_mergemoe_is_the_papers_literal_formula_on_captured_data(described, capt
     if not gated:
         experts = Experts(up=experts.up, down=experts.down)
     groups = groups_of([0, 0, 0, 1, 1, 2, 2, 2], [9, 3, 1, 0, 0, 4, 4, 1])
-    solved = mergemoe.merge(Problem(experts, groups, Kept(x), SILU))
+    solved = merge(mergemoe, Problem(experts, groups, Kept(x), SILU))
     for group, result in zip(groups, solved, strict=True):
         expected = literal(experts, group.members, group.weights, x)
         assert relative(result.expert.down[0], expected) < 1e-6
@@ -115,13 +116,30 @@ def test_agrees_with_lstsq_when_no_exact_map_exists():
     assert sums.errors(solution.down[None])[0] == pytest.approx(residual, rel=1e-9)
 
 
-def test_a_ridge_is_that_of_the_normal_equations():
+def test_a_penalty_is_that_of_the_normal_equations():
     generator = torch.Generator().manual_seed(0)
     p, y = (torch.randn(30, k, generator=generator, dtype=torch.float64).numpy() for k in (4, 3))
-    damping = 0.1 * np.mean(np.diag(p.T @ p))
-    expected = np.linalg.solve(p.T @ p + damping * np.eye(4), p.T @ y).T
-    found = solved(moments(torch.from_numpy(p), torch.from_numpy(y)), 0.1).down
+    expected = np.linalg.solve(p.T @ p + 2.5 * np.eye(4), p.T @ y).T
+    found = solved(moments(torch.from_numpy(p), torch.from_numpy(y)), 2.5).down
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
+
+
+def test_the_ridge_of_mergemoe_has_the_unit_of_the_other_methods():
+    experts = random_experts(gated=True, dtype=torch.float64)
+    x = torch.randn(500, 12, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    groups = groups_of([0, 1, 0, 1, 0], [5, 1, 2, 0, 9])
+    means = [experts[group.members].map(group.mean) for group in groups]
+    merged = [features(x, mean, 0, SILU).numpy() for mean in means]
+    median = np.quantile(np.concatenate([(p**2).sum(0) for p in merged]), 0.5, method="lower")
+    for group, p, result in zip(
+        groups, merged, merge(mergemoe, Problem(experts, groups, Kept(x), SILU), ridge=0.1), strict=True
+    ):
+        y = sum(
+            w * (features(x, experts, j, SILU) @ experts.down[j].T).numpy()
+            for w, j in zip(group.weights.tolist(), group.members, strict=True)
+        )
+        expected = np.linalg.solve(p.T @ p + 0.1 * median * np.eye(10), p.T @ y).T
+        assert relative(result.expert.down[0], expected) < 1e-9
 
 
 @given(batches=st.integers(1, 20), scale=st.floats(0.01, 100))
@@ -157,7 +175,7 @@ def test_without_tokens_the_solution_is_zero():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(ValueError, match="ridge must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="penalty must be >= 0, got -1"):
         solved(Moments.zeros(2, 2), -1)
     bad = Moments.zeros(2, 2)
     bad.gram[0, 0, 0] = float("nan")

@@ -6,6 +6,7 @@ import numpy as np
 import problems
 import pytest
 import torch
+from problems import merge
 
 from mergemoe.grouping import by_selection, costs
 from mergemoe.merging import neuron_selection
@@ -96,7 +97,7 @@ def test_a_pool_that_runs_out_stops_beside_one_that_goes_on(panel, monkeypatch):
 
 def test_slim_experts_keep_their_own_neurons():
     problem = problems.problem(expert_map=range(6))
-    results = select.merge(problem, width=0.4, ridge=0.1)
+    results = merge(select, problem, width=0.4, ridge=0.1)
     for expert, result in enumerate(results):
         assert result.expert.up.shape == (1, 2, 7) and result.expert.down.shape == (1, 7, 2)
         for row in result.expert.up[0]:

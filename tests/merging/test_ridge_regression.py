@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import CASES
+from problems import CASES, merge
 
 from mergemoe.errors import UserError
 from mergemoe.merging import feature_rules, ridge_regression
@@ -59,7 +59,7 @@ def test_routed_is_least_squares_of_each_group_on_its_own_tokens(problem, featur
         for group, expert in zip(problem.several, experts, strict=True)
     ]
     scale = np.quantile(np.concatenate([(p**2).sum(0) for p, _ in written]), 0.5, method="lower")
-    results = routed.merge(problem, features, ridge=ridge)
+    results = merge(routed, problem, features=features, ridge=ridge)
     assert [result.group.number for result in results] == [group.number for group in problem.several]
     for result, expert, (p, y) in zip(results, experts, written, strict=True):
         expected = damped(p, y, down_of(expert).numpy(), ridge * scale)
@@ -75,7 +75,7 @@ def test_joint_is_one_least_squares_of_the_layer(problem, ridge):
     p, y = problems.written_out(problem, experts)
     w0 = torch.cat([down_of(expert) for expert in experts], 1).numpy()
     scale = np.quantile((p**2).sum(0), 0.5, method="lower")
-    results = joint.merge(problem, "usage", ridge=ridge)
+    results = merge(joint, problem, ridge=ridge)
     close(torch.cat([down_of(result.expert) for result in results], 1), damped(p, y, w0, ridge * scale))
 
 
@@ -86,18 +86,18 @@ def test_a_group_that_no_token_reaches_keeps_its_prior():
         tokens.weight[away] = 0.0
     for ridge in (0.0, 0.1):
         for method in (routed, joint):
-            result = next(r for r in method.merge(problem, ridge=ridge) if r.group.members == [0, 1])
+            result = next(r for r in merge(method, problem, ridge=ridge) if r.group.members == [0, 1])
             (expert,) = feature_rules.features(problem, [result.group], "usage", 5)
             close(down_of(result.expert), down_of(expert).numpy())
 
 
 def test_auto_takes_the_lambda_with_the_least_error_on_held_out_tokens():
     problem = problems.problem(tokens=40, seed=1)
-    results = joint.merge(problem, ridge="auto")
+    results = merge(joint, problem, ridge="auto")
     tried = results[0].record["heldout_error_by_ridge"]
     assert [float(key) for key in tried] == list(ridge_regression.GRID)
     for ridge, error in tried.items():
-        record = joint.merge(problem, ridge=float(ridge))[0].record
+        record = merge(joint, problem, ridge=float(ridge))[0].record
         assert record["objective"]["heldout"] == pytest.approx(error, rel=1e-9)
     assert tried[f"{results[0].record['ridge']:g}"] == min(tried.values())
     assert 1 < list(tried.values()).index(min(tried.values())) < len(tried)  # so it is a choice
@@ -107,7 +107,7 @@ def test_auto_without_held_out_tokens_says_what_to_turn():
     problem = problems.problem()
     problem.reader.parts[True] = problems.draw_tokens(0, 6, 7, 2, torch.Generator())
     with pytest.raises(UserError, match=r"set `holdout` of `calibrate`"):
-        joint.merge(problem, ridge="auto")
+        merge(joint, problem, ridge="auto")
 
 
 def test_experts_that_no_held_out_token_reaches_stay_near_what_they_had(caplog):
@@ -116,10 +116,10 @@ def test_experts_that_no_held_out_token_reaches_stay_near_what_they_had(caplog):
     unused = problem.reader.parts[True]
     index = torch.tensor([[2, 3]]).expand_as(unused.index)
     problem.reader.parts[True] = replace(unused, index=index)
-    (result,) = routed.merge(problem)
+    (result,) = merge(routed, problem)
     assert result.record["ridge"] == max(ridge_regression.GRID) and "heldout_error_by_ridge" not in result.record
     assert "no held-out token reaches these experts" in caplog.text
-    assert joint.merge(problem)[0].record["heldout_error_by_ridge"]  # the layer has some
+    assert merge(joint, problem)[0].record["heldout_error_by_ridge"]  # the layer has some
 
 
 def test_a_group_with_few_tokens_is_told_by_every_method(caplog):
@@ -127,12 +127,12 @@ def test_a_group_with_few_tokens_is_told_by_every_method(caplog):
     counts = torch.bincount(problem.reader.parts[False].index.flatten(), minlength=6).view(3, 2).sum(1).tolist()
     for method in (routed, joint, mergemoe):
         caplog.clear()
-        records = [result.record for result in method.merge(problem, ridge=0.1)]
+        records = [result.record for result in merge(method, problem, ridge=0.1)]
         expected = [sum(counts)] * 3 if method is mergemoe else counts
         assert [record["tokens"] for record in records] == expected
         assert [record["unknowns"] for record in records] == [5] * 3
         assert caplog.text.count("say little of it") >= 3
-    assert joint.merge(problem, ridge=0.1)[0].record["layer_tokens"] == sum(counts)
+    assert merge(joint, problem, ridge=0.1)[0].record["layer_tokens"] == sum(counts)
 
 
 def test_a_penalty_below_rounding_is_none():

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from problems import merge
 
 from mergemoe.checkpoints.expert_weights import read_experts
 from mergemoe.merging.group_moments import group_sums
-from mergemoe.merging.solve import solve
-from mergemoe.methods import average, mergemoe
+from mergemoe.merging.solve import solve, untouched
+from mergemoe.methods import average, catalogue, mergemoe
 from mergemoe.moe.expert_forward import Activation, output
 from mergemoe.moe.experts import Experts, down_of, joined
 from mergemoe.moe.problem import Problem, groups_of
@@ -71,7 +72,7 @@ def test_average_is_the_plain_mean_of_the_three_matrices(experts, reader):
 
 @pytest.mark.parametrize("method", ["average", "mergemoe"])
 def test_only_groups_of_several_are_solved_and_recorded(experts, reader, method):
-    tensors, record = solve(experts, MAP, USAGE, reader, SILU, method=method)
+    tensors, record = solve(experts, MAP, USAGE, reader, SILU, method=method, **catalogue.complete(method, {}))
     assert tensors["groups"].tolist() == [0, 1, 2]
     assert tensors["expert_map"].tolist() == MAP
     for role, like in experts.roles().items():
@@ -96,18 +97,27 @@ def test_the_compact_experts_are_the_solved_ones_and_the_others_as_they_were(exp
 
 
 def test_nothing_to_merge_costs_nothing(experts, reader):
-    tensors, record = solve(experts, list(range(8)), USAGE, reader, SILU, method="mergemoe")
+    tensors, record = solve(experts, list(range(8)), USAGE, reader, SILU, method="mergemoe", ridge=0.0)
     assert tensors["groups"].tolist() == []
     assert all(len(tensors[role]) == 0 for role in experts.roles())
     assert record["output_error"] == {"fit": 0, "heldout": 0}
     assert record["groups"] == []
 
 
+def test_an_untouched_layer_gives_what_a_method_without_groups_gives(experts, reader):
+    expected, its = solve(experts, list(range(8)), USAGE, reader, SILU, method="average")
+    tensors, record = untouched(experts, reader)
+    assert record == its | {"method": None}
+    assert tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype
+
+
 def test_least_squares_is_no_worse_than_the_averaged_down_projection(experts, reader):
     problem = Problem(single(experts), groups_of(MAP, USAGE), reader, SILU)
     averaged = [problem.experts[group.members].map(group.mean) for group in problem.several]
     fitted = group_sums(problem, problem.several, joined(averaged), heldout=False, weigh=mergemoe.everywhere)
-    results = mergemoe.merge(problem)
+    results = merge(mergemoe, problem)
     solved, before = (
         fitted.errors(torch.stack([down_of(expert) for expert in part]))
         for part in ([merged.expert for merged in results], averaged)

@@ -9,14 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import compressed
+from problems import compressed, merge
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from mergemoe.grouping import cluster
 from mergemoe.merging import averaging
 from mergemoe.merging.alignment import aligned, reordered
 from mergemoe.methods import average, hcsmoe, joint, mergemoe, msmoe, oracle, routed, select, unsolved, zipit
-from mergemoe.methods.catalogue import GROUPINGS
 from mergemoe.moe.problem import groups_of
 from mergemoe.moe.tokens import Tokens
 
@@ -46,7 +45,7 @@ def test_the_means_are_those_taken_by_hand(biased):
                 expected = sum(w * matrices[j] for w, j in zip(used, group.members, strict=True))
                 torch.testing.assert_close(expert.roles()[role][0], expected, rtol=1e-12, atol=1e-12)
     for method in (average, hcsmoe):
-        assert [result.group for result in method.merge(problem)] == problem.several
+        assert [result.group for result in merge(method, problem)] == problem.several
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -78,7 +77,7 @@ def without_ties(seed):
 )
 def test_a_named_baseline_is_a_triple_written_out(named, features):
     problem = problems.problem()
-    both = named.merge(problem), unsolved.merge(problem, features)
+    both = merge(named, problem), merge(unsolved, problem, features=features)
     for one, other in zip(*both, strict=True):
         assert one.group == other.group
         for role, part in one.expert.roles().items():
@@ -87,7 +86,7 @@ def test_a_named_baseline_is_a_triple_written_out(named, features):
 
 def test_picked_neurons_that_are_not_solved_keep_their_own_columns():
     problem = problems.problem()
-    for result in unsolved.merge(problem, "selected", 0.6):
+    for result in merge(unsolved, problem, features="selected", width=0.6):
         columns = problem.experts.down[result.group.members].transpose(0, 1).flatten(1)  # of the whole pool
         assert all((columns == own[:, None]).all(0).any() for own in result.expert.down[0].T)
         assert result.expert.down.shape[2] == 3
@@ -161,11 +160,3 @@ def test_groups_by_router_join_the_centre_with_the_most_similar_logits():
     problem = problems.problem(expert_map=range(4))
     profiled = {"usage": [9, 1, 7, 2], "router_similarity": similarity}
     assert cluster.group("router", 2, problem, profiled, 5) == [0, 0, 1, 1]
-
-
-def test_every_method_has_groupings_and_every_grouping_a_method():
-    known = "average msmoe zipit hcsmoe mergemoe oracle reap unsolved routed joint select slim"
-    assert " ".join(GROUPINGS) == known
-    assert {by for groupings in GROUPINGS.values() for by in groupings} == {
-        "weights", "router", "outputs", "selection", "saliency", "none",
-    }  # fmt: skip

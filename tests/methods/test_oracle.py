@@ -7,6 +7,7 @@ import problems
 import pytest
 import torch
 import yaml
+from problems import merge
 from tiny_project import ROOT
 from transformers import AutoModelForCausalLM
 
@@ -44,7 +45,7 @@ def test_neurons_that_only_fill_up_have_no_feature(rule):
 
 @pytest.mark.parametrize("method", [oracle, routed])
 def test_a_layer_whose_groups_are_all_single_stays(method):
-    assert method.merge(problems.problem(expert_map=range(6))) == []
+    assert merge(method, problems.problem(expert_map=range(6))) == []
 
 
 @pytest.mark.parametrize(("experts", "exact"), [(1, True), (3, False)])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from problems import merge
 from safetensors.torch import load_file, save_file
 
 import mergemoe as library
@@ -143,7 +144,7 @@ def test_a_bias_behind_the_down_projection_is_solved_as_the_weight_of_a_feature_
         g = np.minimum(x @ gate.T + gate_bias, limit)
         return g / (1 + np.exp(-alpha * g)) * (np.clip(x @ up.T + up_bias, -limit, limit) + 1)
 
-    for group, merged in zip(problem.several, mergemoe.merge(problem), strict=True):
+    for group, merged in zip(problem.several, merge(mergemoe, problem), strict=True):
         share = group.weights.numpy()
         first = ("gate", "gate_bias", "up", "up_bias")
         mean = {role: np.tensordot(share, w[role][group.members], 1) for role in first}

@@ -24,6 +24,7 @@ from mergemoe.errors import UserError
 from mergemoe.evaluation import fidelity
 from mergemoe.grouping import cluster
 from mergemoe.merging.solve import solve
+from mergemoe.methods import catalogue
 from mergemoe.models import layout
 from mergemoe.models.layered_model import LayeredModel
 from mergemoe.models.layerwise_forward import Forward, final_hidden, run_layer
@@ -335,7 +336,9 @@ def test_compression_in_memory_gives_the_workflows_weights_bit_for_bit(path, des
             usage = profiled["usage"]
             problem = Problem(experts.map(lambda m: m.float()), [], reader, act)
             expert_map = cluster.group("weights", 4, problem, profiled, entry["width"])
-            solved[entry["layer"]], record = solve(experts, expert_map, usage, reader, act, method=method)
+            solved[entry["layer"]], record = solve(
+                experts, expert_map, usage, reader, act, method=method, **catalogue.complete(method, {})
+            )
             assert 0 < record["output_error"]["fit"] < 5
     assemble(described, solved, tmp_path / "workflow")
     expected = mergemoe.load(tmp_path / "workflow", "cpu").state_dict()

@@ -6,6 +6,7 @@ import numpy as np
 import problems
 import pytest
 import torch
+from problems import merge
 
 from mergemoe.errors import UserError
 from mergemoe.grouping import cluster
@@ -82,7 +83,7 @@ def test_behind_another_router_the_whole_layer_is_one_least_squares_against_the_
     expert_map = (0, -1, 1, 2, -1, 3) if routing == "pruned" else (0, 0, 1, 2, 1, 3)
     problem, router = routed_problem(rule, expert_map, biased, tokens=400)
     problem = rerouted(problem, router, routing)
-    found = joint.merge(problem, "usage", ridge=0.0)
+    found = merge(joint, problem, ridge=0.0)
     p, y = written_out(problem, problem.changed, [result.expert for result in found])
     expected = np.linalg.lstsq(p, y, rcond=None)[0].T
     downs = [result.expert.down[0] for result in found]
@@ -135,7 +136,7 @@ def test_behind_a_pruned_router_an_order_of_neurons_for_each_expert_changes_noth
     outputs = []
     for experts in (problem.experts, reordered(problem.experts, orders)):
         changed = rerouted(replace(problem, experts=experts), router, "pruned")
-        merged = {result.group.number: result.expert for result in method.merge(changed)}
+        merged = {result.group.number: result.expert for result in merge(method, changed)}
         shares, y = changed.shares(problem.reader.parts[True]), 0
         for place, group in enumerate(changed.groups):
             expert = merged.get(group.number, experts[group.members])

@@ -83,7 +83,7 @@ def test_the_winner_and_its_rule_are_told(page):
 def test_a_run_that_leaves_its_first_layer_as_it_is_is_still_of_its_method(tmp_path):
     results = synthetic.build(tmp_path / "results")
     first = results / "solve/demo/mixed/half/mergemoe/layer_000.json"
-    record = json.loads(first.read_text()) | {"method": "none", "output_error": {"fit": 0.0, "heldout": 0.0}}
+    record = json.loads(first.read_text()) | {"method": None, "output_error": {"fit": 0.0, "heldout": 0.0}}
     synthetic.write(first, {key: value for key, value in record.items() if key != "provenance"})
     assert report(results, tmp_path).returncode == 0
     errors = view((tmp_path / "report/index.html").read_text(), "errors-demo", "mergemoe")

@@ -30,10 +30,9 @@ def drawn(rows=8):
 
 def by_workflow(path, tokens, folder, dtype, method, width=1.0, **options):
     """What the stages compute, called one after the other."""
-    options["routing"] = catalogue.routing(method, options)
-    changes = options["routing"] != "preserved"
-    by = "saliency" if options["routing"] == "pruned" else catalogue.GROUPINGS[method][0]
-    options |= {"width": width} if width < 1 else {}
+    options = catalogue.complete(method, options | ({"width": width} if width < 1 else {}))
+    routing = catalogue.routing(method, options)
+    changes, by = routing != "preserved", catalogue.usual_grouping(method, routing)
     described = layout.describe(path, digests=False)
     batches = batches_of(tokens["input_ids"], tokens["attention_mask"], 48, CPU)
     heldout = torch.tensor(heldout_rows(len(tokens["input_ids"]), 0.25, 7))

@@ -2,6 +2,7 @@
 
 import torch
 
+from mergemoe.methods import catalogue
 from mergemoe.moe.expert_forward import Activation, routed_output
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Problem, groups_of
@@ -101,10 +102,17 @@ def written_out(problem, experts, members=None):
     return torch.stack(rows).numpy(), torch.stack(targets).numpy()
 
 
+def merge(method, problem, **options):
+    """The merged groups; options that are not given have the defaults of the table."""
+    complete = catalogue.complete(method.__name__.rpartition(".")[2], options)
+    complete.pop("routing", None)  # the solve itself takes it
+    return method.merge(problem, **complete)
+
+
 def compressed(problem, method, options):
     """The routed output of the merged layer on held-out tokens."""
     experts, expert_map = problem.experts, {}
-    found = {result.group.number: result.expert for result in method.merge(problem, **options)}
+    found = {result.group.number: result.expert for result in merge(method, problem, **options)}
     merged = [found.get(group.number, experts[group.members[:1]]) for group in problem.groups]
     for group in problem.groups:
         expert_map |= dict.fromkeys(group.members, group.number)
