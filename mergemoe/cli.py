@@ -162,6 +162,8 @@ def table(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Copy a checkpoint that is what was recorded, with the card that has its scores."""
+    from huggingface_hub import ModelCard
+
     from mergemoe.artifacts import atomic, provenance, store
 
     source, card = Path("results/models", args.name), Path("results/cards", f"{args.name}.md")
@@ -172,7 +174,7 @@ def export(args: argparse.Namespace) -> None:
         )
         raise UserError(f"no finished run {args.name}; there are: {', '.join(done) or 'none'}")
     listed = source / "provenance.json"
-    made = json.loads(card.read_text().partition("# provenance: ")[2].partition("\n")[0])
+    made = json.loads(ModelCard.load(card).data["provenance"])
     if made["inputs"].get(listed.as_posix()) != provenance.content(listed):
         raise UserError(f"{card} has the scores of another checkpoint: run `snakemake` to the end, then export")
     if Path(args.folder).exists():

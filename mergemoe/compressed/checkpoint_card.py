@@ -1,16 +1,18 @@
-"""Model cards: what a compressed checkpoint is, how it was made, how to load it, and what it scores.
+"""The model card of a compressed checkpoint: its origin, its parameters and how to load it.
 
-`describe` goes beside the weights before anything is measured; report/model_card.py has the same text with the scores.
+`card` goes beside the weights before anything is measured; report/model_card.py adds the scores to the same text.
 A run's parameters are {stage: parameters} of the stages in `STAGES`. Those in `CHOICES` have a `name`, too;
 `model` has a `path`, `solve` a `method`.
 
-Assembling a checkpoint imports this file: what only the report needs stands elsewhere.
+The stage assemble imports this module, so code that only the report needs belongs elsewhere.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub.repocard_data import ModelCardData
 
 Parameters = Mapping[str, Mapping[str, Any]]
 
@@ -28,18 +30,14 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("PATH"CONSENT)
 """
 
-STOCK = "It is a stock checkpoint: transformers loads it without any code besides its own."
+STOCK = "It is a stock checkpoint, which transformers loads without extra code."
 COMPACT = "The router keeps its outputs, and several of them share an expert."
 
-_TEXT = """\
----
-{front}
----
-
+_BODY = """\
 # {model}, compressed
 
 A copy of `{model}` with fewer or narrower experts in its Mixture-of-Experts layers (method `{method}`). Everything else
-is the original's. {form} It is run `{run}`:
+is unchanged. {form} Run `{run}` made it:
 
 {made}
 
@@ -50,7 +48,7 @@ is the original's. {form} It is run `{run}`:
 ```python
 {loading}```
 
-or, where mergemoe is not installed,
+or, if mergemoe is not installed,
 
 ```python
 {loading_without}```
@@ -68,12 +66,24 @@ def is_stock(files: Iterable[str]) -> bool:
     return "modeling_mergemoe.py" not in files
 
 
-def describe(parameters: Parameters, stock: bool) -> str:
-    """Return the card of a run without its scores."""
+def card(parameters: Parameters, stock: bool, **metadata: Any) -> str:
+    """Return the card of a run without its scores; `metadata` are more fields of ModelCardData."""
+    model = parameters["model"]
+    data = ModelCardData(
+        # The Hub takes a path with a slash for an id, so the base model of a local folder is the folder's name.
+        base_model=model["path"] if model.get("revision") else Path(model["path"]).name,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["mergemoe", "moe", "model-compression"],
+        **metadata,
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(parameters, stock)}"
+
+
+def _body(parameters: Parameters, stock: bool) -> str:
     made = [[stage, parameters[stage].get("name", ""), listed(parameters[stage])] for stage in STAGES]
     lines = loading("PATH", stock)
-    return _TEXT.format(
-        front=_front(parameters["model"]),
+    return _BODY.format(
         model=parameters["model"]["name"],
         run="/".join(parameters[stage]["name"] for stage in CHOICES),
         method=parameters["solve"]["method"],
@@ -96,16 +106,6 @@ def listed(choice: Mapping[str, Any]) -> str:
     values = {key: _base(value) if key == "path" else value for key, value in choice.items() if key != "name"}
     spelled = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
     return ", ".join(f"{key}: {value}" for key, value in spelled.items() if value != "null")
-
-
-def _front(model: Mapping[str, Any]) -> str:
-    """Return the card's metadata; the Hub takes a path with a slash for an id, so of a folder it is the name."""
-    base = model["path"] if model.get("revision") else Path(model["path"]).name
-    return f"""\
-base_model: {json.dumps(base)}
-library_name: transformers
-pipeline_tag: text-generation
-tags: [mergemoe, moe, model-compression]"""
 
 
 def _base(path: str) -> str:

@@ -1,10 +1,9 @@
-"""Write the card of a finished run: the checkpoint's card with scores, their metadata for the Hub, and file digests."""
+"""The card of a finished run: the checkpoint's card with scores, their metadata for the Hub, and file digests."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
+from huggingface_hub.repocard_data import EvalResult
 
 from mergemoe.compressed import checkpoint_card
 from mergemoe.report import metrics
@@ -19,17 +18,21 @@ NAMES = {
 
 
 def card(model: Model, run: Run, provenance: str) -> str:
-    """Return the card; the provenance is a comment of its front matter."""
-    text = checkpoint_card.describe(run.parameters, run.stock)
-    front = f"---\n# provenance: {provenance}\n"
-    index = yaml.safe_dump(metadata(model, run), sort_keys=False, allow_unicode=True, width=120)
-    text = text.replace("---\n", front, 1).replace("\n---\n", f"\n{index}---\n", 1)
+    """Return the card; `provenance` is one of the keys of its front matter."""
+    dataset = run.parameters["calibrate"].get("dataset")
+    metadata = {
+        "datasets": [dataset] if dataset else None,
+        "model_name": f"{model.name}/{run.name}",
+        "eval_results": eval_results(model, run),
+        "provenance": provenance,
+    }
+    text = checkpoint_card.card(run.parameters, run.stock, **metadata)
     return "\n".join([text, metrics.markdown(run.scores, model.full, model.tasks), _hashes(run.files)])
 
 
-def metadata(model: Model, run: Run) -> dict[str, Any]:
-    """Return the Hub's metadata beside the checkpoint card's: scores, and the data set of the calibration."""
-    results = [
+def eval_results(model: Model, run: Run) -> list[EvalResult]:
+    """Return the scores of a run as the Hub reads them."""
+    return [
         EvalResult(
             task_type="text-generation",
             dataset_type=task,
@@ -43,9 +46,6 @@ def metadata(model: Model, run: Run) -> dict[str, Any]:
         for key in metrics.columns({"": {"full": {}, "runs": {"": run.scores}}})
         if (task := key.partition("/")[0]) in model.tasks
     ]
-    dataset = run.parameters["calibrate"].get("dataset")
-    index = eval_results_to_model_index(f"{model.name}/{run.name}", results)
-    return {**({"datasets": [dataset]} if dataset else {}), "model-index": index}
 
 
 def _measured(artifact: Mapping[str, Any]) -> dict[str, Any]:
