@@ -336,17 +336,22 @@ def test_with_few_tokens_auto_takes_what_is_nearer_to_the_held_out_outputs():
     assert taken == {"joint", "routed"}
 
 
+def drawn_router():
+    rows = torch.randn(4, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return Router(Rule("softmax", 2, normalized=True), rows)
+
+
 def test_that_choice_is_made_only_with_few_tokens_by_auto_and_behind_the_layers_own_router():
     few, enough = problems.problem(tokens=20), problems.problem(tokens=40)
     assert "solved" in merge(joint, few)[0].record
     assert "solved" not in merge(joint, few, ridge=0.1)[0].record
     assert "solved" not in merge(joint, enough)[0].record
-    router = Router(Rule("softmax", 2, normalized=True), torch.randn(4, 7, dtype=torch.float64))
+    router = drawn_router()
     assert "solved" not in merge(joint, few.with_router(router))[0].record
 
 
 def test_behind_another_router_it_is_the_direct_solution_too():
-    router = Router(Rule("softmax", 2, normalized=True), torch.randn(4, 7, dtype=torch.float64))
+    router = drawn_router()
     problem = problems.problem().with_router(router)
     direct, found = (merge(joint, problem, ridge=0.01, memory=gb) for gb in (8.0, gigabytes(problem, 5)))
     assert found[0].record["objective"] == pytest.approx(direct[0].record["objective"], rel=1e-6)
