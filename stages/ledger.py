@@ -1,17 +1,21 @@
-"""What the ledger must say, made from the Snakefile's rules, their code and params.yaml: dvc.yaml, and every claim.
+"""Write the text of dvc.yaml, and the expected provenance of every artifact, from code and params.yaml.
 
 python -m stages.ledger    prints {"claims": see stages/support/expected.py, "dvc.yaml": its text} as JSON
 
-dvc.yaml has one stage per workflow stage. What you set in it stays: options of an output, such as `push: false` for
-results/capture, plots, and stages of your own.
+dvc.yaml has one stage per workflow stage. What you set in it stays: comments, options of an output, such as
+`push: false` for results/capture, plots, and stages of your own. `mergemoe audit REV` runs this module of the audited
+revision, so its name and what it prints stay as they are.
 """
 
+import io
 import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from mergemoe.checkpoints import hub_cache
 from mergemoe.errors import UserError
@@ -20,8 +24,8 @@ from stages.support import expected, tracking
 from stages.support.graph import Graph
 
 HEAD = """\
-# The ledger: one stage per workflow stage, so that DVC versions what Snakemake made. `mergemoe record` writes this file
-# anew from the code and params.yaml; what stays is what you set of an output, plots, and stages of your own.
+# The ledger: one stage per workflow stage, so that DVC versions what Snakemake made. `mergemoe record` renews this file
+# from the code and params.yaml. It keeps what you write: comments, options of an output, plots, and stages of your own.
 # Snakemake is the engine: run `snakemake --cores all`, then `mergemoe record`. Before that, `dvc repro` deletes a
 # changed stage's outputs and makes all of them again. To keep large captures out of `dvc push`, though hashed, write
 # `results/capture: {push: false}` in place of `results/capture`.
@@ -132,33 +136,46 @@ def _methods(name: str, graph: Graph) -> list[str]:
     return [f"mergemoe.methods.{method}" for method in used] if name == "solve" else []
 
 
-def renewed(document: dict[str, Any], graph: Graph) -> str:
-    """Return the text of dvc.yaml, with the options of outputs, the plots and further stages of `document`."""
-    old = document.get("stages", {})
-    new = stages(graph)
-    for name, entry in new.items():
-        kept = _options(old.get(name, {}))
-        entry["outs"] = [_with(out, kept) for out in entry["outs"]]
-    whole = {**document, "stages": new | {name: entry for name, entry in old.items() if name not in new}}
-    return HEAD + yaml.dump(whole, Dumper=_Plain, sort_keys=False, width=120)
+def renewed(text: str, graph: Graph) -> str:
+    """Return the text of dvc.yaml; of the old `text` comments, options of outputs, plots and further stages stay."""
+    yml = YAML()
+    yml.width = 120
+    yml.indent(mapping=2, sequence=4, offset=2)
+    yml.representer.ignore_aliases = lambda data: True  # a value that occurs twice is written twice
+    document = yml.load(text or HEAD + "stages: {}\n")
+    old, new = document["stages"], stages(graph)
+    old.fa.set_block_style()
+    for place, (name, entry) in enumerate(new.items()):
+        if name not in old:
+            old.insert(place, name, CommentedMap())
+        for key, value in entry.items():
+            old[name][key] = value if isinstance(value, str) else _renewed_list(old[name].get(key, []), value)
+        for key in old[name].keys() - entry.keys():
+            del old[name][key]
+    written = io.StringIO()
+    yml.dump(document, written)
+    return written.getvalue()
 
 
-def _options(entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {path: options for out in entry.get("outs", []) if isinstance(out, dict) for path, options in out.items()}
+def _renewed_list(old: list[Any], new: list[Any]) -> CommentedSeq:
+    """Return the new list, with the comments and options of the old one's items, and a comment below its end."""
+    comments = dict(old.ca.items) if isinstance(old, CommentedSeq) else {}
+    last = len(old) - 1
+    below = comments.pop(last) if last in comments and comments[last][0].value.startswith("\n") else None
+    places = {_path(item): place for place, item in enumerate(old)}
+    items = CommentedSeq()
+    for item in new:
+        place = places.get(_path(item))
+        items.append(item if place is None or isinstance(old[place], str) else old[place])
+        if place in comments:
+            items.ca.items[len(items) - 1] = comments[place]
+    if below:
+        items.ca.items[len(items) - 1] = below
+    return items
 
 
-def _with(out: Any, kept: dict[str, dict[str, Any]]) -> Any:
-    path = out if isinstance(out, str) else next(iter(out))
-    options = ({} if isinstance(out, str) else out[path]) | kept.get(path, {})
-    return {path: options} if options else path
-
-
-class _Plain(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:  # a value that occurs twice is written twice
-        return True
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # lists stand in, as people write
-        return super().increase_indent(flow, indentless=False)
+def _path(item: Any) -> str:
+    return item if isinstance(item, str) else next(iter(item))
 
 
 def main() -> None:
@@ -168,8 +185,8 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     path = Path("dvc.yaml")
-    document = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    print(json.dumps({"claims": expected.claims(graph), "dvc.yaml": renewed(document, graph)}))
+    text = path.read_text() if path.is_file() else ""
+    print(json.dumps({"claims": expected.claims(graph), "dvc.yaml": renewed(text, graph)}))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_dvc_yaml_is_what_the_code_and_params_yaml_make_it(monkeypatch):
     monkeypatch.chdir(ROOT)
     graph = Graph(read_params(yaml.safe_load((ROOT / "params.yaml").read_text())))
     text = (ROOT / "dvc.yaml").read_text()
-    assert ledger.renewed(yaml.safe_load(text), graph) == text, "`mergemoe record` writes it"
+    assert ledger.renewed(text, graph) == text, "`mergemoe record` writes it"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -61,11 +61,45 @@ def test_what_a_user_sets_in_dvc_yaml_stays(tiny):
     document["stages"]["capture"]["outs"] = [{"results/capture": {"push": False}}]
     document["stages"]["mine"] = {"cmd": "true"}
     document["plots"] = [{"mine": {"x": "a"}}]
-    made = yaml.safe_load(ledger.renewed(document, graph))
+    made = yaml.safe_load(ledger.renewed(yaml.safe_dump(document, sort_keys=False), graph))
     assert made["stages"]["capture"]["outs"] == [{"results/capture": {"push": False}}]
     assert made["stages"]["mine"] == {"cmd": "true"} and made["plots"] == document["plots"]
     assert made["stages"]["capture"]["deps"][0] == str(tiny)
     assert list(made["stages"]) == [*STAGES, "mine"]
+
+
+def test_comments_in_dvc_yaml_stay(tiny):
+    comments = ["# at the top", "# of a stage", "# of an input", "# of an output", "# below a list", "# of a plot"]
+    text = """\
+# at the top
+stages:
+  # of a stage
+  layout:
+    cmd: old
+    deps:
+      - mergemoe/errors.py # of an input
+      - gone.py
+    # below a list
+    outs:
+      - results/layout: {push: false} # of an output
+  mine:
+    cmd: "true"
+plots:
+  - mine: {x: a} # of a plot
+"""
+    graph = Graph(params_of(tiny))
+    made = ledger.renewed(text, graph)
+    assert [comment for comment in comments if made.count(comment) == 1] == comments
+    lines = made.splitlines()
+    assert "      - mergemoe/errors.py # of an input" in lines and "gone.py" not in made
+    assert lines[lines.index("    # below a list") + 1] == "    outs:"  # below the list, which grew
+    assert "      - results/layout: {push: false} # of an output" in lines
+    assert list(yaml.safe_load(made)["stages"]) == [*STAGES, "mine"]
+    assert ledger.renewed(made, graph) == made
+
+
+def test_a_new_dvc_yaml_says_what_it_is(tiny):
+    assert ledger.renewed("", Graph(params_of(tiny))).startswith("# The ledger: one stage per workflow stage")
 
 
 def test_outputs_and_inputs_follow_params_yaml(tmp_path, tiny):
