@@ -106,7 +106,7 @@ def plan(args: argparse.Namespace) -> None:
 
     params = _read_params(args.params)
     preflight.check(params)
-    print(plan.describe(params, Path("results")))
+    print(plan.plan_text(params, Path("results")))
     if slurm.PROFILE.is_dir():
         print(f"\n{slurm_table.describe(params)}")
 

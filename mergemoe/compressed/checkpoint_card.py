@@ -14,6 +14,8 @@ from typing import Any
 
 from huggingface_hub.repocard_data import ModelCardData
 
+from mergemoe.text_table import markdown_table
+
 Parameters = Mapping[str, Mapping[str, Any]]
 
 CHOICES = ("model", "calibrate", "cluster", "solve")
@@ -87,18 +89,11 @@ def _body(parameters: Parameters, stock: bool) -> str:
         model=parameters["model"]["name"],
         run="/".join(parameters[stage]["name"] for stage in CHOICES),
         method=parameters["solve"]["method"],
-        made=table(["stage", "choice", "parameters"], made),
+        made=markdown_table(["stage", "choice", "parameters"], made),
         form=STOCK if stock else COMPACT,
         loading=lines[0],
         loading_without=lines[1],
     )
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a Markdown table."""
-    head = list(head)
-    cells = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells)
 
 
 def listed(choice: Mapping[str, Any]) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 from mergemoe import errors
 from mergemoe.artifacts import store
 from mergemoe.checkpoints import cost, model_folder
-from mergemoe.compressed import checkpoint_card
 from mergemoe.errors import ArtifactError
+from mergemoe.text_table import aligned_table, markdown_table
 
 Scores = dict[str, float]
 Metrics = dict[str, dict[str, Any]]
@@ -134,9 +134,7 @@ def table(metrics: Metrics) -> str:
         for name, scores in {model: full, **{f"  {name}": run for name, run in numbers["runs"].items()}}.items():
             size = [shown(scores["cost/bytes"] / 1e6), f"{scores['cost/bytes'] / full['cost/bytes']:.0%}"]
             rows.append([name, *size, *(shown(scores.get(key), scores.get(f"{key}_stderr")) for key in names)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
-    return "\n".join("  ".join(line) for line in lines) + "\n"
+    return aligned_table(rows, "<>") + "\n"
 
 
 def markdown(scores: Scores, base: Scores, tasks: Mapping[str, Mapping[str, Any]]) -> str:
@@ -155,7 +153,7 @@ def markdown(scores: Scores, base: Scores, tasks: Mapping[str, Mapping[str, Any]
     return f"""\
 ## Scores
 
-{checkpoint_card.table(["", "full model", "this model"], rows + costs)}
+{markdown_table(["", "full model", "this model"], rows + costs)}
 
 ± is one standard error. Measured on {", ".join(measured(*task) for task in tasks.items())}.
 

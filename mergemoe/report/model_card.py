@@ -9,6 +9,7 @@ from mergemoe.compressed import checkpoint_card
 from mergemoe.report import metrics
 from mergemoe.report.metrics import Scores
 from mergemoe.report.study import Model, Run
+from mergemoe.text_table import markdown_table
 
 NAMES = {
     "fidelity/kl": "KL(full || this) per token, nats",
@@ -61,4 +62,4 @@ def _error(scores: Scores, key: str) -> dict[str, float] | None:
 
 def _hashes(files: Mapping[str, str]) -> str:
     rows = [[f"`{name}`", f"`{digest}`"] for name, digest in sorted(files.items()) if name != "README.md"]
-    return f"## Files\n\n{checkpoint_card.table(['file', 'sha256'], rows)}\n"
+    return f"## Files\n\n{markdown_table(['file', 'sha256'], rows)}\n"

@@ -65,7 +65,7 @@ def test_a_plan_counts_it_as_if_all_groups_were_equal(experts, exact, tiny, tmp_
     counted = cost.count(tmp_path / "one")
     assert planned["bytes"] == counted["bytes"] if exact else planned["bytes"] < counted["bytes"]
     assert planned["bytes"] >= cost.count(tiny)["bytes"]
-    assert "oracle is larger, the more unequal" in plan.describe(params, tmp_path)
+    assert "oracle is larger, the more unequal" in plan.plan_text(params, tmp_path)
 
 
 def weighted(expert_map, usage):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mergemoe.report.metrics import shown
+from mergemoe.text_table import aligned_table
 
 LISTED = 12  # facts of one kind
 
@@ -39,10 +40,7 @@ def _table(found: Mapping[str, Any]) -> str:
         rows.append([name, str(one["files"]), f"{one['bytes'] / 1e6:,.1f}", _bytes(one), holds])
         if "again" in found:
             rows[-1].append(_again(one))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = [str.ljust, str.rjust, str.rjust, *[str.ljust] * (len(widths) - 3)]
-    lines = [[side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)] for row in rows]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    return aligned_table(rows, "<>><")
 
 
 def _bytes(stage: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from mergemoe.artifacts import store
 from mergemoe.checkpoints import cost, expert_headers, model_folder, router_headers
 from mergemoe.checkpoints.expert_headers import expert_sizes, headers
 from mergemoe.moe import layer_sizes
+from mergemoe.text_table import aligned_table
 from mergemoe.workflow.config.params import Params, Run
 from mergemoe.workflow.planning import jobs
 
@@ -82,26 +83,25 @@ def _states(params: Params, model: str, dtype: str, tokens: int) -> int:
     return tokens * per_token
 
 
-def describe(params: Params, results: Path) -> str:
+def plan_text(params: Params, results: Path) -> str:
     """Return the plan as text; what `results` already holds makes estimates exact."""
-    lines = [f"{'run':36} {'parameters':>15} {'bytes':>14} {'of full':>9}"]
-    runs = params.all_runs()
+    rows, runs = [["run", "parameters", "bytes", "of full"]], params.all_runs()
     for model in dict.fromkeys(run.model for run in runs):
         folder = params.model[model].folder()
         whole = cost.count(folder, headers(folder))
-        lines.append(f"{model:36} {whole['parameters']:15,.0f} {whole['bytes']:14,.0f}")
+        rows.append([model, f"{whole['parameters']:,.0f}", f"{whole['bytes']:,.0f}", ""])
         for run in (run for run in runs if run.model == model):
             size = sizes(params, run)
-            share = size["bytes"] / whole["bytes"]
-            lines.append(f"  {'/'.join(run[1:]):34} {size['parameters']:15,} {size['bytes']:14,} {share:9.1%}")
+            share = f"{size['bytes'] / whole['bytes']:.1%}"
+            rows.append([f"  {'/'.join(run[1:])}", f"{size['parameters']:,}", f"{size['bytes']:,}", share])
     counted = count_jobs(params)
-    lines += ["", f"jobs, from nothing: {sum(counted.values())}"]
-    lines += [f"  {rule:10} {number:6}" for rule, number in counted.items()]
+    lines = [aligned_table(rows, "<>"), "", f"jobs, from nothing: {sum(counted.values())}"]
+    lines.append(aligned_table([[f"  {rule}", str(number)] for rule, number in counted.items()], "<>"))
     lines += ["", *params.left_out()] if params.left_out() else []
     if any(params.solve[run.solve].method == "oracle" for run in runs):
         lines += ["", "oracle is larger, the more unequal its groups are: its sizes are what equal groups would take"]
     lines += ["", "disk (checkpoints and plain copies exact; the others estimated, before lossless compression)"]
-    lines += [f"  {what:12} {size / 1e6:12,.1f} MB" for what, size in disk(params).items()]
+    lines.append(aligned_table([[f"  {what}", f"{size / 1e6:,.1f} MB"] for what, size in disk(params).items()], "<>"))
     return "\n".join([*lines, "", *_tokens(params, results)])
 
 

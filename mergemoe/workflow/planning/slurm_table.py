@@ -3,11 +3,22 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mergemoe.text_table import aligned_table
 from mergemoe.workflow.config.params import Params
 from mergemoe.workflow.planning import jobs, slurm
 from mergemoe.workflow.planning.slurm import Asked
 
-HEAD = "stage       jobs  at once  on      memory  GPU memory       disk  minutes  hours in all"
+HEAD: tuple[str, ...] = (
+    "stage",
+    "jobs",
+    "layers a job",
+    "on",
+    "memory",
+    "GPU memory",
+    "disk",
+    "minutes",
+    "hours in all",
+)
 
 
 class Job(NamedTuple):
@@ -26,18 +37,18 @@ def describe(params: Params) -> str:
         Job(stage, names, slurm.wanted(params, stage, names), slurm.asked(params, stage, names))
         for stage, names in jobs.every(params)
     ]
-    lines = [f"on a cluster ({slurm.PROFILE}): what the largest job of each stage asks for (estimates)", HEAD]
-    hours = {True: 0.0, False: 0.0}
+    rows, hours = [HEAD], {True: 0.0, False: 0.0}
     for stage in dict.fromkeys(job.stage for job in every):
         of_stage = [job.asked for job in every if job.stage == stage]
         most = Asked(*map(max, zip(*of_stage, strict=True)))
         gpu, total = slurm.on_gpu(stage), sum(job.runtime for job in of_stage) / 60
         hours[gpu] += total
-        lines.append(
-            f"{stage:10} {len(of_stage):5}  {slurm.together(stage):7}  {'GPU' if gpu else 'CPU':3} {most.mem_mb:7,} MB "
-            f"{f'{most.gpu_mem_mb:,} MB' if gpu else '':>11} {most.disk_mb:7,} MB {most.runtime:8,} {total:13,.1f}"
-        )
-    lines += [
+        gpu_memory = f"{most.gpu_mem_mb:,} MB" if gpu else ""
+        row = (stage, f"{len(of_stage)}", f"{slurm.together(stage)}", "GPU" if gpu else "CPU", f"{most.mem_mb:,} MB")
+        rows.append((*row, gpu_memory, f"{most.disk_mb:,} MB", f"{most.runtime:,}", f"{total:,.1f}"))
+    lines = [
+        f"on a cluster ({slurm.PROFILE}): what the largest job of each stage asks for (estimates)",
+        aligned_table(rows, "<>><>"),
         f"asked for in all: {hours[True]:,.1f} GPU hours, {hours[False]:,.1f} CPU hours",
         f"(minutes: {slurm.START:g} to start, 1 for each {slurm.FILES:,.0f} MB of files, {slurm.MARGIN:g} times what "
         f"computing takes at {limits.gflops.gpu:g} GFLOP/s on a GPU, {limits.gflops.cpu:g} on a CPU: partitions.yaml)",
