@@ -128,13 +128,12 @@ def misfit(
     """
     groupings = METHODS[method].groupings
     if by not in groupings:
-        return f"method {method} goes with groups by {', '.join(groupings)}, not by {by}"
+        return f"method {method} needs groups by {', '.join(groupings)}, not by {by}"
     if (by == "saliency") != (routing == "pruned"):
-        return (
-            f"groups by {by} {'prune experts' if by == 'saliency' else 'keep every expert'}, the routing is {routing}"
-        )
+        fate = "prune experts" if by == "saliency" else "keep every expert"
+        return f"groups by {by} {fate}, but the routing is {routing}"
     if by == "selection" and counted_width == "auto" != width:
-        return "the groups are counted with the width that suits a share: set `width: auto` in method select"
+        return "`share` in `cluster` chooses the width: set `width: auto` in method select"
     if by == "selection" and "auto" != width != counted_width:
-        return f"the groups count with width {counted_width}, the method keeps {width}"
+        return f"the groups are made for width {counted_width}, but the method keeps {width}"
     return None

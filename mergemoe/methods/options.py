@@ -39,7 +39,7 @@ class Option:
         """Tell whether a value is allowed."""
         if isinstance(value, str):
             return value in self.words
-        if not self.takes_numbers or not isinstance(value, numbers.Real) or isinstance(value, bool):
+        if not self.takes_numbers or isinstance(value, bool) or not isinstance(value, numbers.Real):
             return False
         number = float(value)
         low = self.above is None or number > self.above

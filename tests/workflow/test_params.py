@@ -41,14 +41,22 @@ def test_the_projects_own_file_names_some_of_all_runs_that_fit():
         ("cluster.half.layers", "3-1", "empty range"),
         ("cluster.half.layers", "last", "neither `all` nor a range"),
         ("cluster.a b", {"by": "weights", "experts": 2}, "'a b' becomes a path"),
-        ("calibrate.full", {"source": "x.txt", "samples": 1, "length": 9}, "`full` is taken"),
-        ("calibrate.mixed.dataset", "allenai/c4", "one of them"),
+        ("calibrate.full", {"source": "x.txt", "samples": 1, "length": 9}, "`full` is reserved"),
+        ("calibrate.mixed.dataset", "allenai/c4", "give either `source`"),
         ("calibrate.c4", {"dataset": "allenai/c4", "samples": 1, "length": 9}, "needs `revision`"),
-        ("model.q", {"path": "Qwen/Q3", "revision": "main"}, "`mergemoe fetch Qwen/Q3 --revision main` says which one"),
-        ("model.q", {"path": "Qwen/Q3", "revision": "0123abc"}, "'0123abc' is no full commit hash"),
-        ("model.q", {"path": "/models/q3", "revision": "0" * 40}, "'/models/q3' is no id such as Qwen/Qwen3-30B-A3B"),
+        (
+            "model.q",
+            {"path": "Qwen/Q3", "revision": "main"},
+            "`mergemoe fetch Qwen/Q3 --revision main` prints the current one",
+        ),
+        ("model.q", {"path": "Qwen/Q3", "revision": "0123abc"}, "'0123abc' is not a full commit hash"),
+        (
+            "model.q",
+            {"path": "/models/q3", "revision": "0" * 40},
+            "'/models/q3' is not an id such as Qwen/Qwen3-30B-A3B",
+        ),
         ("evaluate.tasks.fidelity", {}, "always measured"),
-        ("evaluate.tasks.generation", {}, "`generation` is no task of lm-eval"),
+        ("evaluate.tasks.generation", {}, "`generation` is not a task of lm-eval"),
         ("evaluate.generation", {}, "80 prompts of 32 tokens from `heldout`, which has 64 sequences of 256"),
         ("evaluate.generation", {"prompts": 4, "prompt_tokens": 257}, "4 prompts of 257 tokens from `heldout`"),
         ("evaluate.generation", {"prompts": 4, "new_tokens": 23}, "evaluate.generation.new_tokens"),
@@ -57,23 +65,35 @@ def test_the_projects_own_file_names_some_of_all_runs_that_fit():
         ("runs", [["demo", "mixed", "half"]], "runs.0: List should have at least 4 items"),
         ("runs", [], "empty"),
         ("cluster.pairs", {"by": "selection", "experts": 0.5, "width": 0.0}, "cluster.pairs.width"),
-        ("cluster.half", {"by": "weights", "experts": 0.5, "width": 0.5}, "`width` belongs to `by: selection`"),
-        ("cluster.half", {"by": "weights"}, "`experts` says how many are kept"),
-        ("cluster.whole", {"by": "none", "experts": 4}, "leave it out with `by: none`"),
+        (
+            "cluster.half",
+            {"by": "weights", "experts": 0.5, "width": 0.5},
+            "`width` of a grouping needs `by: selection`",
+        ),
+        ("cluster.half", {"by": "weights"}, "`experts` is the number or share of experts kept"),
+        ("cluster.whole", {"by": "none", "experts": 4}, "`by: none` keeps all: leave it out there only"),
         ("solve.slim", {"method": "slim"}, "solve.slim.width: Field required"),
         ("solve.joint", {"method": "joint", "ridge": -1.0}, "solve.joint.ridge"),
         ("solve.joint", {"method": "joint", "ridge": "best"}, "solve.joint.ridge"),
         ("solve.joint", {"method": "joint", "memory": 0.0}, "solve.joint.memory"),
         ("solve.routed", {"method": "routed", "memory": 8.0}, "solve.routed.memory: unknown key"),
-        ("cluster.half", {"by": "weights", "experts": 0.5, "share": 0.5}, "`share` is of `by: selection`"),
-        ("cluster.half", {"by": "selection", "experts": 0.5, "share": 0.5}, "`share` is of `by: selection`"),
-        ("cluster.half", {"by": "selection", "experts": 0.5, "per": "layer"}, "`per` belongs to `share`"),
-        ("cluster.half", {"by": "saliency", "experts": 4, "budget": "error"}, "`budget: error` is of groups that"),
-        ("cluster.half", {"by": "outputs", "experts": 4, "max_size": 2}, "by weights, router or selection, not by out"),
+        ("cluster.half", {"by": "weights", "experts": 0.5, "share": 0.5}, "and needs `by: selection`"),
+        ("cluster.half", {"by": "selection", "experts": 0.5, "share": 0.5}, "and needs `by: selection`"),
+        ("cluster.half", {"by": "selection", "experts": 0.5, "per": "layer"}, "`per` needs `share`"),
+        (
+            "cluster.half",
+            {"by": "saliency", "experts": 4, "budget": "error"},
+            "`budget: error` needs groups that are merged",
+        ),
+        (
+            "cluster.half",
+            {"by": "outputs", "experts": 4, "max_size": 2},
+            "applies to `by: weights`, `router` or `selection`; this grouping is `by: outputs`",
+        ),
         ("cluster.half", {"by": "weights", "experts": 4, "max_size": 1}, "cluster.half.max_size"),
         ("solve.joint", {"method": "joint", "width": 0.5}, "`width` below 1 needs `features: selected`: usage are"),
         ("solve.joint", {"method": "joint", "routing": "gone"}, "solve.joint.routing"),
-        ("model", {}, "model: it is empty; give at least one choice by a name of your own"),
+        ("model", {}, "model: it is empty. Give at least one choice"),
     ],
 )
 def test_a_mistake_is_named(path, value, message):
@@ -117,12 +137,12 @@ def test_all_takes_every_product_whose_grouping_fits_and_says_what_it_leaves_out
     ]
     left_out = params.left_out()
     assert len(left_out) == 4 * 5 - 6
-    assert "pairs/mergemoe is left out: method mergemoe goes with groups by weights, not by selection" in left_out
-    assert "pairs/thin is left out: the groups count with width 1.0, the method keeps 0.5" in left_out
+    assert "pairs/mergemoe is left out: method mergemoe needs groups by weights, not by selection" in left_out
+    assert "pairs/thin is left out: the groups are made for width 1.0, but the method keeps 0.5" in left_out
 
 
 def test_a_run_that_is_named_must_fit():
-    with pytest.raises(UserError, match="mergemoe goes with groups by weights, not by selection"):
+    with pytest.raises(UserError, match="mergemoe needs groups by weights, not by selection"):
         read_params({**GOOD, **BENCH, "runs": [["demo", "mixed", "pairs", "mergemoe"]]})
 
 

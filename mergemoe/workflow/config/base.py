@@ -1,4 +1,4 @@
-"""What the sections of params.yaml have in common: strict types, and where text comes from."""
+"""The base class of the sections of params.yaml, and the section for a source of text."""
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -10,7 +10,7 @@ class Section(BaseModel):
 
 
 class Text(Section):
-    """Where text comes from: a local file, or a Hugging Face data set at one commit."""
+    """A source of text: a local file, or a Hugging Face data set at one commit."""
 
     source: str | None = Field(default=None, description="a .jsonl, .jsonl.gz, .txt or .txt.gz file")
     dataset: str | None = Field(default=None, description="a Hugging Face data set, in place of `source`")
@@ -21,12 +21,14 @@ class Text(Section):
     samples: int = Field(gt=0, description="sequences")
     length: int = Field(gt=1, description="tokens per sequence")
     seed: int = 0
-    pack: bool = Field(default=True, description="join documents and cut; false: a document a sequence, cut or padded")
+    pack: bool = Field(
+        default=True, description="join documents and cut them; false: one document per sequence, cut or padded"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "Text":
         if (self.source is None) == (self.dataset is None):
-            raise ValueError("give `source` (a local file) or `dataset` (a Hugging Face data set), one of them")
+            raise ValueError("give either `source` (a local file) or `dataset` (a Hugging Face data set)")
         if self.dataset is not None and self.revision is None:
-            raise ValueError("`dataset` needs `revision`, its full commit hash: a name alone changes under you")
+            raise ValueError("`dataset` needs `revision`, its full commit hash, because a data set may change")
         return self

@@ -1,4 +1,4 @@
-"""Section cluster of params.yaml: which experts become one."""
+"""Section cluster of params.yaml: how experts are grouped, and how many groups each layer keeps."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from mergemoe.workflow.config.base import Section
 
 
 class Cluster(Section):
-    """Which experts become one."""
+    """One grouping, and its size."""
 
     by: Literal["weights", "router", "outputs", "selection", "saliency", "none"]
     experts: int | float = Field(default=1.0, gt=0, description="int: experts kept; float in (0, 1]: share, rounded up")
@@ -19,43 +19,51 @@ class Cluster(Section):
         default=None,
         gt=0,
         le=1,
-        description="by selection, in place of `experts`: the share of the routed weights kept",
+        description="by selection: share of the routed weights kept; replaces `experts`, `width` and `budget`",
     )
     per: Literal["model", "layer"] = Field(
-        default="model", description="of `share`: one number of experts and width for all layers, or each layer its own"
+        default="model",
+        description="with `share`: one number of experts and one width for all layers, or for each layer",
     )
     budget: Literal["uniform", "usage", "error"] = Field(
-        default="uniform", description="where the total of `experts` over the layers goes: by usage, by measured error"
+        default="uniform",
+        description="how the total of `experts` is divided among layers: equally, by usage, or by measured error",
     )
-    width: float = Field(default=1.0, gt=0, le=1, description="by selection: the share of neurons that it counts with")
-    max_size: int | None = Field(default=None, gt=1, description="experts of a group at most")
+    width: float = Field(
+        default=1.0, gt=0, le=1, description="by selection: the share of neurons that each group keeps"
+    )
+    max_size: int | None = Field(default=None, gt=1, description="most experts of a group")
     layers: str = Field(default="all", description="all, or a range such as 2-3 of the model's layer numbers")
     threads: int = Field(default=1, gt=0)
 
     @model_validator(mode="after")
     def _range(self) -> "Cluster":
         if isinstance(self.experts, float) and self.experts > 1:
-            raise ValueError(f"experts: {self.experts} is a share above 1; a whole number keeps that many experts")
+            raise ValueError(f"experts: {self.experts} is a share above 1. Give a share in (0, 1], or a whole number")
         given = self.model_fields_set
         if self.share is not None and (self.by != "selection" or given & {"experts", "width", "budget"}):
-            raise ValueError(
-                "`share` is of `by: selection`, and says what `experts`, `width` and `budget` say elsewhere"
-            )
+            raise ValueError("`share` replaces `experts`, `width` and `budget`, and needs `by: selection`")
         if self.share is None and "per" in given:
-            raise ValueError("`per` belongs to `share`")
+            raise ValueError("`per` needs `share`, which is not given")
         if self.share is None and (self.by == "none") == ("experts" in given):
-            raise ValueError("`experts` says how many are kept; leave it out with `by: none`, and nowhere else")
+            raise ValueError(
+                "`experts` is the number or share of experts kept. `by: none` keeps all: leave it out there only"
+            )
         if self.budget != "uniform" and self.by in {"none", "saliency"}:
-            raise ValueError(f"`budget: {self.budget}` is of groups that merge, not of `by: {self.by}`")
+            raise ValueError(f"`budget: {self.budget}` needs groups that are merged; this grouping is `by: {self.by}`")
         if self.max_size and self.by not in {"weights", "router", "selection"}:
-            raise ValueError(f"`max_size` is of groups by weights, router or selection, not by {self.by}")
+            raise ValueError(
+                f"`max_size` applies to `by: weights`, `router` or `selection`; this grouping is `by: {self.by}`"
+            )
         if self.by != "selection" and self.width != 1:
-            raise ValueError("`width` belongs to `by: selection`, and to the method")
+            raise ValueError(
+                f"`width` of a grouping needs `by: selection`; `by: {self.by}` takes it from the method only"
+            )
         self.bounds()
         return self
 
     def spent(self) -> bool:
-        """Tell whether layers measure first, and a budget over all of them says what each keeps."""
+        """Tell whether a budget over all layers decides what each keeps, after their errors are measured."""
         return self.share is not None or self.budget != "uniform"
 
     def within(self, layers: Iterable[int]) -> list[int]:
@@ -64,7 +72,7 @@ class Cluster(Section):
         return [layer for layer in layers if first <= layer <= last]
 
     def settings(self) -> dict[str, Any]:
-        """Return what a grouping depends on besides its range; the keys of a budget only where there is one."""
+        """Return all keys but `layers`; the keys of a budget only if there is one."""
         return self.model_dump(exclude={"layers"} | (set() if self.spent() else {"share", "per", "budget"}))
 
     def bounds(self) -> tuple[int, float]:

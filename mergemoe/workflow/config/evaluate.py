@@ -1,4 +1,4 @@
-"""Section `evaluate` of params.yaml: what a compressed model is measured by."""
+"""Section evaluate of params.yaml: the measures of a compressed model."""
 
 from typing import Any, Literal
 
@@ -6,8 +6,8 @@ from pydantic import Field, field_validator, model_validator
 
 from mergemoe.workflow.config.base import Section, Text
 
-# The papers' tasks, as far as lm-eval has them: MergeMoE's seven; MC-SMoE's without WikiQA and HotpotQA, and with
-# squad_completion, which asks for the answer's words, for SQuAD.
+# The tasks of the papers that lm-eval has: the seven of MergeMoE; those of MC-SMoE without WikiQA and HotpotQA, with
+# squad_completion (is the answer in the continuation?) for SQuAD.
 SUITES = {
     "mergemoe-seven": ("winogrande", "arc_easy", "arc_challenge", "hellaswag", "piqa", "squad_completion", "mrpc"),
     "mcsmoe": ("sst2", "mrpc", "multirc", "copa", "winogrande", "squad_completion"),
@@ -19,16 +19,18 @@ class Task(Section):
 
     include: str | None = Field(default=None, description="folder of task files, for a task that is not lm-eval's own")
     data_files: dict[str, str] = Field(
-        default={}, description="{split: .jsonl or .jsonl.gz file}: lm-eval's own task on local data, with no hub"
+        default={}, description="{split: .jsonl or .jsonl.gz file}: local data for a task of lm-eval"
     )
-    fewshot: int | None = Field(default=None, ge=0, description="examples in the prompt; None: the task's own")
+    fewshot: int | None = Field(default=None, ge=0, description="examples in the prompt; None: the task's own number")
     limit: int | None = Field(default=None, gt=0, description="examples per (sub)task")
     batch_size: int = Field(default=32, gt=0)
 
     @model_validator(mode="after")
     def _one_source(self) -> "Task":
         if self.include and self.data_files:
-            raise ValueError("`include` is of a task of your own, `data_files` of one of lm-eval's: give one of them")
+            raise ValueError(
+                "`include` defines a task of your own, `data_files` are for a task of lm-eval. Give one of them"
+            )
         return self
 
 
@@ -37,27 +39,27 @@ class Generation(Section):
 
     prompts: int = Field(default=80, gt=0, description="sequences that are continued, one prompt each")
     prompt_tokens: int = Field(default=32, gt=0)
-    new_tokens: int = Field(default=96, ge=24, description="of the longest continuation; a loop covers 24 at least")
+    new_tokens: int = Field(default=96, ge=24, description="length of a continuation; a loop covers at least 24")
 
 
 class Evaluate(Section):
-    """What a compressed model is measured by."""
+    """The measures of a compressed model."""
 
     tasks: dict[str, Task] = Field(
         default={}, description=f"{{name: settings}}, or a list of names; {', '.join(SUITES)} stand for several"
     )
     heldout: Text = Field(description="text for fidelity: perplexity, KL and output error against the full model")
     generation: Generation | None = Field(
-        default=None, description="greedy continuations of held-out prompts; {}: by the defaults"
+        default=None, description="greedy continuations of held-out prompts; {} takes the defaults"
     )
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    batch_tokens: int = Field(default=16384, gt=0, description="tokens of one forward batch, lm-eval's excepted")
+    batch_tokens: int = Field(default=16384, gt=0, description="tokens of one forward batch; lm-eval has `batch_size`")
     threads: int = Field(default=1, gt=0)
 
     @field_validator("tasks", mode="before")
     @classmethod
     def _one_by_one(cls, given: Any) -> Any:
-        """Turn a list of names, and the names of suites, into {task: settings}; a task's own entry goes first."""
+        """Turn a list of names, and names of suites, into {task: settings}; a task's own entry wins."""
         named = (
             dict.fromkeys(given, {}) if isinstance(given, list) and all(isinstance(n, str) for n in given) else given
         )
@@ -75,10 +77,10 @@ class Evaluate(Section):
         if wanted and (wanted.prompts > heldout.samples or wanted.prompt_tokens > heldout.length):
             raise ValueError(
                 f"generation takes {wanted.prompts} prompts of {wanted.prompt_tokens} tokens from `heldout`, which has "
-                f"{heldout.samples} sequences of {heldout.length}"
+                f"{heldout.samples} sequences of {heldout.length}. Lower `prompts`, or raise `samples` or `length`"
             )
         return self
 
     def scored(self) -> list[str]:
-        """Return what every model gets scores for: the tasks of lm-eval, and what is measured beside them."""
+        """Return the names of all scores of a model: the tasks of lm-eval, fidelity, and generation if it is set."""
         return [*self.tasks, "fidelity", *(["generation"] if self.generation else [])]

@@ -1,8 +1,8 @@
-"""params.yaml: every number a result depends on, checked before the first job.
+"""params.yaml: every number that a result depends on, checked before the first job.
 
-A section per stage; `model`, `calibrate`, `cluster` and `solve` hold named choices, and a run is one of
-each. Only the Snakefile and the command line read this module: a stage gets its own choice, complete and
-checked, as JSON, so that a new method or key changes nothing that exists.
+There is one section per stage. `model`, `calibrate`, `cluster` and `solve` hold named choices, and a run is one of
+each. Only the Snakefile and the command line import this module. A stage gets its own choice as JSON, complete and
+checked, so a new method or key changes no existing result.
 """
 
 import itertools
@@ -25,42 +25,48 @@ from mergemoe.workflow.config.solve import Method
 class Model(Section):
     """A checkpoint."""
 
-    path: str = Field(description="folder with config.json, safetensors and a tokenizer; with `revision` a hub model")
+    path: str = Field(description="folder with config.json, safetensors and a tokenizer, or, with `revision`, a hub id")
     revision: str | None = Field(default=None, description="full commit hash of the hub model; `mergemoe fetch` first")
-    dequantize: bool = Field(default=False, description="compress a plain copy of this quantized checkpoint")
+    dequantize: bool = Field(default=False, description="compress an unquantized copy of this checkpoint")
 
     @model_validator(mode="after")
     def _commit(self) -> "Model":
         if self.revision is None:
             return self
         if not hub_cache.HUB_ID.fullmatch(self.path):
-            raise ValueError(f"`revision` is of a hub model; path {self.path!r} is no id such as Qwen/Qwen3-30B-A3B")
+            raise ValueError(
+                f"`revision` needs a hub model; path {self.path!r} is not an id such as Qwen/Qwen3-30B-A3B"
+            )
         if not hub_cache.COMMIT.fullmatch(self.revision):
             command = hub_cache.fetch_command(self.path, self.revision)
-            raise ValueError(f"revision {self.revision!r} is no full commit hash; `{command}` says which one it is now")
+            raise ValueError(
+                f"revision {self.revision!r} is not a full commit hash. `{command}` prints the current one"
+            )
         return self
 
     def folder(self) -> Path:
-        """Return where the checkpoint lies on this machine.
+        """Return the checkpoint's folder on this machine.
 
         Raises:
-            UserError: where a hub model was not fetched, with the command.
+            UserError: if a hub model is not fetched yet, with the command.
         """
         return model_folder.locate(self.path, self.revision)
 
     def copied(self) -> bool:
-        """Tell whether a run begins with a plain copy: of what is quantized, or has no class of its own."""
+        """Tell whether a run starts with a converted copy: of a quantized model, or of one without a class."""
         return self.dequantize or model_folder.read_config(self.folder()).get("model_type") == "deepseek"
 
 
 class Calibrate(Text):
     """The sequences that a compression is fitted on."""
 
-    holdout: float = Field(default=0.125, ge=0, lt=1, description="share of sequences never fitted on, to measure with")
+    holdout: float = Field(
+        default=0.125, ge=0, lt=1, description="share of the sequences that is held out from every fit"
+    )
 
 
 class Capture(Section):
-    """The one pass of the model over the calibration sequences."""
+    """The forward pass of the model over the calibration sequences."""
 
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     batch_tokens: int = Field(default=16384, gt=0, description="tokens of one forward batch; memory grows with it")
@@ -99,18 +105,20 @@ class Params(Section):
         kinds = {"model": self.model, "calibrate": self.calibrate, "cluster": self.cluster, "solve": self.solve}
         for kind, named in kinds.items():
             if not named:
-                raise ValueError(f"{kind}: it is empty; give at least one choice by a name of your own")
+                raise ValueError(f"{kind}: it is empty. Give at least one choice, by any name")
         for kind, named in {**kinds, "evaluate.tasks": self.evaluate.tasks}.items():
             for name in named:
                 if not re.fullmatch(r"\w[\w.-]*" if kind == "evaluate.tasks" else r"\w+", name, re.ASCII):
                     more = ", . and -" if kind == "evaluate.tasks" else ""  # some of lm-eval's have them
-                    raise ValueError(f"{kind}: the name {name!r} becomes a path: letters, digits, _{more} only")
+                    raise ValueError(f"{kind}: the name {name!r} becomes a path. Use letters, digits, _{more} only")
         if "fidelity" in self.evaluate.tasks:
-            raise ValueError("evaluate.tasks: `fidelity` is always measured; it is no task of lm-eval")
+            raise ValueError(
+                "evaluate.tasks: `fidelity` is always measured, and is not a task of lm-eval. Leave it out"
+            )
         if "generation" in self.evaluate.tasks:
-            raise ValueError("evaluate.tasks: `generation` is no task of lm-eval; it is a section of evaluate")
+            raise ValueError("evaluate.tasks: `generation` is not a task of lm-eval. Set `evaluate.generation` instead")
         if "full" in self.calibrate:
-            raise ValueError("calibrate: the name `full` is taken by the uncompressed model's scores")
+            raise ValueError("calibrate: the name `full` is reserved for the scores of the full model. Use another")
         for run in self.runs if self.runs != "all" else []:
             for kind, name in zip(kinds, run, strict=True):
                 if name not in kinds[kind]:
@@ -119,32 +127,32 @@ class Params(Section):
                 raise ValueError(f"runs: {run}: {why}")
         if len(self.all_runs()) != len(set(self.all_runs())) or not self.all_runs():
             raise ValueError(
-                f"runs: the list is empty or names a run twice{''.join(map('; '.__add__, self.left_out()))}"
+                f"runs: the list is empty, or has a run twice{''.join(map('; '.__add__, self.left_out()))}"
             )
         return self
 
     def misfit(self, run: Run) -> str | None:
-        """Return why the grouping of a run does not fit its method; None where it does."""
+        """Return why the grouping of a run does not fit its method; None if it does."""
         grouping, method = self.cluster[run.cluster], self.solve[run.solve]
         width, routing = getattr(method, "width", 1.0), self.routing(run.solve)
         counted = grouping.width if grouping.share is None else "auto"
         return catalogue.misfit(grouping.by, counted, method.method, width, routing)
 
     def width(self, run: Run) -> float:
-        """Return the share of the experts' neurons that a run keeps; 1 where a budget will say."""
+        """Return the share of each expert's neurons that a run keeps; 1 if a budget decides later."""
         width = getattr(self.solve[run.solve], "width", 1.0)
         return self.cluster[run.cluster].width if width == "auto" else width
 
     def routing(self, solve: str) -> str:
-        """Return what a choice of `solve` does to the router."""
+        """Return the routing of a choice of `solve`: preserved, pruned or folded."""
         return catalogue.routing(self.solve[solve].method, self.solve[solve].model_dump())
 
     def all_runs(self) -> list[Run]:
-        """Return the runs, in order; `all` is every product whose grouping fits its method."""
+        """Return the runs, in order; `runs: all` is every combination whose grouping fits its method."""
         return [run for run in self._named() if not self.misfit(run)]
 
     def left_out(self) -> list[str]:
-        """Return what `all` leaves out, a line per pair of grouping and method."""
+        """Return the combinations that `runs: all` leaves out, one line per pair of grouping and method."""
         pairs = {run[2:]: why for run in self._named() if (why := self.misfit(run))}
         return [f"{cluster}/{solve} is left out: {why}" for (cluster, solve), why in pairs.items()]
 
@@ -167,16 +175,16 @@ def read_params(config: Mapping[str, Any], source: str | Path = "params.yaml") -
 
 
 def _explain(mistake: Any) -> str:
-    of_a_union = ("int", "float", "literal[", "list[")  # pydantic names the alternative it tried, too
+    of_a_union = ("int", "float", "literal[", "list[")  # pydantic's path includes the alternative that it tried
     where = [str(part) for part in mistake["loc"] if not str(part).startswith(of_a_union)]
     if where[:1] == ["solve"]:
-        del where[2:3]  # and here the method
+        del where[2:3]  # and the method
     path = ".".join(where)
     message = mistake["msg"].removeprefix("Value error, ")
     if mistake["type"] == "extra_forbidden":
         message = "unknown key"
     elif isinstance(mistake["input"], str) and re.fullmatch(r"\d+e-?\d+", mistake["input"]):
-        message += f"; YAML reads {mistake['input']} as text: write {mistake['input'].replace('e', '.0e')}"
+        message += f". YAML reads {mistake['input']} as text: write {mistake['input'].replace('e', '.0e')}"
     elif isinstance(mistake["input"], str | int | float):
         message += f" (got {mistake['input']!r})"
     return f"  {path or 'top level'}: {message}"
