@@ -1,4 +1,4 @@
-"""What `compress` is asked to do: its arguments, checked before anything is computed."""
+"""Check the arguments of `mergemoe.compress` before anything is computed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -33,23 +33,23 @@ def kept_by_layer(
     """
     counts = {entry["layer"]: entry["experts"] for entry in described["layers"]}
     if not isinstance(layers, str | Iterable):
-        raise UserError(f'`layers` is "all", a range such as "2-3", or a list of layers; got {layers!r}')
+        raise UserError(f'`layers` must be "all", a range such as "2-3", or a list of layers; got {layers!r}')
     keeps_all = METHODS[method].groupings == ("none",)
     experts = (1.0 if keeps_all else 0.5) if experts is None else experts
     if isinstance(layers, str):
         first, last = layer_sizes.layer_bounds(layers)
         wanted = {layer for layer in counts if first <= layer <= last}
         if not wanted:
-            raise UserError(f"layers {layers} hold no experts; those that do: {', '.join(map(str, counts))}")
+            raise UserError(f"layers {layers} have no experts; those that do: {', '.join(map(str, counts))}")
     else:
         wanted = {int(layer) for layer in layers}
     if missing := set(wanted) - set(counts):
-        raise UserError(f"layers {sorted(missing)} hold no experts; those that do: {', '.join(map(str, counts))}")
+        raise UserError(f"layers {sorted(missing)} have no experts; those that do: {', '.join(map(str, counts))}")
     if not wanted:
-        raise UserError("`layers` is empty: name a layer, or leave it out")
+        raise UserError("`layers` is empty. Name a layer, or leave it out")
     kept = {layer: layer_sizes.kept_experts(experts, counts[layer]) for layer in sorted(wanted)}
     if keeps_all and any(m < counts[layer] for layer, m in kept.items()):
-        raise UserError(f"method {method} keeps all experts and narrows them: leave out `experts`, and give `width`")
+        raise UserError(f"method {method} keeps all experts and narrows them. Leave out `experts`, and give `width`")
     return {layer: m for layer, m in kept.items() if m < counts[layer] or width < 1}
 
 
@@ -72,10 +72,14 @@ def stock_config(
 
 
 def stock_class(model: Any) -> str:
-    """Return the name of a model's class, one that transformers loads by an auto class."""
+    """Return the name of a model's class.
+
+    Raises:
+        UserError: if no auto class of transformers loads it.
+    """
     name = type(model).__name__
     if getattr(transformers, name, None) is not type(model):
-        raise UserError(f"{name} is no class of transformers' own: a compressed model could not be loaded again as one")
+        raise UserError(f"{name} is not a class of transformers, so a compressed model could not be loaded again")
     auto_class(name)
     return name
 
@@ -110,7 +114,7 @@ def check_heldout(method: str, ridge: float | str, heldout: Tensor) -> None:
     """Check that there are held-out sequences if a method chooses its ridge by them; heldout [S]."""
     if ridge == "auto" and not heldout.any():
         raise UserError(
-            f"method {method} chooses its ridge by held-out sequences, and there are none: give `holdout` a share "
+            f"method {method} chooses its ridge by held-out sequences, and there are none. Give `holdout` a share "
             "above 0, or `ridge` a number such as 0.01"
         )
 
@@ -121,7 +125,7 @@ def ids_and_mask(tokens: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor]
     ids, mask = given.get("input_ids"), given.get("attention_mask")
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
         raise UserError(
-            "`tokens` must be token ids [sequences, length], or what a tokenizer returns with "
+            "`tokens` must be token ids [sequences, length], or the result of a tokenizer with "
             f'return_tensors="pt", padding=True; got {getattr(ids, "shape", type(ids).__name__)}'
         )
     mask = torch.ones_like(ids) if mask is None else mask

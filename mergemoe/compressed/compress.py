@@ -1,4 +1,4 @@
-"""Compress a model that is in memory: the workflow's own functions, layer by layer, without its files."""
+"""Compress a model in memory with the functions of the workflow, layer by layer, without its files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,22 +51,22 @@ def compress(
 
     Args:
         model: a transformers model; its class becomes a subclass of what it was.
-        tokens: ids [S, L], or a mapping with `input_ids` and, where there is padding, `attention_mask`, as a
+        tokens: ids [S, L], or a mapping with `input_ids` and, if there is padding, `attention_mask`, as a
             tokenizer returns with return_tensors="pt".
-        experts: an int is the number kept per layer, a float in (0, 1] the share, rounded up; by default half of
-            them, or all where the method (`slim`) keeps all.
-        method: a method of `solve` in params.yaml.
+        experts: an int is the number kept per layer, a float in (0, 1] the share, rounded up; the default is half of
+            them, or all if the method (`slim`) keeps all.
+        method: a method of `solve` in params.yaml; recommended is `select`.
         layers: "all", a range such as "28-47", or the numbers of the decoder layers to merge.
-        seed: draws the sequences that are never fitted on.
+        seed: draws the sequences that are held out from every fit.
         holdout: their share.
         batch_tokens: tokens of one forward batch.
-        options: of the method, as in params.yaml; a `share` is the workflow's alone.
+        options: of the method, as in params.yaml (docs/method.md lists them).
 
     Raises:
-        UserError: where the model's experts cannot be merged or an argument is none, before anything is computed.
+        UserError: if the model's experts cannot be merged or an argument is wrong, before anything is computed.
     """
     if hasattr(model.config, "mergemoe"):
-        raise UserError("this model is compressed already: start from the original, and choose `experts` smaller")
+        raise UserError("this model is compressed already. Start from the original, with a smaller `experts`")
     arguments.stock_class(model)
     described = layout.of_model(model)
     method = RECOMMENDED if method == "recommended" else method
@@ -79,7 +79,7 @@ def compress(
     arguments.check_heldout(method, options.get("ridge", 0.0), heldout)
     resident = ResidentModel(model)
     batches = batches_of(ids, mask, batch_tokens, model.device)
-    with _as_the_workflow_runs_it(model):
+    with _workflow_settings(model):
         forward = Forward(resident, batches)
         progress = Progress("batches through layers", described["decoder_layers"] * len(batches))
         solved = {}
@@ -101,8 +101,8 @@ def compress(
 
 
 @contextmanager
-def _as_the_workflow_runs_it(model: Any) -> Iterator[None]:
-    """Let the model run without dropout and with the kernel that visits experts one by one, then be as it was."""
+def _workflow_settings(model: Any) -> Iterator[None]:
+    """Turn dropout off and set the kernel that runs experts one by one, as the workflow does; restore both after."""
     training = [module for module in model.modules() if module.training]
     kernel = model.config._experts_implementation
     model.eval()

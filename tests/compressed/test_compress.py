@@ -59,7 +59,7 @@ def test_layers_may_differ_in_their_number_of_experts(tiny, tmp_path):
     ids = torch.randint(3, 4096, (6, 16), generator=torch.Generator().manual_seed(2))
     model = mergemoe.load(tiny, "cpu", torch.float32)
     mergemoe.compress(model, ids, experts=3, layers=[1])
-    with pytest.raises(UserError, match=r"layers \[0\] hold no experts; those that do: 1, 2"):
+    with pytest.raises(UserError, match=r"layers \[0\] have no experts; those that do: 1, 2"):
         mergemoe.compress(mergemoe.load(tiny, "cpu"), ids, layers=[0])
     assert [len(model.model.layers[i].mlp.experts.gate_up_proj) for i in (1, 2)] == [3, 8]
 
@@ -95,9 +95,9 @@ def test_the_kernel_is_what_it_was(tiny):
         ({"experts": -1}, "experts: -1 is neither"),
         ({"experts": True}, "experts: True is neither"),
         ({"experts": 9}, r"more experts than the layer has \(8\)"),
-        ({"layers": "12"}, "layers 12 hold no experts; those that do: 1, 2"),
+        ({"layers": "12"}, "layers 12 have no experts; those that do: 1, 2"),
         ({"layers": "2-1"}, "is an empty range"),
-        ({"layers": [0]}, r"layers \[0\] hold no experts"),
+        ({"layers": [0]}, r"layers \[0\] have no experts"),
         ({"method": "foo"}, "no method 'foo'; there are: average, msmoe"),
         ({"rigde": 1.0}, "method select has no option rigde; it has: width, ridge"),
         ({"method": "average", "ridge": 1.0}, "method average has no option ridge; it has: none"),
@@ -149,7 +149,7 @@ def test_a_class_that_could_not_be_loaded_again_is_refused_before_the_model_is_t
         pass
 
     for cls, words in (
-        (Mine, "Mine is no class of transformers' own"),
+        (Mine, "Mine is not a class of transformers"),
         (transformers.Qwen3MoeModel, "no class of transformers that writes text"),
         (transformers.Qwen3MoeForSequenceClassification, "no class of transformers that writes text"),
     ):

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 
 import mergemoe
 from mergemoe.checkpoints import cost
+from mergemoe.checkpoints.expert_headers import NAMES
 from mergemoe.checkpoints.router_headers import ROUTERS
-from mergemoe.compressed import stock
+from mergemoe.compressed import modeling, stock
 from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import read_params
 from mergemoe.workflow.planning import plan
@@ -161,3 +162,9 @@ def changes(config, width):
     return {
         name: [8, 2 * width, 32] if "gate_up" in name else [8, 32, width] for name in found if "mlp.experts" in name
     }
+
+
+def test_the_modeling_file_knows_the_keys_that_config_json_may_have():
+    """It is copied into checkpoints, so it has lists of its own; the two names of widths are of modules alone."""
+    assert set(modeling._COUNTS) <= set(NAMES["experts"])
+    assert set(modeling._WIDTHS) - {"intermediate_dim", "expert_dim"} <= set(NAMES["width"])
