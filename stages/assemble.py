@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> None:
     solved = {int(re.findall(r"\d+", path)[-1]): store.read_tensors(path) for path in args.solved}
     with atomic.atomic(args.out) as folder:
         assemble(layout, solved, folder)
-        card = checkpoint_card.card(args.cfg, checkpoint_card.is_stock(path.name for path in folder.iterdir()))
+        card = checkpoint_card.unscored_card(args.cfg, checkpoint_card.is_stock(path.name for path in folder.iterdir()))
         (folder / "README.md").write_text(card)  # `mergemoe export` puts another in its place
         payload = {"files": {path.name: digests.sha256(path) for path in sorted(folder.iterdir())}}
         store.write_json(folder / "provenance.json", payload, args.provenance)

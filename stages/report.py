@@ -48,7 +48,7 @@ def main() -> None:
                 own = {**made, "inputs": study.inputs(args.results, [replace(model, runs=[run])])}
                 card = folder / model.name / f"{run.name}.md"
                 card.parent.mkdir(parents=True, exist_ok=True)
-                card.write_text(model_card.card(model, run, digests.canonical(own)))
+                card.write_text(model_card.scored_card(model, run, digests.canonical(own)))
     cards = sorted(path for path in args.cards.rglob("*.md"))
     files = {os.path.relpath(path, args.out.parent): digests.sha256(path) for path in [*texts, *cards]}
     reported = {

@@ -1,6 +1,6 @@
 """The model card of a compressed checkpoint: its origin, its parameters and how to load it.
 
-`card` goes beside the weights before anything is measured; report/model_card.py adds the scores to the same text.
+`unscored_card` goes beside the weights before anything is measured; report/model_card.py adds the scores to it.
 A run's parameters are {stage: parameters} of the stages in `STAGES`. Those in `CHOICES` have a `name`, too;
 `model` has a `path`, `solve` a `method`.
 
@@ -57,7 +57,7 @@ or, if mergemoe is not installed,
 """
 
 
-def loading(folder: str, stock: bool) -> list[str]:
+def loading_lines(folder: str, stock: bool) -> list[str]:
     """Return the lines that load a checkpoint with mergemoe, and with transformers alone."""
     consent = "" if stock else ", trust_remote_code=True"
     return [text.replace("PATH", folder).replace("CONSENT", consent) for text in (LOADING, LOADING_WITHOUT)]
@@ -68,7 +68,7 @@ def is_stock(files: Iterable[str]) -> bool:
     return "modeling_mergemoe.py" not in files
 
 
-def card(parameters: Parameters, stock: bool, **metadata: Any) -> str:
+def unscored_card(parameters: Parameters, stock: bool, **metadata: Any) -> str:
     """Return the card of a run without its scores; `metadata` are more fields of ModelCardData."""
     model = parameters["model"]
     data = ModelCardData(
@@ -83,8 +83,8 @@ def card(parameters: Parameters, stock: bool, **metadata: Any) -> str:
 
 
 def _body(parameters: Parameters, stock: bool) -> str:
-    made = [[stage, parameters[stage].get("name", ""), listed(parameters[stage])] for stage in STAGES]
-    lines = loading("PATH", stock)
+    made = [[stage, parameters[stage].get("name", ""), listed_parameters(parameters[stage])] for stage in STAGES]
+    lines = loading_lines("PATH", stock)
     return _BODY.format(
         model=parameters["model"]["name"],
         run="/".join(parameters[stage]["name"] for stage in CHOICES),
@@ -96,7 +96,7 @@ def _body(parameters: Parameters, stock: bool) -> str:
     )
 
 
-def listed(choice: Mapping[str, Any]) -> str:
+def listed_parameters(choice: Mapping[str, Any]) -> str:
     """Return the parameters of a choice on one line."""
     values = {key: _base(value) if key == "path" else value for key, value in choice.items() if key != "name"}
     spelled = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}

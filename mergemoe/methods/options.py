@@ -5,6 +5,8 @@ import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mergemoe.text_table import markdown_table
+
 
 @dataclass(frozen=True)
 class Option:
@@ -69,15 +71,11 @@ def markdown(methods: Mapping[str, Method]) -> str:
     ]
     return "\n\n".join(
         [
-            _table(["method", "what it does", "groupings"], rows),
-            _table(["option", "methods", "default", "allowed", "meaning"], options),
+            markdown_table(["method", "what it does", "groupings"], rows),
+            markdown_table(["option", "methods", "default", "allowed", "meaning"], options),
         ]
     )
 
 
 def _default(option: Option) -> str:
     return "must be given" if option.default is None else f"`{option.default}`"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])

@@ -18,7 +18,7 @@ NAMES = {
 }
 
 
-def card(model: Model, run: Run, provenance: str) -> str:
+def scored_card(model: Model, run: Run, provenance: str) -> str:
     """Return the card; `provenance` is one of the keys of its front matter."""
     dataset = run.parameters["calibrate"].get("dataset")
     metadata = {
@@ -27,7 +27,7 @@ def card(model: Model, run: Run, provenance: str) -> str:
         "eval_results": eval_results(model, run),
         "provenance": provenance,
     }
-    text = checkpoint_card.card(run.parameters, run.stock, **metadata)
+    text = checkpoint_card.unscored_card(run.parameters, run.stock, **metadata)
     return "\n".join([text, metrics.markdown(run.scores, model.full, model.tasks), _hashes(run.files)])
 
 

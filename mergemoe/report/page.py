@@ -49,7 +49,7 @@ def page(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    env.filters |= {"shown": shown, "label": label, "listed": checkpoint_card.listed}
+    env.filters |= {"shown": shown, "label": label, "listed": checkpoint_card.listed_parameters}
     marks = plot_style.marks(run.method for model in models for run in model.runs)
     return env.get_template("page.html").render(
         articles=[_article(env, model, marks, PARTS[part] if part else tuple(SECTIONS)) for model in models],

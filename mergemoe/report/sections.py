@@ -167,7 +167,7 @@ def parameters(model: Model, marks: Marks) -> Context:
 def loading(model: Model, marks: Marks) -> Context:
     """The lines that load the winner, or the first run where none was chosen."""
     run = _first(model)
-    return {"run": run, "lines": checkpoint_card.loading(run.folder, run.stock)}
+    return {"run": run, "lines": checkpoint_card.loading_lines(run.folder, run.stock)}
 
 
 Section = Callable[[Model, Marks], Context | None]

@@ -16,7 +16,7 @@ class Run:
 
     name: str  # calibrate/cluster/solve
     folder: str
-    parameters: Mapping[str, Mapping[str, Any]]  # as checkpoint_card.card takes them
+    parameters: Mapping[str, Mapping[str, Any]]  # as checkpoint_card.unscored_card takes them
     code: Mapping[str, str]  # stage -> digest
     files: Mapping[str, str]  # of the checkpoint: name -> sha256
     stock: bool  # whether transformers loads it without code of ours

@@ -156,7 +156,7 @@ def test_the_card_beside_the_weights_is_the_same_text_without_scores(made):
     folder = made / "results/models/demo/mixed/half/mergemoe"
     parameters = json.loads((folder / "provenance.json").read_text())["provenance"]["params"]
     short, card = (
-        checkpoint_card.card(parameters, stock=False),
+        checkpoint_card.unscored_card(parameters, stock=False),
         (made / "first/cards/demo/mixed/half/mergemoe.md").read_text(),
     )
     assert "Scores" not in short
@@ -167,8 +167,8 @@ def test_the_card_beside_the_weights_is_the_same_text_without_scores(made):
 
 def test_a_card_asks_for_consent_only_where_code_of_ours_is_needed():
     parameters = {stage: {"name": stage, "path": "model", "method": "average"} for stage in checkpoint_card.STAGES}
-    assert "trust_remote_code=True" in checkpoint_card.card(parameters, stock=False)
-    assert "trust_remote_code" not in checkpoint_card.card(parameters, stock=True)
+    assert "trust_remote_code=True" in checkpoint_card.unscored_card(parameters, stock=False)
+    assert "trust_remote_code" not in checkpoint_card.unscored_card(parameters, stock=True)
     assert checkpoint_card.is_stock(["config.json"]) and not checkpoint_card.is_stock(
         ["config.json", "modeling_mergemoe.py"]
     )
@@ -178,7 +178,7 @@ def test_an_absolute_path_of_the_model_stays_private():
     parameters = {
         stage: {"name": stage, "path": "/home/me/Model-A", "method": "average"} for stage in checkpoint_card.STAGES
     }
-    card = checkpoint_card.card(parameters, stock=False)
+    card = checkpoint_card.unscored_card(parameters, stock=False)
     assert "base_model: Model-A\n" in card
     assert "/home" not in card
 
