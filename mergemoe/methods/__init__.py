@@ -1,5 +1,5 @@
-"""The methods of `solve`, one file each, loaded by name.
+"""The methods of `solve`, one file each, loaded by name; catalogue.py lists them with their groupings and options.
 
-A method module has `merge(problem, **options) -> list[Merged]`: one result per group of several experts, in the
-order of `problem.groups`; the options are the keys of its choice in params.yaml.
+A method's module has `merge(problem, **options) -> list[Merged]`. It returns one result per group that changes, in the
+order of `problem.groups`. It gets all options of its row in the catalogue, so it has no defaults of its own.
 """

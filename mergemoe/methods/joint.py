@@ -2,8 +2,8 @@
 
     min over W_1 .. W_M of sum_x || sum_i W_i t_i(x) p_i(x) - y(x) ||^2 + prior
 
-A token's merged experts may make up for one another. M I' columns are unknown, so it wants K times the tokens of
-the solve group by group. It is direct where its sums fit `memory`, else by conjugate gradients.
+The merged experts of a token may correct one another. There are M I' unknown columns, so the solve needs K times the
+tokens of a solve group by group. It is direct if its sums fit `memory`, else it uses conjugate gradients.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from mergemoe.moe.experts import Experts, down_of, joined, with_down
 from mergemoe.moe.layer_sizes import kept_width
 from mergemoe.moe.problem import Merged, Problem
 
-# Of what a solve holds at its peak besides the experts: Grams of the direct one (fitted and held out, damped, factor,
-# and what makes them), and matrices of the down-projections' shape of the one group by group.
+# Memory at the peak, besides the experts: Gram matrices of the direct solve (fitted, held out, damped, factor, and two
+# while they are made), and matrices shaped like the down-projections of the solve group by group.
 COPIES, HELD = 6, 6
 
 

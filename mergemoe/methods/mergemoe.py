@@ -3,7 +3,7 @@
 A group with weights w_j = f_j / sum f (Theorem 1) gets gate and up projections sum_j w_j W^j (T2, T3, eq. 4), and the
 down-projection W_D' T1, T1 = Q P^+ (eqs. 5, 6), over ALL calibration tokens. T1 is never formed: W_D' Q is the
 weighted output of the members, so sums over tokens are enough (docs/method.md). A family's norm after the
-down-projection is left out of both sides: least squares sees what is linear.
+down-projection is left out on both sides: least squares covers the linear part only.
 """
 
 import torch
@@ -45,7 +45,7 @@ def merge(problem: Problem, ridge: float) -> list[Merged]:
 
 
 def everywhere(problem: Problem, tokens: Tokens) -> Tensor:
-    """Return w_j [n, N], the same on all tokens: what group_moments.group_sums then takes for routing weights."""
+    """Return w_j [n, N], the same for all tokens; group_moments.group_sums takes it in place of the routing weights."""
     weights = torch.zeros(len(problem.experts), dtype=torch.float64, device=tokens.hidden.device)
     for group in problem.groups:
         weights[group.members] = group.weights.to(weights)

@@ -1,7 +1,7 @@
-"""M-SMoE (arXiv 2310.01334): neurons aligned to the dominant expert's, then usage-weighted means of all matrices.
+"""M-SMoE (arXiv 2310.01334): align the neurons to the dominant expert, then take usage-weighted means of all matrices.
 
-The paper aligns to expert 0 of the layer and does not say how for gated experts; here every member is aligned to the
-dominant expert of its group, over gate, up and down.
+The paper aligns to expert 0 of the layer and does not say how for gated experts. Here every member is aligned to the
+dominant expert of its group, by gate, up and down together.
 """
 
 from mergemoe.merging.alignment import aligned

@@ -1,10 +1,10 @@
-"""The exact output (arXiv 2510.14436, table 5): all neurons of a group side by side, in place of a merged expert.
+"""The exact output (arXiv 2510.14436, table 5): one expert with all neurons of the group.
 
     E'(x) = sum_j w_j E_j(x),   w_j = f_j / sum_C f
 
-is what T1 of `mergemoe` approximates. A layer has one width, that of its largest group, and the other groups are padded
-with neurons of weight 0: what is written is larger than the original, so it is for small models. A family's norm after
-the down-projection stays behind the sum, which is then not exact.
+T1 of `mergemoe` approximates this. A layer has one width, that of its largest group, and the other groups are padded
+with neurons of weight 0. The checkpoint is larger than the original, so the method is for small models. A family's norm
+after the down-projection stays behind the sum, which is then not exact.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ from mergemoe.moe.problem import Group, Merged, Problem
 
 
 def merge(problem: Problem) -> list[Merged]:
-    """Return, for every group of the layer, the expert of all its neurons; nothing where no group has several."""
+    """Return, for every group of the layer, the expert of all its neurons; nothing if no group has several members."""
     if not problem.several:
         return []
     largest = max(len(group.members) for group in problem.groups)

@@ -1,9 +1,9 @@
-"""Routed least squares (ours): each down-projection fits what its group really adds to the residual stream.
+"""Routed least squares (ours): each down-projection is fitted to the routed output of its group.
 
     W_i = argmin sum_x || W t_i(x) p_i(x) - sum_{j in C_i} g_j(x) E_j(x) ||^2 + prior
 
-over the tokens that chose a member: the merged expert may behave like expert j on the tokens of expert j. The averages
-of the papers cannot, whatever T1 is.
+over the tokens that chose a member. So the merged expert can behave like expert j on the tokens of expert j, which no
+average of the papers can, whatever T1 is.
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Selected neurons, solved jointly (ours): what `joint` is with features that are picked, not averaged."""
+"""Selected neurons, solved jointly (ours): `joint` with the best neurons of each group instead of averages."""
 
 from typing import Literal
 

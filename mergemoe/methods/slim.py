@@ -1,4 +1,4 @@
-"""Slim experts (ours): every expert stays and keeps its I' best neurons; the control without merging."""
+"""Slim experts (ours): keep every expert, with its I' best neurons. This is the control without merging."""
 
 from typing import Literal
 

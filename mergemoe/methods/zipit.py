@@ -1,6 +1,6 @@
-"""ZipIt (arXiv 2305.03053, as adapted by arXiv 2310.01334): the most correlated neurons of a group become one.
+"""ZipIt (arXiv 2305.03053, as adapted by arXiv 2310.01334): join the most correlated neurons of a group.
 
-A member's neurons may be zipped with one another, too; no order has to be found first.
+Two neurons of the same member may be joined, too, and no alignment is needed first.
 """
 
 from mergemoe.merging.zipping import zipped
@@ -8,6 +8,6 @@ from mergemoe.moe.problem import Merged, Problem
 
 
 def merge(problem: Problem) -> list[Merged]:
-    """Return, per group, the expert of its units."""
+    """Return, per group, the expert of its joined neurons."""
     groups = problem.several
     return [Merged(group, expert, {}) for group, expert in zip(groups, zipped(problem, groups), strict=True)]
