@@ -1,5 +1,6 @@
 # make demo    run the workflow on the model in data/demo-moe, print the results
-# make test    run the tests
+# make test    run the tests that a change needs, 5 minutes
+# make test-all    run all tests but those on SLURM, 16 minutes; TESTS="full and not slurm" leaves out those of `make test`
 # make test-slurm    run those on a SLURM cluster on this machine, 15 minutes; SLURM_TESTS="a or b" names some
 # make bench   compare every method at equal size, hours; BENCH="demo few" names comparisons of benchmarks/methods.py
 # make check   lint, formats, types
@@ -14,7 +15,10 @@ PYTHON ?= python3
 BENCH ?= demo generation code few
 TORCH_INDEX ?=
 SLURM_TESTS ?= slurm
+TESTS ?= not slurm
 
+# The order is that of tests/conftest.py: long files first.
+IN_PROCESSES := --numprocesses auto --dist loadfile --no-loadscope-reorder
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONNOUSERSITE := 1
@@ -23,7 +27,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error Snakemake cannot work below a path with a blank: move this folder; it is $(CURDIR))
 endif
 
-.PHONY: demo test test-slurm bench check docs lock
+.PHONY: demo test test-all test-slurm bench check docs lock
 .DELETE_ON_ERROR:
 
 demo: .venv/run
@@ -32,7 +36,10 @@ demo: .venv/run
 	@echo "report: results/report/index.html"
 
 test: .venv/dev
-	.venv/bin/pytest --numprocesses auto --dist loadfile
+	.venv/bin/pytest $(IN_PROCESSES)
+
+test-all: .venv/dev
+	.venv/bin/pytest -m "$(TESTS)" $(IN_PROCESSES)
 
 test-slurm: .venv/dev
 	tests/slurm/cluster.sh install

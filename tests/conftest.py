@@ -1,7 +1,9 @@
-"""Fixtures: a tiny random model, its captured activations, and a copy of the project to run the workflow in."""
+"""Fixtures: a tiny random model, its captured activations, and finished copies of the project."""
 
+import gc
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import stages  # noqa: F401  # fixes MKL's code path, thread counts and offline mode before torch is imported
@@ -11,6 +13,7 @@ import pytest
 import torch
 from browsing import browser  # noqa: F401  # a fixture, one browser per test process
 from filelock import FileLock
+from project import commit, put_under_git, run
 from tiny_project import copy_project, make_tiny, snakemake
 
 from mergemoe.calibration.activation_file import Reader
@@ -19,6 +22,18 @@ from mergemoe.models import layout
 from mergemoe.models.layered_model import LayeredModel
 
 HELDOUT = torch.tensor([0, 0, 1, 0, 0, 1])
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest tests first, so that no process is left with them at the end."""
+    long = ("demo", "workflow", "faults")
+    items.sort(key=lambda item: next((i for i, name in enumerate(long) if item.get_closest_marker(name)), len(long)))
+
+
+def pytest_collection_finish():
+    """Leave all that was imported out of later collections of garbage: a streamed pass collects behind every layer."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -74,17 +89,34 @@ def reader(captured):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """A project whose workflow has run; tests copy it before they change anything.
+    """A project whose workflow has run; tests copy it before they change anything."""
 
-    The first test process makes it, every other one copies it.
-    """
+    def make(folder: Path) -> None:
+        done = snakemake(copy_project(folder))
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "finished", make)
+
+
+@pytest.fixture(scope="session")
+def recorded(finished, tmp_path_factory) -> Path:
+    """A finished project under git and DVC, recorded and committed."""
+
+    def make(folder: Path) -> None:
+        project = put_under_git(finished, folder)
+        run(project, "mergemoe", "record")
+        commit(project, "Recorded")
+
+    return made_once(tmp_path_factory, "recorded", make)
+
+
+def made_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """Return a copy, this process's own, of a project that the first process to ask for it has made."""
     own = tmp_path_factory.getbasetemp()
-    shared = own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own
-    made = shared / "finished"
-    with FileLock(shared / "finished.lock"):
-        if not made.exists():
-            project = copy_project(tmp_path_factory.mktemp("making") / "project")
-            done = snakemake(project)
-            assert done.returncode == 0, done.stderr
-            project.rename(made)
-    return shutil.copytree(made, own / "finished_copy")
+    shared = (own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own) / name
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            making = tmp_path_factory.mktemp("making")
+            make(making / "project")
+            making.rename(shared)
+    return shutil.copytree(shared / "project", tmp_path_factory.mktemp(name) / "project")

@@ -100,6 +100,7 @@ def test_what_params_yaml_no_longer_asks_for_is_forgotten_when_a_run_begins(outs
     assert not kept.take(outs, MADE)
 
 
+@pytest.mark.full
 @pytest.mark.workflow
 def test_a_run_of_some_targets_forgets_nothing_until_all_is_made(finished, tmp_path):
     project = shutil.copytree(finished, tmp_path / "project")

@@ -302,6 +302,7 @@ def test_finite_weights_whole_numbers_and_empty_tensors_are_no_fault(folder):
     finite.check_finite(folder)
 
 
+@pytest.mark.full
 @pytest.mark.workflow
 def test_snakemake_stops_at_a_missing_shard_before_a_job_ran(folder, tmp_path):
     project = copy_project(tmp_path / "project")

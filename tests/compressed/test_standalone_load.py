@@ -55,7 +55,7 @@ def site(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("name", ["qwen3_moe", pytest.param("gpt_oss", marks=pytest.mark.full)])
 def test_it_loads_and_computes_without_this_package(name, site, tmp_path):
     folder = architectures.save(name, tmp_path / "full")
     model = mergemoe.compress(mergemoe.load(folder, "cpu"), torch.randint(3, 97, (8, 16)), method="average")

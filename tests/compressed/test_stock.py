@@ -1,5 +1,6 @@
 """Checkpoints that stock code loads: fewer experts behind fewer router rows, or narrower experts."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -48,17 +49,26 @@ def experts(options):
 def written(tmp_path_factory):
     """A folder per case: the full model, what the workflow wrote, and its logits in a process without this package."""
     folder = tmp_path_factory.mktemp("stock")
-    made = {case: folder / "-".join(case) for case in CASES}
-    for (name, chosen), own in made.items():
-        by_workflow(architectures.save(name, own / "full"), drawn(), own, torch.float32, **STOCK[chosen])
-    workflows = [own / "workflow" for own in made.values()]
-    subprocess.run([sys.executable, "-c", LOADS, *workflows], check=True)
-    return made
+
+    @functools.cache
+    def of(name):
+        made = {case: folder / "-".join(case) for case in CASES if case[0] == name}
+        for (_, chosen), own in made.items():
+            by_workflow(architectures.save(name, own / "full"), drawn(), own, torch.float32, **STOCK[chosen])
+        workflows = [own / "workflow" for own in made.values()]
+        subprocess.run([sys.executable, "-c", LOADS, *workflows], check=True)
+        return made
+
+    return of
 
 
-@pytest.mark.parametrize(("name", "chosen"), CASES)
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [pytest.param(*case, marks=() if case[0] == "qwen3_moe" else pytest.mark.full) for case in CASES],
+)
 def test_what_the_workflow_writes_is_stock_and_what_compress_makes(name, chosen, written, tmp_path):
-    options, path, workflow = STOCK[chosen], written[name, chosen] / "full", written[name, chosen] / "workflow"
+    own = written(name)[name, chosen]
+    options, path, workflow = STOCK[chosen], own / "full", own / "workflow"
     settings = json.loads((workflow / "config.json").read_text())
     assert not settings.keys() & {"auto_map", "mergemoe"}
     assert not list(workflow.glob("*.py"))

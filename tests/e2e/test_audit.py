@@ -5,7 +5,7 @@ import json
 import pytest
 from project import change, commit, put_under_git, run
 
-pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import mergemoe
 
-pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(600)]
 
 CLUSTERS = {
     "own": {"by": "selection", "share": 0.5, "per": "layer"},

@@ -1,16 +1,13 @@
 """The command line on a finished run: inspect, plan, table, export."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
-from tiny_project import ROOT
+from project import run
 
 import mergemoe
 from mergemoe.artifacts import store
@@ -25,11 +22,7 @@ def project(finished, tmp_path_factory):
 
 
 def command(project, *args):
-    code = "import sys; from mergemoe.cli import main; sys.argv[0] = 'mergemoe'; main()"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", code, *args], cwd=project, env=environment, capture_output=True, text=True
-    )
+    return run(project, "mergemoe", *args, ok=False)
 
 
 def test_inspect_tells_family_layers_and_what_each_ratio_saves(project):

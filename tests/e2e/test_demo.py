@@ -29,6 +29,7 @@ def measured(tmp_path_factory):
     return json.loads((project / "results" / "metrics.json").read_text())["demo"]
 
 
+@pytest.mark.full
 @pytest.mark.demo
 @pytest.mark.timeout(1200)
 def test_the_full_model_is_better_than_mergemoe_and_mergemoe_than_average(measured):
@@ -39,6 +40,7 @@ def test_the_full_model_is_better_than_mergemoe_and_mergemoe_than_average(measur
     assert merged["fidelity/output_error"] < average["fidelity/output_error"]
 
 
+@pytest.mark.full
 @pytest.mark.demo
 @pytest.mark.timeout(1200)
 def test_the_demo_model_is_worth_compressing(measured):
@@ -47,6 +49,7 @@ def test_the_demo_model_is_worth_compressing(measured):
     assert full["blimp/acc"] >= 0.60
 
 
+@pytest.mark.full
 @pytest.mark.demo
 @pytest.mark.timeout(1200)
 def test_the_demo_gives_the_committed_numbers(measured):

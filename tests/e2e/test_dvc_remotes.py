@@ -6,18 +6,17 @@ import shutil
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-from project import change, commit, put_under_git, run
+from project import change, commit, run
 
 from mergemoe.artifacts.digests import sha256
 
-pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def recorded(finished, tmp_path_factory):
+def without_captures(recorded, tmp_path_factory):
     """A recorded project whose captures are kept out of pushes."""
-    project = put_under_git(finished, tmp_path_factory.mktemp("remotes") / "project")
-    run(project, "mergemoe", "record")
+    project = shutil.copytree(recorded, tmp_path_factory.mktemp("remotes") / "project")
     change(
         project,
         "    outs:\n      - results/capture\n",
@@ -25,7 +24,7 @@ def recorded(finished, tmp_path_factory):
         "dvc.yaml",
     )
     run(project, "mergemoe", "record")
-    commit(project, "Recorded")
+    commit(project, "Kept out of pushes")
     return project
 
 
@@ -43,8 +42,8 @@ def s3(monkeypatch):
     server.stop()
 
 
-def test_a_project_travels_by_s3_without_its_captures(recorded, tmp_path, s3):
-    project = shutil.copytree(recorded, tmp_path / "project")
+def test_a_project_travels_by_s3_without_its_captures(without_captures, tmp_path, s3):
+    project = shutil.copytree(without_captures, tmp_path / "project")
     run(project, "dvc", "remote", "add", "--default", "store", "s3://artifacts/mine")
     run(project, "dvc", "remote", "modify", "store", "endpointurl", s3)
     commit(project, "A remote")
@@ -69,9 +68,9 @@ def test_a_project_travels_by_s3_without_its_captures(recorded, tmp_path, s3):
     assert found["stages"]["capture"]["differ"] == []
 
 
-def test_where_nothing_was_pushed_restore_says_so_and_changes_nothing(recorded, tmp_path):
+def test_where_nothing_was_pushed_restore_says_so_and_changes_nothing(without_captures, tmp_path):
     elsewhere = tmp_path / "elsewhere"
-    run(tmp_path, "git", "clone", "--quiet", str(recorded), str(elsewhere))
+    run(tmp_path, "git", "clone", "--quiet", str(without_captures), str(elsewhere))
     refused = run(elsewhere, "mergemoe", "restore", "main", ok=False)
     assert refused.returncode != 0
     assert "results/solve" in refused.stderr and "not in DVC's cache, and not in a remote" in refused.stderr

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import yaml
-from project import change, commit, put_under_git, run
+from project import change, run
 from quantized import make_fp8
 from tiny_project import ROOT, copy_project, snakemake
 
@@ -116,6 +116,7 @@ def test_outputs_and_inputs_follow_params_yaml(tmp_path, tiny):
     assert "mergemoe/methods/select.py" not in made["solve"]["deps"]
 
 
+@pytest.mark.full
 @pytest.mark.workflow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("more", ["plain", "budgets of a copied checkpoint"])
@@ -151,12 +152,11 @@ def test_a_claim_is_what_the_job_is_told(tmp_path, more):
     } | rules
 
 
+@pytest.mark.full
 @pytest.mark.workflow
 @pytest.mark.timeout(900)
-def test_dvc_shows_metrics_and_plots_and_a_parameter_set_back_costs_nothing(finished, tmp_path):
-    project = put_under_git(finished, tmp_path / "project")
-    run(project, "mergemoe", "record")
-    commit(project, "Recorded")
+def test_dvc_shows_metrics_and_plots_and_a_parameter_set_back_costs_nothing(recorded, tmp_path):
+    project = shutil.copytree(recorded, tmp_path / "project")
     assert '"fidelity/kl"' in run(project, "dvc", "metrics", "show", "--json").stdout
     plots = json.loads(run(project, "dvc", "plots", "show", "--json", "--split").stdout)
     bars = plots["data"]["KL to the full model of every run"][0]["anchor_definitions"]["<DVC_METRIC_DATA>"]

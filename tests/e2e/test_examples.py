@@ -23,6 +23,7 @@ def scores(text):
     return {name: [float(cell.replace(",", "")) for cell in cells] for name, *cells in rows}
 
 
+@pytest.mark.full
 def test_the_notebook_compresses_compares_saves_and_reloads():
     notebook = nbformat.read(EXAMPLES / "compress_in_memory.ipynb", as_version=4)
     stored = printed(notebook)

@@ -11,11 +11,12 @@ import sys
 
 import h5py
 import pytest
+import warm
 from tiny_project import snakemake
 
 from mergemoe.artifacts.digests import sha256
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.faults, pytest.mark.timeout(600)]
 
 # Runs a stage that dies, without a chance to clean up, when the decoder reaches layer 2.
 DIES_IN_LAYER_2 = """
@@ -44,8 +45,9 @@ def commands(finished):
     return {shlex.split(line)[shlex.split(line).index("--out") + 1]: line for line in lines if "--out" in line}
 
 
-def run(project, command, **options):
-    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+def run(project, command, python=None, **options):
+    """Run a job's command line, in a fork of a warm process unless `python` names a real interpreter."""
+    environment = {**os.environ, "PATH": f"{os.path.dirname(python or warm.python())}:{os.environ['PATH']}"}
     return subprocess.run(command, shell=True, cwd=project, env=environment, capture_output=True, text=True, **options)
 
 
@@ -71,7 +73,7 @@ def test_a_full_disk_leaves_nothing_half_written(project, commands):
     def small_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    failed = run(project, command, preexec_fn=small_files)
+    failed = run(project, command, sys.executable, preexec_fn=small_files)
     assert failed.returncode != 0
     assert re.fullmatch(
         r"error: .*File too large.*\. Make room, then run `snakemake` again.*", failed.stderr.splitlines()[-1]

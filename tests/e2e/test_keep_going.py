@@ -8,7 +8,7 @@ import pytest
 import yaml
 from tiny_project import ROOT, snakemake
 
-pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(600)]
 
 # A task whose data is missing, and one whose rows need more memory than there is.
 FOLDER = {

@@ -9,7 +9,7 @@ from project import change, commit, put_under_git, run
 from mergemoe.artifacts.digests import sha256
 from mergemoe.workflow.ledger import dvc_lock
 
-pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(900)]
 
 
 def results(project):
@@ -80,18 +80,16 @@ def test_what_was_recorded_comes_back_elsewhere_and_comes_out_again(finished, tm
     assert results(elsewhere) == damped
 
 
-def test_repro_and_snakemake_have_nothing_to_do_after_one_another_and_lock_the_same(finished, tmp_path):
-    project = put_under_git(finished, tmp_path / "project")
-    run(project, "mergemoe", "record")
-    commit(project, "Recorded")
-    recorded = (project / "dvc.lock").read_bytes()
+def test_repro_and_snakemake_have_nothing_to_do_after_one_another_and_lock_the_same(recorded, tmp_path):
+    project = shutil.copytree(recorded, tmp_path / "project")
+    locked = (project / "dvc.lock").read_bytes()
     assert "Running stage" not in run(project, "dvc", "repro").stdout
     assert nothing_to_do(project)
     assert "up to date" in run(project, "dvc", "status").stdout
     for folder in ("results", ".snakemake"):
         shutil.rmtree(project / folder)
     run(project, "dvc", "repro", "--force", "--no-run-cache")
-    assert (project / "dvc.lock").read_bytes() == recorded
+    assert (project / "dvc.lock").read_bytes() == locked
     assert nothing_to_do(project)
     assert run(project, "mergemoe", "record").stdout.endswith("as before\n")
     assert {entry.stage for entry in dvc_lock.outs(project)} >= {"capture", "solve", "report"}

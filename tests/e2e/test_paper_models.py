@@ -16,7 +16,7 @@ from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM, Qwen3MoeConfig, Qw
 
 import mergemoe
 
-pytestmark = [pytest.mark.workflow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(900)]
 
 SMALL = {
     "vocab_size": 4096,

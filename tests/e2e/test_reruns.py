@@ -126,6 +126,9 @@ TABLE = {
 }
 
 
+QUICK = {"nothing", "solve.ridge", "a method's code", "a docstring in the library", "a file of the model"}
+
+
 @pytest.fixture(scope="module")
 def project(finished, tmp_path_factory):
     copied = shutil.copytree(finished, tmp_path_factory.mktemp("reruns") / "project")
@@ -133,7 +136,9 @@ def project(finished, tmp_path_factory):
     return copied
 
 
-@pytest.mark.parametrize("change", TABLE)
+@pytest.mark.parametrize(
+    "change", [pytest.param(change, marks=() if change in QUICK else pytest.mark.full) for change in TABLE]
+)
 def test_a_change_reruns_exactly(project, change):
     name, old, new, expected = TABLE[change]
     path = project / name

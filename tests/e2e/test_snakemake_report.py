@@ -8,7 +8,7 @@ from tiny_project import ROOT, snakemake
 
 from stages.support.graph import PARTS
 
-pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,7 @@ def again(finished, tmp_path_factory):
     return project
 
 
+@pytest.mark.full
 def test_every_solve_reports_its_cpu_time(again):
     for log in (again / "logs" / "solve").rglob("*.log"):
         assert "CPU time: " in log.read_text()
@@ -69,6 +70,7 @@ def test_every_solve_reports_its_cpu_time(again):
     assert all(json.loads(path.read_text().splitlines()[0])["cpu_time"] > 0 for path in benchmarks)
 
 
+@pytest.mark.full
 def test_results_deleted_and_made_again_are_the_same_bytes_also_with_other_cores(finished, again):
     rest = snakemake(again, cores=1)
     assert rest.returncode == 0, rest.stderr
@@ -79,10 +81,15 @@ def test_results_deleted_and_made_again_are_the_same_bytes_also_with_other_cores
     ("path", "value", "message"),
     [
         ("solve.mergemoe.rigde", 0.1, "solve.mergemoe.rigde: unknown key"),
-        ("calibrate.mixed.source", "data/none.jsonl", "calibrate.mixed.source: data/none.jsonl: no such file"),
-        ("calibrate.mixed.samples", 1000000, "asks for 1000000"),
-        ("cluster.half.experts", 9, "asks for more experts than the layer has (8)"),
-        ("model.tiny.path", "nowhere", "nowhere: no config.json there"),
+        *(
+            pytest.param(*mistake, marks=pytest.mark.full)
+            for mistake in [
+                ("calibrate.mixed.source", "data/none.jsonl", "calibrate.mixed.source: data/none.jsonl: no such file"),
+                ("calibrate.mixed.samples", 1000000, "asks for 1000000"),
+                ("cluster.half.experts", 9, "asks for more experts than the layer has (8)"),
+                ("model.tiny.path", "nowhere", "nowhere: no config.json there"),
+            ]
+        ),
     ],
 )
 def test_a_mistake_stops_the_run_before_the_first_job_in_clear_words(tmp_path, path, value, message):

@@ -54,6 +54,7 @@ def scored(files, demo):
     return found
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_every_score_has_its_standard_error_its_version_and_its_number_of_samples(scored):
     for name, one in scored.items():
@@ -64,6 +65,7 @@ def test_every_score_has_its_standard_error_its_version_and_its_number_of_sample
     assert set(scored["squad_completion"]["scores"]) == {"contains", "contains_stderr"}
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_what_differs_from_the_stock_task_is_said_beside_the_score(scored):
     notes = {name: one["note"] for name, one in scored.items() if one["note"]}
@@ -113,6 +115,7 @@ def assert_the_same(name, written, one):
     assert written["n-samples"][name]["effective"] == one["samples"]
 
 
+@pytest.mark.full
 @pytest.mark.timeout(900)
 def test_the_scores_are_those_of_lm_evals_command_line(scored, files, tmp_path):
     written = command_line(tmp_path, files, 0)
@@ -120,6 +123,7 @@ def test_the_scores_are_those_of_lm_evals_command_line(scored, files, tmp_path):
         assert_the_same(name, written, one)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_the_examples_of_a_prompt_are_those_of_the_command_line(files, demo, tmp_path):
     data_files = {"train": files["arc_challenge"]["test"], "test": files["arc_easy"]["test"]}

@@ -248,6 +248,8 @@ solve.main()
 """
 
 
+@pytest.mark.full
+@pytest.mark.faults
 def test_a_killed_stage_goes_on_from_its_scratch_folder_and_removes_it(described, captured, tmp_path):
     layer, made = 1, {"stage": "test"}
     store.write_json(tmp_path / "layout.json", described, made)
@@ -299,6 +301,7 @@ def growth(memory, answer):
     answer.send(max(seen) - seen[0])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("limit", [0.022, 0.303], ids=["iterative", "direct"])
 def test_the_memory_held_is_what_the_limit_allows_and_the_solution(limit):
     mine, its = multiprocessing.Pipe()

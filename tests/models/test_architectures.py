@@ -115,7 +115,11 @@ def cheap_collection():
     gc.unfreeze()
 
 
-@pytest.fixture(scope="module", params=architectures.CONFIGS)
+def swept(name):
+    return pytest.param(name, marks=() if name in architectures.FORMS else pytest.mark.full)
+
+
+@pytest.fixture(scope="module", params=[swept(name) for name in architectures.CONFIGS])
 def made(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
@@ -239,11 +243,7 @@ def test_the_compact_files_hold_the_groups(made):
                 assert torch.equal(matrices[group], expected), role
 
 
-@pytest.mark.parametrize(
-    "made",
-    ["qwen3_moe", "gpt_oss", "nemotron_h", "dbrx", "llama4_text", "step3p7", "jetmoe", "longcat_flash"],
-    indirect=True,
-)
+@pytest.mark.parametrize("made", architectures.FORMS, indirect=True)
 def test_narrower_experts_equal_wide_ones_whose_other_neurons_are_zero(made, tmp_path):
     narrow = {entry["layer"]: narrowed(made.layout, entry) for entry in made.layout["layers"]}
     assemble(made.layout, narrow, tmp_path / "narrow")
@@ -277,11 +277,7 @@ def narrowed(described, entry):
     return narrow
 
 
-@pytest.mark.parametrize(
-    "made",
-    ["qwen3_moe", "gpt_oss", "nemotron_h", "dbrx", "llama4_text", "step3p7", "jetmoe", "longcat_flash"],
-    indirect=True,
-)
+@pytest.mark.parametrize("made", architectures.FORMS, indirect=True)
 def test_wider_experts_equal_those_whose_neurons_they_hold_twice(made, tmp_path):
     wide = {entry["layer"]: doubled(made.layout, entry) for entry in made.layout["layers"]}
     assemble(made.layout, wide, tmp_path / "wide")

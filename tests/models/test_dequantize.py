@@ -35,7 +35,11 @@ MAKERS = {
 }
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+def swept(name):
+    return pytest.param(name, marks=() if name in {"fp8", "mxfp4"} else pytest.mark.full)
+
+
+@pytest.fixture(scope="module", params=[swept(name) for name in MAKERS])
 def made(request, tmp_path_factory):
     """A quantized checkpoint, its plain copy, the bits expected of it, and transformers' class for its method."""
     folder = tmp_path_factory.mktemp("quantized")
@@ -137,7 +141,7 @@ def test_one_part_of_the_model_is_in_memory_at_a_time(fp8, tmp_path, monkeypatch
 
 
 # q_proj has 32 rows a head: 192 are blocks of 128 and 64, and 3 does not divide the 320 of three blocks.
-@pytest.mark.parametrize("heads", [6, 10])
+@pytest.mark.parametrize("heads", [6, pytest.param(10, marks=pytest.mark.full)])
 def test_blocks_cut_off_at_an_edge_keep_their_size(tmp_path, heads):
     expected = make_fp8(tmp_path / "original", num_attention_heads=heads)
     dequantize(tmp_path / "original", tmp_path / "copy")
@@ -226,6 +230,7 @@ def test_a_hub_models_files_must_be_those_that_were_fetched(fp8, tmp_path, monke
     assert str(tmp_path) not in (out / "provenance.json").read_text()
 
 
+@pytest.mark.full
 @pytest.mark.workflow
 @pytest.mark.timeout(300)
 def test_the_workflow_refuses_the_checkpoint_or_reads_its_copy_everywhere(tmp_path):

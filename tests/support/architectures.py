@@ -451,6 +451,18 @@ CONFIGS = {
     ),
 }
 
+# One architecture of each form in which experts are stored: `make test` takes these, `make test-all` all of them.
+FORMS = {
+    "qwen3_moe": "a matrix per expert and role",
+    "step3p7": "a tensor per role",
+    "jetmoe": "a tensor of gate and up, one behind the other",
+    "llama4_text": "the same, transposed",
+    "gpt_oss": "a transposed tensor of gate and up, neuron by neuron, and biases",
+    "dbrx": "flat: all experts of a role in two dimensions",
+    "nemotron_h": "no gate",
+    "longcat_flash": "beside experts that give their input back",
+}
+
 # What cannot be merged.
 REFUSED = {
     "doge": lambda: T.DogeConfig(**BASE, intermediate_size=48, is_moe=True, num_experts=16, num_experts_per_tok=2),

@@ -25,7 +25,7 @@ def run(project: Path, *command: str, ok: bool = True, **variables: str) -> subp
     if command[0] == "mergemoe":
         command = ("python", "-m", "mergemoe.cli", *command[1:])
     elif command[0] == "dvc":
-        command = (sys.executable, "-m", *command)
+        command = ("python", "-m", *command)
     elif command[0] == "snakemake":
         command = ("python", "-m", "snakemake", "--cores", "2", *command[1:])
     env = environment(project) | variables

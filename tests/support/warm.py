@@ -7,6 +7,7 @@ that is asked of this `python` goes to the real one.
 
 import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -32,6 +33,8 @@ IMPORTED = (
     "transformers.models.auto.tokenization_auto",
     "transformers.models.qwen3_moe.modeling_qwen3_moe",
     "snakemake.cli",
+    "dvc.cli.parser",
+    "dvc.repo",
     "pydantic",
     "jinja2",
     "plotly.graph_objects",
@@ -43,7 +46,7 @@ CLIENT = """\
 import json, os, socket, sys
 
 module = sys.argv[2] if sys.argv[1:2] == ["-m"] else ""
-if module not in ("snakemake", "mergemoe.cli") and not module.startswith("stages."):
+if module not in ("snakemake", "dvc", "mergemoe.cli") and not module.startswith("stages."):
     os.execv("PYTHON", ["PYTHON", *sys.argv[1:]])
 asked = json.dumps({"module": module, "argv": sys.argv[3:], "env": dict(os.environ), "cwd": os.getcwd()}).encode()
 server = socket.socket(socket.AF_UNIX)
@@ -78,6 +81,8 @@ def serve(address: str) -> None:
         importlib.import_module(name)
     for name in [name for name in sys.modules if name.partition(".")[0] in {"stages", "mergemoe"}]:
         del sys.modules[name]  # a job imports those of its own folder
+    gc.collect()
+    gc.freeze()  # a job that collects garbage need not look at all that was imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a supervisor
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(f"{address}.tmp")

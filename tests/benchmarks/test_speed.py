@@ -40,6 +40,7 @@ def test_the_two_take_turns_and_each_goes_first_as_often_as_the_other():
     assert "".join(said[2:]) == "cffccffc" and times.shape == (4, 2)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
 def test_it_measures_and_writes_only_what_it_is_told_to(tiny, tmp_path):
     out = tmp_path / "speed.json"
