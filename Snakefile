@@ -3,10 +3,7 @@
 from snakemake.utils import min_version
 
 from mergemoe.artifacts import atomic, job_cache, verify
-from mergemoe.workflow.config.params import read_params
-from mergemoe.workflow.planning import preflight, preflight_texts
-from stages.support import expected, mistakes, resources, runs
-from stages.support.graph import (
+from mergemoe.artifacts.paths import (
     BUDGET,
     CAPTURE,
     CARDS,
@@ -14,22 +11,30 @@ from stages.support.graph import (
     CONVERTED,
     CURVE,
     ERRORS,
+    FIDELITY,
+    GENERATION,
     LAYOUT,
+    MANIFEST,
     METRICS,
     MODEL,
     PAGE,
-    PARTS,
+    PART,
     PATTERNS,
     PROFILE,
     QUALITY,
     REFERENCE,
     REPORTED,
     SCORE,
-    SOLVE,
+    SOLVE_RECORD,
+    SOLVED,
     TOKENS,
-    Graph,
+    provenance_of,
 )
-from stages.support.tracking import code, files_below
+from mergemoe.workflow.config.params import read_params
+from mergemoe.workflow.planning import preflight, preflight_texts
+from stages.support import expected, mistakes, resources, runs
+from stages.support.graph import PARTS, Graph
+from stages.support.tracking import files_below
 
 min_version("9.0")
 
@@ -80,14 +85,14 @@ rule convert:
     input:
         checkpoint=graph.original_files,
     output:
-        CONVERTED + "/provenance.json",
+        provenance_of(CONVERTED),
     log:
         "logs/convert/{model}.log",
     resources:
         **resources.asked(params, "convert"),
     params:
-        cfg=graph.choice("model"),
-        code=code("stages.convert"),
+        cfg=graph.parameters("convert"),
+        code=graph.code("convert"),
     shell:
         "python -m stages.convert --cfg {params.cfg:q} --code {params.code}" " --out $(dirname {output:q}) 2> {log:q}"
 
@@ -103,8 +108,8 @@ rule layout:
     resources:
         **resources.asked(params, "layout"),
     params:
-        cfg=graph.plain_choice,
-        code=code("stages.layout"),
+        cfg=graph.parameters("layout"),
+        code=graph.code("layout"),
     shell:
         "python -m stages.layout --cfg {params.cfg:q} --code {params.code} --out {output:q} 2> {log:q}"
 
@@ -115,15 +120,15 @@ rule calibrate:
         layout=LAYOUT,
         source=graph.calibration_text,
     output:
-        TOKENS + ".safetensors",
-        TOKENS + ".json",
+        TOKENS,
+        MANIFEST,
     log:
         "logs/calibrate/{model}/{calibrate}.log",
     resources:
         **resources.asked(params, "calibrate"),
     params:
-        cfg=graph.choice("calibrate"),
-        code=code("stages.calibrate"),
+        cfg=graph.parameters("calibrate"),
+        code=graph.code("calibrate"),
     shell:
         "python -m stages.calibrate --cfg {params.cfg:q} --code {params.code}"
         " --layout {input.layout:q} --text {input.source:q} --out {output[0]:q} 2> {log:q}"
@@ -133,19 +138,19 @@ rule capture:
     """One pass of the model over the sequences: a folder with one file per MoE layer."""
     input:
         layout=LAYOUT,
-        tokens=TOKENS + ".safetensors",
+        tokens=TOKENS,
     output:
         directory(CAPTURE),
     log:
         "logs/capture/{model}/{calibrate}.log",
     benchmark:
         "logs/bench/capture/{model}/{calibrate}.jsonl"
-    threads: params.capture.threads
+    threads: graph.threads("capture")
     resources:
         **resources.asked(params, "capture"),
     params:
-        cfg=graph.section("capture"),
-        code=code("stages.capture"),
+        cfg=graph.parameters("capture"),
+        code=graph.code("capture"),
     shell:
         "python -m stages.capture --cfg {params.cfg:q} --code {params.code}"
         " --layout {input.layout:q} --tokens {input.tokens:q} --out {output:q} 2> {log:q}"
@@ -160,12 +165,12 @@ rule profile:
         PROFILE,
     log:
         "logs/profile/{model}/{calibrate}/layer_{layer}.log",
-    threads: params.profile.threads
+    threads: graph.threads("profile")
     resources:
         **resources.asked(params, "profile"),
     params:
-        cfg=graph.section("profile"),
-        code=code("stages.profile"),
+        cfg=graph.parameters("profile"),
+        code=graph.code("profile"),
     shell:
         "python -m stages.profile --cfg {params.cfg:q} --code {params.code} --layer {wildcards.layer}"
         " --layout {input.layout:q} --capture {input.capture:q}/layer_{wildcards.layer}.h5 --out {output:q} 2> {log:q}"
@@ -181,12 +186,12 @@ rule curve:
         CURVE,
     log:
         "logs/curve/{model}/{calibrate}/{cluster}/layer_{layer}.log",
-    threads: graph.threads("cluster")
+    threads: graph.threads("curve")
     resources:
         **resources.asked(params, "curve"),
     params:
-        cfg=graph.curve_choice,
-        code=code("stages.curve"),
+        cfg=graph.parameters("curve"),
+        code=graph.code("curve"),
     shell:
         "python -m stages.curve --cfg {params.cfg:q} --code {params.code} --layer {wildcards.layer}"
         " --layout {input.layout:q} --capture {input.capture:q}/layer_{wildcards.layer}.h5"
@@ -205,8 +210,8 @@ rule budget:
     resources:
         **resources.asked(params, "budget"),
     params:
-        cfg=graph.budget_choice,
-        code=code("stages.budget"),
+        cfg=graph.parameters("budget"),
+        code=graph.code("budget"),
     shell:
         "python -m stages.budget --cfg {params.cfg:q} --code {params.code}"
         " --layout {input.layout:q} --measured {input.measured:q} --out {output:q} 2> {log:q}"
@@ -227,8 +232,8 @@ rule cluster:
     resources:
         **resources.asked(params, "cluster"),
     params:
-        cfg=graph.cluster_choice,
-        code=code("stages.cluster"),
+        cfg=graph.parameters("cluster"),
+        code=graph.code("cluster"),
     shell:
         "python -m stages.cluster --cfg {params.cfg:q} --code {params.code} --layer {wildcards.layer}"
         " --layout {input.layout:q} --capture {input.capture:q}/layer_{wildcards.layer}.h5"
@@ -243,8 +248,8 @@ rule solve:
         profile=PROFILE,
         cluster=CLUSTER,
     output:
-        SOLVE + ".safetensors",
-        SOLVE + ".json",
+        SOLVED,
+        SOLVE_RECORD,
     log:
         "logs/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}.log",
     benchmark:
@@ -253,8 +258,8 @@ rule solve:
     resources:
         **resources.asked(params, "solve"),
     params:
-        cfg=graph.choice("solve"),
-        code=graph.solve_code,
+        cfg=graph.parameters("solve"),
+        code=graph.code("solve"),
     shell:
         "python -m stages.solve --cfg {params.cfg:q} --code {params.code} --layer {wildcards.layer}"
         " --layout {input.layout:q} --capture {input.capture:q}/layer_{wildcards.layer}.h5"
@@ -266,7 +271,7 @@ rule assemble:
     input:
         layout=LAYOUT,
         modeling="mergemoe/compressed/modeling.py",
-        solved=graph.per_layer(SOLVE + ".safetensors"),
+        solved=graph.per_layer(SOLVED),
     output:
         directory(MODEL),
     log:
@@ -274,8 +279,8 @@ rule assemble:
     resources:
         **resources.asked(params, "assemble"),
     params:
-        cfg=graph.run_choice,
-        code=code("stages.assemble"),
+        cfg=graph.parameters("assemble"),
+        code=graph.code("assemble"),
     shell:
         "python -m stages.assemble --cfg {params.cfg:q} --code {params.code}"
         " --layout {input.layout:q} --modeling {input.modeling:q} --solved {input.solved:q} --out {output:q} 2> {log:q}"
@@ -290,12 +295,12 @@ rule reference:
         directory(REFERENCE),
     log:
         "logs/reference/{model}.log",
-    threads: params.evaluate.threads
+    threads: graph.threads("reference")
     resources:
         **resources.asked(params, "reference"),
     params:
-        cfg=graph.evaluate("heldout", "dtype", "batch_tokens", "threads"),
-        code=code("stages.reference"),
+        cfg=graph.parameters("reference"),
+        code=graph.code("reference"),
     shell:
         "python -m stages.reference --cfg {params.cfg:q} --code {params.code}"
         " --layout {input.layout:q} --text {input.source:q} --out {output:q} 2> {log:q}"
@@ -308,17 +313,17 @@ rule fidelity:
         made=graph.made,
         reference=REFERENCE,
     output:
-        SCORE.format(model="{model}", subject="{subject}", task="fidelity"),
+        FIDELITY,
     log:
         "logs/fidelity/{model}/{subject}.log",
     benchmark:
         "logs/bench/fidelity/{model}/{subject}.jsonl"
-    threads: params.evaluate.threads
+    threads: graph.threads("fidelity")
     resources:
         **resources.asked(params, "fidelity"),
     params:
-        cfg=graph.evaluate("dtype", "batch_tokens", "threads"),
-        code=code("stages.fidelity"),
+        cfg=graph.parameters("fidelity"),
+        code=graph.code("fidelity"),
         model=graph.folder,
         made=graph.digests,
     shell:
@@ -334,17 +339,17 @@ rule generate:
         made=graph.made,
         reference=REFERENCE,
     output:
-        SCORE.format(model="{model}", subject="{subject}", task="generation"),
+        GENERATION,
     log:
         "logs/generate/{model}/{subject}.log",
     benchmark:
         "logs/bench/generate/{model}/{subject}.jsonl"
-    threads: params.evaluate.threads
+    threads: graph.threads("generate")
     resources:
         **resources.asked(params, "generate"),
     params:
-        cfg=graph.evaluate("generation", "dtype", "batch_tokens", "threads"),
-        code=code("stages.generate"),
+        cfg=graph.parameters("generate"),
+        code=graph.code("generate"),
         model=graph.folder,
         made=graph.digests,
     shell:
@@ -364,12 +369,12 @@ rule evaluate:
         "logs/evaluate/{model}/{subject}/{task}.log",
     benchmark:
         "logs/bench/evaluate/{model}/{subject}/{task}.jsonl"
-    threads: params.evaluate.threads
+    threads: graph.threads("evaluate")
     resources:
         **resources.asked(params, "evaluate"),
     params:
-        cfg=graph.task_choice,
-        code=code("stages.evaluate"),
+        cfg=graph.parameters("evaluate"),
+        code=graph.code("evaluate"),
         model=graph.folder,
         made=graph.digests,
     shell:
@@ -380,12 +385,12 @@ rule evaluate:
 rule report:
     """metrics.json, its tables, a card per run, the page, and parts of it that `snakemake --report` shows."""
     input:
-        layouts=graph.every(LAYOUT),
-        profiles=graph.every(PROFILE),
-        clusters=graph.every(CLUSTER),
-        solves=graph.every(SOLVE + ".json"),
-        models=graph.every(MODEL),
-        scores=graph.scores(),
+        layouts=graph.files("layout"),
+        profiles=graph.files("profile"),
+        clusters=graph.files("cluster"),
+        solves=graph.files("solve", pattern=SOLVE_RECORD),
+        models=graph.files("assemble"),
+        scores=graph.files("fidelity", "generate", "evaluate"),
         templates=files_below("mergemoe/report/templates"),
     output:
         metrics=METRICS,
@@ -394,7 +399,7 @@ rule report:
         page=PAGE,
         parts=[
             report(
-                f"results/report/{part}.html",
+                PART.format(part=part),
                 caption=f"mergemoe/report/templates/captions/{part}.rst",
                 category=category,
                 labels={"figure": category},
@@ -408,8 +413,8 @@ rule report:
     resources:
         **resources.asked(params, "report"),
     params:
-        cfg=graph.report(),
-        code=code("stages.report"),
+        cfg=graph.parameters("report"),
+        code=graph.code("report"),
     shell:
         "python -m stages.report --cfg {params.cfg:q} --code {params.code} --results results"
         " --metrics {output.metrics:q} --quality {output.quality:q} --errors {output.errors:q}"
@@ -424,8 +429,8 @@ rule report_partial:
     resources:
         **resources.asked(params, "report_partial"),
     params:
-        cfg=graph.report(),
-        code=code("stages.report_partial"),
+        cfg=graph.parameters("report_partial"),
+        code=graph.code("report_partial"),
     shell:
         "python -m stages.report_partial --cfg {params.cfg:q} --code {params.code} --results results --logs logs"
         " --page scratch/report_partial/index.html 2> {log:q}"

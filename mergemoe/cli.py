@@ -152,9 +152,10 @@ def audit(args: argparse.Namespace) -> None:
 
 def table(args: argparse.Namespace) -> None:
     """Print the scores."""
+    from mergemoe.artifacts import paths
     from mergemoe.report import metrics
 
-    path = Path("results/metrics.json")
+    path = Path(paths.METRICS)
     if not path.is_file():
         raise UserError(f"{path} is not there: run `snakemake --cores all` first")
     print(metrics.table(json.loads(path.read_text())), end="")
@@ -164,14 +165,12 @@ def export(args: argparse.Namespace) -> None:
     """Copy a checkpoint that is what was recorded, with the card that has its scores."""
     from huggingface_hub import ModelCard
 
-    from mergemoe.artifacts import atomic, provenance, store
+    from mergemoe.artifacts import atomic, paths, provenance, store
 
-    source, card = Path("results/models", args.name), Path("results/cards", f"{args.name}.md")
+    source, card = Path(paths.MODELS, args.name), Path(paths.CARDS, f"{args.name}.md")
     if not (source / "provenance.json").is_file() or not card.is_file():
-        done = sorted(
-            str(path.parent.relative_to("results/models"))
-            for path in Path("results/models").glob("*/*/*/*/config.json")
-        )
+        found = Path(paths.MODELS).glob("*/*/*/*/config.json")
+        done = sorted(str(path.parent.relative_to(paths.MODELS)) for path in found)
         raise UserError(f"no finished run {args.name}; there are: {', '.join(done) or 'none'}")
     listed = source / "provenance.json"
     made = json.loads(ModelCard.load(card).data["provenance"])

@@ -10,13 +10,17 @@ revision, so its name and what it prints stay as they are.
 import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
+from mergemoe.artifacts import paths
+from mergemoe.artifacts.stage import Stage
+from mergemoe.artifacts.stages import STAGES, dvc_stages, stages_of
 from mergemoe.checkpoints import hub_cache
 from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import read_params
@@ -32,74 +36,46 @@ HEAD = """\
 """
 
 
-class Stage(NamedTuple):
-    """What dvc.yaml says of one workflow stage."""
-
-    rules: tuple[str, ...]
-    params: tuple[str, ...]  # sections of params.yaml, besides `runs`
-    upstream: tuple[str, ...]  # stages that it reads
-    weights: bool = True  # whether it reads the checkpoint
-
-
-STAGES = {
-    "layout": Stage(("convert", "layout"), ("model",), ()),
-    "calibrate": Stage(("calibrate",), ("calibrate",), ("layout",), weights=False),
-    "capture": Stage(("capture",), ("capture",), ("layout", "calibrate")),
-    "profile": Stage(("profile",), ("profile",), ("layout", "capture")),
-    "cluster": Stage(("curve", "budget", "cluster"), ("cluster",), ("layout", "capture", "profile")),
-    "solve": Stage(("solve",), ("solve",), ("layout", "capture", "profile", "cluster")),
-    "assemble": Stage(("assemble",), ("model", "calibrate", "capture", "cluster", "solve"), ("layout", "solve")),
-    "evaluate": Stage(("reference", "fidelity", "generate", "evaluate"), ("evaluate",), ("layout", "assemble")),
-    "report": Stage(
-        ("report",),
-        ("evaluate",),
-        ("layout", "profile", "cluster", "solve", "assemble", "evaluate"),
-        weights=False,
-    ),
-}
-FOLDERS = {"assemble": "results/models", "evaluate": "results/scores"}  # the others' are called like the stage
 SMALL = {"cache": False}  # git has it
 
 
 def stages(graph: Graph) -> dict[str, dict[str, Any]]:
     """Return the stages of dvc.yaml, in data-flow order."""
-    return {name: _entry(name, stage, graph) for name, stage in STAGES.items()}
+    return {name: _entry(name, graph) for name in dvc_stages()}
 
 
-def _entry(name: str, stage: Stage, graph: Graph) -> dict[str, Any]:
-    outs = _outs(name, graph)
-    weights = _weights(graph, copies=name != "layout") if stage.weights else []
-    code = tracking.sources(*(f"stages.{rule}" for rule in stage.rules), *_methods(name, graph))
-    read = [FOLDERS.get(name, f"results/{name}") for name in stage.upstream]
+def _entry(name: str, graph: Graph) -> dict[str, Any]:
+    inside = stages_of(name)
+    rules = [stage.name for stage in inside]
+    weights = _weights(graph, copies=name != "layout") if any(one.checkpoint != "none" for one in inside) else []
+    code = tracking.sources(*(f"stages.{rule}" for rule in rules), *_methods(inside, graph))
+    read = {STAGES[other].dvc for stage in inside for other in stage.reads} - {name}
     entry: dict[str, Any] = {
-        "cmd": f"snakemake --cores all --allowed-rules {' '.join(stage.rules)} stage_{name} -- stage_{name}",
+        "cmd": f"snakemake --cores all --allowed-rules {' '.join(rules)} stage_{name} -- stage_{name}",
         "deps": [
             *weights,
             *_texts(name, graph),
             *(path.relative_to(tracking.ROOT).as_posix() for path in code),
             *(["mergemoe/report/templates"] if name == "report" else []),
-            *read,
+            *(STAGES[dvc].folder for dvc in dvc_stages() if dvc in read),
         ],
-        "params": [*stage.params, "runs"],
-        "outs": outs,
+        "params": [*dict.fromkeys(section for stage in inside for section in stage.sections), "runs"],
+        "outs": _outs(name, graph),
     }
     if name == "report":
-        entry["metrics"] = [{"results/metrics.json": SMALL}]
+        entry["metrics"] = [{paths.METRICS: SMALL}]
     return entry
 
 
 def _outs(name: str, graph: Graph) -> list[Any]:
-    used = {run.cluster for run in graph.runs}
-    spent = [graph.params.cluster[cluster] for cluster in used if graph.params.cluster[cluster].spent()]
-    more: dict[str, list[Any]] = {
-        "layout": ["results/convert"] if any(graph.params.model[m].copied() for m in graph.layers) else [],
-        "cluster": [
-            *(["results/curve"] if any(chosen.budget != "usage" for chosen in spent) else []),
-            *(["results/budget"] if spent else []),
-        ],
-        "report": ["results/cards", {"results/quality.csv": SMALL}, {"results/errors.csv": SMALL}],
-    }
-    return [FOLDERS.get(name, f"results/{name}"), *more.get(name, [])]
+    """Return the folders that a stage fills: its own, and those of the optional rules that the runs need."""
+    used = {stage for stage, _ in graph.jobs}
+    folders = [
+        STAGES[name].folder,
+        *(stage.folder for stage in stages_of(name) if stage.optional and stage.name in used),
+    ]
+    more = [paths.CARDS, {paths.QUALITY: SMALL}, {paths.ERRORS: SMALL}] if name == "report" else []
+    return [*dict.fromkeys(folders), *more]
 
 
 def _weights(graph: Graph, copies: bool) -> list[str]:
@@ -108,7 +84,7 @@ def _weights(graph: Graph, copies: bool) -> list[str]:
     for name in graph.layers:
         model = graph.params.model[name]
         if copies and model.copied():
-            found.append("results/convert")
+            found.append(STAGES["convert"].folder)
         else:
             found.append(str(hub_cache.record(model.path, model.revision)) if model.revision else model.path)
     return list(dict.fromkeys(found))
@@ -130,10 +106,10 @@ def _texts(name: str, graph: Graph) -> list[str]:
     return sorted({path for path in used if path})
 
 
-def _methods(name: str, graph: Graph) -> list[str]:
-    """Return the modules of the methods, which a solve loads by name."""
+def _methods(inside: Sequence[Stage], graph: Graph) -> list[str]:
+    """Return the modules of the methods, if one of the stages loads them by name."""
     used = sorted({graph.params.solve[run.solve].method for run in graph.runs})
-    return [f"mergemoe.methods.{method}" for method in used] if name == "solve" else []
+    return [f"mergemoe.methods.{method}" for method in used] if any(stage.method for stage in inside) else []
 
 
 def renewed(text: str, graph: Graph) -> str:

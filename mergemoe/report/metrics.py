@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe import errors
-from mergemoe.artifacts import store
+from mergemoe.artifacts import paths, store
+from mergemoe.artifacts.paths import below
 from mergemoe.checkpoints import cost, model_folder
 from mergemoe.errors import ArtifactError
 from mergemoe.text_table import aligned_table, markdown_table
@@ -45,12 +46,19 @@ def gather(
     results, metrics = Path(results), {}
     for model, *run in runs:
         if model not in metrics:
-            layout = read(results / "layout" / f"{model}.json")
+            layout = read(below(results, paths.LAYOUT, model=model))
             folder = model_folder.locate(layout["path"], layout.get("revision"))
-            metrics[model] = {"full": _numbers(results / "scores" / model / "full", folder, tasks, there), "runs": {}}
-        scores, folder = results.joinpath("scores", model, *run), results.joinpath("models", model, *run)
-        metrics[model]["runs"]["/".join(run)] = _numbers(scores, folder, tasks, there)
+            scores = score_paths(results, model, "full", tasks)
+            metrics[model] = {"full": _numbers(scores, folder, there), "runs": {}}
+        subject = "/".join(run)
+        folder = below(results, paths.SUBJECT_MODEL, model=model, subject=subject)
+        metrics[model]["runs"][subject] = _numbers(score_paths(results, model, subject, tasks), folder, there)
     return metrics
+
+
+def score_paths(results: Path, model: str, subject: str, tasks: Sequence[str]) -> list[Path]:
+    """Return the score files of the full model or of a run, one per task."""
+    return [below(results, paths.SCORE, model=model, subject=subject, task=task) for task in tasks]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -60,10 +68,9 @@ def read(path: Path) -> dict[str, Any]:
     return store.read_json(path)
 
 
-def _numbers(scores: Path, folder: str | Path, tasks: Sequence[str], there: There | None) -> Scores:
+def _numbers(scores: Sequence[Path], folder: str | Path, there: There | None) -> Scores:
     numbers = {f"cost/{name}": value for name, value in cost.count(folder).items()}
-    paths = [scores / f"{task}.json" for task in tasks]
-    for path in (path for path in paths if there is None or there(path)):
+    for path in (path for path in scores if there is None or there(path)):
         for name, value in read(path)["scores"].items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise errors.damaged(path, f"gives {value!r} for {name}, which is no number")

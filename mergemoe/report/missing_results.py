@@ -4,15 +4,18 @@ A run without its model has one hole: the first artifact that is missing on the 
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mergemoe.artifacts import store
+from mergemoe.artifacts import paths, store
+from mergemoe.artifacts.paths import below
+from mergemoe.artifacts.stage import Stage
+from mergemoe.artifacts.stages import STAGES
 from mergemoe.report.metrics import There
 
 RULES = {"fidelity": "fidelity", "generation": "generate"}  # what is no task of lm-eval has a rule of its own
-OPTIONAL = {"convert", "curve", "budget"}  # not every run has them
+RUN = ("model", "calibrate", "cluster", "solve")
 BAR = re.compile(r"\d+%\|")  # of a progress bar
 MADE = "made once, and not there now"
 DONE = "CPU time: "  # how a stage that came to its end closes its log
@@ -45,42 +48,43 @@ def find(
 
 def assembled(results: Path, run: Sequence[str], there: There = Path.exists) -> bool:
     """Tell whether a run has its model, and so all that comes before it."""
-    return there(results.joinpath("models", *run) / "provenance.json")
+    return there(below(results, STAGES["assemble"].finished, **dict(zip(RUN, run, strict=True))))
 
 
 def _of(results: Path, logs: Path, model: str, subject: str, tasks: Sequence[str], there: There) -> Iterator[Hole]:
-    for stage, artifact, log in _way(results, model, subject):
-        told = logs / stage / log
-        if not there(results / artifact) and (told.is_file() or stage not in OPTIONAL):
-            yield Hole(model, subject, f"{stage} {log.removesuffix('.log')}", _said(results / artifact, told))
+    for stage, names in _way(results, model, subject):
+        artifact, told = below(results, stage.finished, **names), _log(logs, stage, names)
+        if not there(artifact) and (told.is_file() or not stage.optional):
+            job = told.relative_to(logs / stage.name).with_suffix("")
+            yield Hole(model, subject, f"{stage.name} {job}", _said(artifact, told))
             return
     for task in tasks:
-        if not there(score := results / "scores" / model / subject / f"{task}.json"):
-            name = f"{subject}.log" if task in RULES else f"{subject}/{task}.log"
-            told = logs / RULES.get(task, "evaluate") / model / name
-            reference = results / "scores" / model / "full" / "reference"
-            if task in RULES and not told.is_file() and not reference.exists():
-                told = logs / "reference" / f"{model}.log"
+        names = {"model": model, "subject": subject, "task": task}
+        if not there(score := below(results, paths.SCORE, **names)):
+            told = _log(logs, STAGES[RULES.get(task, "evaluate")], names)
+            reference = STAGES["reference"]
+            if task in RULES and not told.is_file() and not below(results, reference.output, **names).exists():
+                told = _log(logs, reference, names)
             yield Hole(model, subject, task, _said(score, told))
 
 
-def _way(results: Path, model: str, subject: str) -> Iterator[tuple[str, str, str]]:
-    """Yield stage, artifact and log of what must be there before a subject can be scored, in the data's order."""
-    yield "convert", f"convert/{model}", f"{model}.log"
-    yield "layout", f"layout/{model}.json", f"{model}.log"
-    if subject == "full":
-        return
-    calibrate, cluster, solve = subject.split("/")
-    drawn, grouped, solved = (f"{model}/{calibrate}", f"{model}/{calibrate}/{cluster}", f"{model}/{subject}")
-    layers = [f"layer_{one['layer']:03d}" for one in store.read_json(results / "layout" / f"{model}.json")["layers"]]
-    yield "calibrate", f"calibrate/{drawn}/tokens.safetensors", f"{drawn}.log"
-    yield "capture", f"capture/{drawn}", f"{drawn}.log"
-    for stage, folder in {"profile": drawn, "curve": grouped}.items():
-        yield from ((stage, f"{stage}/{folder}/{layer}.json", f"{folder}/{layer}.log") for layer in layers)
-    yield "budget", f"budget/{grouped}.json", f"{grouped}.log"
-    for stage, folder in {"cluster": grouped, "solve": solved}.items():
-        yield from ((stage, f"{stage}/{folder}/{layer}.json", f"{folder}/{layer}.log") for layer in layers)
-    yield "assemble", f"models/{solved}/provenance.json", f"{solved}.log"
+def _way(results: Path, model: str, subject: str) -> Iterator[tuple[Stage, dict[str, str]]]:
+    """Yield the stages and wildcards of what must be there before a subject can be scored, in the data's order."""
+    names = {"model": model}
+    if subject != "full":
+        names |= dict(zip(RUN[1:], subject.split("/"), strict=True))
+    for stage in STAGES.values():
+        if set(stage.wildcards) <= {*names, "layer"} and stage.name != "reference" and stage.wildcards:
+            if "layer" not in stage.wildcards:
+                yield stage, names
+                continue
+            layout = store.read_json(below(results, paths.LAYOUT, model=model))
+            for layer in layout["layers"]:
+                yield stage, {**names, "layer": paths.layer_name(layer["layer"])}
+
+
+def _log(logs: Path, stage: Stage, names: Mapping[str, str]) -> Path:
+    return logs / stage.log.removeprefix("logs/").format(**names)
 
 
 def _said(artifact: Path, log: Path) -> str:

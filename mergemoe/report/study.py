@@ -1,11 +1,12 @@
 """What the report shows beside the scores: the artifacts of each model and of each run made of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergemoe.artifacts import provenance
+from mergemoe.artifacts import paths, provenance
+from mergemoe.artifacts.paths import below
 from mergemoe.compressed import checkpoint_card
 from mergemoe.report.metrics import Metrics, Scores, There, columns, read, winner
 
@@ -52,8 +53,8 @@ class Model:
 
     @property
     def layers(self) -> list[str]:
-        """The file names of the layers' artifacts."""
-        return _files(self.layout)
+        """The numbers of its layers, as paths have them."""
+        return _layers(self.layout)
 
 
 def load(
@@ -67,14 +68,13 @@ def load(
     models = []
     for name in metrics:
         own = [run[1:] for run in runs if run[0] == name]
-        subjects = [results / "scores" / name / "full", *(results.joinpath("scores", name, *run) for run in own)]
-        seen = [task for task in tasks if there is None or all(there(s / f"{task}.json") for s in subjects)]
+        seen = [task for task in tasks if there is None or all(map(there, _scores(results, name, own, task)))]
         models.append(_model(results, name, own, seen, metrics))
     return models
 
 
 def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[str], metrics: Metrics) -> Model:
-    layout = read(results / "layout" / f"{name}.json")
+    layout = read(below(results, paths.LAYOUT, model=name))
     loaded = [_run(results, name, "/".join(run), layout, tasks, metrics) for run in runs]
     best = winner(metrics[name])
     return Model(
@@ -82,16 +82,16 @@ def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[
         layout=layout,
         full=metrics[name]["full"],
         columns=columns({name: metrics[name]}),
-        tasks={task: read(results.joinpath("scores", name, *runs[0], f"{task}.json")) for task in tasks},
+        tasks={task: read(_scores(results, name, runs[:1], task)[1]) for task in tasks},
         profiles={
-            calibrate: [read(results / "profile" / name / calibrate / file) for file in _files(layout)]
+            calibrate: _of_layers(results, paths.PROFILE, layout, model=name, calibrate=calibrate)
             for calibrate in dict.fromkeys(run[0] for run in runs)
         },
         groupings={
-            grouping: [read(results / "cluster" / name / grouping / file) for file in _files(layout)]
+            grouping: _of_layers(results, paths.CLUSTER, layout, model=name, **_choices(grouping))
             for grouping in dict.fromkeys(run.grouping for run in loaded)
         },
-        texts=_texts(results / "scores" / name / "full", tasks),
+        texts=_texts(results, name, "full", tasks),
         runs=loaded,
         winner=next((run for run in loaded if run.name == best), None),
     )
@@ -100,42 +100,62 @@ def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[
 def _run(
     results: Path, model: str, name: str, layout: Mapping[str, Any], tasks: Sequence[str], metrics: Metrics
 ) -> Run:
-    assembled = read(results / "models" / model / name / "provenance.json")
+    folder = paths.SUBJECT_MODEL.format(model=model, subject=name)
+    assembled = read(below(results, paths.provenance_of(folder)))
     made = assembled["provenance"]
-    solved = [read(results / "solve" / model / name / file) for file in _files(layout)]
+    solved = _of_layers(results, paths.SOLVE_RECORD, layout, model=model, **_choices(name))
     return Run(
         name=name,
-        folder=f"results/models/{model}/{name}",
+        folder=folder,
         parameters=made["params"],
         code={"solve": solved[0]["provenance"]["code"], "assemble": made["code"]},
         files=assembled["files"],
         stock=checkpoint_card.is_stock(assembled["files"]),
         solved=solved,
         scores=metrics[model]["runs"][name],
-        texts=_texts(results / "scores" / model / name, tasks),
+        texts=_texts(results, model, name, tasks),
     )
 
 
-def _texts(scores: Path, tasks: Sequence[str]) -> list[dict[str, str]]:
-    return read(scores / "generation.json")["continuations"] if "generation" in tasks else []
+def _texts(results: Path, model: str, subject: str, tasks: Sequence[str]) -> list[dict[str, str]]:
+    path = below(results, paths.GENERATION, model=model, subject=subject)
+    return read(path)["continuations"] if "generation" in tasks else []
 
 
-def _files(layout: Mapping[str, Any]) -> list[str]:
-    return [f"layer_{layer['layer']:03d}.json" for layer in layout["layers"]]
+def _scores(results: Path, model: str, runs: Sequence[Sequence[str]], task: str) -> list[Path]:
+    """Return the files of one task's scores: of the full model, then of each run."""
+    subjects = ("full", *("/".join(run) for run in runs))
+    return [below(results, paths.SCORE, model=model, subject=subject, task=task) for subject in subjects]
+
+
+def _of_layers(results: Path, pattern: str, layout: Mapping[str, Any], **names: str) -> list[dict[str, Any]]:
+    return [read(below(results, pattern, layer=layer, **names)) for layer in _layers(layout)]
+
+
+def _layers(layout: Mapping[str, Any]) -> list[str]:
+    return [paths.layer_name(layer["layer"]) for layer in layout["layers"]]
+
+
+def _choices(name: str) -> dict[str, str]:
+    """Return the wildcards of a run's name, or of the first part of one."""
+    return dict(zip(("calibrate", "cluster", "solve"), name.split("/"), strict=False))
 
 
 def inputs(results: Path, models: Sequence[Model]) -> dict[str, str]:
     """Return {path: digest of its payload} of the artifacts that `models` and their metrics were read from."""
-    paths = []
-    for model in models:
-        tasks = [f"{task}.json" for task in model.tasks]
+    return {path: provenance.content(below(results, path)) for model in models for path in _inputs(model)}
+
+
+def _inputs(model: Model) -> Iterator[str]:
+    subjects = ["full", *(run.name for run in model.runs)]
+    yield paths.LAYOUT.format(model=model.name)
+    for subject in subjects:
+        yield from (paths.SCORE.format(model=model.name, subject=subject, task=task) for task in model.tasks)
+    for layer in model.layers:
+        own = {"model": model.name, "layer": layer}
+        yield from (paths.PROFILE.format(**own, calibrate=calibrate) for calibrate in model.profiles)
         groupings = dict.fromkeys(run.grouping for run in model.runs)
-        paths.append(f"layout/{model.name}.json")
-        paths += [f"scores/{model.name}/full/{task}" for task in tasks]
-        paths += [f"profile/{model.name}/{calibrate}/{file}" for calibrate in model.profiles for file in model.layers]
-        paths += [f"cluster/{model.name}/{grouping}/{file}" for grouping in groupings for file in model.layers]
-        for run in model.runs:
-            paths += [f"scores/{model.name}/{run.name}/{task}" for task in tasks]
-            paths += [f"solve/{model.name}/{run.name}/{file}" for file in model.layers]
-            paths.append(f"models/{model.name}/{run.name}/provenance.json")
-    return {f"results/{path}": provenance.content(results / path) for path in paths}
+        yield from (paths.CLUSTER.format(**own, **_choices(grouping)) for grouping in groupings)
+        yield from (paths.SOLVE_RECORD.format(**own, **_choices(run.name)) for run in model.runs)
+    for run in model.runs:
+        yield paths.provenance_of(paths.SUBJECT_MODEL.format(model=model.name, subject=run.name))

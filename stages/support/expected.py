@@ -6,26 +6,8 @@
 import json
 from typing import Any
 
-from mergemoe.workflow.planning import jobs
-from stages.support import graph
+from mergemoe.artifacts.stages import STAGES
 from stages.support.graph import Graph
-from stages.support.tracking import code
-
-OUTPUTS = {  # the first of each stage's, but of those that score
-    "convert": graph.CONVERTED,
-    "layout": graph.LAYOUT,
-    "calibrate": f"{graph.TOKENS}.safetensors",
-    "capture": graph.CAPTURE,
-    "profile": graph.PROFILE,
-    "curve": graph.CURVE,
-    "budget": graph.BUDGET,
-    "cluster": graph.CLUSTER,
-    "solve": f"{graph.SOLVE}.safetensors",
-    "assemble": graph.MODEL,
-    "reference": graph.REFERENCE,
-    "report": graph.REPORTED,
-}
-HOW = ("dtype", "batch_tokens", "threads")  # of section evaluate: how the models run
 
 
 class Wildcards(dict[str, str]):
@@ -34,33 +16,14 @@ class Wildcards(dict[str, str]):
     __getattr__ = dict.__getitem__
 
 
-def claims(g: Graph) -> dict[str, dict[str, Any]]:
+def claims(graph: Graph) -> dict[str, dict[str, Any]]:
     """Return the claim of every artifact of the runs."""
     found = {}
-    for stage, names in jobs.every(g.params):
+    for stage, names in graph.jobs:
         wildcards = Wildcards(names)
-        made = g.solve_code(wildcards) if stage == "solve" else code(f"stages.{stage}")
-        claim = {"stage": stage, "params": _params(g, stage, wildcards), "code": made}
-        found[OUTPUTS.get(stage, graph.SCORE).format(**wildcards)] = claim
+        found[STAGES[stage].output.format(**wildcards)] = {
+            "stage": stage,
+            "params": json.loads(graph.parameters(stage)(wildcards)),
+            "code": graph.code(stage)(wildcards),
+        }
     return found
-
-
-def _params(g: Graph, stage: str, wildcards: Wildcards) -> dict[str, Any]:
-    of = {
-        "convert": g.choice("model"),
-        "layout": g.plain_choice,
-        "calibrate": g.choice("calibrate"),
-        "capture": lambda _: g.section("capture"),
-        "profile": lambda _: g.section("profile"),
-        "curve": g.curve_choice,
-        "budget": g.budget_choice,
-        "cluster": g.cluster_choice,
-        "solve": g.choice("solve"),
-        "assemble": g.run_choice,
-        "reference": lambda _: g.evaluate("heldout", *HOW),
-        "fidelity": lambda _: g.evaluate(*HOW),
-        "generate": lambda _: g.evaluate("generation", *HOW),
-        "evaluate": g.task_choice,
-        "report": lambda _: g.report(),
-    }
-    return json.loads(of[stage](wildcards))

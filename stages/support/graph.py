@@ -1,40 +1,22 @@
-"""The paths of the workflow: which files each choice, run, layer and score has, and what a rule's job depends on."""
+"""What the jobs of each rule depend on: their files, parameters, code and threads, by params.yaml."""
 
 from collections.abc import Callable
 from typing import Any
 
+from mergemoe.artifacts import paths
+from mergemoe.artifacts.paths import layer_name
+from mergemoe.artifacts.stage import Stage
+from mergemoe.artifacts.stages import STAGES, dvc_stages, stages_of
 from mergemoe.checkpoints import expert_headers, hub_cache, model_folder
 from mergemoe.workflow.config.params import Model, Params
+from mergemoe.workflow.planning import jobs
 from stages.support import tracking
 
-CONVERTED = "results/convert/{model}"  # a folder; its provenance.json stands for it
-LAYOUT = "results/layout/{model}.json"
-TOKENS = "results/calibrate/{model}/{calibrate}/tokens"
-CAPTURE = "results/capture/{model}/{calibrate}"  # a folder of layer_{layer}.h5
-PROFILE = "results/profile/{model}/{calibrate}/layer_{layer}.json"
-CURVE = "results/curve/{model}/{calibrate}/{cluster}/layer_{layer}.json"
-BUDGET = "results/budget/{model}/{calibrate}/{cluster}.json"
-CLUSTER = "results/cluster/{model}/{calibrate}/{cluster}/layer_{layer}.json"
-SOLVE = "results/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}"
-MODEL = "results/models/{model}/{calibrate}/{cluster}/{solve}"
-REFERENCE = "results/scores/{model}/full/reference"
-SCORE = "results/scores/{model}/{subject}/{task}.json"
-METRICS, PAGE, CARDS = "results/metrics.json", "results/report/index.html", "results/cards"
-REPORTED = "results/report/provenance.json"
-QUALITY, ERRORS = "results/quality.csv", "results/errors.csv"
 PARTS = {  # of the page, for Snakemake's own report: their categories there
     "quality": "Quality over size",
     "errors": "Error of each layer",
     "experts": "Experts and their groups",
     "calibration": "Calibration",
-}
-
-# Of a path's parts. A subject is what is scored: the full model, or a run of it.
-PATTERNS = {
-    **dict.fromkeys(("model", "calibrate", "cluster", "solve"), r"\w+"),
-    "layer": r"\d{3}",
-    "subject": r"full|\w+/\w+/\w+",
-    "task": r"(?!(?:fidelity|generation)\.json$)\w[\w.-]*",
 }
 
 Parameter = Callable[[Any], str]  # of a job: wildcards -> text
@@ -48,42 +30,53 @@ class Graph:
         self.params, self.runs = params, params.all_runs()
         used = sorted({run.model for run in self.runs})
         self.layers = {model: list(expert_headers.count_experts(params.model[model].folder())) for model in used}
+        self.jobs = list(jobs.every_job(params))
 
     def per_layer(self, pattern: str) -> Callable[[Any], list[str]]:
         """Return an input function: the pattern's paths for every MoE layer of a job's model."""
         return lambda wildcards: [
-            pattern.format(**wildcards, layer=f"{layer:03d}") for layer in self.layers[wildcards.model]
+            pattern.format(**wildcards, layer=layer_name(layer)) for layer in self.layers[wildcards.model]
         ]
 
-    def every(self, pattern: str) -> list[str]:
-        """Return the pattern's paths over all runs and layers; runs that share a choice share its files."""
-        return sorted(
-            {
-                pattern.format(**run._asdict(), layer=f"{layer:03d}")
-                for run in self.runs
-                for layer in self.layers[run.model]
-            }
-        )
-
-    def scores(self) -> list[str]:
-        """Return the score files of all full models and runs."""
-        tasks = self.params.evaluate.scored()
-        subjects = {(run.model, subject) for run in self.runs for subject in ("full", "/".join(run[1:]))}
-        return [SCORE.format(model=m, subject=s, task=task) for m, s in sorted(subjects) for task in tasks]
+    def files(self, *names: str, pattern: str | None = None) -> list[str]:
+        """Return the outputs of all jobs of some stages, or what `pattern` makes of their wildcards."""
+        return [(pattern or STAGES[name].output).format(**wildcards) for name, wildcards in self.jobs if name in names]
 
     def targets(self) -> dict[str, list[str]]:
-        """Return the files of every DVC stage, in data-flow order."""
-        each = {
-            "layout": LAYOUT,
-            "calibrate": TOKENS + ".safetensors",
-            "capture": CAPTURE,
-            "profile": PROFILE,
-            "cluster": CLUSTER,
-            "solve": SOLVE + ".json",
-            "assemble": MODEL,
-        }
-        scores = self.scores()
-        return {stage: self.every(path) for stage, path in each.items()} | {"evaluate": scores, "report": [PAGE]}
+        """Return the files of every DVC stage that no other stage of it reads, in data-flow order."""
+        last = {}
+        for dvc in dvc_stages():
+            inside = stages_of(dvc)
+            last[dvc] = [stage.name for stage in inside if not any(stage.name in other.reads for other in inside)]
+        return {dvc: self.files(*names) for dvc, names in last.items()}
+
+    def parameters(self, name: str) -> Parameter:
+        """Return the parameter function of a stage: all that its jobs depend on in params.yaml, as one string."""
+        stage = STAGES[name]
+        if stage.parameters:
+            return getattr(self, stage.parameters)
+        return lambda wildcards: tracking.cfg(
+            self._section(stage, wildcards).model_dump(include=set(stage.keys) or None)
+        )
+
+    def code(self, name: str) -> Parameter:
+        """Return the function of a stage's code digest: of a solve its own method's file, too, not its neighbours'."""
+        if not STAGES[name].method:
+            return lambda wildcards: tracking.code(f"stages.{name}")
+        return lambda wildcards: tracking.code(f"stages.{name}", self._method(wildcards))
+
+    def threads(self, name: str) -> Callable[[Any], int]:
+        """Return the function of a stage's number of threads."""
+        return lambda wildcards: self._section(STAGES[name], wildcards).threads
+
+    def _section(self, stage: Stage, wildcards: Any) -> Any:
+        """Return the section that a job's parameters come from: of named choices the one that a wildcard names."""
+        (section,) = stage.sections
+        found = getattr(self.params, section)
+        return found[wildcards[section]] if isinstance(found, dict) else found
+
+    def _method(self, wildcards: Any) -> str:
+        return f"mergemoe.methods.{self.params.solve[wildcards.solve].method}"
 
     def original_files(self, wildcards: Any) -> list[str]:
         """Return the files of the checkpoint that a choice names; of a hub model the record of what was fetched."""
@@ -95,7 +88,7 @@ class Graph:
     def plain(self, model: str) -> Model:
         """Return the checkpoint that is compressed: the named one, or the plain copy of it."""
         chosen = self.params.model[model]
-        return Model(path=CONVERTED.format(model=model)) if chosen.copied() else chosen
+        return Model(path=paths.CONVERTED.format(model=model)) if chosen.copied() else chosen
 
     def checkpoint_files(self, wildcards: Any) -> list[str]:
         """Return the files of the checkpoint that is compressed; of a plain copy the one that lists the others.
@@ -103,7 +96,7 @@ class Graph:
         By that one's content Snakemake sees that a copy which was deleted and made again is the same.
         """
         copied = self.params.model[wildcards.model].copied()
-        made = f"{CONVERTED}/provenance.json".format(**wildcards)
+        made = paths.provenance_of(paths.CONVERTED).format(**wildcards)
         return [made] if copied else self.original_files(wildcards)
 
     def plain_choice(self, wildcards: Any) -> str:
@@ -129,36 +122,28 @@ class Graph:
         """Return the checkpoint of a subject: a folder, or a hub model's id, which is the same on every machine."""
         if wildcards.subject == "full":
             return self.plain(wildcards.model).path
-        return f"results/models/{wildcards.model}/{wildcards.subject}"
+        return paths.SUBJECT_MODEL.format(**wildcards)
 
     def made(self, wildcards: Any) -> str:
         """Return the input that stands for a subject's checkpoint: the layout, or the assembled folder."""
-        return LAYOUT.format(**wildcards) if wildcards.subject == "full" else self.folder(wildcards)
+        return paths.LAYOUT.format(**wildcards) if wildcards.subject == "full" else self.folder(wildcards)
 
     def digests(self, wildcards: Any) -> str:
         """Return the artifact that lists the digests of a subject's files."""
         made = self.made(wildcards)
-        return made if wildcards.subject == "full" else f"{made}/provenance.json"
-
-    def choice(self, kind: str) -> Parameter:
-        """Return a parameter function: the named choice of a job, complete, as one string."""
-        return lambda wildcards: tracking.cfg(getattr(self.params, kind)[wildcards[kind]].model_dump())
-
-    def threads(self, kind: str) -> Callable[[Any], int]:
-        """Return the number of threads of a job's named choice."""
-        return lambda wildcards: getattr(self.params, kind)[wildcards[kind]].threads
+        return made if wildcards.subject == "full" else paths.provenance_of(made)
 
     def measured(self, wildcards: Any) -> list[str]:
         """Return what a budget is spent by: the curves of the layers in its range, or their profiles."""
         chosen = self.params.cluster[wildcards.cluster]
-        path = PROFILE if chosen.budget == "usage" else CURVE
+        path = paths.PROFILE if chosen.budget == "usage" else paths.CURVE
         inside = chosen.within(self.layers[wildcards.model])
-        return [path.format(**wildcards, layer=f"{layer:03d}") for layer in inside]
+        return [path.format(**wildcards, layer=layer_name(layer)) for layer in inside]
 
     def budget(self, wildcards: Any) -> list[str]:
         """Return the budget that says what a layer keeps; none where its choice does, or for a layer out of range."""
         chosen = self.params.cluster[wildcards.cluster]
-        return [BUDGET.format(**wildcards)] if chosen.spent() and chosen.within([int(wildcards.layer)]) else []
+        return [paths.BUDGET.format(**wildcards)] if chosen.spent() and chosen.within([int(wildcards.layer)]) else []
 
     def curve_choice(self, wildcards: Any) -> str:
         """Return what a layer's curve depends on: not how much is spent, but where a share leaves sizes to choose."""
@@ -176,10 +161,6 @@ class Graph:
         inside = chosen.within([int(wildcards.layer)])
         return tracking.cfg(chosen.settings() | ({} if inside else {"experts": None}))
 
-    def solve_code(self, wildcards: Any) -> str:
-        """Return the digest of a solve's code: the stage and its own method, not its neighbours."""
-        return tracking.code("stages.solve", f"mergemoe.methods.{self.params.solve[wildcards.solve].method}")
-
     def task_choice(self, wildcards: Any) -> str:
         """Return one task's settings, with how the models run."""
         evaluate = self.params.evaluate
@@ -194,14 +175,6 @@ class Graph:
         chosen["cluster"] = {"name": wildcards.cluster, **grouping.settings(), "layers": grouping.layers}
         return tracking.cfg(chosen | {"capture": self.params.capture.model_dump()})
 
-    def section(self, name: str) -> str:
-        """Return a section that holds no named choices as one string."""
-        return tracking.cfg(getattr(self.params, name).model_dump())
-
-    def evaluate(self, *keys: str) -> str:
-        """Return keys of section evaluate as one string."""
-        return tracking.cfg(self.params.evaluate.model_dump(include=set(keys)))
-
-    def report(self) -> str:
+    def report_choice(self, wildcards: Any) -> str:
         """Return the runs and tasks that the report shows."""
         return tracking.cfg({"runs": [list(run) for run in self.runs], "tasks": self.params.evaluate.scored()})

@@ -85,7 +85,7 @@ def test_memory_is_asked_for_as_it_is_taken_at_the_width_of_qwen15_moe(cluster, 
 def check_memory(cluster, params, peaks):
     """Every stage ran, and asked for once to twice of what its largest job took, Snakemake in it included."""
     asked, taken = Counter(), Counter()
-    for stage, names in jobs.every(params):
+    for stage, names in jobs.every_job(params):
         asked[stage] = max(asked[stage], slurm.asked(params, stage, names).mem_mb)
     kinds = dict(line.split() for line in cluster.ask("squeue", "-h", "-t", "all", "-o", "%i %k").splitlines())
     for job, peak in peaks.items():

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import synthetic
 
+from mergemoe.artifacts.stage import Holds, Stage
+from mergemoe.artifacts.stages import STAGES
 from mergemoe.report import metrics, missing_results, study
 
 RUN = "mixed/half/mergemoe"
@@ -30,7 +32,7 @@ def found(results):
 @pytest.fixture
 def whole(results):
     """The study with the artifacts that the report does not read, but a run comes by."""
-    for path in ["calibrate/demo/mixed/tokens.safetensors", "capture/demo/mixed"]:
+    for path in ["calibrate/demo/mixed/tokens.json", "capture/demo/mixed"]:
         (results / path).parent.mkdir(parents=True, exist_ok=True)
         (results / path).touch()
     return results
@@ -66,6 +68,12 @@ def test_a_budget_that_failed_comes_before_the_groups_that_wait_for_it(whole):
     assert found(whole)[-1][2:] == ("cluster demo/mixed/half/layer_000", "not run")
     log(whole, "budget/demo/mixed/half.log", "error: no size in common\n")
     assert found(whole)[-1][2:] == ("budget demo/mixed/half", "error: no size in common")
+
+
+def test_a_stage_that_was_added_to_the_table_is_missed(whole, monkeypatch):
+    output = "results/toy/{model}/{calibrate}/layer_{layer}.json"
+    monkeypatch.setitem(STAGES, "toy", Stage(name="toy", output=output, dvc="toy", holds=Holds(base=0)))
+    assert found(whole)[0][2:] == ("toy demo/mixed/layer_000", "not run")
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import re
 import pytest
 from good_params import GOOD
 
+from mergemoe.artifacts.paths import PATTERNS
 from mergemoe.errors import UserError
 from mergemoe.moe import layer_sizes
 from mergemoe.workflow.config.params import read_params
-from stages.support.graph import PATTERNS
 
 
 def test_a_task_has_any_name_that_lm_eval_gives_one():

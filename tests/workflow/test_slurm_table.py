@@ -8,6 +8,7 @@ import pytest
 import yaml
 from tiny_project import ROOT, snakemake
 
+from mergemoe.artifacts.stages import recorded_stages
 from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import read_params
 from mergemoe.workflow.planning import job_resources, jobs, plan, slurm, slurm_table
@@ -116,7 +117,7 @@ def test_a_budget_has_curves_of_the_layers_in_its_range():
         "solve": 20,
         "assemble": 5,
     }
-    assert list(counted) == list(jobs.STAGES)
+    assert list(counted) == [stage.name for stage in recorded_stages()]
 
 
 @pytest.mark.workflow
@@ -130,4 +131,4 @@ def test_jobs_ask_snakemake_for_what_the_plan_says(finished, monkeypatch):
         for rule, text in asked
         if rule != "all"
     )
-    assert told == Counter((stage, *slurm.asked(params, stage, names)) for stage, names in jobs.every(params))
+    assert told == Counter((stage, *slurm.asked(params, stage, names)) for stage, names in jobs.every_job(params))

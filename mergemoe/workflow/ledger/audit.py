@@ -9,12 +9,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from mergemoe.artifacts.paths import METRICS
 from mergemoe.errors import UserError
 from mergemoe.report import missing_results
 from mergemoe.workflow.ledger import commands, compare, dvc_lock, record, recorded_environment, verify_results
 from mergemoe.workflow.ledger.clone import bring, clone
-
-METRICS = "results/metrics.json"
 
 
 def audit(root: Path, revision: str | None = None, rerun: bool = False) -> dict[str, Any]:

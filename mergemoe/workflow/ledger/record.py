@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mergemoe.artifacts import atomic
+from mergemoe.artifacts import atomic, paths
 from mergemoe.errors import UserError
 from mergemoe.workflow.ledger import commands, dvc_lock, recorded_environment, verify_results
 from mergemoe.workflow.ledger.verify_results import Fault
@@ -48,7 +48,7 @@ def record(root: Path) -> str:
         recorded_environment.renew(root)
     found = verify_results.files(root)
     size = sum((root / path).stat().st_size for path in found)
-    files = ["dvc.lock", "dvc.yaml", str(recorded_environment.FILE), "results/metrics.json"]
+    files = ["dvc.lock", "dvc.yaml", str(recorded_environment.FILE), paths.METRICS]
     end = f"`git add -A` and `git commit` keep {', '.join(files)}; `dvc push` the artifacts" if changed else "as before"
     return f"recorded {len(found)} files, {size / 1e6:,.1f} MB: {end}"
 

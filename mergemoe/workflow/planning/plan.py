@@ -5,7 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mergemoe.artifacts import store
+from mergemoe.artifacts import paths, store
+from mergemoe.artifacts.stages import recorded_stages
 from mergemoe.checkpoints import cost, expert_headers, model_folder, router_headers
 from mergemoe.checkpoints.expert_headers import expert_sizes, headers
 from mergemoe.moe import layer_sizes
@@ -51,8 +52,8 @@ def sizes(params: Params, run: Run) -> dict[str, int]:
 
 def count_jobs(params: Params) -> dict[str, int]:
     """Return the number of jobs per rule, if nothing was done yet."""
-    counted = Counter(stage for stage, _ in jobs.every(params))
-    return {stage: counted[stage] for stage in jobs.STAGES}
+    counted = Counter(stage for stage, _ in jobs.every_job(params))
+    return {stage.name: counted[stage.name] for stage in recorded_stages()}
 
 
 def disk(params: Params) -> dict[str, int]:
@@ -138,10 +139,11 @@ def _tokens(params: Params, results: Path) -> list[str]:
 
 def _smallest_group(results: Path, run: Run, layers: list[int], kept: int) -> int | None:
     """Return the fewest tokens routed to any group; None before the layers are clustered so."""
-    paths = [results.joinpath("cluster", *run[:3], f"layer_{layer:03d}.json") for layer in layers]
-    if not all(path.is_file() for path in paths):
+    names = run._asdict()
+    files = [paths.below(results, paths.CLUSTER, **names, layer=paths.layer_name(layer)) for layer in layers]
+    if not all(path.is_file() for path in files):
         return None
-    clustered = [store.read_json(path) for path in paths]
+    clustered = [store.read_json(path) for path in files]
     if any(layer["kept"] != kept for layer in clustered):
         return None
     return min(group["routed_tokens"] for layer in clustered for group in layer["groups"])

@@ -35,7 +35,7 @@ def describe(params: Params) -> str:
     limits = slurm.cluster()
     every = [
         Job(stage, names, slurm.wanted(params, stage, names), slurm.asked(params, stage, names))
-        for stage, names in jobs.every(params)
+        for stage, names in jobs.every_job(params)
     ]
     rows, hours = [HEAD], {True: 0.0, False: 0.0}
     for stage in dict.fromkeys(job.stage for job in every):
