@@ -16,7 +16,7 @@ from tiny_project import snakemake
 
 from mergemoe.artifacts.digests import sha256
 
-pytestmark = [pytest.mark.full, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 # Runs a stage that dies, without a chance to clean up, when the decoder reaches layer 2.
 DIES_IN_LAYER_2 = """
@@ -51,6 +51,7 @@ def run(project, command, python=None, **options):
     return subprocess.run(command, shell=True, cwd=project, env=environment, capture_output=True, text=True, **options)
 
 
+@pytest.mark.full
 def test_a_capture_killed_in_layer_2_does_not_compute_layers_0_and_1_again(project, finished, commands):
     command = commands["results/capture/tiny/mixed"]
     before = sha256(finished / "results" / "capture")
@@ -65,6 +66,7 @@ def test_a_capture_killed_in_layer_2_does_not_compute_layers_0_and_1_again(proje
     assert sha256(project / "results" / "capture") == before
 
 
+@pytest.mark.full
 def test_a_full_disk_leaves_nothing_half_written(project, commands):
     output = "results/models/tiny/mixed/half/mergemoe"
     command = commands[output]
