@@ -48,6 +48,7 @@ class Hub:
         self.stall: dict[str, int] = {}  # after so many bytes nothing comes any more, once
         self.instead: dict[str, bytes] = {}  # what is sent in place of a file
         self.tokens: dict[str, str | None] = {}  # {host: the last authorization}
+        self.closed = threading.Event()
         handler = type("Handler", (Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -115,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.sent[name] += len(content[start:stop])
             self.close_connection = stop is not None
         if stall:
-            time.sleep(60)
+            self.hub.closed.wait(60)
 
     def answer(self, status, content, headers, stop=None):
         self.send_response(status)
@@ -189,6 +190,7 @@ def served(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     yield served
+    served.closed.set()
     served.server.shutdown()
     served.server.server_close()
 

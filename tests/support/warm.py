@@ -18,7 +18,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from pathlib import Path
 
@@ -63,13 +62,14 @@ def python() -> str:
     """Start the server of this process and return the path of the `python` that it serves."""
     folder = Path(tempfile.mkdtemp(prefix="warm"))
     address, client = folder / "server", folder / "python"
-    server = subprocess.Popen([sys.executable, __file__, str(address)], stdin=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, __file__, str(address)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
     atexit.register(server.terminate)
     client.write_text(CLIENT.replace("PYTHON", sys.executable).replace("SERVER", str(address)))
     client.chmod(0o700)
-    while not address.exists():
-        assert server.poll() is None, "the server of warm processes has died; its words stand above"
-        time.sleep(0.1)
+    with server.stdout as answer:
+        assert answer.readline(), "the server of warm processes has died; its messages stand above"
     return str(client)
 
 
@@ -85,9 +85,10 @@ def serve(address: str) -> None:
     gc.freeze()  # a job that collects garbage need not look at all that was imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a supervisor
     listening = socket.socket(socket.AF_UNIX)
-    listening.bind(f"{address}.tmp")
+    listening.bind(address)
     listening.listen(64)
-    os.rename(f"{address}.tmp", address)  # its name says that it answers
+    print("ready", flush=True)
+    os.dup2(2, 1)
     while True:
         connection, _ = listening.accept()
         if os.fork() == 0:
