@@ -67,7 +67,10 @@ def python() -> str:
     )
     atexit.register(server.terminate)
     client.write_text(CLIENT.replace("PYTHON", sys.executable).replace("SERVER", str(address)))
-    client.chmod(0o700)
+    engine = folder / "snakemake"  # which the commands of dvc.yaml call
+    engine.write_text(f'#!/bin/sh\nexec {client} -m snakemake "$@"\n')
+    for file in (client, engine):
+        file.chmod(0o700)
     with server.stdout as answer:
         assert answer.readline(), "the server of warm processes has died; its messages stand above"
     return str(client)
