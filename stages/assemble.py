@@ -13,13 +13,14 @@ from mergemoe.artifacts import atomic, digests, store
 from mergemoe.checkpoints import model_folder
 from mergemoe.compressed import checkpoint_card
 from mergemoe.compressed.assemble import assemble
+from mergemoe.moe.layout_types import Layout
 from stages.support import command
 
 
 @command.stage("assemble", __doc__, "layout", "modeling", many=["solved"])
 def main(args: argparse.Namespace) -> None:
     """Read the layers, write the checkpoint whole."""
-    layout = store.read_json(args.layout)
+    layout: Layout = store.read_json(args.layout)
     store.check_files(model_folder.locate(layout["path"], layout.get("revision")), layout["files"], original=True)
     solved = {int(re.findall(r"\d+", path)[-1]): store.read_tensors(path) for path in args.solved}
     with atomic.atomic(args.out) as folder:

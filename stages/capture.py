@@ -16,6 +16,7 @@ from mergemoe.artifacts import atomic, digests, store
 from mergemoe.calibration.capture import batches_of, capture
 from mergemoe.checkpoints import model_folder
 from mergemoe.models.layered_model import LayeredModel
+from mergemoe.moe.layout_types import Layout
 from stages.support import command
 
 
@@ -23,7 +24,8 @@ from stages.support import command
 def main(args: argparse.Namespace) -> Path:
     """Capture into the scratch folder, then move the layers into their folder, whole."""
     device = devices.start(args.cfg["threads"], args.device)
-    layout, tokens = store.read_json(args.layout), store.read_tensors(args.tokens)
+    layout: Layout = store.read_json(args.layout)
+    tokens = store.read_tensors(args.tokens)
     original = model_folder.locate(layout["path"], layout.get("revision"))
     store.check_files(original, layout["files"], original=True)
     layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)

@@ -17,6 +17,7 @@ from mergemoe.checkpoints import model_folder
 from mergemoe.compressed.loading import load
 from mergemoe.evaluation import fidelity
 from mergemoe.models.stacks import stacks
+from mergemoe.moe.layout_types import Layout
 from stages.support import command
 
 
@@ -24,7 +25,7 @@ from stages.support import command
 def main(args: argparse.Namespace) -> None:
     """Run the model over the reference's tokens, compare, write the scores."""
     device = devices.start(args.cfg["threads"], args.device)
-    layout = store.read_json(args.layout)
+    layout: Layout = store.read_json(args.layout)
     made = store.read_json(args.made)
     folder = model_folder.locate(args.model, made.get("revision"))
     store.check_files(folder, made["files"], original=args.made == args.layout)

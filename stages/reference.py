@@ -19,6 +19,7 @@ from mergemoe.calibration.capture import batches_of, capture
 from mergemoe.checkpoints import model_folder
 from mergemoe.models.layered_model import LayeredModel
 from mergemoe.models.layerwise_forward import final_hidden
+from mergemoe.moe.layout_types import Layout
 from stages.support import command
 
 
@@ -26,7 +27,7 @@ from stages.support import command
 def main(args: argparse.Namespace) -> Path:
     """Draw the held-out sequences, stream the model, write the folder whole."""
     device = devices.start(args.cfg["threads"], args.device)
-    layout = store.read_json(args.layout)
+    layout: Layout = store.read_json(args.layout)
     original = model_folder.locate(layout["path"], layout.get("revision"))
     store.check_files(original, layout["files"], original=True)
     tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)

@@ -39,8 +39,10 @@ def holds(provenance: Mapping[str, Any], payload: str) -> bool:
     return sealed({k: v for k, v in provenance.items() if k not in {"payload", "seal"}}, payload) == provenance
 
 
-def read_json(path: str | Path, layer: int | None = None) -> dict[str, Any]:
+def read_json(path: str | Path, layer: int | None = None) -> Any:
     """Read a JSON artifact and check its digests, and that it is of the layer that is wanted.
+
+    The caller annotates what it reads: `layout: Layout = read_json(path)`.
 
     Raises:
         ArtifactError: where the file is missing, not JSON, not what its writer wrote, or another layer's.

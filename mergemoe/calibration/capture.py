@@ -23,6 +23,7 @@ from mergemoe.errors import UserError
 from mergemoe.models.layered_model import LayeredModel
 from mergemoe.models.layerwise_forward import Forward, run_layer
 from mergemoe.models.stacks import Batch, stacks
+from mergemoe.moe.layout_types import ModelLayout
 from mergemoe.progress import Progress
 
 
@@ -38,7 +39,7 @@ def batches_of(ids: Tensor, mask: Tensor, batch_tokens: int, device: torch.devic
 @torch.no_grad()
 def capture(
     layered: LayeredModel,
-    layout: Mapping[str, Any],
+    layout: ModelLayout,
     batches: list[Batch],
     heldout: Tensor,
     scratch: Path,

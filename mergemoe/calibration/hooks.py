@@ -1,10 +1,12 @@
 """Hooks that tell what a layer's experts are called with: inputs, choices and weights, behind all routing rules."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mergemoe.moe.layout_types import LayerLayout
 
 Call = tuple[Tensor, Tensor, Tensor]  # inputs [n, H], chosen experts [n, K], their weights [n, K]
 
@@ -12,7 +14,7 @@ Call = tuple[Tensor, Tensor, Tensor]  # inputs [n, H], chosen experts [n, K], th
 class Recorder:
     """Hooks on one layer's router and experts; `rows` gives what the last batch called them with."""
 
-    def __init__(self, model: Any, entry: Mapping[str, Any]):
+    def __init__(self, model: Any, entry: LayerLayout):
         """Put the hooks on."""
         self.experts, self.identity, self.which = entry["experts"], entry["identity"], entry["router"]["logits"]
         module = model.get_submodule(entry["module"])

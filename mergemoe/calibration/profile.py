@@ -3,17 +3,16 @@
 Only fitted sequences count, and only choices with a weight above zero.
 """
 
-from typing import Any
-
 import torch
 
 from mergemoe.moe.expert_forward import Activation, output
 from mergemoe.moe.experts import Experts
+from mergemoe.moe.records import Profile
 from mergemoe.moe.tokens import Activations
 from mergemoe.progress import track
 
 
-def profile(reader: Activations, experts: Experts, act: Activation) -> dict[str, Any]:
+def profile(reader: Activations, experts: Experts, act: Activation) -> Profile:
     """Return the profile of one layer.
 
     `usage` counts an expert's choices (so the tokens routed to it), `mean_weight` averages its routing weight over

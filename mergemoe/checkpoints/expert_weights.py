@@ -1,9 +1,7 @@
 """Read the experts of one layer with safetensors and torch alone, as the layout says where they lie."""
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -12,11 +10,12 @@ from torch import Tensor
 from mergemoe.checkpoints import model_folder
 from mergemoe.errors import UserError
 from mergemoe.moe.experts import Experts
+from mergemoe.moe.layout_types import LayerLayout, Layout, ModelLayout
 from mergemoe.moe.packing import Stacking
 
 
 def read_experts(
-    layout: Mapping[str, Any], layer: int, device: torch.device | str = "cpu", folder: str | Path | None = None
+    layout: Layout, layer: int, device: torch.device | str = "cpu", folder: str | Path | None = None
 ) -> Experts:
     """Return all experts of a layer, in the stored dtype.
 
@@ -41,7 +40,7 @@ def read_experts(
 
 
 def read_router(
-    layout: Mapping[str, Any], layer: int, device: torch.device | str = "cpu", folder: str | Path | None = None
+    layout: Layout, layer: int, device: torch.device | str = "cpu", folder: str | Path | None = None
 ) -> dict[str, Tensor]:
     """Return a layer's `router` [N, H] and, if it has one, `router_bias` [N], of a family in router_headers.ROUTERS.
 
@@ -59,20 +58,20 @@ def read_router(
         return {name: stored[key].to(device) for name, key in entry["keys"].items()}
 
 
-def read_expert_map(layout: Mapping[str, Any], layer: int, folder: str | Path) -> list[int]:
+def read_expert_map(layout: Layout, layer: int, folder: str | Path) -> list[int]:
     """Return a compressed checkpoint's expert_map [N]; a layer that was left as it is has the identity."""
     with StoredTensors(Path(folder)) as stored:
         return _expert_map(layer_entry(layout, layer), stored)
 
 
-def is_rerouted(layout: Mapping[str, Any], layer: int, folder: str | Path) -> bool:
+def is_rerouted(layout: Layout, layer: int, folder: str | Path) -> bool:
     """Tell whether a compressed checkpoint's router has fewer rows than the original's in a layer."""
     entry = layer_entry(layout, layer)
     keys = entry["router"]["keys"]
     return bool(keys) and model_folder.read_headers(folder)[keys["router"]]["shape"][0] < entry["experts"]
 
 
-def _count(entry: Mapping[str, Any], stored: "StoredTensors") -> int:
+def _count(entry: LayerLayout, stored: "StoredTensors") -> int:
     """Return how many experts a checkpoint holds: a stock one may have fewer than the original, too."""
     if entry["expert_map"]["key"] in stored.headers:
         return max(_expert_map(entry, stored)) + 1
@@ -82,7 +81,7 @@ def _count(entry: Mapping[str, Any], stored: "StoredTensors") -> int:
     return sum(key in stored.headers for key in facts["keys"])
 
 
-def _expert_map(entry: Mapping[str, Any], stored: "StoredTensors") -> list[int]:
+def _expert_map(entry: LayerLayout, stored: "StoredTensors") -> list[int]:
     if entry["expert_map"]["key"] not in stored.headers:
         return list(range(entry["experts"]))
     return stored[entry["expert_map"]["key"]].tolist()[: entry["experts"]]
@@ -112,6 +111,6 @@ class StoredTensors:
         return self.files[name].get_tensor(key)
 
 
-def layer_entry(layout: Mapping[str, Any], layer: int) -> dict[str, Any]:
+def layer_entry(layout: ModelLayout, layer: int) -> LayerLayout:
     """Return the layout of one MoE layer."""
     return next(entry for entry in layout["layers"] if entry["layer"] == layer)

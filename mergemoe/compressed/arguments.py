@@ -14,10 +14,11 @@ from mergemoe.methods import catalogue
 from mergemoe.methods.catalogue import METHODS
 from mergemoe.models.families import auto_class
 from mergemoe.moe import layer_sizes
+from mergemoe.moe.layout_types import ModelLayout
 
 
 def kept_by_layer(
-    described: Mapping[str, Any], layers: str | Sequence[int], experts: int | float | None, method: str, width: float
+    described: ModelLayout, layers: str | Sequence[int], experts: int | float | None, method: str, width: float
 ) -> dict[int, int]:
     """Return {layer: M} of the layers that lose experts, or neurons of each.
 
@@ -54,7 +55,7 @@ def kept_by_layer(
 
 
 def stock_config(
-    model: Any, described: Mapping[str, Any], kept: Mapping[int, int], width: float, routing: str
+    model: Any, described: ModelLayout, kept: Mapping[int, int], width: float, routing: str
 ) -> dict[str, Any] | None:
     """Return the configuration of the compressed model if stock code loads it; None if it needs the compact format.
 

@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +19,12 @@ from mergemoe.checkpoints.expert_weights import StoredTensors
 from mergemoe.checkpoints.shards import CARRIED, write_shards
 from mergemoe.compressed import modeling, stock
 from mergemoe.compressed.model_config import compact_config, module_facts, role_shape
+from mergemoe.moe.layout_types import LayerLayout, Layout
 from mergemoe.moe.packing import Stacking
 from mergemoe.progress import track
 
 
-def assemble(
-    layout: Mapping[str, Any], solved: Mapping[int, Mapping[str, Tensor]], out: Path, shard_bytes: int = 4 << 30
-) -> None:
+def assemble(layout: Layout, solved: Mapping[int, Mapping[str, Tensor]], out: Path, shard_bytes: int = 4 << 30) -> None:
     """Write a checkpoint folder; one that keeps all experts is the original, byte for byte.
 
     Args:
@@ -59,7 +57,7 @@ def assemble(
 
 
 def _tensors(
-    merged: Mapping[int, Mapping[str, Any]],
+    merged: Mapping[int, LayerLayout],
     solved: Mapping[int, Mapping[str, Tensor]],
     stored: StoredTensors,
     mapped: bool,
@@ -84,7 +82,7 @@ def _tensors(
                 yield _expert_map(merged[layer], solved[layer])
 
 
-def _keys(entry: Mapping[str, Any]) -> list[str]:
+def _keys(entry: LayerLayout) -> list[str]:
     return [key for facts in entry["roles"].values() for key in (*facts["keys"], *facts["identity"])]
 
 
@@ -92,17 +90,15 @@ def _kept(tensors: Mapping[str, Tensor]) -> int:
     return int(tensors["expert_map"].max()) + 1
 
 
-def _width(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+def _width(entry: LayerLayout, tensors: Mapping[str, Tensor]) -> int:
     return tensors["up"].shape[1] if len(tensors["groups"]) else entry["width"]
 
 
-def _changed(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+def _changed(entry: LayerLayout, tensors: Mapping[str, Tensor]) -> bool:
     return _kept(tensors) < entry["experts"] or len(tensors["groups"]) > 0
 
 
-def _layer(
-    entry: Mapping[str, Any], tensors: Mapping[str, Tensor], stored: StoredTensors
-) -> Iterator[tuple[str, Tensor]]:
+def _layer(entry: LayerLayout, tensors: Mapping[str, Tensor], stored: StoredTensors) -> Iterator[tuple[str, Tensor]]:
     """Yield the stored tensors of one merged layer; a group of one expert keeps that expert's bytes."""
     expert_map, kept = tensors["expert_map"].tolist(), _kept(tensors)
     first_member = [expert_map.index(group) for group in range(kept)]
@@ -131,7 +127,7 @@ def _layer(
     yield from written.items()
 
 
-def _expert_map(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+def _expert_map(entry: LayerLayout, tensors: Mapping[str, Tensor]) -> tuple[str, Tensor]:
     kept = _kept(tensors)
     rest = torch.arange(kept, kept + entry["identity"])  # experts that give their input back stay behind the others
     return entry["expert_map"]["key"], torch.cat([tensors["expert_map"], rest])

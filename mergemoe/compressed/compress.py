@@ -22,6 +22,7 @@ from mergemoe.models.layered_model import ResidentModel
 from mergemoe.models.layerwise_forward import Forward
 from mergemoe.moe import layer_sizes
 from mergemoe.moe.expert_forward import Activation
+from mergemoe.moe.layout_types import LayerLayout
 from mergemoe.moe.problem import Problem
 from mergemoe.moe.router_rule import of_layer
 from mergemoe.moe.tokens import Remembered
@@ -121,7 +122,7 @@ def _set_kernel(model: Any, kernel: str | None) -> None:
 
 
 def _solve_layer(
-    model: Any, entry: Mapping[str, Any], kept: int, tokens: Remembered, method: str, options: Mapping[str, Any]
+    model: Any, entry: LayerLayout, kept: int, tokens: Remembered, method: str, options: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     experts, act = experts_of(model, entry), Activation(**entry["activation"])
     profiled = profile(tokens, experts, act)

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from mergemoe.models.families import auto_class
+from mergemoe.moe.layout_types import LayerLayout
 from mergemoe.moe.packing import Stacking
 
 FORMAT = 1
 
 
-def module_facts(entry: Mapping[str, Any], kept: int, width: int) -> dict[str, Any]:
+def module_facts(entry: LayerLayout, kept: int, width: int) -> dict[str, Any]:
     """Return what modeling.shrink_experts must know of one module.
 
     Args:
@@ -29,7 +30,7 @@ def module_facts(entry: Mapping[str, Any], kept: int, width: int) -> dict[str, A
     }
 
 
-def role_shape(entry: Mapping[str, Any], role: str, kept: int, width: int) -> list[int]:
+def role_shape(entry: LayerLayout, role: str, kept: int, width: int) -> list[int]:
     """Return the shape of one role, [E, I, H] and so on, with `kept` experts of `width` neurons."""
     shape = [kept, *entry["roles"][role]["shape"][1:]]
     if role != "down_bias":

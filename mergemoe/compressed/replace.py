@@ -11,13 +11,14 @@ from mergemoe.compressed.model_config import compact_config, module_facts
 from mergemoe.compressed.modeling import merged_class, shrink_experts
 from mergemoe.models.families import parameter_of
 from mergemoe.moe.experts import Experts
+from mergemoe.moe.layout_types import LayerLayout, ModelLayout
 from mergemoe.moe.packing import Stacking
 from mergemoe.moe.solved import compact_experts
 
 Solved = Mapping[int, Mapping[str, Tensor]]
 
 
-def experts_of(model: Any, entry: Mapping[str, Any]) -> Experts:
+def experts_of(model: Any, entry: LayerLayout) -> Experts:
     """Return the experts that a module holds, where it can be as views of its parameters."""
     module = model.get_submodule(entry["module"])
     roles = {}
@@ -28,7 +29,7 @@ def experts_of(model: Any, entry: Mapping[str, Any]) -> Experts:
     return Experts(**roles, norm=norm)
 
 
-def replace_layers(model: Any, described: Mapping[str, Any], solved: Solved, config: Mapping[str, Any] | None) -> None:
+def replace_layers(model: Any, described: ModelLayout, solved: Solved, config: Mapping[str, Any] | None) -> None:
     """Replace the experts of solved layers, and the routers of those whose routing changed.
 
     Args:
@@ -48,7 +49,7 @@ def replace_layers(model: Any, described: Mapping[str, Any], solved: Solved, con
         model.__class__ = merged_class(described["architecture"])
 
 
-def _stay_stock(model: Any, entries: list[Mapping[str, Any]], solved: Solved, config: Mapping[str, Any]) -> None:
+def _stay_stock(model: Any, entries: list[LayerLayout], solved: Solved, config: Mapping[str, Any]) -> None:
     """Put stock code's own modules of the new shapes in the place of every MoE block's experts and router."""
     smaller = stock.empty(config)
     for entry in entries:
@@ -77,7 +78,7 @@ def _stay_stock(model: Any, entries: list[Mapping[str, Any]], solved: Solved, co
             setattr(old_text, key, value)
 
 
-def _make_compact(model: Any, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _make_compact(model: Any, entry: LayerLayout, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Put the merged experts in a module's place; return what its configuration says of it."""
     module = model.get_submodule(entry["module"])
     compact = compact_experts(experts_of(model, entry), tensors)
@@ -95,7 +96,7 @@ def _make_compact(model: Any, entry: Mapping[str, Any], tensors: Mapping[str, Te
     return facts
 
 
-def _fill(module: Any, entry: Mapping[str, Any], compact: Experts) -> None:
+def _fill(module: Any, entry: LayerLayout, compact: Experts) -> None:
     for role, matrices in compact.roles().items():
         where = entry["roles"][role]
         if "{}" in where["parameter"]:

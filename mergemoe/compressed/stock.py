@@ -15,6 +15,7 @@ from mergemoe.checkpoints.expert_headers import NAMES
 from mergemoe.compressed.model_config import role_shape
 from mergemoe.errors import UserError
 from mergemoe.models.families import model_class
+from mergemoe.moe.layout_types import LayerLayout, ModelLayout
 from mergemoe.moe.packing import Stacking
 
 Shapes = dict[str, list[int]]
@@ -36,7 +37,7 @@ def shapes(model: Any) -> Shapes:
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def changed_shapes(entry: Mapping[str, Any], kept: int, width: int, rows: bool) -> Shapes:
+def changed_shapes(entry: LayerLayout, kept: int, width: int, rows: bool) -> Shapes:
     """Return the shapes of one layer's tensors with M experts of I' neurons; `rows`: with as many router rows, too."""
     new: Shapes = {}
     for role, facts in entry["roles"].items():
@@ -56,7 +57,7 @@ def changed_shapes(entry: Mapping[str, Any], kept: int, width: int, rows: bool) 
 
 def config_of(
     config: Mapping[str, Any],
-    layout: Mapping[str, Any],
+    layout: ModelLayout,
     sizes: Mapping[int, tuple[int, int]],
     rerouted: Mapping[int, bool],
 ) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from them in chunks. Of a model with an encoder, all of this is over what its de
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mergemoe.checkpoints.expert_weights import is_rerouted, read_expert_map, re
 from mergemoe.models.stacks import stacks
 from mergemoe.moe import router_rule
 from mergemoe.moe.expert_forward import Activation
+from mergemoe.moe.layout_types import Layout
 from mergemoe.moe.problem import Problem, groups_of
 from mergemoe.moe.solved import output_error
 from mergemoe.progress import track
@@ -98,7 +99,7 @@ def _mean(sums: Sequence[tuple[float, int]]) -> tuple[float, float]:
 
 
 def layer_errors(
-    layout: Mapping[str, Any], folder: str | Path, reference: str | Path, device: torch.device
+    layout: Layout, folder: str | Path, reference: str | Path, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """Return {layer_007: {output_error}} of the compressed layers, on the full model's own inputs."""
     errors = {}

@@ -1,17 +1,18 @@
 """How many experts each layer keeps, and how wide, when one budget is spent over all layers. Imports nothing heavy."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from mergemoe.errors import UserError
+from mergemoe.moe.records import MeasuredSize
 
 NO_SIZE_IN_COMMON = (
     "`per: model` chooses one number of experts and one width for all layers, and these layers have no size in common: "
     "they differ in experts or width. Set `per: layer` in `cluster`, or a range of `layers`"
 )
-Measured = Sequence[Mapping[str, Any]]  # {experts, width, error} of each size of a layer, as curve.curve gives them
+Measured = Sequence[MeasuredSize]  # the sizes of one layer, as curve.curve gives them
 
 
 def by_usage(usage: Mapping[int, Sequence[float]], total: int, max_size: int | None = None) -> dict[int, int]:
@@ -73,7 +74,7 @@ def best_size(curves: Mapping[int, Measured], per: Literal["layer", "model"]) ->
         UserError: where all layers are to have one size and no size is common to them.
     """
 
-    def size(entry: Mapping[str, Any]) -> tuple[int, int]:
+    def size(entry: MeasuredSize) -> tuple[int, int]:
         return entry["experts"], entry["width"]
 
     if per == "layer":

@@ -1,7 +1,6 @@
 """Which experts become one: a grouping of a layer's N experts into M groups, and what it asks of the tokens."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,6 +8,7 @@ from torch import Tensor
 from mergemoe.grouping.by_selection import by_selection, numbered
 from mergemoe.moe.expert_forward import output
 from mergemoe.moe.problem import Problem
+from mergemoe.moe.records import Grouping, Profile
 from mergemoe.moe.tokens import Activations
 from mergemoe.progress import track
 
@@ -19,7 +19,7 @@ def group(
     by: str,
     kept: int,
     problem: Problem,
-    profiled: Mapping[str, Any],
+    profiled: Profile,
     width: int,
     max_size: int | None = None,
     router_groups: int = 1,
@@ -117,7 +117,7 @@ def cosine(parts: Sequence[Tensor]) -> Tensor:
     return gram / norms / norms[:, None]
 
 
-def describe(expert_map: Sequence[int], usage: Sequence[int], reader: Activations) -> dict[str, Any]:
+def describe(expert_map: Sequence[int], usage: Sequence[int], reader: Activations) -> Grouping:
     """Return a grouping with its figures.
 
     Per group: `centre`, its most used expert; `share` of all choices; `routed_tokens`, the fitted tokens with at least

@@ -4,9 +4,8 @@ The measure that budgets are spent by. Every size is solved group by group (`rou
 suit the grouping: that is much cheaper than the joint solve, and orders sizes alike (docs/method.md).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from mergemoe.errors import UserError
 from mergemoe.grouping import cluster
@@ -15,13 +14,14 @@ from mergemoe.grouping.costs import Costs
 from mergemoe.methods import routed
 from mergemoe.moe.experts import joined
 from mergemoe.moe.problem import Problem, groups_of
+from mergemoe.moe.records import MeasuredSize, Profile
 from mergemoe.moe.solved import output_error
 from mergemoe.progress import track
 
 
 def curve(
-    by: str, candidates: list[tuple[int, int]], problem: Problem, profiled: Mapping[str, Any], max_size: int | None
-) -> Iterator[dict[str, Any]]:
+    by: str, candidates: list[tuple[int, int]], problem: Problem, profiled: Profile, max_size: int | None
+) -> Iterator[MeasuredSize]:
     """Yield {experts, width, error} of each candidate size.
 
     `error` is ||y' - y||^2 / ||y||^2 of the routed output on the held-out tokens.
@@ -48,4 +48,4 @@ def curve(
         norm = None if problem.experts.norm is None else problem.experts.norm[[g.members[0] for g in grouped.groups]]
         compact = replace(joined(parts).map(lambda matrices: matrices.float()), norm=norm)
         error = output_error(problem.experts, compact, grouped.shares, problem.reader, problem.act, heldout=True)
-        yield {"experts": kept, "width": width, "error": error}
+        yield {"experts": kept, "width": width, "error": error or 0.0}

@@ -9,9 +9,9 @@ the rows at hand and the solutions found, so a solve that was killed loses what 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from mergemoe.merging.conjugate_gradients import Blocks, Descent
 from mergemoe.merging.routed_output import chunks, layer_error, layer_features, layer_output, layer_target
 from mergemoe.moe.experts import Experts, down_of
 from mergemoe.moe.problem import Problem
+from mergemoe.moe.records import MethodRecord
 from mergemoe.progress import Progress
 
 VECTORS = 8  # of the size of the rows that are solved at once
@@ -31,7 +32,7 @@ SAVE_EVERY = 60.0  # seconds
 
 def fit(
     problem: Problem, experts: Sequence[Experts], ridge: float | Literal["auto"], memory: float
-) -> tuple[ridge_regression.Fit, dict[str, Any]]:
+) -> tuple[ridge_regression.Fit, MethodRecord]:
     """Return the joint solution W [H, M P], and for the record its errors, iterations and relative residual.
 
     Args:
@@ -63,9 +64,10 @@ def fit(
     down = torch.cat([down_of(expert) for expert in experts], 1)
     for rows, part in zip(slabs, found, strict=True):
         down[rows] += part["deviation"].to(down.device)
-    record = {
+    record: MethodRecord = {
         "objective": {
-            part: layer_error(problem, experts, down, heldout=part == "heldout") for part in ("fit", "heldout")
+            "fit": layer_error(problem, experts, down, heldout=False),
+            "heldout": layer_error(problem, experts, down, heldout=True),
         },
         "iterations": max(int(part["iterations"]) for part in found),
         "residual": max(float(part["residual"]) for part in found),
@@ -145,7 +147,7 @@ def _descend(
     blocks: Blocks,
     ridge: float,
     penalty: float,
-    save: Any,
+    save: Callable[[], None],
 ) -> None:
     """Run conjugate gradients until the residual, computed anew, is small."""
     progress, last = Progress(f"iterations at ridge {ridge:g}", None), [time.monotonic()]

@@ -9,13 +9,14 @@ nor by rare groups (docs/log.md compares it with other scales). At lambda 0 it i
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mergemoe.errors import UserError
 from mergemoe.merging.least_squares import Moments, tolerance
+from mergemoe.moe.records import Diagnosis, MethodRecord
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
@@ -28,9 +29,11 @@ class Fit:
     ridge: float
     tried: dict[str, float] | None
 
-    def record(self) -> dict[str, Any]:
-        """Return what a solve's record says of the ridge."""
-        return {"ridge": self.ridge, **({"heldout_error_by_ridge": self.tried} if self.tried else {})}
+    def record(self) -> MethodRecord:
+        """Return the ridge, and the errors that it was chosen by, for the record of the solve."""
+        if not self.tried:
+            return {"ridge": self.ridge}
+        return {"ridge": self.ridge, "heldout_error_by_ridge": self.tried}
 
 
 def fit(fitted: Moments, unseen: Moments, priors: Tensor, ridge: float | Literal["auto"], heldout: int) -> Fit:
@@ -119,7 +122,7 @@ def toward(moments: Moments, priors: Tensor, penalty: float) -> Tensor:
     return priors + (residual @ vectors * kept[:, None]) @ vectors.mT
 
 
-def diagnosis(tokens: int, needed: int, what: str, gram: Tensor | None = None) -> dict[str, Any]:
+def diagnosis(tokens: int, needed: int, what: str, gram: Tensor | None = None) -> Diagnosis:
     """Return how well the tokens pin a solution of `needed` unknowns per row down; warn where they hardly do.
 
     The effective rank is None where no Gram is given to take it from.

@@ -12,6 +12,7 @@ from mergemoe.merging.router_folding import folded
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Problem, groups_of
+from mergemoe.moe.records import SolveRecord
 from mergemoe.moe.router_rule import Router, check_rule, pruned
 from mergemoe.moe.solved import compact_experts, output_error
 from mergemoe.moe.tokens import Activations
@@ -29,7 +30,7 @@ def solve(
     method: str,
     scratch: Path | None = None,
     **options: Any,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+) -> tuple[dict[str, Tensor], SolveRecord]:
     """Merge the groups of one layer.
 
     What a method leaves alone keeps its bytes: only the groups that it gives back are returned.
@@ -70,19 +71,23 @@ def solve(
         tensors[role] = torch.cat(parts).cpu() if parts else like.new_empty((0, *like.shape[1:])).cpu()
     tensors |= {name: part.cpu() for name, part in problem.changed.state().items()} if problem.changed else {}
     compact = compact_experts(working, tensors)
-    record = {
+    record: SolveRecord = {
         "method": method,
         "experts": len(experts),
         "kept": len(compact),
         "width": compact.up.shape[1],
         "tokens": {"fit": reader.count(), "heldout": reader.count(heldout=True)},
         "output_error": {
-            part: output_error(working, compact, problem.shares, reader, act, heldout=part == "heldout")
-            for part in ("fit", "heldout")
+            "fit": output_error(working, compact, problem.shares, reader, act, heldout=False),
+            "heldout": output_error(working, compact, problem.shares, reader, act, heldout=True),
         },
         "groups": [
-            {"group": (group := result.group).number, "members": group.members, "weights": group.weights.tolist()}
-            | result.record
+            {
+                **result.record,
+                "group": result.group.number,
+                "members": result.group.members,
+                "weights": result.group.weights.tolist(),
+            }
             for result in merged
         ],
     }

@@ -7,7 +7,7 @@ tokens of a solve group by group. It is direct if its sums fit `memory`, else it
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -18,6 +18,7 @@ from mergemoe.merging.routed_output import chunks, layer_error
 from mergemoe.moe.experts import Experts, down_of, joined, with_down
 from mergemoe.moe.layer_sizes import kept_width
 from mergemoe.moe.problem import Merged, Problem
+from mergemoe.moe.records import ByPart, JointOrRouted, MethodRecord
 
 # Memory at the peak, besides the experts: Gram matrices of the direct solve (fitted, held out, damped, factor, and two
 # while they are made), and matrices shaped like the down-projections of the solve group by group.
@@ -64,7 +65,7 @@ def routed_tokens(problem: Problem) -> list[int]:
 
 def _direct(
     problem: Problem, experts: Sequence[Experts], ridge: float | Literal["auto"]
-) -> tuple[ridge_regression.Fit, dict[str, Any]]:
+) -> tuple[ridge_regression.Fit, MethodRecord]:
     """Return the solution from the sums of the whole layer, and for the record its errors."""
     fitted, unseen = (layer_sums(problem, experts, heldout=part) for part in (False, True))
     unseen_tokens = problem.reader.count(heldout=True)
@@ -76,17 +77,19 @@ def _direct(
 
 
 def _or_routed(
-    problem: Problem, experts: Sequence[Experts], solved: ridge_regression.Fit, record: dict[str, Any]
-) -> tuple[ridge_regression.Fit, dict[str, Any]]:
+    problem: Problem, experts: Sequence[Experts], solved: ridge_regression.Fit, record: MethodRecord
+) -> tuple[ridge_regression.Fit, MethodRecord]:
     """Return the solution group by group in place of the joint one where it is nearer to the held-out outputs."""
     fitted, unseen = (group_sums(problem, problem.groups, joined(experts), heldout=part) for part in (False, True))
     priors, heldout = torch.stack([down_of(expert) for expert in experts]), problem.reader.count(heldout=True)
     by_group = ridge_regression.fit(fitted, unseen, priors, "auto", heldout)
     by_group = ridge_regression.Fit(torch.cat(tuple(by_group.downs), 1)[None], by_group.ridge, by_group.tried)
-    errors = {
-        part: layer_error(problem, experts, by_group.downs[0], heldout=part == "heldout") for part in ("fit", "heldout")
+    errors: ByPart = {
+        "fit": layer_error(problem, experts, by_group.downs[0], heldout=False),
+        "heldout": layer_error(problem, experts, by_group.downs[0], heldout=True),
     }
-    both = {"joint": record["objective"]["heldout"], "routed": errors["heldout"]}
-    if both["joint"] <= both["routed"]:
+    assert "objective" in record
+    both: JointOrRouted = {"joint": record["objective"]["heldout"], "routed": errors["heldout"]}
+    if (both["joint"] or 0.0) <= (both["routed"] or 0.0):
         return solved, {**record, "solved": "joint", "heldout_error": both}
     return by_group, {**record, "solved": "routed", "heldout_error": both, "objective": errors}

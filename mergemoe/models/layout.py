@@ -6,9 +6,9 @@ the experts and moe/expert_forward.py computes them with safetensors and torch a
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.core_model_loading import revert_weight_conversion
@@ -22,13 +22,14 @@ from mergemoe.models.families import Family, attribute, experts_modules, paramet
 from mergemoe.models.layered_model import empty_model
 from mergemoe.models.stacks import stacks
 from mergemoe.models.stored_keys import Source, stored_keys
+from mergemoe.moe.layout_types import HeldRole, LayerLayout, Layout, ModelLayout, RoleLayout, StoredRole
 from mergemoe.moe.packing import Stacking
 from mergemoe.progress import track
 
 Stored = dict[str, list[tuple[str, Source]]]  # parameter -> [(stored key, how it comes into the parameter)]
 
 
-def describe(path: str | Path, revision: str | None = None, digests: bool = True) -> dict[str, Any]:
+def describe(path: str | Path, revision: str | None = None, digests: bool = True) -> Layout:
     """Return the layout of a checkpoint.
 
     Per MoE layer: `module`, `experts` N, `width` I, `top_k` K, `activation`, `router`, and per role (gate, up,
@@ -47,15 +48,13 @@ def describe(path: str | Path, revision: str | None = None, digests: bool = True
     model, headers = empty_model(folder), model_folder.read_headers(folder)
     described = of_model(model, headers)
     completeness.check(model, headers, folder)
-    return {
-        "path": str(path),
-        **({"revision": revision} if revision else {}),
-        **described,
-        "files": _digests(folder) if digests else {},
-    }
+    found: Layout = {"path": str(path), **described, "files": _digests(folder) if digests else {}}
+    if revision:
+        found["revision"] = revision
+    return found
 
 
-def of_model(model: Any, headers: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def of_model(model: Any, headers: Mapping[str, Any] | None = None) -> ModelLayout:
     """Return the layout of a model, its parameters on any device; without headers nothing is said of stored keys."""
     every = stacks(model)
     stored: Stored = {}
@@ -80,7 +79,7 @@ def of_model(model: Any, headers: Mapping[str, Any] | None = None) -> dict[str, 
         "hidden_size": text.hidden_size,
         "vocab_size": text.vocab_size,
         "decoder_layers": sum(len(stack.layers) for stack in every),
-        "layers": [{"layer": layer, **_layer(*found[layer], stored, headers, model)} for layer in sorted(found)],
+        "layers": [_layer(layer, *found[layer], stored, headers, model) for layer in sorted(found)],
     }
 
 
@@ -92,24 +91,23 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _layer(
-    name: str, module: Any, family: Family, stored: Stored, headers: Mapping[str, Any] | None, model: Any
-) -> dict[str, Any]:
+    layer: int, name: str, module: Any, family: Family, stored: Stored, headers: Mapping[str, Any] | None, model: Any
+) -> LayerLayout:
     count = attribute(module, family.experts)
-    roles = {role: _held(module, path, how, count) for role, (path, how) in family.roles.items()}
-    if headers is not None:
-        for role, facts in roles.items():
-            facts |= _stored(f"{name}.{facts['parameter']}", role, facts, stored, headers)
+    held = {role: _held(module, path, how, count) for role, (path, how) in family.roles.items()}
+    roles = {role: _role(f"{name}.{facts['parameter']}", role, facts, stored, headers) for role, facts in held.items()}
     identity = attribute(module, family.identity) if family.identity else 0
     norm = f"{name}.post_expert_norm"
     normed = getattr(module, "has_post_expert_norm", False)
     return {
+        "layer": layer,
         "module": name,
         "experts": count,
         "identity": identity,
         "width": roles["down"]["shape"][2],
         "hidden_size": roles["down"]["shape"][1],
         "top_k": top_k(model.config, family),
-        "activation": asdict(activation_of(name, module, family)),
+        "activation": activation_of(name, module, family).facts(),
         "norm": {"key": _stored_name(model, f"{norm}.weight")} if normed else None,
         "router": router_layout.describe(model, name, family, lambda key: _stored_name(model, key)),
         "roles": roles,
@@ -117,17 +115,21 @@ def _layer(
     }
 
 
-def _held(module: Any, parameter: str, how: Stacking, count: int) -> dict[str, Any]:
+def _held(module: Any, parameter: str, how: Stacking, count: int) -> HeldRole:
     """Return where one role lies in the module: the shape of its N experts, and the rows that no expert uses."""
     whole = parameter_of(module, parameter, count)
     spare = 0 if how.flat else len(whole) - count
     shape = list(how.view(whole[: len(whole) - spare], count).shape)
-    return {"parameter": parameter, "held": asdict(how), "shape": shape, "spare": spare}
+    return {"parameter": parameter, "held": how.facts(), "shape": shape, "spare": spare}
 
 
-def _stored(
-    parameter: str, role: str, facts: Mapping[str, Any], stored: Stored, headers: Mapping[str, Any]
-) -> dict[str, Any]:
+def _role(parameter: str, role: str, facts: HeldRole, stored: Stored, headers: Mapping[str, Any] | None) -> RoleLayout:
+    if headers is None:
+        return cast(RoleLayout, facts)
+    return {**facts, **_stored(parameter, role, facts, stored, headers)}
+
+
+def _stored(parameter: str, role: str, facts: HeldRole, stored: Stored, headers: Mapping[str, Any]) -> StoredRole:
     """Return where one role lies in the files: its keys, and how their tensors hold it."""
     held, shape = Stacking(**facts["held"]), facts["shape"]
     alone = "{}" in parameter
@@ -157,7 +159,7 @@ def _stored(
         "identity": [] if fused else keys[count:],
         "fused": fused,
         "dtype": headers[keys[0]]["dtype"],
-        "stored": asdict(how),
+        "stored": how.facts(),
     }
 
 

@@ -5,11 +5,12 @@ from typing import Any
 
 from mergemoe.checkpoints.router_headers import ROUTERS
 from mergemoe.models.families import Family, router_of
+from mergemoe.moe.layout_types import RouterLayout
 
 _BIAS = "e_score_correction_bias"
 
 
-def describe(model: Any, name: str, family: Family, stored: Callable[[str], str]) -> dict[str, Any]:
+def describe(model: Any, name: str, family: Family, stored: Callable[[str], str]) -> RouterLayout:
     """Return the layout's facts of the router of one experts module.
 
     `rule`, with `normalized`, `scaling`, `groups`, `top_groups` and the stored `keys`, is None where it is not known.

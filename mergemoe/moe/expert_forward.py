@@ -4,13 +4,15 @@ A test holds these functions against transformers' own experts module, for every
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from mergemoe.errors import UserError
 from mergemoe.moe.experts import Experts
+from mergemoe.moe.layout_types import ActivationFacts
 
 Which = int | slice | Sequence[int] | Tensor  # one expert, or b of them side by side
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -52,6 +54,10 @@ class Activation:
         """Refuse what this version does not compute."""
         if self.name not in FUNCTIONS or self.rule not in RULES:
             raise UserError(f"{self} is not known here; known: {', '.join(FUNCTIONS)}; {', '.join(RULES)}")
+
+    def facts(self) -> ActivationFacts:
+        """Return the fields as a layout has them."""
+        return cast(ActivationFacts, asdict(self))
 
     def __call__(self, up: Tensor, gate: Tensor | None) -> Tensor:
         """Return the features of W_U x and W_G x."""

@@ -1,8 +1,7 @@
 """The experts of one layer as tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ class Experts:
         """Return some of the experts, in the order asked for."""
         return self.map(lambda matrices: matrices[which])
 
-    def map(self, change: Any) -> "Experts":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Experts":
         """Return experts whose every part is changed by one function of [E, ...]."""
         return Experts(**{name: change(part) for name, part in self._parts().items()})
 

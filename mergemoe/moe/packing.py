@@ -1,9 +1,12 @@
 """How the matrices of a layer's experts lie inside one tensor, as data: the same few facts read and write them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import cast
 
 from torch import Tensor
+
+from mergemoe.moe.layout_types import StackingFacts
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,10 @@ class Stacking:
     interleaved: bool = False
     transposed: bool = False
     flat: bool = False
+
+    def facts(self) -> StackingFacts:
+        """Return the fields as a layout has them."""
+        return cast(StackingFacts, asdict(self))
 
     def view(self, tensor: Tensor, experts: int) -> Tensor:
         """Return the role in its own shape [E, ., .], a bias [E, .]: a view, so writing to it writes the tensor."""

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.experts import Experts
+from mergemoe.moe.records import MethodRecord
 from mergemoe.moe.router_rule import Router
 from mergemoe.moe.tokens import Activations, Tokens
 
@@ -73,7 +73,7 @@ class Merged:
 
     group: Group
     expert: Experts
-    record: dict[str, Any]
+    record: MethodRecord
 
 
 def groups_of(expert_map: Sequence[int], usage: Sequence[int]) -> list[Group]:

@@ -7,12 +7,12 @@ ordinary router of M rows, which stock code runs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergemoe.errors import UserError
+from mergemoe.moe.layout_types import LayerLayout
 from mergemoe.moe.tokens import Tokens
 
 
@@ -66,9 +66,10 @@ class Router:
         return {"router": self.rows} | ({} if self.bias is None else {"router_bias": self.bias})
 
 
-def of_layer(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
+def of_layer(entry: LayerLayout, tensors: Mapping[str, Tensor]) -> Router:
     """Return the router of one layer of a layout, with its tensors as expert_weights.read_router gives them."""
     facts = entry["router"]
+    assert facts["rule"] is not None  # read_router refuses such a router
     rule = Rule(
         facts["rule"], entry["top_k"], facts["normalized"], facts["scaling"], facts["groups"], facts["top_groups"]
     )
