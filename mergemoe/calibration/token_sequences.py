@@ -137,13 +137,18 @@ def _single(encoded: Iterator[tuple[int, list[int]]], samples: int, length: int)
     return [tokens for _, tokens in chosen], [{"document": i, "tokens": len(t)} for i, t in chosen]
 
 
+def heldout_count(samples: int, holdout: float) -> int:
+    """Return how many of the sequences are held out: the share, rounded, and at least one if the share is not 0."""
+    return max(1, round(samples * holdout)) if holdout else 0
+
+
 def heldout_rows(samples: int, holdout: float, seed: int) -> list[bool]:
     """Return which sequences are held out: a share of them, drawn by seed, at least one where the share is not 0.
 
     Raises:
         UserError: where nothing would be left to fit on.
     """
-    count = max(1, round(samples * holdout)) if holdout else 0
+    count = heldout_count(samples, holdout)
     if count >= samples:
         raise UserError(f"holdout {holdout} of {samples} samples leaves none to fit on: lower it or raise `samples`")
     chosen = set(random.Random(f"holdout {seed}").sample(range(samples), count))

@@ -21,6 +21,7 @@ from mergemoe.compressed import modeling, stock
 from mergemoe.compressed.model_config import compact_config, module_facts, role_shape
 from mergemoe.moe.layout_types import LayerLayout, Layout
 from mergemoe.moe.packing import Stacking
+from mergemoe.moe.solved import group_sources
 from mergemoe.progress import track
 
 
@@ -100,9 +101,7 @@ def _changed(entry: LayerLayout, tensors: Mapping[str, Tensor]) -> bool:
 
 def _layer(entry: LayerLayout, tensors: Mapping[str, Tensor], stored: StoredTensors) -> Iterator[tuple[str, Tensor]]:
     """Yield the stored tensors of one merged layer; a group of one expert keeps that expert's bytes."""
-    expert_map, kept = tensors["expert_map"].tolist(), _kept(tensors)
-    first_member = [expert_map.index(group) for group in range(kept)]
-    row_of = {group: row for row, group in enumerate(tensors["groups"].tolist())}
+    sources, kept = group_sources(tensors), _kept(tensors)
     written: dict[str, Tensor] = {}
     for role, facts in entry["roles"].items():
         keys, where = facts["keys"], Stacking(**facts["stored"])
@@ -112,11 +111,11 @@ def _layer(entry: LayerLayout, tensors: Mapping[str, Tensor], stored: StoredTens
                 shape = role_shape(entry, role, kept, _width(entry, tensors))
                 written[keys[0]] = old.new_empty(where.shape(shape))
             view, before = where.view(written[keys[0]], kept), where.view(old, entry["experts"])
-            for group, expert in enumerate(first_member):
-                view[group] = tensors[role][row_of[group]] if group in row_of else before[expert]
+            for group, (row, expert) in enumerate(sources):
+                view[group] = before[expert] if row is None else tensors[role][row]
             continue
-        for group, expert in enumerate(first_member):
-            written[keys[group]] = tensors[role][row_of[group]] if group in row_of else stored[keys[expert]]
+        for group, (row, expert) in enumerate(sources):
+            written[keys[group]] = stored[keys[expert]] if row is None else tensors[role][row]
         if "{}" in facts["parameter"]:  # their names stay (modeling.shrink_experts)
             written |= {key: tensors[role].new_empty([0] * (tensors[role].ndim - 1)) for key in keys[kept:]}
         every = [*keys, *facts["identity"]]

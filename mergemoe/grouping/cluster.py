@@ -9,8 +9,7 @@ from mergemoe.grouping.by_selection import by_selection, numbered
 from mergemoe.moe.expert_forward import output
 from mergemoe.moe.problem import Problem
 from mergemoe.moe.records import Grouping, Profile
-from mergemoe.moe.tokens import Activations
-from mergemoe.progress import track
+from mergemoe.moe.tokens import Activations, dense_weights
 
 _SEEN = {"gate", "up", "gate_bias", "up_bias"}  # what makes an expert's features
 
@@ -102,8 +101,7 @@ def by_outputs(outputs: Tensor, kept: int) -> list[int]:
 def mean_outputs(problem: Problem) -> Tensor:
     """Return the mean of E_j(x) over all fitted tokens, routed to j or not, [N, H] in float64."""
     sums = torch.zeros(len(problem.experts), problem.experts.down.shape[1], dtype=torch.float64)
-    chunks = problem.reader.chunks(device=problem.experts.up.device)
-    for tokens in track(chunks, "chunks of tokens", problem.reader.chunk_count()):
+    for tokens in problem.chunks(heldout=False):
         for expert in range(len(sums)):
             sums[expert] += output(tokens.hidden, problem.experts, expert, problem.act).double().sum(0).cpu()
     return sums / max(1, problem.reader.count())
@@ -127,8 +125,8 @@ def describe(expert_map: Sequence[int], usage: Sequence[int], reader: Activation
     routed = torch.zeros(kept, dtype=torch.int64)
     second, fourth = torch.zeros(2, kept, dtype=torch.float64)
     for tokens in reader.chunks():
-        t = torch.zeros(len(tokens.index), kept + 1, dtype=torch.float64)  # the last of experts that are pruned
-        t = t.scatter_add_(1, groups[tokens.index] % (kept + 1), tokens.weight.double())[:, :kept]
+        group_of = groups[tokens.index] % (kept + 1)  # column `kept` takes the experts that are pruned
+        t = dense_weights(group_of, tokens.weight.double(), kept + 1)[:, :kept]
         routed += (t > 0).sum(0)
         second += t.square().sum(0)
         fourth += t.pow(4).sum(0)

@@ -12,10 +12,9 @@ from mergemoe.grouping import cluster
 from mergemoe.grouping.by_selection import by_selection
 from mergemoe.grouping.costs import Costs
 from mergemoe.methods import routed
-from mergemoe.moe.experts import joined
 from mergemoe.moe.problem import Problem, groups_of
 from mergemoe.moe.records import MeasuredSize, Profile
-from mergemoe.moe.solved import output_error
+from mergemoe.moe.solved import compact_experts, output_error, solved_tensors
 from mergemoe.progress import track
 
 
@@ -42,10 +41,7 @@ def curve(
         else:
             expert_map = cluster.group(by, kept, problem, profiled, width, max_size)
         grouped = replace(problem, groups=groups_of(expert_map, profiled["usage"]))
-        results = routed.merge(grouped, features, width / whole, ridge="auto")
-        merged = {result.group.number: result.expert for result in results}
-        parts = [merged.get(group.number, problem.experts[group.members[:1]]) for group in grouped.groups]
-        norm = None if problem.experts.norm is None else problem.experts.norm[[g.members[0] for g in grouped.groups]]
-        compact = replace(joined(parts).map(lambda matrices: matrices.float()), norm=norm)
+        merged = routed.merge(grouped, features, width / whole, ridge="auto")
+        compact = compact_experts(problem.experts, solved_tensors(problem.experts, expert_map, merged))
         error = output_error(problem.experts, compact, grouped.shares, problem.reader, problem.act, heldout=True)
         yield {"experts": kept, "width": width, "error": error or 0.0}

@@ -15,11 +15,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mergemoe.merging.group_moments import SLOTS, batches, gathered, routing
+from mergemoe.merging.group_moments import SLOTS, batches, gathered
 from mergemoe.merging.least_squares import Moments
 from mergemoe.merging.neuron_selection import pool
-from mergemoe.merging.routed_output import chunks, routed_features
-from mergemoe.moe.expert_forward import Which
+from mergemoe.moe.expert_forward import Which, weighted_features
 from mergemoe.moe.experts import joined
 from mergemoe.moe.problem import Group, Problem
 from mergemoe.moe.tokens import Tokens
@@ -39,7 +38,7 @@ class Side:
 
     def neurons(self, x: Tensor, which: Which) -> Tensor:
         """Return phi [b, n, P] of x [b or 1, n, H], with a last one where there is a down bias."""
-        return routed_features(x, x.new_ones(()), self.problem, self.pools, which)
+        return weighted_features(x, x.new_ones(()), self.pools, which, self.problem.act)
 
     def weighted(self, phi: Tensor, g: Tensor) -> Tensor:
         """Return q [b, n, Q] of phi [b, n, P] and the members' weights g [b, n, c]; those of biases are g itself."""
@@ -66,8 +65,8 @@ def union_sums(problem: Problem, one: Group, others: Sequence[Group], own: Momen
     sums = _beside(theirs, own, left)
     aa, ab, bb = sums.gram[:, :left, :left], sums.gram[:, :left, left:], sums.gram[:, left:, left:]
     by_a, by_b = (ab.new_zeros(len(others), side.down.shape[2], p) for side, p in ((a, bb.shape[2]), (b, left)))
-    for tokens in chunks(problem, heldout=False):
-        g = routing(problem, tokens)
+    for tokens in problem.chunks(heldout=False):
+        g = problem.routing_weights(tokens)
         g_a, g_b = g[:, a.members], g[:, b.members[0]]  # [n, G, c], [n, c']
         in_a, in_b = (g_a != 0).any(2), (g_b != 0).any(1)
         x, weights = tokens.hidden[in_b][None], g_b[in_b][None]

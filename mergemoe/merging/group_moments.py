@@ -5,15 +5,14 @@ group's last token with weight 0, so it adds exact zeros. Groups go into batches
 first; a batch ends at SLOTS, or where more than PADDING of it would hold no token.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mergemoe.merging.least_squares import Moments
-from mergemoe.merging.routed_output import chunks, routed_features
-from mergemoe.moe.expert_forward import linear_output
+from mergemoe.moe.expert_forward import linear_output, weighted_features
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Group, Problem
 from mergemoe.moe.tokens import Tokens
@@ -56,18 +55,12 @@ def cut(counts: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def routing(problem: Problem, tokens: Tokens) -> Tensor:
-    """Return g_j(x) [n, N], the weight with which the layer uses each expert."""
-    g = tokens.weight.new_zeros(len(tokens.index), len(problem.experts))
-    return g.scatter_add_(1, tokens.index, tokens.weight)
-
-
 def group_sums(
     problem: Problem,
     groups: Sequence[Group],
     merged: Experts,
     heldout: bool,
-    weigh: Callable[[Problem, Tokens], Tensor] = routing,
+    weights: Tensor | None = None,
 ) -> Moments:
     """Return, stacked, the sums of P = t_i(x) p_i(x) and Y = sum_j g_j(x) E_j(x) per group over the tokens with a g_j.
 
@@ -76,7 +69,7 @@ def group_sums(
         groups: one or more.
         merged: the expert of each group, whose features are p_i.
         heldout: whether over the held-out tokens or the fitted ones.
-        weigh: gives g [n, N] of a chunk; t_i sums it over a group.
+        weights: g [N], if it is the same on all tokens; by default the routing weights. t_i sums g over a group.
     """
     device = problem.experts.down.device
     width = merged.up.shape[1] + (merged.down_bias is not None)
@@ -84,13 +77,13 @@ def group_sums(
     member = torch.zeros(len(problem.experts), len(groups), dtype=torch.bool, device=device)
     for place, group in enumerate(groups):
         member[group.members, place] = True
-    for tokens in chunks(problem, heldout):
-        g = weigh(problem, tokens)
+    for tokens in problem.chunks(heldout):
+        g = problem.routing_weights(tokens) if weights is None else weights.expand(len(tokens.hidden), -1)
         t, works = g @ member.to(g), (g != 0).float() @ member.float() > 0
         slots = works.cumsum(0) - 1  # [n, G] the slot of a token among its group's
         for batch in batches(works):
             share = t.T[torch.tensor(batch.which, device=device)[:, None], batch.rows] * batch.real
-            p = routed_features(gathered(tokens.hidden, batch.rows), share, problem, merged, batch.which)
+            p = weighted_features(gathered(tokens.hidden, batch.rows), share, merged, batch.which, problem.act)
             sums.add(p, _target(problem, tokens, groups, g, batch, slots), batch.which)
         sums.tokens += works.sum(0)
     return sums
@@ -99,7 +92,11 @@ def group_sums(
 def _target(
     problem: Problem, tokens: Tokens, groups: Sequence[Group], g: Tensor, batch: Batch, slots: Tensor
 ) -> Tensor:
-    """Return sum_j g_j(x) E_j(x) [b, T, H] in float64 of the groups of a batch; 0 in padded slots."""
+    """Return sum_j g_j(x) E_j(x) [b, T, H] in float64 of the groups of a batch; 0 in padded slots.
+
+    layer_output.layer_target sums over the whole layer, one expert at a time; here a group has its own sum, and many
+    experts share one product, so the last bits differ.
+    """
     y = torch.zeros(*batch.rows.shape, problem.experts.down.shape[1], dtype=torch.float64, device=g.device)
     inside = [(place, group, j) for place, group in enumerate(batch.which) for j in groups[group].members]
     places, numbers, members = torch.tensor(inside, device=g.device).T[:, :, None]  # [3, c, 1]

@@ -20,7 +20,7 @@ from mergemoe.artifacts import store
 from mergemoe.errors import UserError
 from mergemoe.merging import conjugate_gradients, ridge_regression, solver_state
 from mergemoe.merging.conjugate_gradients import Blocks, Descent
-from mergemoe.merging.routed_output import chunks, layer_error, layer_features, layer_output, layer_target
+from mergemoe.merging.layer_output import layer_error, layer_features, layer_output, layer_target
 from mergemoe.moe.experts import Experts, down_of
 from mergemoe.moe.problem import Problem
 from mergemoe.moe.records import MethodRecord
@@ -181,7 +181,7 @@ def _descend(
 def gradient(problem: Problem, experts: Sequence[Experts], w: Tensor, rows: slice) -> tuple[Tensor, float, float]:
     """Return (Y - W P) P^T [h, M P], ||W P - Y||^2 and ||Y||^2 of some rows of the output over the fitted tokens."""
     total, squared, energy = torch.zeros_like(w), 0.0, 0.0
-    for tokens in chunks(problem, heldout=False):
+    for tokens in problem.chunks(heldout=False):
         parts, y = layer_features(tokens, problem, experts), layer_target(tokens, problem)[:, rows]
         energy += float(y.square().sum())
         missing = y - layer_output(parts, w, len(y))
@@ -193,7 +193,7 @@ def gradient(problem: Problem, experts: Sequence[Experts], w: Tensor, rows: slic
 def _squared(problem: Problem, experts: Sequence[Experts], w: Tensor, rows: slice) -> float:
     """Return ||W P - Y||^2 of some rows over the held-out tokens."""
     squared = 0.0
-    for tokens in chunks(problem, heldout=True):
+    for tokens in problem.chunks(heldout=True):
         parts, y = layer_features(tokens, problem, experts), layer_target(tokens, problem)[:, rows]
         squared += float((y - layer_output(parts, w, len(y))).square().sum())
     return squared
@@ -213,13 +213,13 @@ def _prepared(problem: Problem, experts: Sequence[Experts], width: int, folder: 
         energy = float(saved.pop("energy"))
         return Blocks(**{name: part.to(device) for name, part in saved.items()}), energy
     gram = torch.zeros(m, width, width, dtype=torch.float64, device=device)
-    for tokens in chunks(problem, heldout=False):
+    for tokens in problem.chunks(heldout=False):
         for block, (_, p) in zip(gram, layer_features(tokens, problem, experts), strict=True):
             block += p.T @ p
     if not gram.isfinite().all():
         raise ValueError("the sums hold NaN or infinity: look at the captured activations, not here")
     blocks = Blocks.of(gram)
-    energy = sum(float(layer_target(tokens, problem).square().sum()) for tokens in chunks(problem, heldout=True))
+    energy = sum(float(layer_target(tokens, problem).square().sum()) for tokens in problem.chunks(heldout=True))
     tensors = {**vars(blocks), "energy": torch.tensor([energy], dtype=torch.float64)}
     store.write_tensors(path, {name: part.cpu() for name, part in tensors.items()}, {})
     return blocks, energy

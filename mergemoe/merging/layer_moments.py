@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from mergemoe.merging.layer_output import layer_features, layer_target
 from mergemoe.merging.least_squares import Moments
-from mergemoe.merging.routed_output import chunks, layer_features, layer_target
 from mergemoe.moe.experts import Experts, down_of
 from mergemoe.moe.problem import Problem
 
@@ -19,7 +19,7 @@ def layer_sums(problem: Problem, experts: Sequence[Experts], heldout: bool) -> M
     ends = torch.tensor(widths).cumsum(0).tolist()
     spans = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
     sums = Moments.zeros(ends[-1], problem.experts.down.shape[1], problem.experts.down.device)
-    for tokens in chunks(problem, heldout):
+    for tokens in problem.chunks(heldout):
         parts, y = layer_features(tokens, problem, experts), layer_target(tokens, problem)
         place = torch.full((len(experts), len(y)), -1, device=y.device)
         for i, (rows, _) in enumerate(parts):

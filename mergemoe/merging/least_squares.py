@@ -97,10 +97,20 @@ def solve_down(moments: Moments, penalty: float) -> list[Solution]:
     solutions = []
     for down, kept in zip(downs, (found[large] for found, large in zip(values, present, strict=True)), strict=True):
         share = kept / kept.sum()
-        effective_rank = float((-(share * share.log()).sum()).exp()) if len(kept) else 0.0
         condition = float(kept[-1] / kept[0]) if len(kept) else None
-        solutions.append(Solution(down, len(kept), effective_rank, condition))
+        solutions.append(Solution(down, len(kept), entropy_rank(share), condition))
     return solutions
+
+
+def effective_rank(gram: Tensor) -> float:
+    """Return the entropy_rank of all eigenvalues above 0; solve_down counts only those above the tolerance."""
+    values = torch.linalg.eigvalsh(gram).clamp_min(0)
+    return entropy_rank(values[values > 0] / values.sum() if len(values) and values.sum() > 0 else values[:0])
+
+
+def entropy_rank(shares: Tensor) -> float:
+    """Return exp of the entropy of the eigenvalues' shares [r] (Roy and Vetterli, 2007); 0 if there are none."""
+    return float((-(shares * shares.log()).sum()).exp()) if len(shares) else 0.0
 
 
 def tolerance(values: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mergemoe.errors import UserError
-from mergemoe.merging.least_squares import Moments, tolerance
+from mergemoe.merging.least_squares import Moments, effective_rank, tolerance
 from mergemoe.moe.records import Diagnosis, MethodRecord
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -134,10 +134,3 @@ def diagnosis(tokens: int, needed: int, what: str, gram: Tensor | None = None) -
         )  # fmt: skip
     rank = None if gram is None else effective_rank(gram)
     return {"tokens": tokens, "unknowns": needed, "effective_rank": rank}
-
-
-def effective_rank(gram: Tensor) -> float:
-    """Return exp of the entropy of the eigenvalues' shares (Roy and Vetterli, 2007); 0 where nothing fires."""
-    values = torch.linalg.eigvalsh(gram).clamp_min(0)
-    share = values[values > 0] / values.sum() if len(values) and values.sum() > 0 else values[:0]
-    return float((-(share * share.log()).sum()).exp()) if len(share) else 0.0

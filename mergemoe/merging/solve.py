@@ -11,10 +11,10 @@ from torch import Tensor
 from mergemoe.merging.router_folding import folded
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.experts import Experts
-from mergemoe.moe.problem import Problem, groups_of
-from mergemoe.moe.records import SolveRecord
+from mergemoe.moe.problem import Merged, Problem, groups_of
+from mergemoe.moe.records import GroupRecord, SolveRecord
 from mergemoe.moe.router_rule import Router, check_rule, pruned
-from mergemoe.moe.solved import compact_experts, output_error
+from mergemoe.moe.solved import compact_experts, output_error, solved_tensors
 from mergemoe.moe.tokens import Activations
 
 
@@ -61,14 +61,7 @@ def solve(
         assert router is not None
         problem = rerouted(problem, router, routing)
     merged = merge(problem, **options)
-    dtype = experts.up.dtype
-    tensors = {
-        "groups": torch.tensor([result.group.number for result in merged], dtype=torch.int64),
-        "expert_map": torch.tensor(expert_map, dtype=torch.int64),
-    }
-    for role, like in experts.roles().items():
-        parts = [result.expert.roles()[role].to(dtype) for result in merged]
-        tensors[role] = torch.cat(parts).cpu() if parts else like.new_empty((0, *like.shape[1:])).cpu()
+    tensors = solved_tensors(experts, expert_map, merged)
     tensors |= {name: part.cpu() for name, part in problem.changed.state().items()} if problem.changed else {}
     compact = compact_experts(working, tensors)
     record: SolveRecord = {
@@ -81,34 +74,29 @@ def solve(
             "fit": output_error(working, compact, problem.shares, reader, act, heldout=False),
             "heldout": output_error(working, compact, problem.shares, reader, act, heldout=True),
         },
-        "groups": [
-            {
-                **result.record,
-                "group": result.group.number,
-                "members": result.group.members,
-                "weights": result.group.weights.tolist(),
-            }
-            for result in merged
-        ],
+        "groups": [_group_record(result) for result in merged],
     }
     return tensors, record
 
 
-def untouched(experts: Experts, reader: Activations) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def untouched(experts: Experts, reader: Activations) -> tuple[dict[str, Tensor], SolveRecord]:
     """Return what `solve` returns, for a layer that no method works on: no merged group and no error."""
-    tensors = {"groups": torch.empty(0, dtype=torch.int64), "expert_map": torch.arange(len(experts))}
-    tensors |= {role: like.new_empty((0, *like.shape[1:])).cpu() for role, like in experts.roles().items()}
-    tokens = {"fit": reader.count(), "heldout": reader.count(heldout=True)}
-    record = {
+    fit, heldout = reader.count(), reader.count(heldout=True)
+    record: SolveRecord = {
         "method": None,
         "experts": len(experts),
         "kept": len(experts),
         "width": experts.up.shape[1],
-        "tokens": tokens,
-        "output_error": {part: 0.0 if count else None for part, count in tokens.items()},
+        "tokens": {"fit": fit, "heldout": heldout},
+        "output_error": {"fit": 0.0 if fit else None, "heldout": 0.0 if heldout else None},
         "groups": [],
     }
-    return tensors, record
+    return solved_tensors(experts, range(len(experts)), []), record
+
+
+def _group_record(result: Merged) -> GroupRecord:
+    group = result.group
+    return {**result.record, "group": group.number, "members": group.members, "weights": group.weights.tolist()}
 
 
 def rerouted(problem: Problem, router: Router, routing: str) -> Problem:

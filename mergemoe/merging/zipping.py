@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from mergemoe.merging.neuron_selection import passes, pool
-from mergemoe.merging.routed_output import chosen, chunks
 from mergemoe.moe.expert_forward import features
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Group, Problem
@@ -68,9 +67,10 @@ def spreads(problem: Problem, groups: Sequence[Group]) -> list[Spread]:
     """Return how each group's pooled features vary over the fitted tokens that chose a member."""
     pools = [pool(problem, group) for group in groups]
     sums = [Spread(expert.up.shape[1], expert.up.device) for expert in pools]
-    for tokens in chunks(problem, heldout=False):
+    for tokens in problem.chunks(heldout=False):
+        g = problem.routing_weights(tokens)
         for group, expert, spread in zip(groups, pools, sums, strict=True):
-            rows, _ = chosen(tokens, group.members)
+            rows = torch.where((g[:, group.members] != 0).any(1))[0]
             spread.add(features(tokens.hidden[rows], expert, 0, problem.act))
     return sums
 

@@ -14,7 +14,8 @@ import torch
 from mergemoe.merging import feature_rules, iterative, ridge_regression
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.layer_moments import layer_sums
-from mergemoe.merging.routed_output import chunks, layer_error
+from mergemoe.merging.layer_output import layer_error
+from mergemoe.merging.least_squares import effective_rank
 from mergemoe.moe.experts import Experts, down_of, joined, with_down
 from mergemoe.moe.layer_sizes import kept_width
 from mergemoe.moe.problem import Merged, Problem
@@ -42,11 +43,11 @@ def merge(
         solved, record = iterative.fit(problem, experts, ridge, memory)
     tokens, unknowns = problem.reader.count(), kept * len(experts)
     layer = ridge_regression.diagnosis(tokens, unknowns, "the layer")
-    record = {"layer_tokens": layer["tokens"], "layer_unknowns": layer["unknowns"], **record}
+    record["layer_tokens"], record["layer_unknowns"] = layer["tokens"], layer["unknowns"]
     sums = 8 * len(experts) * max(columns) * (2 * max(columns) + HELD * problem.experts.down.shape[1])
     if ridge == "auto" and tokens < 2 * unknowns and problem.changed is None and sums <= memory * 1e9:
         solved, record = _or_routed(problem, experts, solved, record)
-    record = {**solved.record(), **record}
+    record.update(solved.record())
     parts = solved.downs[0].split(columns, dim=1)
     results = []
     for group, expert, part, own in zip(problem.groups, experts, parts, routed_tokens(problem), strict=True):
@@ -58,7 +59,7 @@ def merge(
 def routed_tokens(problem: Problem) -> list[int]:
     """Return how many fitted tokens each group has."""
     counts = torch.zeros(len(problem.groups), dtype=torch.int64)
-    for tokens in chunks(problem, heldout=False):
+    for tokens in problem.chunks(heldout=False):
         counts += (problem.shares(tokens) != 0).sum(0).cpu()
     return counts.tolist()
 
@@ -72,8 +73,8 @@ def _direct(
     solved = ridge_regression.fit(
         fitted, unseen, torch.cat([down_of(expert) for expert in experts], 1)[None], ridge, unseen_tokens
     )
-    errors = {"fit": fitted.errors(solved.downs)[0], "heldout": unseen.errors(solved.downs)[0]}
-    return solved, {"objective": errors, "effective_rank": ridge_regression.effective_rank(fitted.gram[0])}
+    errors: ByPart = {"fit": fitted.errors(solved.downs)[0], "heldout": unseen.errors(solved.downs)[0]}
+    return solved, {"objective": errors, "effective_rank": effective_rank(fitted.gram[0])}
 
 
 def _or_routed(

@@ -15,7 +15,7 @@ from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.least_squares import solve_down
 from mergemoe.moe.experts import joined, with_down
 from mergemoe.moe.problem import Merged, Problem
-from mergemoe.moe.tokens import Tokens
+from mergemoe.moe.records import MethodRecord
 
 
 def merge(problem: Problem, ridge: float) -> list[Merged]:
@@ -24,7 +24,8 @@ def merge(problem: Problem, ridge: float) -> list[Merged]:
     if not groups:
         return []
     averaged = by_usage(problem, groups)
-    fitted, unseen = (group_sums(problem, groups, joined(averaged), part, everywhere) for part in (False, True))
+    weights = usage_weights(problem)
+    fitted, unseen = (group_sums(problem, groups, joined(averaged), part, weights) for part in (False, True))
     scale = ridge_regression.typical_energy(fitted.gram.diagonal(dim1=1, dim2=2))
     solutions = solve_down(fitted, ridge * scale)
     downs = torch.stack([solution.down for solution in solutions])
@@ -33,7 +34,7 @@ def merge(problem: Problem, ridge: float) -> list[Merged]:
     for place, (group, expert, solution, (fit, heldout)) in enumerate(
         zip(groups, averaged, solutions, errors, strict=True)
     ):
-        record = {
+        record: MethodRecord = {
             **ridge_regression.diagnosis(int(fitted.tokens[place]), expert.up.shape[1], f"group {group.number}"),
             "rank": solution.rank,
             "effective_rank": solution.effective_rank,
@@ -44,9 +45,9 @@ def merge(problem: Problem, ridge: float) -> list[Merged]:
     return results
 
 
-def everywhere(problem: Problem, tokens: Tokens) -> Tensor:
-    """Return w_j [n, N], the same for all tokens; group_moments.group_sums takes it in place of the routing weights."""
-    weights = torch.zeros(len(problem.experts), dtype=torch.float64, device=tokens.hidden.device)
+def usage_weights(problem: Problem) -> Tensor:
+    """Return w_j [N]: they take the place of routing weights, the same on all tokens."""
+    weights = torch.zeros(len(problem.experts), dtype=torch.float64, device=problem.experts.down.device)
     for group in problem.groups:
         weights[group.members] = group.weights.to(weights)
-    return weights.expand(len(tokens.hidden), -1)
+    return weights

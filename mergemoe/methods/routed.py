@@ -15,6 +15,7 @@ from mergemoe.merging.group_moments import group_sums
 from mergemoe.moe.experts import down_of, joined, with_down
 from mergemoe.moe.layer_sizes import kept_width
 from mergemoe.moe.problem import Merged, Problem
+from mergemoe.moe.records import MethodRecord
 
 
 def merge(
@@ -36,7 +37,7 @@ def merge(
     results = []
     for place, (group, (fit, rest)) in enumerate(zip(groups, errors, strict=True)):
         tokens, gram = int(fitted.tokens[place]), fitted.gram[place]
-        record = {
+        record: MethodRecord = {
             **solved.record(),
             **ridge_regression.diagnosis(tokens, kept, f"group {group.number}", gram),
             "objective": {"fit": fit, "heldout": rest},

@@ -96,6 +96,16 @@ def output(x: Tensor, experts: Experts, expert: int, act: Activation) -> Tensor:
     return torch.nn.functional.rms_norm(scaled, scaled.shape[-1:], eps=act.norm_eps)
 
 
+def weighted_features(x: Tensor, t: Tensor, experts: Experts, expert: Which, act: Activation) -> Tensor:
+    """Return t(x) h(x) [r, P] in float64, with t(x) as a last column if there is a down bias (experts.down_of); t [r].
+
+    For b experts side by side, x [b, r, H] and t [b, r] give [b, r, P].
+    """
+    p = features(x, experts, expert, act).double()
+    p = torch.cat([p, torch.ones_like(p[..., :1])], -1) if experts.down_bias is not None else p
+    return p.mul_(t[..., None])
+
+
 def _linear(x: Tensor, matrix: Tensor, bias: Tensor | None, expert: Which) -> Tensor:
     y = x @ matrix.to(x.dtype).mT
     return y if bias is None else y + bias[expert].to(x.dtype).unsqueeze(-2)

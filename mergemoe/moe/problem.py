@@ -1,6 +1,6 @@
 """What a method of `solve` is given, and what it gives back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.records import MethodRecord
 from mergemoe.moe.router_rule import Router
-from mergemoe.moe.tokens import Activations, Tokens
+from mergemoe.moe.tokens import Activations, Tokens, dense_weights
+from mergemoe.progress import track
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ class Problem:
         """Return the groups of several experts; a method that leaves an expert of its own alone solves only these."""
         return [group for group in self.groups if len(group.members) > 1]
 
+    def chunks(self, heldout: bool) -> Iterable[Tokens]:
+        """Return the fitted (or held-out) tokens in chunks, on the device of the experts; it shows progress."""
+        chunks = self.reader.chunks(heldout=heldout, device=self.experts.down.device)
+        return track(chunks, f"chunks of {'held-out' if heldout else 'fitted'} tokens", self.reader.chunk_count())
+
+    def routing_weights(self, tokens: Tokens) -> Tensor:
+        """Return g_j(x) [n, N]: the weight with which the layer uses each expert on each token."""
+        return dense_weights(tokens.index, tokens.weight, len(self.experts))
+
     def shares(self, tokens: Tokens) -> Tensor:
         """Return t_i(x) [n, M]: the weight with which each group works on each token."""
         if self.changed:
@@ -59,8 +69,7 @@ class Problem:
         group_of = torch.zeros(len(self.experts), dtype=torch.int64, device=tokens.index.device)
         for place, group in enumerate(self.groups):
             group_of[group.members] = place
-        shares = tokens.weight.new_zeros(len(tokens.index), len(self.groups))
-        return shares.scatter_add_(1, group_of[tokens.index], tokens.weight)
+        return dense_weights(group_of[tokens.index], tokens.weight, len(self.groups))
 
     def with_router(self, router: Router) -> "Problem":
         """Return the same layer behind another router."""

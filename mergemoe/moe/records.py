@@ -137,9 +137,12 @@ class GroupRecord(MethodRecord):
 
 
 class SolveRecord(TypedDict):
-    """The solve of one layer: N `experts` before, M = `kept` of I' = `width` neurons after."""
+    """The solve of one layer: N `experts` before, M = `kept` of I' = `width` neurons after.
 
-    method: str
+    `method` is None if the layer stays as it is.
+    """
+
+    method: str | None
     experts: int
     kept: int
     width: int

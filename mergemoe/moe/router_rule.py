@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mergemoe.errors import UserError
 from mergemoe.moe.layout_types import LayerLayout
-from mergemoe.moe.tokens import Tokens
+from mergemoe.moe.tokens import Tokens, dense_weights
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def check_rule(router: Router, tokens: Tokens) -> None:
     Raises:
         UserError: where more than 1% of the weight differs; rounding of half-precision logits moves less.
     """
-    captured = torch.zeros_like(tokens.logits).scatter_add_(1, tokens.index, tokens.weight)
+    captured = dense_weights(tokens.index, tokens.weight, tokens.logits.shape[1])
     again = router.rule.weights(tokens.logits, None if router.bias is None else router.bias.to(tokens.logits))
     differing = float((again - captured).abs().sum() / captured.abs().sum().clamp_min(1e-30))
     if differing > 0.01:

@@ -1,19 +1,42 @@
 """A solved layer: its merged experts put in place, and the error of its routed output."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from mergemoe.moe.expert_forward import Activation, routed_output, shared_output
 from mergemoe.moe.experts import Experts
+from mergemoe.moe.problem import Merged
 from mergemoe.moe.tokens import Activations, Tokens
 from mergemoe.progress import track
 
 
+def solved_tensors(experts: Experts, expert_map: Sequence[int], merged: Sequence[Merged]) -> dict[str, Tensor]:
+    """Return the tensors of a solved layer, on the CPU and in the dtype of the experts.
+
+    `groups` [G'] numbers the groups that a method gave back, each role [G', ., .] has their experts; `expert_map` [N].
+    """
+    tensors = {
+        "groups": torch.tensor([result.group.number for result in merged], dtype=torch.int64),
+        "expert_map": torch.tensor(expert_map, dtype=torch.int64),
+    }
+    for role, like in experts.roles().items():
+        parts = [result.expert.roles()[role].to(experts.up.dtype) for result in merged]
+        tensors[role] = torch.cat(parts).cpu() if parts else like.new_empty((0, *like.shape[1:])).cpu()
+    return tensors
+
+
+def group_sources(tensors: Mapping[str, Tensor]) -> list[tuple[int | None, int]]:
+    """Return, for each group, the row of its merged expert, None if its expert stays; and its first member."""
+    expert_map = tensors["expert_map"].tolist()
+    row_of = {group: row for row, group in enumerate(tensors["groups"].tolist())}
+    return [(row_of.get(group), expert_map.index(group)) for group in range(max(expert_map) + 1)]
+
+
 def compact_experts(experts: Experts, tensors: Mapping[str, Tensor]) -> Experts:
     """Return the M experts of a solved layer: merged ones from `tensors`, the others as they were."""
-    expert_map = tensors["expert_map"].tolist()
-    first_member = [expert_map.index(group) for group in range(max(expert_map) + 1)]
+    first_member = [expert for _, expert in group_sources(tensors)]
 
     def fill(role: str) -> Tensor:
         old, new = experts.roles()[role], tensors[role]

@@ -18,6 +18,14 @@ class Tokens:
     logits: Tensor
 
 
+def dense_weights(index: Tensor, weight: Tensor, columns: int) -> Tensor:
+    """Return [n, columns]: for each token and column, the sum of the weights of the choices that name the column.
+
+    index and weight are [n, K]; the columns are experts, or groups of experts.
+    """
+    return weight.new_zeros(len(index), columns).scatter_add_(1, index, weight)
+
+
 class Activations(ABC):
     """What one layer's experts were called with; a subclass says where the rows are."""
 

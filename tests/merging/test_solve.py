@@ -116,7 +116,9 @@ def test_an_untouched_layer_gives_what_a_method_without_groups_gives(experts, re
 def test_least_squares_is_no_worse_than_the_averaged_down_projection(experts, reader):
     problem = Problem(single(experts), groups_of(MAP, USAGE), reader, SILU)
     averaged = [problem.experts[group.members].map(group.mean) for group in problem.several]
-    fitted = group_sums(problem, problem.several, joined(averaged), heldout=False, weigh=mergemoe.everywhere)
+    fitted = group_sums(
+        problem, problem.several, joined(averaged), heldout=False, weights=mergemoe.usage_weights(problem)
+    )
     results = merge(mergemoe, problem)
     solved, before = (
         fitted.errors(torch.stack([down_of(expert) for expert in part]))

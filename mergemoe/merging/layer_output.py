@@ -1,0 +1,62 @@
+"""The layer's least squares token by token: routed features of the groups, target, output and error.
+
+A token x uses group i with t_i(x) = sum_{j in C_i} g_j(x), so the layer is asked for
+
+    sum_i t_i(x) (W_i p_i(x) + b_i)  instead of  sum_j g_j(x) E_j(x)
+
+where p_i(x) are the features of the merged expert i. Its bias b_i is the weight of one more feature, constant 1. If the
+family has a norm after the down-projection, it is left out of both sides: least squares sees the linear part.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mergemoe.moe.expert_forward import linear_output, weighted_features
+from mergemoe.moe.experts import Experts
+from mergemoe.moe.problem import Problem
+from mergemoe.moe.tokens import Tokens
+
+
+def layer_features(tokens: Tokens, problem: Problem, experts: Sequence[Experts]) -> list[tuple[Tensor, Tensor]]:
+    """Return, per group, the tokens that use it and their routed features."""
+    shares = problem.shares(tokens)
+    parts = []
+    for place, expert in enumerate(experts):
+        rows = torch.where(shares[:, place] != 0)[0]
+        parts.append((rows, weighted_features(tokens.hidden[rows], shares[rows, place], expert, 0, problem.act)))
+    return parts
+
+
+def layer_target(tokens: Tokens, problem: Problem) -> Tensor:
+    """Return Y = sum_j g_j(x) E_j(x) [n, H] in float64, under the original routing even if another one is used.
+
+    expert_forward.shared_output is the same sum in the dtype of x, with the norm that least squares leaves out.
+    """
+    g = problem.routing_weights(tokens)
+    y = torch.zeros(*tokens.hidden.shape, dtype=torch.float64, device=tokens.hidden.device)
+    for expert in range(len(problem.experts)):
+        rows = torch.where(g[:, expert] != 0)[0]
+        part = linear_output(tokens.hidden[rows], problem.experts, expert, problem.act)
+        y[rows] += g[rows, expert, None].double() * part.double()
+    return y
+
+
+def layer_output(parts: Sequence[tuple[Tensor, Tensor]], down: Tensor, tokens: int) -> Tensor:
+    """Return W P [n, H] of the groups' features and their down-projections side by side, `down` [H, M P]."""
+    y = down.new_zeros(tokens, len(down))
+    for (rows, p), own in zip(parts, down.split([p.shape[1] for _, p in parts], 1), strict=True):
+        y[rows] += p @ own.T
+    return y
+
+
+def layer_error(problem: Problem, experts: Sequence[Experts], down: Tensor, heldout: bool) -> float | None:
+    """Return ||W P - Y||^2 / ||Y||^2 of the layer, token by token, from no sums; None without tokens."""
+    squared = energy = 0.0
+    for tokens in problem.chunks(heldout):
+        y = layer_target(tokens, problem)
+        energy += float(y.square().sum())
+        y -= layer_output(layer_features(tokens, problem, experts), down, len(y))
+        squared += float(y.square().sum())
+    return squared / energy if energy else None
