@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(
         model_folder.locate(layout["path"], layout.get("revision")), trust_remote_code=False
     )
-    sequences = token_sequences.from_source(tokenizer, **cfg)
+    sequences = token_sequences.sequences_from_source(tokenizer, **cfg)
     tensors = {
         "input_ids": torch.tensor(sequences.ids, dtype=torch.int32),
         "attention_mask": torch.tensor(sequences.mask, dtype=torch.uint8),

@@ -40,8 +40,8 @@ def main(args: argparse.Namespace) -> None:
         problem = Problem(experts, [], reader, Activation(**layer_entry(layout, layer)["activation"]))
         by = "none" if untouched else args.cfg["by"]
         router_groups = layer_entry(layout, layer)["router"]["groups"]
-        expert_map = cluster.group(by, kept, problem, profile, width, args.cfg["max_size"], router_groups)
-        groups = cluster.describe(expert_map, profile["usage"], reader)
+        expert_map = cluster.group_experts(by, kept, problem, profile, width, args.cfg["max_size"], router_groups)
+        groups = cluster.describe_grouping(expert_map, profile["usage"], reader)
     needs = layer_sizes.needed_tokens(kept, width)
     payload = {
         "layer": layer,

@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
     candidates = layer_sizes.measured_sizes(len(experts), whole, cfg["share"], counted, cfg["max_size"])
     with Reader(args.capture, layer) as reader:
         problem = Problem(experts, [], reader, Activation(**layer_entry(layout, layer)["activation"]))
-        sizes = list(curve.curve(cfg["by"], candidates, problem, profile, cfg["max_size"]))
+        sizes = list(curve.error_curve(cfg["by"], candidates, problem, profile, cfg["max_size"]))
     store.write_json(args.out, {"layer": layer, "sizes": sizes}, args.provenance)
 
 

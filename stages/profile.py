@@ -8,7 +8,7 @@ import argparse
 from mergemoe import devices
 from mergemoe.artifacts import store
 from mergemoe.calibration.activation_file import Reader
-from mergemoe.calibration.profile import profile
+from mergemoe.calibration.profile import profile_layer
 from mergemoe.checkpoints.expert_weights import layer_entry, read_experts
 from mergemoe.moe.expert_forward import Activation
 from stages.support import command
@@ -21,7 +21,7 @@ def main(args: argparse.Namespace) -> None:
     layout, layer = store.read_json(args.layout), int(args.layer)
     with Reader(args.capture, layer) as reader:
         act = Activation(**layer_entry(layout, layer)["activation"])
-        figures = profile(reader, read_experts(layout, layer, device), act)
+        figures = profile_layer(reader, read_experts(layout, layer, device), act)
     store.write_json(args.out, {"layer": layer, **figures}, args.provenance)
 
 

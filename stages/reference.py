@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> Path:
     original = model_folder.locate(layout["path"], layout.get("revision"))
     store.check_files(original, layout["files"], original=True)
     tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)
-    sequences = token_sequences.from_source(tokenizer, **args.cfg["heldout"])
+    sequences = token_sequences.sequences_from_source(tokenizer, **args.cfg["heldout"])
     ids, mask = torch.tensor(sequences.ids, dtype=torch.int32), torch.tensor(sequences.mask, dtype=torch.uint8)
     layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)
     batches = batches_of(ids, mask, args.cfg["batch_tokens"], device)

@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> Path:
     if cfg.get("width") == "auto":
         cfg["width"] = grouping["width"] / entry["width"]
     if cfg.get("routing", "preserved") != "preserved" and not grouping["untouched"]:
-        router = router_rule.of_layer(entry, read_router(layout, layer, device))
+        router = router_rule.layer_router(entry, read_router(layout, layer, device))
     scratch = Path("scratch", "solve", digests.digest_json(args.provenance))
     experts = read_experts(layout, layer, device)
     with Reader(args.capture, layer) as reader:

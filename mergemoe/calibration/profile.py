@@ -12,7 +12,7 @@ from mergemoe.moe.tokens import Activations
 from mergemoe.progress import track
 
 
-def profile(reader: Activations, experts: Experts, act: Activation) -> Profile:
+def profile_layer(reader: Activations, experts: Experts, act: Activation) -> Profile:
     """Return the profile of one layer.
 
     `usage` counts an expert's choices (so the tokens routed to it), `mean_weight` averages its routing weight over

@@ -66,7 +66,7 @@ def read_documents(
         raise UserError(f"{path}: not every row is a JSON object with the key {field!r} ({error!r})") from error
 
 
-def from_source(
+def sequences_from_source(
     tokenizer: Any, *, samples: int, length: int, seed: int, pack: bool, field: str, **where: Any
 ) -> Sequences:
     """Read documents from where params.yaml says and draw sequences with a transformers tokenizer."""
@@ -82,7 +82,7 @@ def from_source(
             f"the tokenizer of {tokenizer.name_or_path} makes no token of the first documents: "
             "are its files (tokenizer.json and the like) in the checkpoint's folder, and is there text?"
         )
-    return draw(
+    return draw_sequences(
         documents,
         lambda document: tokenizer.encode(document, add_special_tokens=False),
         end,
@@ -94,7 +94,7 @@ def from_source(
     )
 
 
-def draw(
+def draw_sequences(
     documents: list[str], encode: Encode, end: int, samples: int, length: int, seed: int, pack: bool, source: str = ""
 ) -> Sequences:
     """Draw sequences of tokens.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mergemoe.calibration.capture import batches_of, run_batches
 from mergemoe.calibration.hooks import Recorder
-from mergemoe.calibration.profile import profile
+from mergemoe.calibration.profile import profile_layer
 from mergemoe.calibration.token_sequences import heldout_rows
 from mergemoe.compressed import arguments
 from mergemoe.compressed.replace import experts_of, replace_layers
@@ -24,7 +24,7 @@ from mergemoe.moe import layer_sizes
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.layout_types import LayerLayout
 from mergemoe.moe.problem import Problem
-from mergemoe.moe.router_rule import of_layer
+from mergemoe.moe.router_rule import layer_router
 from mergemoe.moe.tokens import Remembered
 from mergemoe.progress import Progress
 
@@ -125,16 +125,16 @@ def _solve_layer(
     model: Any, entry: LayerLayout, kept: int, tokens: Remembered, method: str, options: Mapping[str, Any]
 ) -> dict[str, Tensor]:
     experts, act = experts_of(model, entry), Activation(**entry["activation"])
-    profiled = profile(tokens, experts, act)
+    profiled = profile_layer(tokens, experts, act)
     problem = Problem(experts.map(lambda matrices: matrices.float()), [], tokens, act)
     width = layer_sizes.kept_width(options.get("width", 1.0), entry["width"])
     routing = catalogue.routing(method, options)
     by = catalogue.usual_grouping(method, routing)
-    expert_map = cluster.group(by, kept, problem, profiled, width, router_groups=entry["router"]["groups"])
+    expert_map = cluster.group_experts(by, kept, problem, profiled, width, router_groups=entry["router"]["groups"])
     router = None
     if routing != "preserved":
         found = model.get_submodule(entry["router"]["module"]).state_dict()
         tensors = {"router": found["weight"], "router_bias": found.get("e_score_correction_bias")}
-        router = of_layer(entry, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+        router = layer_router(entry, {name: tensor for name, tensor in tensors.items() if tensor is not None})
     usage = profiled["usage"]
     return solve(experts, expert_map, usage, tokens, act, router=router, method=method, **options)[0]

@@ -112,7 +112,7 @@ def layer_errors(
             continue
         act = Activation(**entry["activation"])
         if is_rerouted(layout, layer, folder):
-            changed, groups = router_rule.of_layer(entry, read_router(layout, layer, device, folder)), []
+            changed, groups = router_rule.layer_router(entry, read_router(layout, layer, device, folder)), []
         else:
             changed, groups = None, groups_of(read_expert_map(layout, layer, folder), [0] * len(full))
         with Reader(Path(reference, f"{name}.h5"), layer) as reader:

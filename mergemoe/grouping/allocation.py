@@ -12,7 +12,7 @@ NO_SIZE_IN_COMMON = (
     "`per: model` chooses one number of experts and one width for all layers, and these layers have no size in common: "
     "they differ in experts or width. Set `per: layer` in `cluster`, or a range of `layers`"
 )
-Measured = Sequence[MeasuredSize]  # the sizes of one layer, as curve.curve gives them
+Measured = Sequence[MeasuredSize]  # the sizes of one layer, as curve.error_curve gives them
 
 
 def by_usage(usage: Mapping[int, Sequence[float]], total: int, max_size: int | None = None) -> dict[int, int]:
@@ -22,7 +22,7 @@ def by_usage(usage: Mapping[int, Sequence[float]], total: int, max_size: int | N
     for. Ties go to the lower layer, then to the more used expert, so `total` experts are kept exactly.
 
     Args:
-        usage: {layer: [N]}, as profile.profile counts it.
+        usage: {layer: [N]}, as profile.profile_layer counts it.
         total: the sum of all M, no less than the layers must keep.
         max_size: experts of a group at most.
     """

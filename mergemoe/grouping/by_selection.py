@@ -88,7 +88,7 @@ def join(groups: list[Members], costs: Costs, width: int, kept: int, limit: int)
             "of: set it higher in `cluster`, or keep more experts"
         )
     unions = costs.of_unions(((groups[i], groups[j]) for i, j in pairs), width)
-    own = costs.of(groups, width)
+    own = costs.of_groups(groups, width)
     added = [cost - own[i] - own[j] for (i, j), cost in zip(pairs, unions, strict=True)]
     i, j = pairs[added.index(min(added))]
     return [group for place, group in enumerate(groups) if place not in {i, j}] + [_union(groups[i], groups[j])]

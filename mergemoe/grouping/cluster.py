@@ -14,7 +14,7 @@ from mergemoe.moe.tokens import Activations, dense_weights
 _SEEN = {"gate", "up", "gate_bias", "up_bias"}  # what makes an expert's features
 
 
-def group(
+def group_experts(
     by: str,
     kept: int,
     problem: Problem,
@@ -29,7 +29,7 @@ def group(
         by: how experts are grouped, as in params.yaml.
         kept: M, the number of groups.
         problem: the layer.
-        profiled: what profile.profile says of the layer.
+        profiled: what profile.profile_layer says of the layer.
         width: neurons that an expert will keep, which `selection` counts with.
         max_size: experts of a group at most.
         router_groups: groups of which a token's experts are chosen (deepseek_v3); each keeps equally many.
@@ -115,7 +115,7 @@ def cosine(parts: Sequence[Tensor]) -> Tensor:
     return gram / norms / norms[:, None]
 
 
-def describe(expert_map: Sequence[int], usage: Sequence[int], reader: Activations) -> Grouping:
+def describe_grouping(expert_map: Sequence[int], usage: Sequence[int], reader: Activations) -> Grouping:
     """Return a grouping with its figures.
 
     Per group: `centre`, its most used expert; `share` of all choices; `routed_tokens`, the fitted tokens with at least

@@ -27,7 +27,7 @@ class Costs:
         self.own: dict[Members, Moments] = {}
         self.known: dict[Members, Tensor] = {}  # by neurons kept
 
-    def of(self, groups: Iterable[Members], width: int) -> list[float]:
+    def of_groups(self, groups: Iterable[Members], width: int) -> list[float]:
         """Return the cost of each group that keeps `width` neurons."""
         groups = list(groups)
         new = [members for members in groups if members not in self.known]

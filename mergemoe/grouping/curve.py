@@ -18,7 +18,7 @@ from mergemoe.moe.solved import compact_experts, output_error, solved_tensors
 from mergemoe.progress import track
 
 
-def curve(
+def error_curve(
     by: str, candidates: list[tuple[int, int]], problem: Problem, profiled: Profile, max_size: int | None
 ) -> Iterator[MeasuredSize]:
     """Yield {experts, width, error} of each candidate size.
@@ -39,7 +39,7 @@ def curve(
         if costs:
             expert_map = by_selection(problem, kept, width, max_size, costs)
         else:
-            expert_map = cluster.group(by, kept, problem, profiled, width, max_size)
+            expert_map = cluster.group_experts(by, kept, problem, profiled, width, max_size)
         grouped = replace(problem, groups=groups_of(expert_map, profiled["usage"]))
         merged = routed.merge(grouped, features, width / whole, ridge="auto")
         compact = compact_experts(problem.experts, solved_tensors(problem.experts, expert_map, merged))

@@ -10,7 +10,7 @@ from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Group, Problem
 
 
-def aligned(problem: Problem, groups: Sequence[Group]) -> list[Experts]:
+def aligned_mean(problem: Problem, groups: Sequence[Group]) -> list[Experts]:
     """Return the usage-weighted mean after each member's neurons were put in the order of the dominant one's.
 
     The permutation of a member maximizes sum_k <its neuron, the dominant one's neuron k> over gate, up and down

@@ -9,11 +9,11 @@ from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Group, Problem
 
 
-def plain(problem: Problem, groups: Sequence[Group]) -> list[Experts]:
+def plain_mean(problem: Problem, groups: Sequence[Group]) -> list[Experts]:
     """Return the plain mean of every matrix."""
     return [problem.experts[g.members].map(lambda m: m.double().mean(0, keepdim=True)) for g in groups]
 
 
-def by_usage(problem: Problem, groups: Sequence[Group]) -> list[Experts]:
+def usage_mean(problem: Problem, groups: Sequence[Group]) -> list[Experts]:
     """Return the usage-weighted mean of every matrix (arXiv 2510.14436, Theorem 1; 2310.01334)."""
     return [problem.experts[group.members].map(group.mean) for group in groups]

@@ -25,7 +25,7 @@ class Blocks:
     diagonal: Tensor
 
     @classmethod
-    def of(cls, gram: Tensor) -> "Blocks":
+    def factor(cls, gram: Tensor) -> "Blocks":
         """Return those of the blocks [M, P, P], which are overwritten."""
         values, diagonal = gram.new_zeros(gram.shape[:2]), gram.diagonal(dim1=1, dim2=2).flatten().clone()
         for i, block in enumerate(gram):

@@ -11,18 +11,19 @@ from mergemoe.moe.problem import Group, Problem
 Features = Literal["plain", "usage", "aligned", "zipped", "selected"]
 
 
-def features(problem: Problem, groups: Sequence[Group], named: Features, width: int) -> list[Experts]:
+def merged_experts(problem: Problem, groups: Sequence[Group], named: Features, width: int) -> list[Experts]:
     """Return one expert (E = 1) per group, its down-projection being the prior of the solve.
 
     Raises:
         UserError: where averaged features are to be narrower than the experts.
     """
     if named == "selected":
-        return neuron_selection.selected(problem, groups, width)
+        return neuron_selection.selected_experts(problem, groups, width)
     if width < problem.experts.up.shape[1]:
         raise UserError(f"`width` below 1 needs features that are picked: `features: {named}` are averages")
     if named == "aligned":
-        from mergemoe.merging.alignment import aligned  # needs scipy
+        from mergemoe.merging.alignment import aligned_mean  # needs scipy
 
-        return aligned(problem, groups)
-    return {"plain": averaging.plain, "usage": averaging.by_usage, "zipped": zipping.zipped}[named](problem, groups)
+        return aligned_mean(problem, groups)
+    rules = {"plain": averaging.plain_mean, "usage": averaging.usage_mean, "zipped": zipping.zipped_experts}
+    return rules[named](problem, groups)

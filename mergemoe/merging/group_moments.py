@@ -34,13 +34,13 @@ def batches(used: Tensor) -> Iterator[Batch]:
     """Yield every token of every column of used [n, E] once; a column without tokens is in no batch."""
     rows, counts = torch.where(used.T)[1], used.sum(0)
     ends = counts.cumsum(0)
-    for which in cut(counts.tolist()):
+    for which in cut_batches(counts.tolist()):
         count, end = counts[which, None], ends[which, None]
         slot = torch.arange(int(count[0]), device=used.device)
         yield Batch(which, rows[torch.minimum(end - count + slot, end - 1)], slot < count)
 
 
-def cut(counts: Sequence[int]) -> Iterator[list[int]]:
+def cut_batches(counts: Sequence[int]) -> Iterator[list[int]]:
     """Yield the places of the counts above 0 in batches, descending; ties go to the lower place."""
     batch: list[int] = []
     held = 0

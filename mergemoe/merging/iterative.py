@@ -52,7 +52,7 @@ def fit(
         )
     hidden, width = down_of(experts[0]).shape
     slabs = row_slabs(hidden, width, len(experts), memory)
-    with solver_state.opened(problem.scratch) as folder:
+    with solver_state.solver_folder(problem.scratch) as folder:
         blocks, energy = _prepared(problem, experts, width, folder)
         # From the easiest down.
         ridges = sorted(ridge_regression.candidates(ridge, problem.reader.count(heldout=True), energy), reverse=True)
@@ -60,7 +60,7 @@ def fit(
         tried = {r: float(sum(s[i] for s in sums)) / energy for i, r in enumerate(ridges)} if len(ridges) > 1 else {}
         best = min(sorted(tried), key=lambda r: tried[r]) if tried else ridges[0]
         del blocks
-        found = [store.read_tensors(solver_state.solution(folder, rows, best)) for rows in slabs]
+        found = [store.read_tensors(solver_state.solution_path(folder, rows, best)) for rows in slabs]
     down = torch.cat([down_of(expert) for expert in experts], 1)
     for rows, part in zip(slabs, found, strict=True):
         down[rows] += part["deviation"].to(down.device)
@@ -115,7 +115,7 @@ def _solve_rows(
 
     def save() -> None:
         store.write_tensors(
-            solver_state.state(folder, rows),
+            solver_state.state_path(folder, rows),
             {n: t.cpu() for n, t in {**vars(descent), "tried": tried, "at": at}.items()},
             {},
         )
@@ -127,7 +127,7 @@ def _solve_rows(
             tried[place] = _squared(problem, experts, w0 + descent.deviation, rows)
         solution = {"deviation": descent.deviation.cpu(), "iterations": descent.iterations}
         solution["residual"] = torch.tensor([descent.relative], dtype=torch.float64)
-        store.write_tensors(solver_state.solution(folder, rows, ridge), solution, {})
+        store.write_tensors(solver_state.solution_path(folder, rows, ridge), solution, {})
         at += 1
         if place + 1 < len(ridges):
             squared = float(descent.objective) - penalty * float(descent.deviation.square().sum())
@@ -209,7 +209,7 @@ def _prepared(problem: Problem, experts: Sequence[Experts], width: int, folder: 
     """Return G's diagonal blocks, and ||Y||^2 over the held-out tokens."""
     m, path, device = len(experts), folder / "blocks.safetensors", problem.experts.down.device
     shapes = {"vectors": [m, width, width], "values": [m, width], "diagonal": [m * width], "energy": [1]}
-    if saved := solver_state.read(path, shapes):
+    if saved := solver_state.read_saved(path, shapes):
         energy = float(saved.pop("energy"))
         return Blocks(**{name: part.to(device) for name, part in saved.items()}), energy
     gram = torch.zeros(m, width, width, dtype=torch.float64, device=device)
@@ -218,7 +218,7 @@ def _prepared(problem: Problem, experts: Sequence[Experts], width: int, folder: 
             block += p.T @ p
     if not gram.isfinite().all():
         raise ValueError("the sums hold NaN or infinity: look at the captured activations, not here")
-    blocks = Blocks.of(gram)
+    blocks = Blocks.factor(gram)
     energy = sum(float(layer_target(tokens, problem).square().sum()) for tokens in problem.chunks(heldout=True))
     tensors = {**vars(blocks), "energy": torch.tensor([energy], dtype=torch.float64)}
     store.write_tensors(path, {name: part.cpu() for name, part in tensors.items()}, {})

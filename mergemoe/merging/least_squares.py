@@ -55,7 +55,7 @@ class Moments:
         squared = self.energy - 2 * (w * self.cross).sum((1, 2)) + ((w @ self.gram) * w).sum((1, 2))
         return squared.clamp_min(0)
 
-    def errors(self, w: Tensor) -> list[float | None]:
+    def relative_errors(self, w: Tensor) -> list[float | None]:
         """Return ||W P - Y||^2 / ||Y||^2 of each; None without tokens."""
         pairs = zip(self.squared(w).tolist(), self.energy.tolist(), strict=True)
         return [squared / energy if energy else None for squared, energy in pairs]

@@ -22,7 +22,7 @@ GONE = 1e-8  # a neuron with less than this share of its energy left is a combin
 PANEL = 32  # neurons that are taken before the sums are deflated
 
 
-def selected(problem: Problem, groups: Sequence[Group], width: int) -> list[Experts]:
+def selected_experts(problem: Problem, groups: Sequence[Group], width: int) -> list[Experts]:
     """Return, per group, an expert of `width` neurons of its members, each with its own down-projection column.
 
     A group of one expert at its full width is that expert, to the bit.

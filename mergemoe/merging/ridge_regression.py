@@ -29,7 +29,7 @@ class Fit:
     ridge: float
     tried: dict[str, float] | None
 
-    def record(self) -> MethodRecord:
+    def ridge_record(self) -> MethodRecord:
         """Return the ridge, and the errors that it was chosen by, for the record of the solve."""
         if not self.tried:
             return {"ridge": self.ridge}
@@ -53,10 +53,10 @@ def fit(fitted: Moments, unseen: Moments, priors: Tensor, ridge: float | Literal
     energy = float(unseen.energy.sum())
     ridges = candidates(ridge, heldout, energy)
     if len(ridges) == 1:
-        return Fit(toward(fitted, priors, ridges[0] * scale), ridges[0], None)
+        return Fit(solve_toward_prior(fitted, priors, ridges[0] * scale), ridges[0], None)
     tried, best = {}, None
     for candidate in ridges:
-        downs = toward(fitted, priors, candidate * scale)
+        downs = solve_toward_prior(fitted, priors, candidate * scale)
         squared = float(unseen.squared(downs).sum())
         tried[f"{candidate:g}"] = squared / energy
         if best is None or squared / energy < tried[f"{best.ridge:g}"]:
@@ -99,7 +99,7 @@ def typical_energy(energies: Tensor) -> float:
     return float(fires.median()) if len(fires) else 0.0
 
 
-def toward(moments: Moments, priors: Tensor, penalty: float) -> Tensor:
+def solve_toward_prior(moments: Moments, priors: Tensor, penalty: float) -> Tensor:
     """Return W [G, H, P], in float64; `penalty` is D, `priors` are W0 [G, H, P].
 
     Raises:
@@ -122,7 +122,7 @@ def toward(moments: Moments, priors: Tensor, penalty: float) -> Tensor:
     return priors + (residual @ vectors * kept[:, None]) @ vectors.mT
 
 
-def diagnosis(tokens: int, needed: int, what: str, gram: Tensor | None = None) -> Diagnosis:
+def diagnose_tokens(tokens: int, needed: int, what: str, gram: Tensor | None = None) -> Diagnosis:
     """Return how well the tokens pin a solution of `needed` unknowns per row down; warn where they hardly do.
 
     The effective rank is None where no Gram is given to take it from.

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergemoe.merging.router_folding import folded
+from mergemoe.merging.router_folding import folded_router
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Merged, Problem, groups_of
 from mergemoe.moe.records import GroupRecord, SolveRecord
-from mergemoe.moe.router_rule import Router, check_rule, pruned
+from mergemoe.moe.router_rule import Router, check_rule, pruned_router
 from mergemoe.moe.solved import compact_experts, output_error, solved_tensors
 from mergemoe.moe.tokens import Activations
 
@@ -108,6 +108,6 @@ def rerouted(problem: Problem, router: Router, routing: str) -> Problem:
         raise ValueError(f"a router is pruned or folded, not {routing!r}")
     if routing == "pruned":
         kept = torch.tensor([group.members[0] for group in problem.groups], device=router.rows.device)
-        return problem.with_router(pruned(router, kept))
+        return problem.with_router(pruned_router(router, kept))
     chunks = problem.reader.chunks(device=router.rows.device)
-    return problem.with_router(folded(router, problem.groups, chunks))
+    return problem.with_router(folded_router(router, problem.groups, chunks))

@@ -15,14 +15,14 @@ def saved_rows(
     folder: Path, rows: slice, shapes: Mapping[str, Sequence[int]], ridges: Sequence[float]
 ) -> dict[str, Tensor] | None:
     """Return the state of some rows; None where it, or a solution that it counts as found, cannot be used."""
-    saved = read(state(folder, rows), shapes)
+    saved = read_saved(state_path(folder, rows), shapes)
     found = {"deviation": shapes["deviation"], "iterations": [1], "residual": [1]}
     done = ridges[: int(saved["at"])] if saved else []
-    return saved if all(read(solution(folder, rows, ridge), found) for ridge in done) else None
+    return saved if all(read_saved(solution_path(folder, rows, ridge), found) for ridge in done) else None
 
 
 @contextmanager
-def opened(scratch: Path | None) -> Iterator[Path]:
+def solver_folder(scratch: Path | None) -> Iterator[Path]:
     """Yield the folder of a solve, a temporary one where nothing is kept."""
     if scratch is None:
         with tempfile.TemporaryDirectory() as temporary:
@@ -31,17 +31,17 @@ def opened(scratch: Path | None) -> Iterator[Path]:
         yield scratch
 
 
-def state(folder: Path, rows: slice) -> Path:
+def state_path(folder: Path, rows: slice) -> Path:
     """Return the file of the descent at hand of some rows."""
     return folder / f"rows_{rows.start:05d}.safetensors"
 
 
-def solution(folder: Path, rows: slice, ridge: float) -> Path:
+def solution_path(folder: Path, rows: slice, ridge: float) -> Path:
     """Return the file of what was found of some rows for a ridge."""
     return folder / f"solution_{rows.start:05d}_{ridge:g}.safetensors"
 
 
-def read(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor] | None:
+def read_saved(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor] | None:
     """Return saved tensors; None where there are none, or not these, or damaged ones: then they are made anew."""
     try:
         found = store.read_tensors(path)

@@ -20,7 +20,7 @@ from mergemoe.moe.problem import Group, Problem
 ENOUGH = 3  # tokens; of two, every correlation is 1 or -1 and says nothing
 
 
-def zipped(problem: Problem, groups: Sequence[Group]) -> list[Experts]:
+def zipped_experts(problem: Problem, groups: Sequence[Group]) -> list[Experts]:
     """Return one expert (E = 1) of I units per group: mean rows, and the sums of 1/|C| of the down columns.
 
     Columns are summed because a unit's feature stands for all of its neurons: equal neurons then put out what their

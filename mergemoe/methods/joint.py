@@ -35,23 +35,23 @@ def merge(
 ) -> list[Merged]:
     """Return, for every group of the layer, the expert with those features and the joint solution."""
     kept = kept_width(width, problem.experts.up.shape[1])
-    experts = feature_rules.features(problem, problem.groups, features, kept)
+    experts = feature_rules.merged_experts(problem, problem.groups, features, kept)
     columns = [down_of(expert).shape[1] for expert in experts]
     if 8 * COPIES * sum(columns) * (sum(columns) + problem.experts.down.shape[1]) <= memory * 1e9:
         solved, record = _direct(problem, experts, ridge)
     else:
         solved, record = iterative.fit(problem, experts, ridge, memory)
     tokens, unknowns = problem.reader.count(), kept * len(experts)
-    layer = ridge_regression.diagnosis(tokens, unknowns, "the layer")
+    layer = ridge_regression.diagnose_tokens(tokens, unknowns, "the layer")
     record["layer_tokens"], record["layer_unknowns"] = layer["tokens"], layer["unknowns"]
     sums = 8 * len(experts) * max(columns) * (2 * max(columns) + HELD * problem.experts.down.shape[1])
     if ridge == "auto" and tokens < 2 * unknowns and problem.changed is None and sums <= memory * 1e9:
         solved, record = _or_routed(problem, experts, solved, record)
-    record.update(solved.record())
+    record.update(solved.ridge_record())
     parts = solved.downs[0].split(columns, dim=1)
     results = []
     for group, expert, part, own in zip(problem.groups, experts, parts, routed_tokens(problem), strict=True):
-        few = ridge_regression.diagnosis(own, kept, f"group {group.number}")
+        few = ridge_regression.diagnose_tokens(own, kept, f"group {group.number}")
         results.append(Merged(group, with_down(expert, part), {**few, **record}))
     return results
 
@@ -73,7 +73,10 @@ def _direct(
     solved = ridge_regression.fit(
         fitted, unseen, torch.cat([down_of(expert) for expert in experts], 1)[None], ridge, unseen_tokens
     )
-    errors: ByPart = {"fit": fitted.errors(solved.downs)[0], "heldout": unseen.errors(solved.downs)[0]}
+    errors: ByPart = {
+        "fit": fitted.relative_errors(solved.downs)[0],
+        "heldout": unseen.relative_errors(solved.downs)[0],
+    }
     return solved, {"objective": errors, "effective_rank": effective_rank(fitted.gram[0])}
 
 

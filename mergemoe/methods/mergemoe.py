@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mergemoe.merging import ridge_regression
-from mergemoe.merging.averaging import by_usage
+from mergemoe.merging.averaging import usage_mean
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.least_squares import solve_down
 from mergemoe.moe.experts import joined, with_down
@@ -23,19 +23,19 @@ def merge(problem: Problem, ridge: float) -> list[Merged]:
     groups = problem.several
     if not groups:
         return []
-    averaged = by_usage(problem, groups)
+    averaged = usage_mean(problem, groups)
     weights = usage_weights(problem)
     fitted, unseen = (group_sums(problem, groups, joined(averaged), part, weights) for part in (False, True))
     scale = ridge_regression.typical_energy(fitted.gram.diagonal(dim1=1, dim2=2))
     solutions = solve_down(fitted, ridge * scale)
     downs = torch.stack([solution.down for solution in solutions])
-    errors = zip(fitted.errors(downs), unseen.errors(downs), strict=True)
+    errors = zip(fitted.relative_errors(downs), unseen.relative_errors(downs), strict=True)
     results = []
     for place, (group, expert, solution, (fit, heldout)) in enumerate(
         zip(groups, averaged, solutions, errors, strict=True)
     ):
         record: MethodRecord = {
-            **ridge_regression.diagnosis(int(fitted.tokens[place]), expert.up.shape[1], f"group {group.number}"),
+            **ridge_regression.diagnose_tokens(int(fitted.tokens[place]), expert.up.shape[1], f"group {group.number}"),
             "rank": solution.rank,
             "effective_rank": solution.effective_rank,
             "condition": solution.condition,

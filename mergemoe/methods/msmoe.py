@@ -4,11 +4,11 @@ The paper aligns to expert 0 of the layer and does not say how for gated experts
 dominant expert of its group, by gate, up and down together.
 """
 
-from mergemoe.merging.alignment import aligned
+from mergemoe.merging.alignment import aligned_mean
 from mergemoe.moe.problem import Merged, Problem
 
 
 def merge(problem: Problem) -> list[Merged]:
     """Return, per group, the aligned usage-weighted mean."""
     groups = problem.several
-    return [Merged(group, expert, {}) for group, expert in zip(groups, aligned(problem, groups), strict=True)]
+    return [Merged(group, expert, {}) for group, expert in zip(groups, aligned_mean(problem, groups), strict=True)]

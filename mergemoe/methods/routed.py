@@ -29,17 +29,17 @@ def merge(
     groups = problem.groups if width < 1 else problem.several
     if not groups:
         return []
-    experts = feature_rules.features(problem, groups, features, kept)
+    experts = feature_rules.merged_experts(problem, groups, features, kept)
     heldout = problem.reader.count(heldout=True)
     fitted, unseen = (group_sums(problem, groups, joined(experts), heldout=part) for part in (False, True))
     solved = ridge_regression.fit(fitted, unseen, torch.stack([down_of(expert) for expert in experts]), ridge, heldout)
-    errors = zip(fitted.errors(solved.downs), unseen.errors(solved.downs), strict=True)
+    errors = zip(fitted.relative_errors(solved.downs), unseen.relative_errors(solved.downs), strict=True)
     results = []
     for place, (group, (fit, rest)) in enumerate(zip(groups, errors, strict=True)):
         tokens, gram = int(fitted.tokens[place]), fitted.gram[place]
         record: MethodRecord = {
-            **solved.record(),
-            **ridge_regression.diagnosis(tokens, kept, f"group {group.number}", gram),
+            **solved.ridge_record(),
+            **ridge_regression.diagnose_tokens(tokens, kept, f"group {group.number}", gram),
             "objective": {"fit": fit, "heldout": rest},
         }
         results.append(Merged(group, with_down(experts[place], solved.downs[place]), record))

@@ -3,11 +3,11 @@
 Two neurons of the same member may be joined, too, and no alignment is needed first.
 """
 
-from mergemoe.merging.zipping import zipped
+from mergemoe.merging.zipping import zipped_experts
 from mergemoe.moe.problem import Merged, Problem
 
 
 def merge(problem: Problem) -> list[Merged]:
     """Return, per group, the expert of its joined neurons."""
     groups = problem.several
-    return [Merged(group, expert, {}) for group, expert in zip(groups, zipped(problem, groups), strict=True)]
+    return [Merged(group, expert, {}) for group, expert in zip(groups, zipped_experts(problem, groups), strict=True)]

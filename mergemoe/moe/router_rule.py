@@ -66,7 +66,7 @@ class Router:
         return {"router": self.rows} | ({} if self.bias is None else {"router_bias": self.bias})
 
 
-def of_layer(entry: LayerLayout, tensors: Mapping[str, Tensor]) -> Router:
+def layer_router(entry: LayerLayout, tensors: Mapping[str, Tensor]) -> Router:
     """Return the router of one layer of a layout, with its tensors as expert_weights.read_router gives them."""
     facts = entry["router"]
     assert facts["rule"] is not None  # read_router refuses such a router
@@ -76,7 +76,7 @@ def of_layer(entry: LayerLayout, tensors: Mapping[str, Tensor]) -> Router:
     return Router(rule, tensors["router"], tensors.get("router_bias"))
 
 
-def pruned(router: Router, kept: Tensor) -> Router:
+def pruned_router(router: Router, kept: Tensor) -> Router:
     """Return the router with some of its rows; kept [M]."""
     return Router(router.rule, router.rows[kept], None if router.bias is None else router.bias[kept])
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergemoe.calibration.token_sequences import draw, from_source, heldout_rows, read_documents
+from mergemoe.calibration.token_sequences import draw_sequences, heldout_rows, read_documents, sequences_from_source
 from mergemoe.errors import UserError
 
 END = 0
@@ -18,7 +18,7 @@ def encode(text):
 
 
 def test_packing_joins_documents_and_loses_no_token_between_rows():
-    drawn = draw(["abc", "de", "fghi"], encode, END, samples=3, length=4, seed=0, pack=True)
+    drawn = draw_sequences(["abc", "de", "fghi"], encode, END, samples=3, length=4, seed=0, pack=True)
     order = [entry["document"] for entry in drawn.documents]
     stream = [token for i in order for token in [END, *encode(["abc", "de", "fghi"][i])]]
     assert sum(drawn.ids, []) == stream[:12]
@@ -27,7 +27,7 @@ def test_packing_joins_documents_and_loses_no_token_between_rows():
 
 
 def test_padding_gives_each_document_a_row_and_masks_the_rest():
-    drawn = draw(["abc", "de"], encode, END, samples=2, length=5, seed=0, pack=False)
+    drawn = draw_sequences(["abc", "de"], encode, END, samples=2, length=5, seed=0, pack=False)
     for row, mask, entry in zip(drawn.ids, drawn.mask, drawn.documents, strict=True):
         text = ["abc", "de"][entry["document"]]
         assert row == [END, *encode(text), *[END] * (4 - len(text))]
@@ -36,14 +36,14 @@ def test_padding_gives_each_document_a_row_and_masks_the_rest():
 
 def test_the_seed_decides_the_order_and_nothing_else_does():
     documents = [chr(97 + i) * 9 for i in range(20)]
-    draws = [draw(documents, encode, END, samples=5, length=8, seed=seed, pack=True) for seed in (1, 1, 2)]
+    draws = [draw_sequences(documents, encode, END, samples=5, length=8, seed=seed, pack=True) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
 
 
 @pytest.mark.parametrize("pack", [True, False])
 def test_a_text_too_short_is_named_with_numbers(pack):
     with pytest.raises(UserError, match=r"corpus.txt gives 1 sequences of 4 tokens .* asks for 3: lower `samples`"):
-        draw(["abcd"], encode, END, samples=3, length=4, seed=0, pack=pack, source="corpus.txt")
+        draw_sequences(["abcd"], encode, END, samples=3, length=4, seed=0, pack=pack, source="corpus.txt")
 
 
 @given(samples=st.integers(2, 200), holdout=st.floats(0, 0.9), seed=st.integers(0, 9))
@@ -80,7 +80,7 @@ def test_a_tokenizer_without_a_token_to_begin_a_document_is_refused(tmp_path):
         name_or_path = "mine"
 
     with pytest.raises(UserError, match="tokenizer of mine has neither a bos_token nor an eos_token"):
-        from_source(Bare(), samples=1, length=2, seed=0, pack=True, field="text", source="none")
+        sequences_from_source(Bare(), samples=1, length=2, seed=0, pack=True, field="text", source="none")
 
 
 def test_unreadable_sources_are_named(tmp_path):

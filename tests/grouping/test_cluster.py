@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mergemoe.calibration.profile import profile
+from mergemoe.calibration.profile import profile_layer
 from mergemoe.checkpoints.expert_weights import read_experts
 from mergemoe.grouping import cluster
 from mergemoe.moe.expert_forward import Activation, output
@@ -21,7 +21,7 @@ def experts_of(*rows):
 
 
 def by_weights(experts, usage, kept):
-    return cluster.group("weights", kept, Problem(experts, [], None, SILU), {"usage": usage}, 0)
+    return cluster.group_experts("weights", kept, Problem(experts, [], None, SILU), {"usage": usage}, 0)
 
 
 def test_experts_join_the_most_similar_of_the_most_used():
@@ -54,7 +54,7 @@ def test_similarity_is_the_cosine_of_concatenated_up_and_gate(described):
 
 def test_tokens_of_a_group_are_counted_once_and_weighted(reader):
     expert_map, usage = [0, 0, 1, 1, 1, 0, 2, 2], [3, 1, 4, 1, 5, 9, 2, 6]
-    figures = cluster.describe(expert_map, usage, reader)
+    figures = cluster.describe_grouping(expert_map, usage, reader)
     tokens = [
         (i, w) for chunk in reader.chunks() for i, w in zip(chunk.index.tolist(), chunk.weight.tolist(), strict=True)
     ]
@@ -70,7 +70,7 @@ def test_tokens_of_a_group_are_counted_once_and_weighted(reader):
 
 def test_the_profile_is_what_a_loop_over_tokens_counts(described, reader):
     experts = read_experts(described, 1).map(lambda m: m.float())
-    found = profile(reader, experts, SILU)
+    found = profile_layer(reader, experts, SILU)
     chosen = {expert: [] for expert in range(8)}
     logits = []
     for chunk in reader.chunks():

@@ -40,8 +40,8 @@ def test_the_error_is_that_of_the_groups_on_held_out_tokens(by, features, width)
     problem = problems.problem(expert_map=range(6))
     tokens = problem.reader.parts[True]
     profiled = {"usage": torch.bincount(problem.reader.parts[False].index.flatten(), minlength=6).tolist()}
-    (found,) = curve.curve(by, [(3, width)], problem, profiled, None)
-    expert_map = cluster.group(by, 3, problem, profiled, width)
+    (found,) = curve.error_curve(by, [(3, width)], problem, profiled, None)
+    expert_map = cluster.group_experts(by, 3, problem, profiled, width)
     grouped = replace(problem, groups=groups_of(expert_map, profiled["usage"]))
     y = routed_output(tokens.hidden, tokens.index, tokens.weight, problem.experts, problem.act)
     missing = compressed(grouped, routed, {"features": features, "width": width / 5}) - y
@@ -51,7 +51,7 @@ def test_the_error_is_that_of_the_groups_on_held_out_tokens(by, features, width)
 
 def test_a_layer_that_keeps_everything_loses_nothing():
     problem = problems.problem(expert_map=range(6))
-    (found,) = curve.curve("weights", [(6, 5)], problem, {"usage": [6, 5, 4, 3, 2, 1]}, None)
+    (found,) = curve.error_curve("weights", [(6, 5)], problem, {"usage": [6, 5, 4, 3, 2, 1]}, None)
     assert found["error"] < 1e-12
 
 
@@ -61,4 +61,4 @@ def test_without_held_out_tokens_it_says_what_to_set():
         problem, reader=problems.Given(problem.reader.parts[False], problems.draw_tokens(0, 6, 7, 2, None))
     )
     with pytest.raises(UserError, match="calibrate.holdout"):
-        list(curve.curve("weights", [(3, 5)], nothing, {"usage": [1] * 6}, None))
+        list(curve.error_curve("weights", [(3, 5)], nothing, {"usage": [1] * 6}, None))

@@ -38,7 +38,7 @@ def test_how_groups_are_batched_changes_no_sum(biased, slots, padding, monkeypat
     monkeypatch.setattr(group_moments, "SLOTS", slots)
     monkeypatch.setattr(group_moments, "PADDING", padding)
     problem = problems.problem(biased=biased)
-    experts = averaging.by_usage(problem, problem.groups)
+    experts = averaging.usage_mean(problem, problem.groups)
     found = group_moments.group_sums(problem, problem.groups, joined(experts), heldout=False)
     for place, (group, expert) in enumerate(zip(problem.groups, experts, strict=True)):
         p, y = problems.written_out(problem, [expert], group.members)
@@ -68,7 +68,7 @@ def random_moments(stack, width, hidden_size, tokens):
 def test_each_solution_of_a_stack_is_its_own(tokens, penalty):
     moments, p, y = random_moments(3, 6, 5, tokens)
     w0 = torch.randn(3, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    found = ridge_regression.toward(moments, w0, penalty)
+    found = ridge_regression.solve_toward_prior(moments, w0, penalty)
     for place in range(3):
         stacked = np.vstack([p[place], np.sqrt(penalty) * np.eye(6)])
         missing = np.vstack([y[place] - p[place] @ w0[place].numpy().T, np.zeros((6, 5))])
@@ -84,7 +84,7 @@ def test_one_without_tokens_has_no_error_beside_those_that_have():
     moments, p, y = random_moments(3, 6, 5, 30)
     moments.gram[0], moments.cross[0], moments.energy[0] = 0, 0, 0
     w = torch.ones(3, 5, 6, dtype=torch.float64)
-    none, *errors = moments.errors(w)
+    none, *errors = moments.relative_errors(w)
     assert none is None
     for error, p_own, y_own in zip(errors, p[1:], y[1:], strict=True):
         assert error == pytest.approx(((p_own @ np.ones((6, 5)) - y_own) ** 2).sum() / (y_own**2).sum(), rel=1e-12)

@@ -66,7 +66,7 @@ def test_it_is_the_direct_solution_however_many_rows_are_solved_at_once(problem,
 
 
 def test_the_residual_is_that_of_the_problem_written_out(problem):
-    experts = feature_rules.features(problem, problem.groups, "usage", 5)
+    experts = feature_rules.merged_experts(problem, problem.groups, "usage", 5)
     p, y = problems.written_out(problem, experts)
     w0 = torch.cat([down_of(expert) for expert in experts], 1).numpy()
     penalty = 0.01 * np.quantile((p**2).sum(0), 0.5, method="lower")
@@ -89,7 +89,7 @@ def test_the_objective_is_the_direct_ones(seed, tokens, ridge, massive):
     """Penalty included; a neuron that is a thousand times as large as others hides nothing."""
     problem = problems.problem(tokens=tokens, seed=seed)
     problem.experts.up[:, 0] *= massive
-    experts = feature_rules.features(problem, problem.groups, "usage", 5)
+    experts = feature_rules.merged_experts(problem, problem.groups, "usage", 5)
     moments = layer_sums(problem, experts, heldout=False)
     w0 = torch.cat([down_of(expert) for expert in experts], 1)
     penalty = ridge * ridge_regression.typical_energy(moments.gram[0].diagonal())
@@ -100,7 +100,7 @@ def test_the_objective_is_the_direct_ones(seed, tokens, ridge, massive):
 
     (found,) = iterative.fit(problem, experts, ridge, gigabytes(problem, 7))[0].downs
     assert objective(found) == pytest.approx(
-        objective(ridge_regression.toward(moments, w0[None], penalty)[0]), rel=1e-6
+        objective(ridge_regression.solve_toward_prior(moments, w0[None], penalty)[0]), rel=1e-6
     )
 
 
@@ -108,7 +108,7 @@ def test_it_takes_no_more_steps_than_there_are_unknowns():
     """As directions that are conjugate do; steepest descent, which ends, too, takes hundreds here."""
     p = torch.randn(12, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gram = p @ (p * torch.logspace(0, 3, 40, dtype=torch.float64)).T
-    blocks = conjugate_gradients.Blocks.of(torch.stack([gram[i : i + 4, i : i + 4] for i in (0, 4, 8)]))
+    blocks = conjugate_gradients.Blocks.factor(torch.stack([gram[i : i + 4, i : i + 4] for i in (0, 4, 8)]))
     descent = conjugate_gradients.Descent.begin(torch.randn(5, 12, dtype=torch.float64), 1.0)
     descent.restart(descent.residual, 1.0, blocks, 1.0)
     b = descent.residual.clone()
@@ -129,7 +129,7 @@ def test_a_group_that_no_token_reaches_keeps_its_prior():
     for tokens in problem.reader.parts.values():
         tokens.weight[torch.isin(tokens.index, torch.tensor([0, 1]))] = 0.0
     result = merge(joint, problem, ridge=0.1, memory=gigabytes(problem, 7))[0]
-    (expert,) = feature_rules.features(problem, [result.group], "usage", 5)
+    (expert,) = feature_rules.merged_experts(problem, [result.group], "usage", 5)
     torch.testing.assert_close(down_of(result.expert), down_of(expert), rtol=1e-12, atol=1e-12)
 
 
@@ -204,7 +204,7 @@ def test_a_solve_that_died_goes_on_and_ends_the_same(tmp_path, monkeypatch):
             solved(problem, scratch)
         with monkeypatch.context() as patch:
             again = dies(patch, None)
-            patch.setattr(iterative.Blocks, "of", None)  # they are not made again
+            patch.setattr(iterative.Blocks, "factor", None)  # they are not made again
             found = solved(problem, scratch)
         assert torch.equal(solution(found), solution(whole))
         assert found[0].record == whole[0].record
@@ -319,7 +319,7 @@ def test_with_few_tokens_auto_takes_what_is_nearer_to_the_held_out_outputs():
     taken = set()
     for seed in range(6):
         problem = problems.problem(tokens=20, seed=seed)
-        experts = feature_rules.features(problem, problem.groups, "usage", 5)
+        experts = feature_rules.merged_experts(problem, problem.groups, "usage", 5)
         fitted, unseen = (group_sums(problem, problem.groups, joined(experts), heldout=part) for part in (False, True))
         by_group = ridge_regression.fit(fitted, unseen, torch.stack([down_of(expert) for expert in experts]), "auto", 1)
         error = layer_error(problem, experts, torch.cat(tuple(by_group.downs), 1), heldout=True)

@@ -113,7 +113,7 @@ def test_agrees_with_lstsq_when_no_exact_map_exists():
     solution = solved(sums, 0.0)
     np.testing.assert_allclose(solution.down.numpy().T, expected, rtol=1e-9)
     residual = ((p.numpy() @ expected - y.numpy()) ** 2).sum() / (y.numpy() ** 2).sum()
-    assert sums.errors(solution.down[None])[0] == pytest.approx(residual, rel=1e-9)
+    assert sums.relative_errors(solution.down[None])[0] == pytest.approx(residual, rel=1e-9)
 
 
 def test_a_penalty_is_that_of_the_normal_equations():
@@ -157,7 +157,7 @@ def test_recovers_a_map_that_is_exactly_linear_and_reports_no_error():
     w = torch.arange(24, dtype=torch.float64).reshape(6, 4)
     sums = moments(p, p @ w.T)
     assert torch.allclose(solved(sums, 0.0).down, w)
-    assert sums.errors(solved(sums, 0.0).down[None])[0] < 1e-13
+    assert sums.relative_errors(solved(sums, 0.0).down[None])[0] < 1e-13
 
 
 def test_rank_and_effective_rank_of_known_features():
@@ -186,4 +186,4 @@ def test_wrong_input_is_named():
 def test_sums_that_are_not_finite_are_not_a_perfect_error():
     bad = moments(torch.eye(3).double(), torch.eye(3).double())
     bad.gram[0, 0, 0] = float("nan")
-    assert np.isnan(bad.errors(torch.eye(3).double()[None])[0])
+    assert np.isnan(bad.relative_errors(torch.eye(3).double()[None])[0])

@@ -59,7 +59,9 @@ def test_a_pool_computes_what_its_members_do_side_by_side():
 
 def test_a_group_of_one_at_full_width_is_that_expert_to_the_bit():
     problem = problems.problem()
-    for group, expert in zip(problem.groups, neuron_selection.selected(problem, problem.groups, 5), strict=True):
+    for group, expert in zip(
+        problem.groups, neuron_selection.selected_experts(problem, problem.groups, 5), strict=True
+    ):
         if len(group.members) == 1:
             for role, matrices in problem.experts[group.members].roles().items():
                 assert torch.equal(expert.roles()[role], matrices)
@@ -145,7 +147,9 @@ def test_the_costs_are_those_written_out_whatever_the_sizes():
     for width in (5, 2):  # the second from what the first found
         expected = [cost(problem, tuple(sorted(one + other)), width) for one, other in pairs]
         assert all_costs.of_unions(pairs, width) == pytest.approx(expected, rel=1e-8)
-        assert all_costs.of(groups, width) == pytest.approx([cost(problem, members, width) for members in groups])
+        assert all_costs.of_groups(groups, width) == pytest.approx(
+            [cost(problem, members, width) for members in groups]
+        )
 
 
 def test_groups_of_several_sizes_are_those_of_each_size_alone():

@@ -35,7 +35,7 @@ def close(found, expected):
 
 
 def test_the_sums_are_those_of_a_loop_over_tokens(problem):
-    experts = feature_rules.features(problem, problem.groups, "usage", 5)
+    experts = feature_rules.merged_experts(problem, problem.groups, "usage", 5)
     moments = group_sums(problem, problem.groups, joined(experts), heldout=False)
     for place, (group, expert) in enumerate(zip(problem.groups, experts, strict=True)):
         p, y = problems.written_out(problem, [expert], group.members)
@@ -53,7 +53,7 @@ def test_the_sums_are_those_of_a_loop_over_tokens(problem):
 @pytest.mark.parametrize("features", ["plain", "usage", "aligned"])
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
 def test_routed_is_least_squares_of_each_group_on_its_own_tokens(problem, features, ridge):
-    experts = feature_rules.features(problem, problem.several, features, 5)
+    experts = feature_rules.merged_experts(problem, problem.several, features, 5)
     written = [
         problems.written_out(problem, [expert], group.members)
         for group, expert in zip(problem.several, experts, strict=True)
@@ -71,7 +71,7 @@ def test_routed_is_least_squares_of_each_group_on_its_own_tokens(problem, featur
 
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
 def test_joint_is_one_least_squares_of_the_layer(problem, ridge):
-    experts = feature_rules.features(problem, problem.groups, "usage", 5)
+    experts = feature_rules.merged_experts(problem, problem.groups, "usage", 5)
     p, y = problems.written_out(problem, experts)
     w0 = torch.cat([down_of(expert) for expert in experts], 1).numpy()
     scale = np.quantile((p**2).sum(0), 0.5, method="lower")
@@ -87,7 +87,7 @@ def test_a_group_that_no_token_reaches_keeps_its_prior():
     for ridge in (0.0, 0.1):
         for method in (routed, joint):
             result = next(r for r in merge(method, problem, ridge=ridge) if r.group.members == [0, 1])
-            (expert,) = feature_rules.features(problem, [result.group], "usage", 5)
+            (expert,) = feature_rules.merged_experts(problem, [result.group], "usage", 5)
             close(down_of(result.expert), down_of(expert).numpy())
 
 
@@ -137,11 +137,11 @@ def test_a_group_with_few_tokens_is_told_by_every_method(caplog):
 
 def test_a_penalty_below_rounding_is_none():
     problem = problems.problem(tokens=6)
-    experts = joined(feature_rules.features(problem, problem.several, "usage", 5))
+    experts = joined(feature_rules.merged_experts(problem, problem.several, "usage", 5))
     moments = group_sums(problem, problem.several, experts, heldout=False)
     priors = torch.zeros_like(moments.cross)
-    expected = ridge_regression.toward(moments, priors, 0.0)
-    found = ridge_regression.toward(
+    expected = ridge_regression.solve_toward_prior(moments, priors, 0.0)
+    found = ridge_regression.solve_toward_prior(
         moments, priors, 1e-22 * ridge_regression.typical_energy(moments.gram.diagonal(dim1=1, dim2=2))
     )
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
@@ -164,13 +164,16 @@ def test_a_thousandfold_feature_changes_the_penalty_of_no_other():
 def test_what_is_minimized_is_no_more_than_before(seed, tokens, ridge):
     """Penalized objectives over fitted tokens: joint <= routed <= the prior, where all have one penalty."""
     problem = problems.problem(tokens=tokens, seed=seed)
-    experts = feature_rules.features(problem, problem.groups, "usage", 5)
+    experts = feature_rules.merged_experts(problem, problem.groups, "usage", 5)
     layer = layer_sums(problem, experts, heldout=False)
     parts = group_sums(problem, problem.groups, joined(experts), heldout=False)
     priors = torch.stack([down_of(expert) for expert in experts])
     w0 = torch.cat(tuple(priors), 1)[None]
     penalty = ridge * ridge_regression.typical_energy(layer.gram[0].diagonal())
-    solved, whole = ridge_regression.toward(parts, priors, penalty), ridge_regression.toward(layer, w0, penalty)
+    solved, whole = (
+        ridge_regression.solve_toward_prior(parts, priors, penalty),
+        ridge_regression.solve_toward_prior(layer, w0, penalty),
+    )
 
     def objective(moments, w, w0):
         return moments.squared(w) + penalty * (w - w0).square().sum((1, 2))

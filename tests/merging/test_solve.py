@@ -121,7 +121,7 @@ def test_least_squares_is_no_worse_than_the_averaged_down_projection(experts, re
     )
     results = merge(mergemoe, problem)
     solved, before = (
-        fitted.errors(torch.stack([down_of(expert) for expert in part]))
+        fitted.relative_errors(torch.stack([down_of(expert) for expert in part]))
         for part in ([merged.expert for merged in results], averaged)
     )
     for merged, expert, after, error in zip(results, averaged, solved, before, strict=True):

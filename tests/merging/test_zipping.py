@@ -9,7 +9,7 @@ import torch
 
 from mergemoe.merging import neuron_selection
 from mergemoe.merging.alignment import reordered
-from mergemoe.merging.zipping import Spread, units, zipped
+from mergemoe.merging.zipping import Spread, units, zipped_experts
 from mergemoe.methods import zipit
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.problem import groups_of
@@ -123,22 +123,22 @@ def test_features_that_never_vary_go_with_any_other_by_zero():
 
 def test_passes_bound_what_is_held_and_change_nothing(monkeypatch):
     problem = problems.problem()
-    expected = zipped(problem, problem.several)
+    expected = zipped_experts(problem, problem.several)
     monkeypatch.setattr(neuron_selection, "GRAM_BYTES", 1)
     assert [len(batch) for batch in neuron_selection.passes(problem, problem.several)] == [1, 1]
-    for found, expert in zip(zipped(problem, problem.several), expected, strict=True):
+    for found, expert in zip(zipped_experts(problem, problem.several), expected, strict=True):
         assert torch.equal(found.up, expert.up) and torch.equal(found.down, expert.down)
 
 
 def test_relu_neurons_that_never_fire_are_zipped_without_a_nan():
     problem = replace(problems.problem(gated=False), act=Activation("relu"))
     problem.experts.up[:, 0] = 0
-    for expert in zipped(problem, problem.several):
+    for expert in zipped_experts(problem, problem.several):
         assert all(part.isfinite().all() for part in expert.roles().values())
 
 
 def test_a_group_of_one_is_that_expert():
     problem = problems.problem()
     (group,) = [g for g in groups_of([0, 1, 1, 1, 1, 1], [1] * 6) if len(g.members) == 1]
-    (expert,) = zipped(problem, [group])
+    (expert,) = zipped_experts(problem, [group])
     assert torch.equal(expert.up, problem.experts.up[:1]) and torch.equal(expert.down, problem.experts.down[:1])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import mergemoe as library
 from mergemoe.calibration.hooks import Recorder
-from mergemoe.calibration.profile import profile
+from mergemoe.calibration.profile import profile_layer
 from mergemoe.checkpoints.expert_weights import read_experts
 from mergemoe.checkpoints.model_folder import shards
 from mergemoe.errors import UserError
@@ -189,7 +189,7 @@ def test_experts_that_give_their_input_back_are_never_merged_and_never_counted(t
         handle.remove()
         rows = recorder.rows(torch.ones_like(ids), 0)
         recorder.remove()
-        usage = profile(
+        usage = profile_layer(
             Remembered([rows], torch.zeros(8)),
             read_experts(described, entry["layer"]),
             Activation(**entry["activation"]),

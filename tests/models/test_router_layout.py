@@ -11,7 +11,7 @@ from mergemoe.checkpoints.expert_weights import read_router
 from mergemoe.checkpoints.router_headers import ROUTERS
 from mergemoe.errors import UserError
 from mergemoe.models import layout
-from mergemoe.moe.router_rule import Router, check_rule, of_layer
+from mergemoe.moe.router_rule import Router, check_rule, layer_router
 from mergemoe.moe.tokens import Tokens
 
 FAMILIES = [(name, {}) for name in sorted(ROUTERS)] + [
@@ -38,7 +38,7 @@ def seen_in(name, changes, folder, monkeypatch):
     model(torch.randint(3, 97, (4, 40), generator=torch.Generator().manual_seed(0)))
     for entry in described["layers"]:
         hidden, index, weight = seen[entry["layer"]]
-        router = of_layer(entry, read_router(described, entry["layer"]))
+        router = layer_router(entry, read_router(described, entry["layer"]))
         hidden = hidden.flatten(0, -2)
         yield router, Tokens(hidden, index, weight, hidden @ router.rows.T)
 

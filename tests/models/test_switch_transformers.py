@@ -15,7 +15,7 @@ from mergemoe.calibration import capture as module
 from mergemoe.calibration.activation_file import Reader
 from mergemoe.calibration.capture import batches_of, capture
 from mergemoe.calibration.hooks import Recorder
-from mergemoe.calibration.profile import profile
+from mergemoe.calibration.profile import profile_layer
 from mergemoe.calibration.token_sequences import heldout_rows
 from mergemoe.checkpoints.expert_weights import read_expert_map, read_experts
 from mergemoe.checkpoints.model_folder import shards
@@ -212,7 +212,7 @@ def test_a_token_that_its_expert_has_no_room_for_has_weight_zero(described, capt
         with Reader(file, layer) as reader:
             wanted, sequence = reader.read("router_logits", 0, 1000).argmax(1), reader.read("sequence", 0, 1000)
             weight = reader.read("expert_weight", 0, 1000)[:, 0]
-            counted = profile(reader, read_experts(described, layer), Activation("relu"))
+            counted = profile_layer(reader, read_experts(described, layer), Activation("relu"))
             served = weight[sequence != HELDOUT.index(True)] > 0
             assert sum(counted["usage"]) == int(served.sum()) < len(served)
         for row in range(6):
@@ -332,10 +332,10 @@ def test_compression_in_memory_gives_the_workflows_weights_bit_for_bit(path, des
     for entry in described["layers"]:
         experts, act = read_experts(described, entry["layer"]), Activation(**entry["activation"])
         with Reader(captured[0][entry["layer"]], entry["layer"]) as reader:
-            profiled = profile(reader, experts, act)
+            profiled = profile_layer(reader, experts, act)
             usage = profiled["usage"]
             problem = Problem(experts.map(lambda m: m.float()), [], reader, act)
-            expert_map = cluster.group("weights", 4, problem, profiled, entry["width"])
+            expert_map = cluster.group_experts("weights", 4, problem, profiled, entry["width"])
             solved[entry["layer"]], record = solve(
                 experts, expert_map, usage, reader, act, method=method, **catalogue.complete(method, {})
             )

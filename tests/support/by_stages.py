@@ -5,7 +5,7 @@ import torch
 import mergemoe
 from mergemoe.calibration.activation_file import Reader
 from mergemoe.calibration.capture import batches_of, capture
-from mergemoe.calibration.profile import profile
+from mergemoe.calibration.profile import profile_layer
 from mergemoe.calibration.token_sequences import heldout_rows
 from mergemoe.checkpoints.expert_weights import read_experts, read_router
 from mergemoe.compressed.assemble import assemble
@@ -16,7 +16,7 @@ from mergemoe.models import layout
 from mergemoe.models.layered_model import LayeredModel
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.problem import Problem
-from mergemoe.moe.router_rule import of_layer
+from mergemoe.moe.router_rule import layer_router
 
 CPU = torch.device("cpu")
 
@@ -41,12 +41,12 @@ def by_workflow(path, tokens, folder, dtype, method, width=1.0, **options):
     for entry in described["layers"]:
         experts, act = read_experts(described, entry["layer"]), Activation(**entry["activation"])
         with Reader(files[entry["layer"]]) as reader:
-            profiled = profile(reader, experts, act)
+            profiled = profile_layer(reader, experts, act)
             usage, kept = profiled["usage"], 8 if by == "none" else 6 if changes else 4
             problem = Problem(experts.map(lambda m: m.float()), [], reader, act)
             groups = entry["router"]["groups"]
-            expert_map = cluster.group(by, kept, problem, profiled, entry["width"], router_groups=groups)
-            router = of_layer(entry, read_router(described, entry["layer"])) if changes else None
+            expert_map = cluster.group_experts(by, kept, problem, profiled, entry["width"], router_groups=groups)
+            router = layer_router(entry, read_router(described, entry["layer"])) if changes else None
             solved[entry["layer"]], _ = solve(
                 experts, expert_map, usage, reader, act, router=router, method=method, **options
             )

@@ -31,6 +31,6 @@ def check_texts(params: Params) -> None:
         for name, wanted in {f"calibrate.{calibrate}": chosen, "evaluate.heldout": params.evaluate.heldout}.items():
             if wanted.source:
                 try:
-                    token_sequences.from_source(tokenizer, **wanted.model_dump(exclude={"holdout"}))
+                    token_sequences.sequences_from_source(tokenizer, **wanted.model_dump(exclude={"holdout"}))
                 except UserError as error:
                     raise UserError(f"{name}: {error}") from None
