@@ -1,13 +1,12 @@
-"""Groupings and profiles against slow references."""
+"""Groupings against slow references."""
 
 import numpy as np
 import pytest
 import torch
 
-from mergemoe.calibration.profile import profile_layer
 from mergemoe.checkpoints.expert_weights import read_experts
 from mergemoe.grouping import cluster
-from mergemoe.moe.expert_forward import Activation, output
+from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Problem
 
@@ -66,23 +65,3 @@ def test_tokens_of_a_group_are_counted_once_and_weighted(reader):
     assert sorted(e for g in figures["groups"] for e in g["members"]) == list(range(8))
     assert [group["centre"] for group in figures["groups"]] == [5, 4, 7]
     assert figures["fit_tokens"] == len(tokens)
-
-
-def test_the_profile_is_what_a_loop_over_tokens_counts(described, reader):
-    experts = read_experts(described, 1).map(lambda m: m.float())
-    found = profile_layer(reader, experts, SILU)
-    chosen = {expert: [] for expert in range(8)}
-    logits = []
-    for chunk in reader.chunks():
-        logits.append(chunk.logits.double())
-        for x, index, weight in zip(chunk.hidden, chunk.index.tolist(), chunk.weight.tolist(), strict=True):
-            for expert, g in zip(index, weight, strict=True):
-                chosen[expert].append((g, g * float(output(x[None], experts, expert, SILU).norm())))
-    assert found["usage"] == [len(chosen[expert]) for expert in range(8)]
-    assert sum(found["usage"]) == 3 * reader.count()
-    for expert, choices in chosen.items():
-        assert found["mean_weight"][expert] == pytest.approx(np.mean([g for g, _ in choices]), rel=1e-6)
-        assert found["saliency"][expert] == pytest.approx(np.mean([s for _, s in choices]), rel=1e-5)
-    columns = torch.cat(logits).numpy()
-    columns = columns / np.linalg.norm(columns, axis=0)
-    np.testing.assert_allclose(found["router_similarity"], columns.T @ columns, atol=1e-9)

@@ -12,7 +12,6 @@ from mergemoe.errors import UserError
 from mergemoe.grouping import cluster
 from mergemoe.grouping.by_selection import by_selection
 from mergemoe.merging.alignment import reordered
-from mergemoe.merging.router_folding import PENALTY, folded_router, group_logit
 from mergemoe.merging.solve import rerouted
 from mergemoe.methods import joint, reap, unsolved
 from mergemoe.moe.problem import groups_of
@@ -98,28 +97,6 @@ def test_pruning_deletes_rows_and_reap_nothing_else():
     assert torch.equal(problem.changed.rows, router.rows[[0, 2, 3, 5]]) and reap.merge(problem) == []
     bias = torch.arange(6.0)
     assert pruned_router(replace(router, bias=bias), torch.tensor([1, 4])).bias.tolist() == [1, 4]
-
-
-def test_a_folded_row_is_the_regularized_fit_to_what_its_members_amount_to():
-    problem, router = routed_problem(SOFTMAX)
-    logits = problem.reader.parts[False].logits.numpy()
-    targets = np.stack([np.log(np.exp(logits[:, g.members]).sum(1)) for g in problem.groups], 1)
-    targets[:, [2, 3]] = logits[:, [3, 5]]  # groups of one
-    start = np.zeros((4, 6))
-    for row, group in zip(start, problem.groups, strict=True):
-        row[group.members] = group.weights.numpy()
-    damping = PENALTY * np.square(logits).sum(0).mean()
-    gram = logits.T @ logits + damping * np.eye(6)
-    combined = np.linalg.solve(gram, (targets.T @ logits + damping * start).T).T
-    found = folded_router(router, problem.groups, problem.reader.chunks())
-    np.testing.assert_allclose(found.rows.numpy(), combined @ router.rows.numpy(), rtol=1e-9, atol=1e-10)
-    np.testing.assert_allclose(found.rows[2:].numpy(), router.rows[[3, 5]].numpy(), atol=1e-9)
-
-
-def test_sigmoids_of_members_add_up_to_one_that_does_not_saturate():
-    logits = torch.tensor([[0.0, -1.0], [9.0, 9.0]], dtype=torch.float64)
-    found = group_logit(logits, "sigmoid").sigmoid()
-    torch.testing.assert_close(found, torch.tensor([0.5 + 1 / (1 + np.e), 0.999], dtype=torch.float64))
 
 
 def test_a_router_that_does_not_follow_the_rule_of_its_family_is_refused():
