@@ -1,6 +1,7 @@
 """Check the arguments of `mergemoe.compress` before anything is computed."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -97,15 +98,12 @@ def method_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := sorted(given.keys() - options.keys()):
         raise UserError(f"method {method} has no option {', '.join(unknown)}; it has: {', '.join(options) or 'none'}")
     for name, option in options.items():
+        if name == "width":
+            option = replace(option, words=())  # auto is the width of a `share`, which only params.yaml has
         if name not in given and option.default is None:
             raise UserError(f"method {method} needs `{name}`, the {option.text}: {option.allowed}")
         if name in given and not option.allows(given[name]):
             raise UserError(f"method {method}, `{name}`: got {given[name]!r}; it must be {option.allowed}")
-    if given.get("width") == "auto":
-        raise UserError(
-            f"method {method}, `width`: got 'auto', which needs a `share` of the weights; only params.yaml has one. "
-            "Give a number above 0 and at most 1"
-        )
     if why := catalogue.conflict(complete := catalogue.complete(method, given)):
         raise UserError(f"method {method}: {why}")
     return complete
