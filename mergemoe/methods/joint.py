@@ -48,8 +48,8 @@ def merge(
     if ridge == "auto" and tokens < 2 * unknowns and problem.changed is None and sums <= memory * 1e9:
         solved, record = _or_routed(problem, experts, solved, record)
     record.update(solved.ridge_record())
-    parts = solved.downs[0].split(columns, dim=1)
-    results = []
+    parts = torch.split(solved.downs[0], columns, dim=1)
+    results: list[Merged] = []
     for group, expert, part, own in zip(problem.groups, experts, parts, routed_tokens(problem), strict=True):
         few = ridge_regression.diagnose_tokens(own, kept, f"group {group.number}")
         results.append(Merged(group, with_down(expert, part), {**few, **record}))
@@ -61,7 +61,7 @@ def routed_tokens(problem: Problem) -> list[int]:
     counts = torch.zeros(len(problem.groups), dtype=torch.int64)
     for tokens in problem.chunks(heldout=False):
         counts += (problem.shares(tokens) != 0).sum(0).cpu()
-    return counts.tolist()
+    return [int(count) for count in counts]
 
 
 def _direct(

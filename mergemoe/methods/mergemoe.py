@@ -30,7 +30,7 @@ def merge(problem: Problem, ridge: float) -> list[Merged]:
     solutions = solve_down(fitted, ridge * scale)
     downs = torch.stack([solution.down for solution in solutions])
     errors = zip(fitted.relative_errors(downs), unseen.relative_errors(downs), strict=True)
-    results = []
+    results: list[Merged] = []
     for place, (group, expert, solution, (fit, heldout)) in enumerate(
         zip(groups, averaged, solutions, errors, strict=True)
     ):

@@ -34,7 +34,7 @@ def merge(
     fitted, unseen = (group_sums(problem, groups, joined(experts), heldout=part) for part in (False, True))
     solved = ridge_regression.fit(fitted, unseen, torch.stack([down_of(expert) for expert in experts]), ridge, heldout)
     errors = zip(fitted.relative_errors(solved.downs), unseen.relative_errors(solved.downs), strict=True)
-    results = []
+    results: list[Merged] = []
     for place, (group, (fit, rest)) in enumerate(zip(groups, errors, strict=True)):
         tokens, gram = int(fitted.tokens[place]), fitted.gram[place]
         record: MethodRecord = {
