@@ -142,7 +142,7 @@ def compare(project: Path, params: Params) -> bool:
     rows: dict[str, list[tuple[float, int, int, float, float]]] = {}
     for rule, names, ran in jobs(project):
         chosen = [names[kind] for kind in ("cluster", "solve", "subject", "task") if kind in names]
-        need = job_resources.of(params, rule, names)
+        need = job_resources.job_need(params, rule, names)
         row = need.memory / ran["peak_mb"], ran["peak_mb"], need.memory, ran["seconds"], need.flops / 1e9
         rows.setdefault(" ".join([rule, names.get("model", ""), *chosen]), []).append(row)
     print(f"{'stage':46} jobs  measured MB  estimate MB  ratio  seconds   GFLOP")

@@ -15,9 +15,9 @@ from torch import Tensor
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.least_squares import Moments
 from mergemoe.moe.experts import Experts, joined
+from mergemoe.moe.layer_sizes import GRAM_BYTES
 from mergemoe.moe.problem import Group, Problem
 
-GRAM_BYTES = 1 << 28  # of the pools' Grams held at once; with the cross sums and what is made of both, 5 times as much
 GONE = 1e-8  # a neuron with less than this share of its energy left is a combination of those taken, up to rounding
 PANEL = 32  # neurons that are taken before the sums are deflated
 

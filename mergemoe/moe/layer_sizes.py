@@ -7,6 +7,7 @@ import re
 from mergemoe.errors import UserError
 
 STEPS = 8  # sizes are measured at every eighth of the experts
+GRAM_BYTES = 1 << 28  # of the pools' Grams held at once; with the cross sums and what is made of both, 5 times as much
 ALIGNED = 8  # neurons: grouped kernels want rows of whole 16 bytes
 
 

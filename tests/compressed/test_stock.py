@@ -118,7 +118,7 @@ def test_reap_is_the_model_that_never_chooses_the_others(name, tmp_path):
     }
     params = read_params({**yaml.safe_load((ROOT / "params.yaml").read_text()), **chosen})
     counted = cost.count(tmp_path / "small")
-    assert plan.sizes(params, params.all_runs()[0]) == {what: counted[what] for what in ("parameters", "bytes")}
+    assert plan.run_size(params, params.all_runs()[0]) == {what: counted[what] for what in ("parameters", "bytes")}
 
 
 def masked_softmax(router, gone):

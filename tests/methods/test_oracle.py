@@ -57,7 +57,7 @@ def test_a_plan_counts_it_as_if_all_groups_were_equal(experts, exact, tiny, tmp_
         "solve": {"oracle": {"method": "oracle"}},
     }
     params = read_params({**params, **changes, "runs": "all"})
-    planned = plan.sizes(params, params.all_runs()[0])
+    planned = plan.run_size(params, params.all_runs()[0])
     ids = torch.randint(3, 4096, (6, 16), generator=torch.Generator().manual_seed(2))
     mergemoe.save(
         mergemoe.compress(mergemoe.load(tiny, "cpu"), ids, experts=experts, method="oracle"), tmp_path / "one"

@@ -113,7 +113,7 @@ def test_what_the_copy_will_be_is_known_from_the_original_headers(made):
     assert after == {key: {**entry, "file": ""} for key, entry in model_folder.read_headers(copy).items()}
     assert expert_headers.count_experts(original) == expert_headers.count_experts(copy)
     before, params = params_on(original, dequantize=True), params_on(copy)
-    assert plan.sizes(before, before.all_runs()[0]) == plan.sizes(params, params.all_runs()[0])
+    assert plan.run_size(before, before.all_runs()[0]) == plan.run_size(params, params.all_runs()[0])
     assert plan.count_jobs(before)["convert"] == 1
     assert plan.count_jobs(params)["convert"] == 0
     weights = sum(tensor.nbytes for tensor in tensors_of(copy).values())

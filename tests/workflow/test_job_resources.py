@@ -14,14 +14,14 @@ import yaml
 from snakemake.iocontainers import Wildcards
 
 from benchmarks.needs import wildcards
-from mergemoe.artifacts import digests
+from mergemoe.artifacts.stages import STAGES
 from mergemoe.checkpoints import expert_headers
 from mergemoe.compressed import assemble
-from mergemoe.merging import group_moments, iterative, neuron_selection, ridge_regression
-from mergemoe.methods import joint
+from mergemoe.merging import neuron_selection
+from mergemoe.moe import layer_sizes
 from mergemoe.moe.tokens import Activations
 from mergemoe.workflow.config.params import Run, read_params
-from mergemoe.workflow.planning import job_resources, layer_resources, model_resources, plan
+from mergemoe.workflow.planning import job_resources, layer_resources, plan
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GROUPINGS = {"half": {"by": "weights", "experts": 0.5}, "pairs": {"by": "selection", "experts": 0.5}}
@@ -87,15 +87,15 @@ def test_work_grows_with_the_tokens(stage):
     names = {"model": "demo", "calibrate": "mixed", "cluster": "pairs", "solve": "select", "layer": "003"}
     names |= {"subject": "mixed/pairs/select", "task": "blimp"}
     few, many = demo(), demo(samples=640)
-    grown = job_resources.of(many, stage, names).flops / job_resources.of(few, stage, names).flops
+    grown = job_resources.job_need(many, stage, names).flops / job_resources.job_need(few, stage, names).flops
     assert grown == 1 if stage in {"reference", "fidelity", "evaluate"} else grown > 2  # of the calibration's
 
 
 def test_a_grouping_by_selection_holds_more_than_none():
     params, names = demo(), {"model": "demo", "calibrate": "mixed", "cluster": "pairs", "layer": "003"}
     assert (
-        job_resources.of(params, "cluster", names).memory
-        > job_resources.of(params, "cluster", names | {"cluster": "half"}).memory
+        job_resources.job_need(params, "cluster", names).memory
+        > job_resources.job_need(params, "cluster", names | {"cluster": "half"}).memory
     )
 
 
@@ -103,9 +103,9 @@ def test_every_stage_of_the_demo_has_an_estimate():
     params = demo()
     for run in params.all_runs():
         names = {**run._asdict(), "layer": "003", "task": "blimp"}
-        for stage in job_resources.BASE:
+        for stage in STAGES:
             for subject in ("full", "/".join(run[1:])):
-                need = job_resources.of(params, stage, {**names, "subject": subject})
+                need = job_resources.job_need(params, stage, {**names, "subject": subject})
                 assert need.memory > 0
                 assert [type(value) for value in need] == [int, int, int, int, float]
                 assert (need.gpu > 0) == ("devices.start" in (ROOT / "stages" / f"{stage}.py").read_text())
@@ -118,20 +118,15 @@ def test_importing_it_imports_neither_torch_nor_transformers_nor_snakemake():
 
 
 def test_numbers_of_the_code_that_it_counts_with_are_the_code_s():
-    assert (layer_resources.ROWS, layer_resources.SLOTS) == (digests.ROWS, group_moments.SLOTS)
-    assert (layer_resources.COPIES, layer_resources.VECTORS) == (joint.COPIES, iterative.VECTORS)
-    assert (neuron_selection.GRAM_BYTES, len(ridge_regression.GRID)) == (
-        layer_resources.GRAM_BYTES,
-        layer_resources.RIDGES,
-    )
+    assert neuron_selection.GRAM_BYTES == layer_sizes.GRAM_BYTES
     assert inspect.signature(Activations.chunks).parameters["rows"].default == layer_resources.CHUNK
-    assert inspect.signature(assemble.assemble).parameters["shard_bytes"].default == model_resources.SHARD
+    assert inspect.signature(assemble.assemble).parameters["shard_bytes"].default == job_resources.SHARD
 
 
 @pytest.mark.parametrize("stage", ["capture", "reference"])
 def test_a_streamed_pass_holds_one_layer_stored_and_loaded_however_many_there_are(study, stage):
     one, eight, wider = (
-        job_resources.of(study(sizes), stage, RUN).memory
+        job_resources.job_need(study(sizes), stage, RUN).memory
         for sizes in ({}, {"layers": 8}, {"width": 2 * 256, "layers": 8})
     )
     assert one == eight
@@ -144,14 +139,14 @@ def test_a_model_that_is_loaded_whole_grows_with_its_layers(study, stage):
     evaluate = {"source": "text.txt", "samples": 16, "length": 256}
     evaluate = {"heldout": evaluate, "generation": {"prompts": 4}, "dtype": "float32"}
     names = {**RUN, "subject": "text/half/joint"}
-    two, eight = (job_resources.of(study({"layers": n}, evaluate=evaluate), stage, names).memory for n in (2, 8))
+    two, eight = (job_resources.job_need(study({"layers": n}, evaluate=evaluate), stage, names).memory for n in (2, 8))
     assert eight - two >= 6 * 4 * (3 * 8 * 512 * 256) / 1e6  # half of the experts at least
 
 
 @pytest.mark.parametrize("stage", ["calibrate", "capture", "reference", "fidelity"])
 def test_tokens_that_are_held_at_once_count(study, stage):
     names = {**RUN, "subject": "text/half/joint"}
-    few, many = (job_resources.of(study(samples=samples), stage, names) for samples in (256, 2560))
+    few, many = (job_resources.job_need(study(samples=samples), stage, names) for samples in (256, 2560))
     tokens = 256 * (2560 - 256)
     assert many.memory - few.memory >= tokens * (4 * 512 if stage != "calibrate" else 64) / 1e6
     assert stage == "calibrate" or many.flops >= 9 * few.flops
@@ -159,19 +154,19 @@ def test_tokens_that_are_held_at_once_count(study, stage):
 
 @pytest.mark.parametrize("stage", ["profile", "cluster", "solve"])
 def test_a_layer_s_stages_hold_no_more_tokens_than_a_chunk_and_a_check_take(study, stage):
-    many, more = (job_resources.of(study(samples=samples), stage, RUN) for samples in (256, 2560))
+    many, more = (job_resources.job_need(study(samples=samples), stage, RUN) for samples in (256, 2560))
     assert many.memory == more.memory
 
 
 def test_the_disk_of_a_capture_holds_its_activations_twice(study):
     params = study(samples=512)
-    assert job_resources.of(params, "capture", RUN).disk * 1e6 >= 2 * plan.disk(params)["captures"]
+    assert job_resources.job_need(params, "capture", RUN).disk * 1e6 >= 2 * plan.disk(params)["captures"]
 
 
 def test_a_joint_solve_grows_with_its_grams_until_its_memory(study):
     def memory(experts, **solve):
         params = study({"experts": 64}, solve=solve, cluster={"half": {"by": "weights", "experts": experts}})
-        return job_resources.of(params, "solve", RUN).memory
+        return job_resources.job_need(params, "solve", RUN).memory
 
     columns = [m * 256 for m in (8, 16, 32)]
     found = [memory(m) for m in (8, 16, 32)]
@@ -184,14 +179,14 @@ def test_checkpoints_are_as_large_as_the_plan_says(study):
     params = study({"layers": 3}, cluster={"half": {"by": "weights", "experts": 3, "layers": "1-2"}})
     run = Run("wide", "text", "half", "routed")
     assert (
-        job_resources.of(params, "assemble", run._asdict()).disk
-        == math.ceil(plan.sizes(params, run)["bytes"] / 1e6) + 1
+        job_resources.job_need(params, "assemble", run._asdict()).disk
+        == math.ceil(plan.run_size(params, run)["bytes"] / 1e6) + 1
     )
 
 
 def test_what_lies_outside_a_grouping_s_layers_is_only_read(study):
     params = study({"layers": 2}, cluster={"half": {"by": "weights", "experts": 3, "layers": "1"}})
-    outside, inside = (job_resources.of(params, "solve", {**RUN, "layer": layer}) for layer in ("000", "001"))
+    outside, inside = (job_resources.job_need(params, "solve", {**RUN, "layer": layer}) for layer in ("000", "001"))
     assert outside.disk == 1 < inside.disk  # its record alone
     assert outside.flops < inside.flops
 
@@ -200,7 +195,7 @@ def test_it_takes_wildcards_as_snakemake_gives_them(study):
     params = study()
     names: Any = Wildcards(fromdict=RUN)
     for stage in ("capture", "profile", "cluster", "solve"):
-        assert job_resources.of(params, stage, names) == job_resources.of(params, stage, RUN)
+        assert job_resources.job_need(params, stage, names) == job_resources.job_need(params, stage, RUN)
 
 
 def test_headers_are_read_once_per_model(study, monkeypatch):
@@ -210,8 +205,15 @@ def test_headers_are_read_once_per_model(study, monkeypatch):
     )
     for _ in range(3):
         for stage in ("capture", "solve", "assemble"):
-            job_resources.of(params, stage, RUN)
+            job_resources.job_need(params, stage, RUN)
     assert len(read) == 1
+
+
+def test_a_method_that_nobody_listed_counts_as_a_solve_group_by_group(study):
+    params = study({"experts": 64})
+    layer = job_resources._Job(params, RUN)._layer()
+    unlisted, routed, average = (layer_resources.solve_held(layer, name, {}) for name in ("new", "routed", "average"))
+    assert unlisted == routed and unlisted.tensors > average.tensors
 
 
 def test_a_log_s_path_gives_the_wildcards_of_its_job():
@@ -227,5 +229,5 @@ def test_a_stage_takes_no_more_than_its_estimate_and_half_of_it_at_least(tiny, t
     command = [sys.executable, "-m", "stages.layout", "--cfg", json.dumps({"path": str(tiny)}), "--code", "none"]
     done = subprocess.run([*command, "--out", str(tmp_path / "out.json")], cwd=ROOT, capture_output=True, text=True)
     peak = json.loads(re.findall("^ran in: (.*)$", done.stderr, re.MULTILINE)[0])["peak_mb"]
-    estimate = job_resources.of(read_params(params), "layout", {"model": "demo"}).memory
+    estimate = job_resources.job_need(read_params(params), "layout", {"model": "demo"}).memory
     assert peak <= estimate <= 2 * peak

@@ -47,7 +47,7 @@ gflops: {cpu: 1, gpu: 100}
 def test_each_attempt_asks_for_once_more_up_to_the_limits_of_its_partitions(demo, limited):
     limited(LIMITS)
     first, second, tenth = (slurm.asked(demo, "solve", NAMES, attempt) for attempt in (1, 2, 10))
-    need = job_resources.of(demo, "solve", NAMES)
+    need = job_resources.job_need(demo, "solve", NAMES)
     assert first.mem_mb == need.memory + slurm.JOB_MB
     assert second.mem_mb == 2 * first.mem_mb
     assert (first.gpu_mem_mb, tenth.gpu_mem_mb) == (need.gpu, 3000)

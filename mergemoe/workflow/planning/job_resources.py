@@ -1,55 +1,38 @@
-"""What one job of each stage will need, before it runs: from headers, config.json and params.yaml alone.
+"""Memory, GPU memory, disk and work of a job before it runs: from headers, config.json and params.yaml alone.
 
-A peak of memory is what a process holds at its worst moment: the base of its imports, the tensors that its code has at
-once, and the pages of files that it has mapped then, which the system takes back under pressure. Values known only at
-run time are assumed: budgets are spread evenly over layers; see layer_resources.py and model_resources.py.
-Nothing here imports torch or transformers, so that the Snakefile can ask in every job it parses.
+A job holds the base of its stage (Python and its imports), and k times the bytes of what it works on: a file, a decoder
+layer, the experts of a layer, a model, tokens. Each k was measured on a layer of the width of Qwen1.5-MoE-A2.7B
+(`python benchmarks/needs.py`, docs/log.md).
+
+Budgets are assumed to be spent evenly over layers. Nothing here imports torch or transformers, because the Snakefile
+asks in every process that parses it.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from mergemoe.artifacts.stages import STAGES
 from mergemoe.moe import layer_sizes
-from mergemoe.workflow.config.params import Params
-from mergemoe.workflow.planning import layer_resources, model_resources
-from mergemoe.workflow.planning.layer_resources import Layer, Peak
-from mergemoe.workflow.planning.model_resources import Stored, Subject, size_of, tokens_of
+from mergemoe.workflow.config.base import Text
+from mergemoe.workflow.config.evaluate import Evaluate
+from mergemoe.workflow.config.params import Capture, Params, Run
+from mergemoe.workflow.planning import plan
+from mergemoe.workflow.planning.layer_resources import Held, Layer, halved, solve_held
+from mergemoe.workflow.planning.model_counts import model_counts
 
-Names = Mapping[str, str]
-
-# MB that a stage takes for imports and libraries' own buffers: `peak_mb` of its logs of the demo (`snakemake --cores
-# 1`, 2 cores of an AMD EPYC, Zen 3, 24 GiB, no GPU) less the tensors that are counted.
-BASE = {
-    "convert": 440,
-    "layout": 400,
-    "calibrate": 260,
-    "capture": 460,
-    "profile": 340,
-    "curve": 440,
-    "budget": 260,
-    "cluster": 350,
-    "solve": 375,
-    "assemble": 400,
-    "reference": 460,
-    "fidelity": 480,
-    "generate": 470,
-    "evaluate": 560,
-    "report": 75,
-    "report_partial": 75,
-}
 MARGIN = 1.2  # for other machines, allocators and versions
 GPU_ALLOWANCE = 2000  # MB of context, kernels and workspaces: an assumption, measured on no GPU
-WHOLE = {"convert", "layout", "capture", "assemble", "reference", "fidelity", "generate", "evaluate"}
-ON_GPU = {"capture", "profile", "curve", "cluster", "solve", "reference", "fidelity", "generate", "evaluate"}
+SHARD = 4 << 30  # bytes of a file of a checkpoint that is written
+TASK_TOKENS = 1000 * 128  # of a task of lm-eval, without examples in its prompts
 
 
 class Need(NamedTuple):
-    """What a job asks for.
+    """Resources of a job.
 
     memory: MB (10^6) of the host's memory, the peak resident set of its process.
-    gpu: MB of the GPU's memory, where the stage runs on one; 0 where it uses none.
+    gpu: MB of the GPU's memory, if the stage runs on one; 0 if it uses none.
     disk: MB that it has written at its worst moment, results/.tmp and scratch/ included.
     read: MB of a checkpoint that it reads: once to check it, once to use it.
     flops: multiply-adds that it computes, times 2.
@@ -62,138 +45,174 @@ class Need(NamedTuple):
     flops: float
 
 
-def of(params: Params, stage: str, names: Names) -> Need:
-    """Return what the job of a stage needs; `names` are its rule's wildcards."""
-    peak = _PEAKS[stage](params, dict(names.items()))  # Snakemake's are a list, whose `in` looks at values
-    memory, gpu = (math.ceil(MARGIN * size / 1e6) for size in (peak.tensors + peak.host, peak.tensors))
+def job_need(params: Params, stage: str, names: Mapping[str, str]) -> Need:
+    """Return the resources of the job of a stage; `names` are its rule's wildcards."""
+    row, job = STAGES[stage], _Job(params, dict(names.items()))  # Snakemake's are a list, whose `in` looks at values
+    held: Held = getattr(job, stage.removesuffix("_partial"))()
     return Need(
-        memory=math.ceil(MARGIN * BASE[stage]) + memory,
-        gpu=GPU_ALLOWANCE + gpu if stage in ON_GPU else 0,
-        disk=math.ceil(peak.disk / 1e6) + 1,  # and its record
-        read=math.ceil(2 * _model(params, names).bytes / 1e6) if stage in WHOLE else 0,
-        flops=float(peak.flops),
+        memory=math.ceil(MARGIN * (row.holds.base + (held.tensors + held.host) / 1e6)),
+        gpu=0 if row.device == "cpu" else GPU_ALLOWANCE + math.ceil(MARGIN * held.tensors / 1e6),
+        disk=math.ceil(held.disk / 1e6) + 1,  # and its record
+        read=math.ceil(2 * job.model.bytes / 1e6) if row.checkpoint == "whole" else 0,
+        flops=float(held.flops),
     )
 
 
-def _model(params: Params, names: Names) -> Stored:
-    return model_resources.stored(params.model[names["model"]].folder())
+class _Job:
+    """A job; a method for each stage returns what it holds."""
+
+    def __init__(self, params: Params, names: Mapping[str, str]):
+        self.params, self.names = params, names
+        if "model" in names:
+            self.model = model_counts(params.model[names["model"]].folder())
+            self.routed = max(layer["parameters"] for layer in self.model.routed.values())
+
+    def convert(self) -> Held:
+        model = self.model
+        one = 3 * max(model.layer_bytes, 2 * model.outside)  # a layer as it was, as it becomes, and as it is saved
+        copied = self.params.model[self.names["model"]].dequantize
+        return Held(host=one if copied else model.bytes + min(model.bytes, SHARD), disk=model.bytes)
+
+    def layout(self) -> Held:
+        return Held(host=self.model.largest_file)  # mapped
+
+    def calibrate(self) -> Held:
+        text = self.params.calibrate[self.names["calibrate"]]
+        source = Path(text.source or "")
+        size = source.stat().st_size if source.is_file() else 0
+        return Held(host=10 * size + 64 * _tokens(text), disk=6 * _tokens(text))  # tokens as Python's integers
+
+    def capture(self) -> Held:
+        return self._layer_by_layer(self.params.calibrate[self.names["calibrate"]], self.params.capture)
+
+    def reference(self) -> Held:
+        return self._layer_by_layer(self.params.evaluate.heldout, self.params.evaluate)
+
+    def _layer_by_layer(self, text: Text, how: Capture | Evaluate) -> Held:
+        """Return what a forward holds: a decoder layer, stored and loaded, embeddings, and all hidden states."""
+        tokens, size, model = _tokens(text), _size(how.dtype), self.model
+        states = tokens * model.hidden * size
+        written = 2 * plan.captured_bytes(model, how.dtype, tokens) + 3 * states  # in scratch/ and in results/.tmp
+        tensors = size * (model.outside + model.layer) + 2 * states + self._batch(text, how)
+        return Held(tensors, model.layer_bytes, written, tokens * model.flops)
+
+    def _batch(self, text: Text, how: Capture | Evaluate) -> int:
+        tokens = max(text.length, min(_tokens(text), how.batch_tokens))
+        return 20 * tokens * self.model.hidden * _size(how.dtype)
+
+    def profile(self) -> Held:
+        layer = self._layer()
+        held = max(2 * layer.bytes, layer.bytes + layer.chunk / 3)
+        return Held(held, flops=layer.flops * layer.top_k / layer.experts)
+
+    def cluster(self) -> Held:
+        layer, by = self._layer(), self.params.cluster[self.names["cluster"]].by
+        if not layer.inside:
+            return Held(2 * layer.bytes)
+        held = 4 * layer.numbers * (2.4 if by == "weights" else 1.6)  # by weights, some are held in float64, too
+        if by == "selection":  # every union of two groups is tried
+            return Held(held + layer.pools().tensors, flops=layer.flops * (1 + 2 * layer.top_k))
+        return Held(held, flops=layer.flops)
+
+    def curve(self) -> Held:
+        layer, chosen = self._layer(), self.params.cluster[self.names["cluster"]]
+        sizes = layer_sizes.measured_sizes(layer.experts, layer.width, chosen.share, layer.kept_width, chosen.max_size)
+        features = {"features": "selected" if chosen.by == "selection" else "usage"}
+        sized = [layer._replace(kept=m, kept_width=width, largest=halved(layer.experts / m)) for m, width in sizes]
+        held = [self.cluster(), *(solve_held(one, "routed", features) for one in sized)]
+        return Held(max(one.tensors for one in held), flops=sum(one.flops for one in held))
+
+    def solve(self) -> Held:
+        layer, chosen = self._layer(), self.params.solve[self.names["solve"]]
+        return solve_held(layer, chosen.method, chosen.model_dump()) if layer.inside else Held(2 * layer.bytes)
+
+    def assemble(self) -> Held:
+        size = self._subject()["bytes"]
+        return Held(host=size, disk=size)  # written tensors are mapped: solved layers, and the original's other tensors
+
+    def fidelity(self) -> Held:
+        how, model, text = self.params.evaluate, self.model, self.params.evaluate.heldout
+        logits, states = 32 * text.length * model.vocabulary, 2 * _tokens(text) * model.hidden * _size(how.dtype)
+        if self.names["subject"] == "full":
+            return self._loaded(states + logits, 2 * _tokens(text) * model.hidden * model.vocabulary)
+        layer = 2.5 * 4 * self.routed + self._batch(text, how)  # the full one's, and its own
+        return self._loaded(states + max(logits, layer), 3 * _tokens(text) * model.flops)
+
+    def generate(self) -> Held:
+        """Return what generation holds: the subject, and then the full model, which judges, with keys and values."""
+        how, model = self.params.evaluate, self.model
+        assert how.generation is not None
+        length, size = how.generation.prompt_tokens + how.generation.new_tokens, _size(how.dtype)
+        tokens = length * min(how.generation.prompts, max(1, how.batch_tokens // length))
+        work = tokens * size * model.hidden * (3 * model.depth + 20) + 32 * length * model.vocabulary
+        held = self._loaded(work, 2 * how.generation.prompts * length * model.flops)
+        if self.names["subject"] == "full":
+            return held
+        loading = model.bytes + 4 / 3 * size * self.routed  # the subject's memory comes back too late
+        return held._replace(tensors=held.tensors + size * model.parameters, host=max(0, loading - work))
+
+    def evaluate(self) -> Held:
+        how, shots = self.params.evaluate, 1 + (self.params.evaluate.tasks[self.names["task"]].fewshot or 0)
+        tokens = how.tasks[self.names["task"]].batch_size * 128 * shots
+        work = tokens * (12 * self.model.vocabulary + 20 * self.model.hidden * _size(how.dtype))
+        return self._loaded(work, TASK_TOKENS * shots * self.model.flops)
+
+    def _loaded(self, work: float, flops: float) -> Held:
+        """Return what a loaded checkpoint and the work with it hold.
+
+        Before the work, its files are mapped, and a layer's gates and ups are there once more.
+        """
+        subject, size = self._subject(), _size(self.params.evaluate.dtype)
+        twice = 2 / 3 * size * self.routed * subject["parameters"] / self.model.parameters
+        return Held(size * subject["parameters"] + work, max(0, subject["bytes"] + twice - work), flops=flops)
+
+    def report(self) -> Held:
+        """Return what a page holds: the profiles' numbers, N by N of each layer, as text and as Python's objects."""
+        profiled = {self.params.model[model].folder() for model, *_ in self.params.all_runs()}
+        layers = [layer["experts"] for folder in profiled for layer in model_counts(folder).routed.values()]
+        return Held(host=sum(100 * n**2 for n in layers), disk=20e6)
+
+    def budget(self) -> Held:
+        return Held()
+
+    def _layer(self) -> Layer:
+        """Return the job's layer, and what becomes of it; nothing, before a grouping and outside its range."""
+        number = int(self.names["layer"])
+        sizes, chosen = self.model.routed[number], self.params.cluster.get(self.names.get("cluster", ""))
+        n, inside = sizes["experts"], chosen is not None and bool(chosen.within([number]))
+        kept, share, largest = n, 1.0, 1
+        if chosen and inside:
+            kept = layer_sizes.kept_experts(chosen.share or (None if chosen.by == "none" else chosen.experts), n)
+            width = getattr(self.params.solve[self.names["solve"]], "width", 1.0) if "solve" in self.names else "auto"
+            share = chosen.width if width == "auto" else width
+            most = halved(n / kept) * (1 if chosen.by == "selection" else 2)  # other groupings are less even
+            largest = 1 if chosen.by in ("saliency", "none") else min(most, chosen.max_size or n)
+        return Layer(
+            experts=n,
+            kept=kept,
+            width=sizes["width"],
+            kept_width=layer_sizes.kept_width(share, sizes["width"]),
+            largest=largest,
+            numbers=sizes["parameters"],
+            bytes=sizes["bytes"],
+            hidden=self.model.hidden,
+            top_k=self.model.top_k,
+            tokens=_tokens(self.params.calibrate[self.names["calibrate"]]),
+            inside=inside,
+        )
+
+    def _subject(self) -> dict[str, int]:
+        """Return the size of the checkpoint that is scored, or assembled."""
+        subject = self.names.get("subject")
+        if subject == "full":
+            return {"parameters": self.model.parameters, "bytes": self.model.bytes}
+        run = subject.split("/") if subject else (self.names[kind] for kind in ("calibrate", "cluster", "solve"))
+        return plan.run_size(self.params, Run(self.names["model"], *run))
 
 
-def _inside(params: Params, names: Names) -> bool:
-    return bool(params.cluster[names["cluster"]].within([int(names["layer"])]))
+def _tokens(text: Text) -> int:
+    return text.samples * text.length
 
 
-def _layer(params: Params, names: Names) -> Layer:
-    """Return what a job makes of its layer; a profile's, where nothing is chosen yet, stays as it is."""
-    model, text = _model(params, names), params.calibrate[names["calibrate"]]
-    sizes = model.routed[int(names["layer"])]
-    n, kept, share, largest = sizes["experts"], sizes["experts"], 1.0, 1
-    if "cluster" in names and _inside(params, names):
-        chosen = params.cluster[names["cluster"]]
-        kept = layer_sizes.kept_experts(chosen.share or (None if chosen.by == "none" else chosen.experts), n)
-        share = getattr(params.solve[names["solve"]], "width", 1.0) if "solve" in names else chosen.width
-        share = chosen.width if share == "auto" else share
-        unbounded = layer_resources.doubled(n / kept) if chosen.by == "selection" else n - kept + 1
-        largest = 1 if chosen.by == "saliency" else min(unbounded, chosen.max_size or n)
-    return Layer(
-        experts=n,
-        kept=kept,
-        width=sizes["width"],
-        kept_width=layer_sizes.kept_width(share, sizes["width"]),
-        hidden=model.hidden,
-        top_k=model.top_k,
-        numbers=sizes["parameters"],
-        stored=sizes["bytes"],
-        largest=largest,
-        tokens=tokens_of(text),
-        captured=size_of(params.capture.dtype),
-    )
-
-
-def _subject(params: Params, names: Names) -> Subject:
-    """Return a checkpoint: as large as plan.sizes says, but for rows of routers, of headers read once."""
-    model, subject = _model(params, names), names.get("subject")
-    if subject == "full":
-        return model.subject
-    run = dict(zip(("calibrate", "cluster", "solve"), subject.split("/"), strict=True)) if subject else {}
-    numbers, size, routed = float(model.numbers), float(model.bytes), 0.0
-    for number in model.routed:
-        layer = _layer(params, {**names, **run, "layer": str(number)})
-        grown = params.solve[{**names, **run}["solve"]].method == "oracle"
-        width = layer.width * math.ceil(layer.experts / layer.kept) if grown else layer.kept_width
-        left = layer.kept * width / (layer.experts * layer.width)
-        numbers, size = numbers - (1 - left) * layer.numbers, size - (1 - left) * layer.stored
-        routed = max(routed, left * layer.numbers)
-    return Subject(numbers, size, routed)
-
-
-def _calibrate(params: Params, names: Names) -> Peak:
-    text = params.calibrate[names["calibrate"]]
-    source = Path(text.source or "")
-    size = source.stat().st_size if source.is_file() else 0
-    # The text unpacked, and as documents; tokens as Python's integers, then as tensors.
-    return Peak(0, 10 * size + 64 * tokens_of(text), 6 * tokens_of(text))
-
-
-def _curve(params: Params, names: Names) -> Peak:
-    layer, chosen = _layer(params, names), params.cluster[names["cluster"]]
-    sizes = layer_sizes.measured_sizes(layer.experts, layer.width, chosen.share, layer.kept_width, chosen.max_size)
-    return layer_resources.curve(layer, chosen.by, sizes)
-
-
-def _cluster(params: Params, names: Names) -> Peak:
-    by = params.cluster[names["cluster"]].by if _inside(params, names) else "none"
-    return layer_resources.cluster(_layer(params, names), by)
-
-
-def _solve(params: Params, names: Names) -> Peak:
-    chosen = params.solve[names["solve"]]
-    method = chosen.method if _inside(params, names) else "none"
-    return layer_resources.solve(_layer(params, names), method, chosen.model_dump())
-
-
-def _assemble(params: Params, names: Names) -> Peak:
-    size = round(_subject(params, names).bytes)
-    return Peak(0, size, size)  # what is written is mapped: solved layers, and the original's other tensors
-
-
-def _fidelity(params: Params, names: Names) -> Peak:
-    full = names["subject"] == "full"
-    return model_resources.fidelity(_model(params, names), _subject(params, names), params.evaluate, full)
-
-
-def _generate(params: Params, names: Names) -> Peak:
-    full = names["subject"] == "full"
-    return model_resources.generate(_model(params, names), _subject(params, names), params.evaluate, full)
-
-
-def _evaluate(params: Params, names: Names) -> Peak:
-    how = params.evaluate
-    return model_resources.evaluate(_model(params, names), _subject(params, names), how, how.tasks[names["task"]])
-
-
-def _report(params: Params, names: Names) -> Peak:
-    """Return what a page needs: the profiles' numbers, N by N of each layer, as text and as Python's objects."""
-    profiled = {run[:2] for run in params.all_runs()}
-    layers = [one for model, _ in profiled for one in _model(params, {"model": model}).routed.values()]
-    return Peak(0, sum(100 * one["experts"] ** 2 for one in layers), 20e6)
-
-
-_PEAKS: dict[str, Callable[[Params, Names], Peak]] = {
-    "convert": lambda p, names: model_resources.convert(_model(p, names), p.model[names["model"]].dequantize),
-    "layout": lambda p, names: Peak(0, _model(p, names).shard),  # mapped, and looked at part by part
-    "calibrate": _calibrate,
-    "capture": lambda p, names: model_resources.streamed(_model(p, names), p.calibrate[names["calibrate"]], p.capture),
-    "profile": lambda p, names: layer_resources.profile(_layer(p, names)),
-    "curve": _curve,
-    "budget": lambda p, names: Peak(0),
-    "cluster": _cluster,
-    "solve": _solve,
-    "assemble": _assemble,
-    "reference": lambda p, names: model_resources.streamed(_model(p, names), p.evaluate.heldout, p.evaluate),
-    "fidelity": _fidelity,
-    "generate": _generate,
-    "evaluate": _evaluate,
-    "report": _report,
-    "report_partial": _report,
-}
+def _size(dtype: str) -> int:
+    return 4 if dtype == "float32" else 2

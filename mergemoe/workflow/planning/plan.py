@@ -1,4 +1,4 @@
-"""What a params.yaml will cost, before anything runs: parameters, bytes, jobs, disk, tokens."""
+"""Costs of a params.yaml before anything runs: parameters, bytes, jobs, disk, tokens."""
 
 import math
 from collections import Counter
@@ -7,47 +7,45 @@ from typing import Any
 
 from mergemoe.artifacts import paths, store
 from mergemoe.artifacts.stages import recorded_stages
-from mergemoe.checkpoints import cost, expert_headers, model_folder, router_headers
-from mergemoe.checkpoints.expert_headers import expert_sizes, headers
+from mergemoe.checkpoints.expert_headers import headers
 from mergemoe.moe import layer_sizes
 from mergemoe.text_table import aligned_table
 from mergemoe.workflow.config.params import Params, Run
 from mergemoe.workflow.planning import jobs
+from mergemoe.workflow.planning.model_counts import ModelCounts, model_counts
 
 
 def kept_per_layer(params: Params, run: Run) -> dict[int, tuple[int, int]]:
     """Return {layer: (N, M)} of a run; of a budget as if it were spent evenly, on experts of full width."""
     chosen = params.cluster[run.cluster]
     first, last = chosen.bounds()
-    layers = expert_headers.count_experts(params.model[run.model].folder())
-    return {
-        layer: (n, layer_sizes.kept_experts((chosen.share or chosen.experts) if first <= layer <= last else None, n))
-        for layer, n in layers.items()
-    }
+    kept = {}
+    for layer, size in model_counts(params.model[run.model].folder()).routed.items():
+        experts = (chosen.share or chosen.experts) if first <= layer <= last else None
+        kept[layer] = (size["experts"], layer_sizes.kept_experts(experts, size["experts"]))
+    return kept
 
 
-def sizes(params: Params, run: Run) -> dict[str, int]:
+def run_size(params: Params, run: Run) -> dict[str, int]:
     """Return the parameters and bytes of a run's checkpoint: exact but for biases of experts of another width.
 
-    What a budget over all layers leaves is counted as if it were spent evenly, which is the most. Experts of `oracle`
-    are as wide as the largest group makes them, which clustering tells: they are counted as if all groups were equal,
-    which is the least.
+    A budget over all layers is counted as if it were spent evenly, which leaves the most. Experts of `oracle` are as
+    wide as the largest group makes them, which is known only after clustering: they are counted as if all groups were
+    equal, which is the least.
     """
-    folder = params.model[run.model].folder()
-    whole = cost.count(folder, headers(folder))
-    removed = Counter[str]()
-    routed, routers = expert_sizes(folder), router_headers.router_sizes(headers(folder))
+    model, removed = model_counts(params.model[run.model].folder()), Counter[str]()
     first, last = params.cluster[run.cluster].bounds()
     for layer, (n, m) in kept_per_layer(params, run).items():
-        whole_width = routed[layer]["width"]
+        whole_width = model.routed[layer]["width"]
         width = layer_sizes.kept_width(params.width(run) if first <= layer <= last else 1.0, whole_width)
         if params.solve[run.solve].method == "oracle":
             width = whole_width * math.ceil(n / m)
         for what in ("parameters", "bytes"):
-            removed[what] += routed[layer][what] - routed[layer][what] * m * width // (n * whole_width)
+            whole = model.routed[layer][what]
+            removed[what] += whole - whole * m * width // (n * whole_width)
             if params.routing(run.solve) != "preserved":
-                removed[what] += routers[layer][what] * (n - m) // n
-    return {what: int(whole[what]) - removed[what] for what in ("parameters", "bytes")}
+                removed[what] += model.routers[layer][what] * (n - m) // n
+    return {"parameters": model.parameters - removed["parameters"], "bytes": model.bytes - removed["bytes"]}
 
 
 def count_jobs(params: Params) -> dict[str, int]:
@@ -63,37 +61,36 @@ def disk(params: Params) -> dict[str, int]:
     captures = references = 0
     for model, calibrate in {(run.model, run.calibrate) for run in runs}:
         chosen = params.calibrate[calibrate]
-        captures += _states(params, model, params.capture.dtype, chosen.samples * chosen.length)
+        counts = model_counts(params.model[model].folder())
+        captures += captured_bytes(counts, params.capture.dtype, chosen.samples * chosen.length)
     for model in {run.model for run in runs}:
         heldout = params.evaluate.heldout
-        references += _states(params, model, params.evaluate.dtype, heldout.samples * heldout.length)
+        counts = model_counts(params.model[model].folder())
+        references += captured_bytes(counts, params.evaluate.dtype, heldout.samples * heldout.length)
     return {
         "plain copies": sum(entry["bytes"] for path in copied for entry in headers(path).values()),
         "captures": captures,
         "references": references,
-        "checkpoints": sum(sizes(params, run)["bytes"] for run in runs),
+        "checkpoints": sum(run_size(params, run)["bytes"] for run in runs),
     }
 
 
-def _states(params: Params, model: str, dtype: str, tokens: int) -> int:
-    folder = params.model[model].folder()
-    config, layers = model_folder.read_config(folder), expert_headers.count_experts(folder)
-    width = {"float32": 4}.get(dtype, 2)
-    top_k, hidden_size = expert_headers.top_k(config) or 1, expert_headers.stated(config, "hidden_size")[0]
-    per_token = sum(width * (hidden_size + n + top_k) + 2 * top_k + 4 for n in layers.values())
-    return tokens * per_token
+def captured_bytes(model: ModelCounts, dtype: str, tokens: int) -> int:
+    """Return the bytes of the captured activations of a text (an estimate, before lossless compression)."""
+    size = 4 if dtype == "float32" else 2
+    counts = [layer["experts"] for layer in model.routed.values()]
+    return tokens * sum(size * (model.hidden + n + model.top_k) + 2 * model.top_k + 4 for n in counts)
 
 
 def plan_text(params: Params, results: Path) -> str:
     """Return the plan as text; what `results` already holds makes estimates exact."""
     rows, runs = [["run", "parameters", "bytes", "of full"]], params.all_runs()
     for model in dict.fromkeys(run.model for run in runs):
-        folder = params.model[model].folder()
-        whole = cost.count(folder, headers(folder))
-        rows.append([model, f"{whole['parameters']:,.0f}", f"{whole['bytes']:,.0f}", ""])
+        whole = model_counts(params.model[model].folder())
+        rows.append([model, f"{whole.parameters:,}", f"{whole.bytes:,}", ""])
         for run in (run for run in runs if run.model == model):
-            size = sizes(params, run)
-            share = f"{size['bytes'] / whole['bytes']:.1%}"
+            size = run_size(params, run)
+            share = f"{size['bytes'] / whole.bytes:.1%}"
             rows.append([f"  {'/'.join(run[1:])}", f"{size['parameters']:,}", f"{size['bytes']:,}", share])
     counted = count_jobs(params)
     lines = [aligned_table(rows, "<>"), "", f"jobs, from nothing: {sum(counted.values())}"]
@@ -111,13 +108,12 @@ def _tokens(params: Params, results: Path) -> list[str]:
     lines = ["tokens that a solve must exceed, with margin (group: those routed to it; joint: those of the layer)"]
     seen = set[tuple[Any, ...]]()
     for run in params.all_runs():
-        folder, chosen = params.model[run.model].folder(), params.calibrate[run.calibrate]
+        model, chosen = model_counts(params.model[run.model].folder()), params.calibrate[run.calibrate]
         first, last = params.cluster[run.cluster].bounds()
         widths = {
             layer: layer_sizes.kept_width(params.width(run) if first <= layer <= last else 1.0, size["width"])
-            for layer, size in expert_sizes(folder).items()
+            for layer, size in model.routed.items()
         }
-        top_k = expert_headers.top_k(model_folder.read_config(folder)) or 1
         held = max(1, round(chosen.samples * chosen.holdout)) if chosen.holdout else 0
         tokens = (chosen.samples - held) * chosen.length
         shapes: dict[tuple[int, int, int], list[int]] = {}
@@ -129,7 +125,8 @@ def _tokens(params: Params, results: Path) -> list[str]:
                 continue
             seen.add((run[:3], m, width))
             need, exact = layer_sizes.needed_tokens(m, width), _smallest_group(results, run, layers, m)
-            gives = f"{exact:,} in the smallest" if exact else f"about {min(tokens, tokens * top_k // m):,} (estimate)"
+            mean = min(tokens, tokens * model.top_k // m)
+            gives = f"{exact:,} in the smallest" if exact else f"about {mean:,} (estimate)"
             lines.append(
                 f"  {'/'.join(run[:3])}, {len(layers)} layers {n} -> {m} experts of width {width}: "
                 f"group {need['group']:,}, has {gives}; joint {need['joint']:,}, has {tokens:,}"

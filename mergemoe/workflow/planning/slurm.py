@@ -97,7 +97,7 @@ def together(stage: str) -> int:
 
 def wanted(params: Params, stage: str, names: Mapping[str, Any]) -> Asked:
     """Return what one job needs, Snakemake in it included, whatever it may ask for."""
-    need, gpu = job_resources.of(params, stage, names), on_gpu(stage)
+    need, gpu = job_resources.job_need(params, stage, names), on_gpu(stage)
     return Asked(need.memory + JOB_MB, need.gpu if gpu else 0, need.disk, math.ceil(minutes(need, gpu)))
 
 

@@ -1,0 +1,64 @@
+"""Counts of a checkpoint from its headers and config.json, those of its plain copy if it is quantized.
+
+They are read once in a process: Snakemake asks for every job.
+"""
+
+import functools
+import math
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from mergemoe.checkpoints import cost, expert_headers, model_folder, router_headers
+
+
+class ModelCounts(NamedTuple):
+    """Counts of a checkpoint.
+
+    parameters, bytes, flops: of the whole model, flops per token. layer, layer_bytes: numbers of the largest decoder
+    layer, and their bytes. outside: numbers in no layer. largest_file: bytes. routed: {layer: experts, width,
+    parameters, bytes}; routers: {layer: parameters, bytes}.
+    """
+
+    parameters: int
+    bytes: int
+    flops: float
+    layer: int
+    layer_bytes: int
+    outside: int
+    largest_file: int
+    depth: int
+    routed: dict[int, dict[str, int]]
+    routers: dict[int, dict[str, int]]
+    hidden: int
+    top_k: int
+    vocabulary: int
+
+
+@functools.cache
+def model_counts(folder: Path) -> ModelCounts:
+    """Return the counts of a checkpoint."""
+    config, headers = model_folder.read_config(folder), expert_headers.headers(folder)
+    files, numbers, sizes = (defaultdict[str, int](int) for _ in range(3))
+    for key, header in headers.items():
+        layer = found[0] if (found := re.match(r".+?\.\d+\.", key)) else ""
+        files[header["file"]] += header["bytes"]
+        numbers[layer] += math.prod(header["shape"])
+        sizes[layer] += header["bytes"]
+    outside, whole = numbers.pop("", 0), cost.count(folder, headers)
+    return ModelCounts(
+        parameters=int(whole["parameters"]),
+        bytes=int(whole["bytes"]),
+        flops=whole["flops_per_token"],
+        layer=max(numbers.values()),
+        layer_bytes=max(size for layer, size in sizes.items() if layer),
+        outside=outside,
+        largest_file=max(files.values()),
+        depth=len(numbers),
+        routed=expert_headers.sizes(headers, config),
+        routers=router_headers.router_sizes(headers),
+        hidden=expert_headers.stated(config, "hidden_size")[0],
+        top_k=expert_headers.top_k(config) or 1,
+        vocabulary={**config, **(config.get("text_config") or {})}["vocab_size"],
+    )
