@@ -70,7 +70,7 @@ def stock_config(
         router_headers.check_router(described["model_type"], routing, kept[layer], entry["top_k"], groups, top_groups)
     sizes = {layer: (kept[layer], layer_sizes.kept_width(width, entry["width"])) for layer, entry in entries.items()}
     settings = {**model.config.to_dict(), "dtype": described["dtype"]}
-    return stock.config_of(settings, described, sizes, dict.fromkeys(sizes, rerouted)) if sizes else None
+    return stock.choose_config(settings, described, sizes, dict.fromkeys(sizes, rerouted)) if sizes else None
 
 
 def stock_class(model: Any) -> str:

@@ -1,9 +1,9 @@
-"""Write the compressed checkpoint: the original's tensors, shard by shard, with the solved layers in place.
+"""Write the compressed checkpoint: the tensors of the original, shard by shard, with the solved layers in place.
 
-Tensors keep their stored names and dtypes, and a solved layer stores M experts in the form that N had. Where stock code
-has modules of these shapes (stock.py), that is all. Else a layer has a buffer `expert_map`, the configuration says how
-large each module is, and modeling_mergemoe.py comes along, so that transformers loads it with trust_remote_code and
-refuses it loudly without.
+Tensors keep their stored names and dtypes, and a solved layer stores M experts in the form of the N before. If stock
+code has modules of these shapes (stock.py), nothing else changes. Otherwise a layer gets a buffer `expert_map`, the
+configuration lists the size of each module, and modeling_mergemoe.py is added, so that transformers loads the
+checkpoint with trust_remote_code and refuses it without.
 """
 
 import json
@@ -32,10 +32,10 @@ def assemble(layout: Layout, solved: Mapping[int, Mapping[str, Tensor]], out: Pa
         layout: what layout.describe returned.
         solved: {layer: tensors of solve.solve}.
         out: a new folder.
-        shard_bytes: size of a file, and so of the memory that is needed; a larger tensor has a file of its own.
+        shard_bytes: largest size of a file, and so of the memory needed; a larger tensor gets its own file.
 
     Raises:
-        UserError: where the routing changed and stock code cannot have that.
+        UserError: if the routing changed and stock code cannot load the result.
     """
     folder = model_folder.locate(layout["path"], layout.get("revision"))
     out.mkdir(parents=True)
@@ -43,7 +43,7 @@ def assemble(layout: Layout, solved: Mapping[int, Mapping[str, Tensor]], out: Pa
     if merged:
         original = model_folder.read_config(folder)
         sizes = {layer: (_kept(solved[layer]), _width(entry, solved[layer])) for layer, entry in merged.items()}
-        config = stock.config_of(original, layout, sizes, {layer: "router" in solved[layer] for layer in merged})
+        config = stock.choose_config(original, layout, sizes, {layer: "router" in solved[layer] for layer in merged})
         with StoredTensors(folder) as stored:
             tensors = _tensors(merged, solved, stored, mapped=config is None)
             write_shards(track(tensors, "assemble: tensors"), out, shard_bytes)
@@ -63,7 +63,7 @@ def _tensors(
     stored: StoredTensors,
     mapped: bool,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the new checkpoint's tensors in the order of the old; a merged layer comes whole at its first key."""
+    """Yield the new checkpoint's tensors in the order of the old one; a merged layer comes whole at its first key."""
     of_experts = {key: layer for layer, entry in merged.items() for key in _keys(entry)}
     routers = {
         key: solved[layer][name]

@@ -1,4 +1,4 @@
-"""Load a compressed or a stock checkpoint, and save what is in memory as one."""
+"""Load a compressed or a stock checkpoint, and save a model as one."""
 
 import shutil
 import warnings
@@ -29,13 +29,13 @@ def load(
 
     Args:
         path: a folder; a compressed one needs no remote code here.
-        device: a torch device; `auto` is CUDA where there is one.
-        dtype: a torch dtype or its name; `auto` is the checkpoint's own.
-        deduplicate: compute a token's equal experts once, where the kernel is grouped_mm: less work, and other last
-            bits; other kernels are left as they are (docs/models.md).
+        device: a torch device; `auto` is CUDA if there is a GPU.
+        dtype: a torch dtype or its name; `auto` is the checkpoint's.
+        deduplicate: compute the equal experts of a token once if the kernel is grouped_mm: less work, but the last bits
+            differ. Other kernels do not change (docs/models.md).
 
     Raises:
-        UserError: where the folder is no checkpoint, not complete, or of a newer format.
+        UserError: if the folder is not a checkpoint, not complete, or has a newer format.
     """
     settings = model_folder.read_config(path)
     if device == "auto":
@@ -45,7 +45,7 @@ def load(
         cls = model_class(config)
     elif settings["mergemoe"]["format"] > FORMAT:
         raise UserError(
-            f"{path} has format {settings['mergemoe']['format']}, this version reads up to {FORMAT}: update it"
+            f"{path} has format {settings['mergemoe']['format']}; this version reads up to {FORMAT}. Update mergemoe"
         )
     else:
         named = next(name for name in settings["auto_map"].values() if ".MergeMoe" in name)
@@ -55,8 +55,8 @@ def load(
     model, info = cls.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):
         raise UserError(
-            f"{path} lacks {len(missing)} tensors that the model needs, such as {missing[0]}: transformers would fill "
-            "them with random numbers. Files are missing, or config.json is of another checkpoint"
+            f"{path} lacks {len(missing)} tensors that the model needs, such as {missing[0]}. transformers would fill "
+            "them with random numbers. Files are missing, or config.json belongs to another checkpoint"
         )
     return model.to(device).eval()
 
@@ -65,10 +65,10 @@ def save(model: "PreTrainedModel", path: str | Path) -> None:
     """Write a checkpoint folder that `load` and trust_remote_code read, with the tokenizer the model came with.
 
     Raises:
-        UserError: where the folder exists.
+        UserError: if the folder exists.
     """
     if Path(path).exists():
-        raise UserError(f"{path} exists: save writes a new folder")
+        raise UserError(f"{path} exists. save writes a new folder: choose another path")
     model.save_pretrained(path)
     origin = Path(model.name_or_path or "nowhere")
     for file in sorted(origin.iterdir()) if origin.is_dir() else ():
@@ -77,6 +77,6 @@ def save(model: "PreTrainedModel", path: str | Path) -> None:
     if not list(Path(path).glob("tokenizer*")):
         warnings.warn(
             f"{path} has no tokenizer, because the model does not come from a folder that has one "
-            f"({model.name_or_path!r}): save yours there, tokenizer.save_pretrained({str(path)!r})",
+            f"({model.name_or_path!r}). Save yours there: tokenizer.save_pretrained({str(path)!r})",
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""What a compressed model says of itself: its configuration, and the modeling file that comes along."""
+"""The configuration of a compressed model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ FORMAT = 1
 
 
 def module_facts(entry: LayerLayout, kept: int, width: int) -> dict[str, Any]:
-    """Return what modeling.shrink_experts must know of one module.
+    """Return the facts about one module that modeling.shrink_experts needs.
 
     Args:
         entry: the layer of a layout.
@@ -39,7 +39,7 @@ def role_shape(entry: LayerLayout, role: str, kept: int, width: int) -> list[int
 
 
 def compact_config(config: Mapping[str, Any], architecture: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a compressed model; without merged modules it is the stock one.
+    """Return the configuration of a compressed model; without merged modules it is the stock configuration.
 
     Args:
         config: the content of config.json.

@@ -1,4 +1,4 @@
-"""Put solved layers into a model in memory, as compressed/assemble.py puts them into a checkpoint."""
+"""Put solved layers into a model in memory, like compressed/assemble.py into a checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ Solved = Mapping[int, Mapping[str, Tensor]]
 
 
 def experts_of(model: Any, entry: LayerLayout) -> Experts:
-    """Return the experts that a module holds, where it can be as views of its parameters."""
+    """Return the experts of a module, as views of its parameters if possible."""
     module = model.get_submodule(entry["module"])
     roles = {}
     for role, facts in entry["roles"].items():
@@ -36,7 +36,7 @@ def replace_layers(model: Any, described: ModelLayout, solved: Solved, config: M
         model: a stock model; it stays one, or gets the class of a compact one.
         described: its layout.
         solved: {layer: tensors of solve.solve}.
-        config: of the stock model that it becomes (stock.config_of); None where it becomes a compact one.
+        config: of the stock model that it becomes (stock.choose_config); None if it becomes a compact one.
     """
     entries = [entry for entry in described["layers"] if entry["layer"] in solved]
     if config:
@@ -50,8 +50,8 @@ def replace_layers(model: Any, described: ModelLayout, solved: Solved, config: M
 
 
 def _stay_stock(model: Any, entries: list[LayerLayout], solved: Solved, config: Mapping[str, Any]) -> None:
-    """Put stock code's own modules of the new shapes in the place of every MoE block's experts and router."""
-    smaller = stock.empty(config)
+    """Replace experts and router of every MoE block by stock modules of the new shapes."""
+    smaller = stock.empty_model(config)
     for entry in entries:
         tensors = solved[entry["layer"]]
         compact = compact_experts(experts_of(model, entry), tensors)
@@ -79,7 +79,7 @@ def _stay_stock(model: Any, entries: list[LayerLayout], solved: Solved, config: 
 
 
 def _make_compact(model: Any, entry: LayerLayout, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Put the merged experts in a module's place; return what its configuration says of it."""
+    """Put the merged experts into a module; return its entry of the configuration."""
     module = model.get_submodule(entry["module"])
     compact = compact_experts(experts_of(model, entry), tensors)
     old = {name: parameter.detach() for name, parameter in module.named_parameters()}

@@ -1,6 +1,7 @@
-"""When a compressed model is a stock one: fewer experts behind fewer router rows, or narrower experts, in every layer.
+"""Find out whether stock code can load a compressed model, and with which config.json.
 
-Whether stock code builds modules of the new shapes is not guessed: it is asked, without memory for any weight.
+It can if all MoE layers keep the same number of experts with as many router rows, or the same number of neurons. The
+stock model is built without memory for its weights, and its shapes are compared with the wanted ones.
 """
 
 import itertools
@@ -21,24 +22,24 @@ from mergemoe.moe.packing import Stacking
 Shapes = dict[str, list[int]]
 
 WIDTHS = NAMES["width"]
-SHARED = "n_shared_experts"  # deepseek's shared experts are so many widths of a routed one
+SHARED = "n_shared_experts"  # deepseek gives the width of its shared experts in widths of a routed one
 EDITED = {*NAMES["experts"], *WIDTHS, SHARED}
 
 
-def empty(config: Mapping[str, Any]) -> Any:
+def empty_model(config: Mapping[str, Any]) -> Any:
     """Return the stock model of a configuration, its parameters on the meta device."""
     made = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
     with init_empty_weights(include_buffers=True):
         return model_class(made)._from_config(made, dtype=made.dtype, experts_implementation="eager").eval()
 
 
-def shapes(model: Any) -> Shapes:
-    """Return {name: shape} of what a model saves."""
+def saved_shapes(model: Any) -> Shapes:
+    """Return {name: shape} of the tensors that a model saves."""
     return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def changed_shapes(entry: LayerLayout, kept: int, width: int, rows: bool) -> Shapes:
-    """Return the shapes of one layer's tensors with M experts of I' neurons; `rows`: with as many router rows, too."""
+    """Return the shapes of one layer's tensors with M experts of I' neurons; `rows`: the router has M rows, too."""
     new: Shapes = {}
     for role, facts in entry["roles"].items():
         whole = Stacking(**facts["held"]).shape(role_shape(entry, role, kept, width))
@@ -55,13 +56,13 @@ def changed_shapes(entry: LayerLayout, kept: int, width: int, rows: bool) -> Sha
     return new
 
 
-def config_of(
+def choose_config(
     config: Mapping[str, Any],
     layout: ModelLayout,
     sizes: Mapping[int, tuple[int, int]],
     rerouted: Mapping[int, bool],
 ) -> dict[str, Any] | None:
-    """Return the configuration of a compressed model that is a stock one; None where it needs the compact format.
+    """Return the stock configuration of a compressed model; None if it needs the compact format.
 
     Args:
         config: the original's, as config.json has it.
@@ -70,7 +71,7 @@ def config_of(
         rerouted: {layer: whether its router has M rows}.
 
     Raises:
-        UserError: where routers lost rows, which the compact format does not cover.
+        UserError: if routers lost rows and there is no stock configuration: the compact format keeps all rows.
     """
     entries = {entry["layer"]: entry for entry in layout["layers"]}
     if not any(rerouted.values()) and any(kept < entries[layer]["experts"] for layer, (kept, _) in sizes.items()):
@@ -81,24 +82,24 @@ def config_of(
         changes: Shapes = {}
         for layer, entry in entries.items():
             changes |= changed_shapes(entry, kept, width, rerouted[layer])
-        found = stock_config(config, changes, kept, width)
+        found = find_config(config, changes, kept, width)
     if found is None and any(rerouted.values()):
         raise UserError(
-            f"the routers have fewer rows now, and {layout['architecture']} has no configuration for these layers: "
-            f"{{layer: (experts, width)}} {dict(sizes)} of {sorted(entries)}. It needs one number of experts in "
-            "all MoE layers: set `layers: all` in `cluster`, or take a method that keeps the routing"
+            f"the routers have fewer rows, and {layout['architecture']} has no configuration for these layers: "
+            f"{{layer: (experts, width)}} {dict(sizes)} of {sorted(entries)}. All MoE layers must keep the same "
+            "number of experts: set `layers: all` in `cluster`, or take a method that keeps the routing"
         )
     if found is None:
         logging.getLogger(__name__).warning(
-            "%s has no configuration for experts of these widths alone: {layer: (experts, width)} %s. The checkpoint "
-            "is written in the compact format, which needs trust_remote_code or this package",
+            "%s has no configuration for experts of these widths: {layer: (experts, width)} %s. The checkpoint is "
+            "written in the compact format, which needs trust_remote_code or this package",
             layout["architecture"], dict(sizes),
         )  # fmt: skip
     return found
 
 
-def stock_config(config: Mapping[str, Any], changes: Shapes, kept: int, width: int) -> dict[str, Any] | None:
-    """Return the configuration with which stock code has the changed shapes and no other change; None without one.
+def find_config(config: Mapping[str, Any], changes: Shapes, kept: int, width: int) -> dict[str, Any] | None:
+    """Return the configuration with which stock code has the changed shapes and no others; None if there is none.
 
     Args:
         config: the original's, as config.json has it.
@@ -106,9 +107,9 @@ def stock_config(config: Mapping[str, Any], changes: Shapes, kept: int, width: i
         kept: M of every layer.
         width: I' of every layer.
     """
-    expected = shapes(empty(config)) | changes
+    expected = saved_shapes(empty_model(config)) | changes
     for edit in _edits(config, kept, width):
-        if shapes(empty(edit)) == expected:
+        if saved_shapes(empty_model(edit)) == expected:
             return edit
     return None
 

@@ -154,21 +154,21 @@ def test_a_router_that_is_not_known_is_refused(tmp_path):
 
 def test_layers_of_different_sizes_are_no_stock_model(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(architectures.save("qwen2_moe", tmp_path / "full", torch.float32))
-    with pytest.raises(UserError, match="one number of experts in all MoE layers"):
+    with pytest.raises(UserError, match="All MoE layers must keep the same number of experts"):
         mergemoe.compress(model, drawn(), experts=4, method="reap", layers=[1])
 
 
 def test_of_shared_experts_that_count_in_widths_more_are_as_wide_as_before():
     config = architectures.CONFIGS["deepseek_v3"]().to_dict()
-    assert stock.shapes(stock.empty(config))["model.layers.1.mlp.shared_experts.up_proj.weight"] == [24, 32]
-    narrower = stock.stock_config(config, changes(config, 12), 8, 12)
+    assert stock.saved_shapes(stock.empty_model(config))["model.layers.1.mlp.shared_experts.up_proj.weight"] == [24, 32]
+    narrower = stock.find_config(config, changes(config, 12), 8, 12)
     assert (narrower["moe_intermediate_size"], narrower["n_shared_experts"]) == (12, 2)
-    assert stock.stock_config(config, changes(config, 10), 8, 10) is None
+    assert stock.find_config(config, changes(config, 10), 8, 10) is None
 
 
 def changes(config, width):
     """The shapes of experts of some width, named by hand."""
-    found = stock.shapes(stock.empty(config))
+    found = stock.saved_shapes(stock.empty_model(config))
     return {
         name: [8, 2 * width, 32] if "gate_up" in name else [8, 32, width] for name in found if "mlp.experts" in name
     }
