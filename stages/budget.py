@@ -11,13 +11,16 @@ from mergemoe.artifacts import store
 from mergemoe.checkpoints.expert_weights import layer_entry
 from mergemoe.grouping import allocation
 from mergemoe.moe import layer_sizes
+from mergemoe.moe.layout_types import Layout
+from mergemoe.moe.records import Budget, LayerSize
 from stages.support import command
 
 
 @command.stage("budget", __doc__, "layout", many=["measured"])
 def main(args: argparse.Namespace) -> None:
     """Read what the layers measured, write {layer: {experts, width}}."""
-    cfg, layout = args.cfg, store.read_json(args.layout)
+    cfg = args.cfg
+    layout: Layout = store.read_json(args.layout)
     layers = {artifact["layer"]: artifact for artifact in map(store.read_json, args.measured)}
     entries = {layer: layer_entry(layout, layer) for layer in layers}
     widths = {layer: layer_sizes.kept_width(cfg["width"], entry["width"]) for layer, entry in entries.items()}
@@ -30,8 +33,9 @@ def main(args: argparse.Namespace) -> None:
         else:
             kept = allocation.by_error({layer: one["sizes"] for layer, one in layers.items()}, total)
         sizes = {layer: (m, widths[layer]) for layer, m in kept.items()}
-    chosen = {str(layer): {"experts": m, "width": width} for layer, (m, width) in sizes.items()}
-    store.write_json(args.out, {"layers": chosen}, args.provenance)
+    chosen: dict[str, LayerSize] = {str(layer): {"experts": m, "width": width} for layer, (m, width) in sizes.items()}
+    budget: Budget = {"layers": chosen}
+    store.write_json(args.out, budget, args.provenance)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,16 @@ place.
 
 import argparse
 
+import torch
+
 from mergemoe import devices
 from mergemoe.artifacts import store
-from mergemoe.calibration.activation_file import Reader
-from mergemoe.checkpoints.expert_weights import layer_entry, read_experts
+from mergemoe.calibration.open_layer import open_layer
+from mergemoe.checkpoints.expert_weights import layer_entry
 from mergemoe.grouping import cluster
 from mergemoe.moe import layer_sizes
-from mergemoe.moe.expert_forward import Activation
-from mergemoe.moe.problem import Problem
+from mergemoe.moe.layout_types import Layout
+from mergemoe.moe.records import Budget, LayerGrouping, LayerProfile
 from stages.support import command
 
 
@@ -24,32 +26,27 @@ from stages.support import command
 def main(args: argparse.Namespace) -> None:
     """Read experts, usage and activations, group, write the groups with their figures."""
     device = devices.start(args.cfg["threads"], args.device)
-    layout, layer = store.read_json(args.layout), int(args.layer)
-    profile = store.read_json(args.profile, layer)
-    experts = read_experts(layout, layer, device).map(lambda matrices: matrices.float())
-    whole = experts.up.shape[1]
+    layout: Layout = store.read_json(args.layout)
+    layer, entry = int(args.layer), layer_entry(layout, int(args.layer))
+    profile: LayerProfile = store.read_json(args.profile, layer)
     untouched = args.cfg["experts"] is None
-    kept, width = (
-        layer_sizes.kept_experts(args.cfg["experts"], len(experts)),
-        layer_sizes.kept_width(args.cfg["width"], whole),
-    )
+    kept = layer_sizes.kept_experts(args.cfg["experts"], entry["experts"])
+    width = layer_sizes.kept_width(args.cfg["width"], entry["width"])
     for path in args.budget:
-        size = store.read_json(path)["layers"][str(layer)]
-        kept, width = size["experts"], size["width"]
-    with Reader(args.capture, layer) as reader:
-        problem = Problem(experts, [], reader, Activation(**layer_entry(layout, layer)["activation"]))
-        by = "none" if untouched else args.cfg["by"]
-        router_groups = layer_entry(layout, layer)["router"]["groups"]
-        expert_map = cluster.group_experts(by, kept, problem, profile, width, args.cfg["max_size"], router_groups)
-        groups = cluster.describe_grouping(expert_map, profile["usage"], reader)
-    needs = layer_sizes.needed_tokens(kept, width)
-    payload = {
+        budget: Budget = store.read_json(path)
+        kept, width = budget["layers"][str(layer)]["experts"], budget["layers"][str(layer)]["width"]
+    by, max_size = "none" if untouched else args.cfg["by"], args.cfg["max_size"]
+    with open_layer(layout, layer, args.capture, device, torch.float32) as opened:
+        problem, router_groups = opened.problem(), entry["router"]["groups"]
+        expert_map = cluster.group_experts(by, kept, problem, profile, width, max_size, router_groups)
+        groups = cluster.describe_grouping(expert_map, profile["usage"], opened.reader)
+    payload: LayerGrouping = {
         "layer": layer,
         "by": args.cfg["by"],
         "untouched": untouched,
         "width": width,
         **groups,
-        "needed_tokens": needs,
+        "needed_tokens": layer_sizes.needed_tokens(kept, width),
     }
     store.write_json(args.out, payload, args.provenance)
 

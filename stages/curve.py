@@ -6,31 +6,33 @@ python -m stages.curve --cfg JSON --code DIGEST --layer N --layout LAYOUT.json -
 
 import argparse
 
+import torch
+
 from mergemoe import devices
 from mergemoe.artifacts import store
-from mergemoe.calibration.activation_file import Reader
-from mergemoe.checkpoints.expert_weights import layer_entry, read_experts
+from mergemoe.calibration.open_layer import open_layer
+from mergemoe.checkpoints.expert_weights import layer_entry
 from mergemoe.grouping import curve
 from mergemoe.moe import layer_sizes
-from mergemoe.moe.expert_forward import Activation
-from mergemoe.moe.problem import Problem
+from mergemoe.moe.layout_types import Layout
+from mergemoe.moe.records import LayerCurve, LayerProfile
 from stages.support import command
 
 
 @command.stage("curve", __doc__, "layout", "capture", "profile", also=["layer"])
 def main(args: argparse.Namespace) -> None:
     """Read experts, usage and activations, write the held-out error of each size."""
-    cfg, layout, layer = args.cfg, store.read_json(args.layout), int(args.layer)
+    cfg, layer = args.cfg, int(args.layer)
     device = devices.start(cfg["threads"], args.device)
-    profile = store.read_json(args.profile, layer)
-    experts = read_experts(layout, layer, device).map(lambda matrices: matrices.float())
-    whole = experts.up.shape[1]
-    counted = layer_sizes.kept_width(cfg["width"], whole)
-    candidates = layer_sizes.measured_sizes(len(experts), whole, cfg["share"], counted, cfg["max_size"])
-    with Reader(args.capture, layer) as reader:
-        problem = Problem(experts, [], reader, Activation(**layer_entry(layout, layer)["activation"]))
-        sizes = list(curve.error_curve(cfg["by"], candidates, problem, profile, cfg["max_size"]))
-    store.write_json(args.out, {"layer": layer, "sizes": sizes}, args.provenance)
+    layout: Layout = store.read_json(args.layout)
+    profile: LayerProfile = store.read_json(args.profile, layer)
+    entry = layer_entry(layout, layer)
+    counted = layer_sizes.kept_width(cfg["width"], entry["width"])
+    candidates = layer_sizes.measured_sizes(entry["experts"], entry["width"], cfg["share"], counted, cfg["max_size"])
+    with open_layer(layout, layer, args.capture, device, torch.float32) as opened:
+        sizes = list(curve.error_curve(cfg["by"], candidates, opened.problem(), profile, cfg["max_size"]))
+    measured: LayerCurve = {"layer": layer, "sizes": sizes}
+    store.write_json(args.out, measured, args.provenance)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import argparse
 
 from mergemoe import devices
 from mergemoe.artifacts import store
-from mergemoe.calibration.activation_file import Reader
+from mergemoe.calibration.open_layer import open_layer
 from mergemoe.calibration.profile import profile_layer
-from mergemoe.checkpoints.expert_weights import layer_entry, read_experts
-from mergemoe.moe.expert_forward import Activation
+from mergemoe.moe.layout_types import Layout
+from mergemoe.moe.records import LayerProfile
 from stages.support import command
 
 
@@ -18,11 +18,12 @@ from stages.support import command
 def main(args: argparse.Namespace) -> None:
     """Read one layer's experts and activations, write its profile."""
     device = devices.start(args.cfg["threads"], args.device)
-    layout, layer = store.read_json(args.layout), int(args.layer)
-    with Reader(args.capture, layer) as reader:
-        act = Activation(**layer_entry(layout, layer)["activation"])
-        figures = profile_layer(reader, read_experts(layout, layer, device), act)
-    store.write_json(args.out, {"layer": layer, **figures}, args.provenance)
+    layout: Layout = store.read_json(args.layout)
+    layer = int(args.layer)
+    with open_layer(layout, layer, args.capture, device) as opened:
+        figures = profile_layer(opened.reader, opened.experts, opened.act)
+    profile: LayerProfile = {"layer": layer, **figures}
+    store.write_json(args.out, profile, args.provenance)
 
 
 if __name__ == "__main__":

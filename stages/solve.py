@@ -11,11 +11,12 @@ from pathlib import Path
 
 from mergemoe import devices
 from mergemoe.artifacts import digests, store
-from mergemoe.calibration.activation_file import Reader
-from mergemoe.checkpoints.expert_weights import layer_entry, read_experts, read_router
+from mergemoe.calibration.open_layer import open_layer
+from mergemoe.checkpoints.expert_weights import layer_entry, read_router
 from mergemoe.merging.solve import solve, untouched
 from mergemoe.moe import router_rule
-from mergemoe.moe.expert_forward import Activation
+from mergemoe.moe.layout_types import Layout
+from mergemoe.moe.records import LayerGrouping, LayerProfile, LayerSolve
 from stages.support import command
 
 
@@ -24,26 +25,25 @@ def main(args: argparse.Namespace) -> Path:
     """Read experts, groups and activations, solve, write merged weights and their record."""
     cfg = dict(args.cfg)
     device = devices.start(cfg.pop("threads"), args.device)
-    layout, layer = store.read_json(args.layout), int(args.layer)
-    grouping = store.read_json(args.cluster, layer)
-    entry, router = layer_entry(layout, layer), None
+    layout: Layout = store.read_json(args.layout)
+    layer, entry, router = int(args.layer), layer_entry(layout, int(args.layer)), None
+    grouping: LayerGrouping = store.read_json(args.cluster, layer)
+    profile: LayerProfile = store.read_json(args.profile, layer)
     if cfg.get("width") == "auto":
         cfg["width"] = grouping["width"] / entry["width"]
     if cfg.get("routing", "preserved") != "preserved" and not grouping["untouched"]:
         router = router_rule.layer_router(entry, read_router(layout, layer, device))
     scratch = Path("scratch", "solve", digests.digest_json(args.provenance))
-    experts = read_experts(layout, layer, device)
-    with Reader(args.capture, layer) as reader:
+    with open_layer(layout, layer, args.capture, device) as opened:
+        experts, reader, act = opened.experts, opened.reader, opened.act
         if grouping["untouched"]:
             tensors, record = untouched(experts, reader)
         else:
-            usage = store.read_json(args.profile, layer)["usage"]
-            act = Activation(**entry["activation"])
-            tensors, record = solve(
-                experts, grouping["expert_map"], usage, reader, act, router=router, scratch=scratch, **cfg
-            )
+            expert_map, usage = grouping["expert_map"], profile["usage"]
+            tensors, record = solve(experts, expert_map, usage, reader, act, router=router, scratch=scratch, **cfg)
+    solved: LayerSolve = {"layer": layer, **record}
     store.write_tensors(args.out, tensors, args.provenance)
-    store.write_json(args.out.removesuffix(".safetensors") + ".json", {"layer": layer, **record}, args.provenance)
+    store.write_json(args.out.removesuffix(".safetensors") + ".json", solved, args.provenance)
     return scratch
 
 

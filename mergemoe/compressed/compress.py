@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mergemoe.calibration.capture import batches_of, run_batches
 from mergemoe.calibration.hooks import Recorder
+from mergemoe.calibration.open_layer import OpenLayer
 from mergemoe.calibration.profile import profile_layer
 from mergemoe.calibration.token_sequences import heldout_rows
 from mergemoe.compressed import arguments
@@ -21,9 +22,7 @@ from mergemoe.models import layout
 from mergemoe.models.layered_model import ResidentModel
 from mergemoe.models.layerwise_forward import Forward
 from mergemoe.moe import layer_sizes
-from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.layout_types import LayerLayout
-from mergemoe.moe.problem import Problem
 from mergemoe.moe.router_rule import layer_router
 from mergemoe.moe.tokens import Remembered
 from mergemoe.progress import Progress
@@ -124,17 +123,17 @@ def _set_kernel(model: Any, kernel: str | None) -> None:
 def _solve_layer(
     model: Any, entry: LayerLayout, kept: int, tokens: Remembered, method: str, options: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    experts, act = experts_of(model, entry), Activation(**entry["activation"])
-    profiled = profile_layer(tokens, experts, act)
-    problem = Problem(experts.map(lambda matrices: matrices.float()), [], tokens, act)
+    layer = OpenLayer(entry, experts_of(model, entry), tokens)
+    profiled = profile_layer(tokens, layer.experts, layer.act)
     width = layer_sizes.kept_width(options.get("width", 1.0), entry["width"])
     routing = catalogue.routing(method, options)
     by = catalogue.usual_grouping(method, routing)
-    expert_map = cluster.group_experts(by, kept, problem, profiled, width, router_groups=entry["router"]["groups"])
+    problem, router_groups = layer.problem(), entry["router"]["groups"]
+    expert_map = cluster.group_experts(by, kept, problem, profiled, width, router_groups=router_groups)
     router = None
     if routing != "preserved":
         found = model.get_submodule(entry["router"]["module"]).state_dict()
         tensors = {"router": found["weight"], "router_bias": found.get("e_score_correction_bias")}
         router = layer_router(entry, {name: tensor for name, tensor in tensors.items() if tensor is not None})
     usage = profiled["usage"]
-    return solve(experts, expert_map, usage, tokens, act, router=router, method=method, **options)[0]
+    return solve(layer.experts, expert_map, usage, tokens, layer.act, router=router, method=method, **options)[0]

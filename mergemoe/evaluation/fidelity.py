@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from mergemoe.calibration.activation_file import Reader
+from mergemoe.calibration.open_layer import open_layer
 from mergemoe.checkpoints.expert_weights import is_rerouted, read_expert_map, read_experts, read_router
 from mergemoe.models.stacks import stacks
 from mergemoe.moe import router_rule
-from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.layout_types import Layout
-from mergemoe.moe.problem import Problem, groups_of
+from mergemoe.moe.problem import groups_of
 from mergemoe.moe.solved import output_error
 from mergemoe.progress import track
 
@@ -105,19 +104,18 @@ def layer_errors(
     errors = {}
     for entry in layout["layers"]:
         layer, name = entry["layer"], f"layer_{entry['layer']:03d}"
-        full, compact = (
-            read_experts(layout, layer, device, where).map(lambda m: m.float()) for where in (None, folder)
-        )
-        if all(torch.equal(old, new) for old, new in zip(*(e.roles().values() for e in (full, compact)), strict=True)):
-            continue
-        act = Activation(**entry["activation"])
-        if is_rerouted(layout, layer, folder):
-            changed, groups = router_rule.layer_router(entry, read_router(layout, layer, device, folder)), []
-        else:
-            changed, groups = None, groups_of(read_expert_map(layout, layer, folder), [0] * len(full))
-        with Reader(Path(reference, f"{name}.h5"), layer) as reader:
-            problem = Problem(full, groups, reader, act, changed)
-            error = output_error(full, compact, problem.shares, reader, act, heldout=False)
+        with open_layer(layout, layer, Path(reference, f"{name}.h5"), device, torch.float32) as opened:
+            full = opened.experts
+            compact = read_experts(layout, layer, device, folder).map(lambda matrices: matrices.float())
+            pairs = zip(full.roles().values(), compact.roles().values(), strict=True)
+            if all(torch.equal(old, new) for old, new in pairs):
+                continue
+            if is_rerouted(layout, layer, folder):
+                changed, groups = router_rule.layer_router(entry, read_router(layout, layer, device, folder)), []
+            else:
+                changed, groups = None, groups_of(read_expert_map(layout, layer, folder), [0] * len(full))
+            shares = opened.problem(groups, changed).shares
+            error = output_error(full, compact, shares, opened.reader, opened.act, heldout=False)
         errors[name] = {"output_error": error or 0.0}
     return errors
 

@@ -5,6 +5,7 @@ import numbers
 import re
 
 from mergemoe.errors import UserError
+from mergemoe.moe.records import TokenNeeds
 
 STEPS = 8  # sizes are measured at every eighth of the experts
 GRAM_BYTES = 1 << 28  # of the pools' Grams held at once; with the cross sums and what is made of both, 5 times as much
@@ -51,7 +52,7 @@ def layer_bounds(layers: str) -> tuple[int, float]:
     return first, last
 
 
-def needed_tokens(kept: int, width: int) -> dict[str, int]:
+def needed_tokens(kept: int, width: int) -> TokenNeeds:
     """Return the tokens that a solve must exceed, with margin (docs/method.md).
 
     `group`: tokens of one group for its own least squares, I'; `joint`: tokens of the layer for all groups, M I'.

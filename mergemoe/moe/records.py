@@ -25,11 +25,16 @@ class LayerProfile(Profile):
     layer: int
 
 
-class MeasuredSize(TypedDict):
-    """The error on held-out tokens of a layer that keeps M `experts` of I' = `width` neurons."""
+class LayerSize(TypedDict):
+    """M `experts` of I' = `width` neurons, which a layer keeps."""
 
     experts: int
     width: int
+
+
+class MeasuredSize(LayerSize):
+    """The same, with the layer's error on held-out tokens at this size."""
+
     error: float
 
 
@@ -38,6 +43,12 @@ class LayerCurve(TypedDict):
 
     layer: int
     sizes: list[MeasuredSize]
+
+
+class Budget(TypedDict):
+    """The artifact of stage budget: {number of a layer: its size}."""
+
+    layers: dict[str, LayerSize]
 
 
 class GroupFigures(TypedDict):
