@@ -83,7 +83,7 @@ def _direct(
 def _or_routed(
     problem: Problem, experts: Sequence[Experts], solved: ridge_regression.Fit, record: MethodRecord
 ) -> tuple[ridge_regression.Fit, MethodRecord]:
-    """Return the solution group by group in place of the joint one where it is nearer to the held-out outputs."""
+    """Return the solution group by group if it is nearer to the held-out outputs, else the joint one."""
     fitted, unseen = (group_sums(problem, problem.groups, joined(experts), heldout=part) for part in (False, True))
     priors, heldout = torch.stack([down_of(expert) for expert in experts]), problem.reader.count(heldout=True)
     by_group = ridge_regression.fit(fitted, unseen, priors, "auto", heldout)
