@@ -18,6 +18,8 @@ from lm_eval.tasks.squad_completion.task import SQUADCompletion
 NOTE = "rows built by mergemoe from SQuAD's (docs/tasks.md), not lm-eval's data"
 
 
+# A task file in an `include` folder would need this Python, too: lm-eval has no metric `contains` that a file can name.
+# It would also leave `data_files`, the suites' entries and the note on the score to every user.
 class Completion(SQUADCompletion):
     """The stock task with another source: `dataset_kwargs: {data_files: {validation: FILE}}`."""
 
