@@ -36,7 +36,7 @@ from mergemoe.checkpoints.expert_weights import read_experts  # noqa: E402
 from mergemoe.checkpoints.shards import write_shards  # noqa: E402
 from mergemoe.compressed import checkpoint_card  # noqa: E402
 from mergemoe.models.layered_model import empty_model  # noqa: E402
-from mergemoe.models.stacks import stacks  # noqa: E402
+from mergemoe.models.stacks import layer_stacks  # noqa: E402
 
 MB = 1_000_000
 VOCABULARY = 32000
@@ -76,7 +76,7 @@ def _random(model: Any) -> Iterator[tuple[str, Tensor]]:
 def sizes(folder: Path, dtype: torch.dtype) -> dict[str, int]:
     """Return the bytes of the checkpoint; and, in the dtype of the run, of its largest layer and of all else."""
     model = empty_model(folder, dtype)
-    prefixes = [f"{stack.prefix}{i}." for stack in stacks(model) for i in range(len(stack.layers))]
+    prefixes = [f"{stack.prefix}{i}." for stack in layer_stacks(model) for i in range(len(stack.layers))]
     every = {name: parameter.nbytes for name, parameter in model.named_parameters()}
     of_layer = {prefix: sum(b for name, b in every.items() if name.startswith(prefix)) for prefix in prefixes}
     return {

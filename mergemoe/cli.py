@@ -22,39 +22,39 @@ def main() -> None:
 
     command = commands.add_parser("inspect", help="what a checkpoint is, and what each ratio would save")
     command.add_argument("model", help="a checkpoint folder")
-    command.set_defaults(run=inspect)
+    command.set_defaults(run=run_inspect)
 
     command = commands.add_parser("fetch", help="bring a model of the hub at one commit, or all that params.yaml names")
     command.add_argument("model", nargs="?", help="its id, such as Qwen/Qwen3-30B-A3B")
     command.add_argument("--revision", metavar="COMMIT", help="the full commit hash")
     command.add_argument("--params", metavar="FILE", help="bring every model of this params.yaml that has a revision")
-    command.set_defaults(run=fetch)
+    command.set_defaults(run=run_fetch)
 
     command = commands.add_parser(
         "plan", help="parameters, bytes, jobs, disk, tokens, what a cluster is asked for; before anything runs"
     )
     command.add_argument("--params", default="params.yaml", metavar="FILE")
-    command.set_defaults(run=plan)
+    command.set_defaults(run=run_plan)
 
     command = commands.add_parser("table", help="the scores of results/metrics.json as a table")
-    command.set_defaults(run=table)
+    command.set_defaults(run=run_table)
 
     command = commands.add_parser("export", help="copy a run's checkpoint with its full card")
     command.add_argument("name", metavar="RUN", help="MODEL/CALIBRATE/CLUSTER/SOLVE")
     command.add_argument("folder", metavar="DIR", help="a new folder")
-    command.set_defaults(run=export)
+    command.set_defaults(run=run_export)
 
     command = commands.add_parser("record", help="put a finished run into DVC's ledger, if everything in it holds")
-    command.set_defaults(run=record)
+    command.set_defaults(run=run_record)
 
     command = commands.add_parser("restore", help="bring back a recorded revision: code, artifacts, Snakemake's notes")
     command.add_argument("revision", metavar="REV", help="of git")
-    command.set_defaults(run=restore)
+    command.set_defaults(run=run_restore)
 
     command = commands.add_parser("audit", help="whether results are what was recorded, and come out again")
     command.add_argument("revision", metavar="REV", nargs="?", help="of git; without it, the tree as it is")
     command.add_argument("--rerun", action="store_true", help="compute everything again in a temporary clone")
-    command.set_defaults(run=audit)
+    command.set_defaults(run=run_audit)
 
     args = parser.parse_args()
     try:
@@ -63,7 +63,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
-def inspect(args: argparse.Namespace) -> None:
+def run_inspect(args: argparse.Namespace) -> None:
     """Print a checkpoint's family, layers, experts and sizes; or why it cannot be compressed."""
     from mergemoe.workflow.planning import inspect
 
@@ -71,17 +71,17 @@ def inspect(args: argparse.Namespace) -> None:
     from mergemoe.checkpoints import model_folder, validation
     from mergemoe.models import deepseek, layout, supported
 
-    validation.check(args.model)
-    supported.check_code(args.model)
+    validation.check_checkpoint(args.model)
+    supported.check_architecture(args.model)
     config = model_folder.read_config(args.model)
     if config["model_type"] == "deepseek":
-        deepseek.native_config(config)
+        deepseek.qwen2_moe_config(config)
     else:
-        layout.describe(args.model, digests=False)
+        layout.describe_layout(args.model, digests=False)
     print("\nThis version can compress it, as far as config.json and the headers of its weights tell.")
 
 
-def fetch(args: argparse.Namespace) -> None:
+def run_fetch(args: argparse.Namespace) -> None:
     """Bring models of the hub, and say where they are and where that is written down."""
     from mergemoe.checkpoints import hub, model_folder
 
@@ -94,13 +94,13 @@ def fetch(args: argparse.Namespace) -> None:
         if not wanted:
             raise UserError(f"{args.params}: no choice of `model` has a `revision`, so none is of the hub")
     for model, revision in wanted:
-        record = hub.fetch(model, revision)
+        record = hub.fetch_model(model, revision)
         size = sum(file["size"] for file in json.loads(record.read_text())["files"].values())
-        print(f"{model}: {size / 1e9:.2f} GB in {model_folder.locate(model, revision)}")
+        print(f"{model}: {size / 1e9:.2f} GB in {model_folder.locate_checkpoint(model, revision)}")
         print(f"Files and sha256 stand in {record}: keep it in git.")
 
 
-def plan(args: argparse.Namespace) -> None:
+def run_plan(args: argparse.Namespace) -> None:
     """Print what params.yaml will cost."""
     from mergemoe.workflow.planning import plan, preflight, slurm, slurm_table
 
@@ -121,21 +121,21 @@ def _read_params(path: str) -> "Params":
     return read_params(yaml.safe_load(Path(path).read_text()), path)
 
 
-def record(args: argparse.Namespace) -> None:
+def run_record(args: argparse.Namespace) -> None:
     """Record what the workflow made."""
     from mergemoe.workflow.ledger import record
 
     print(record.record(Path.cwd()))
 
 
-def restore(args: argparse.Namespace) -> None:
+def run_restore(args: argparse.Namespace) -> None:
     """Bring back what was recorded."""
     from mergemoe.workflow.ledger.restore import restore
 
     print(restore(Path.cwd(), args.revision))
 
 
-def audit(args: argparse.Namespace) -> None:
+def run_audit(args: argparse.Namespace) -> None:
     """Print what an audit found, write it as JSON, and end with status 1 unless nothing differs."""
     from mergemoe.artifacts import atomic
     from mergemoe.workflow.ledger import audit_text
@@ -150,7 +150,7 @@ def audit(args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-def table(args: argparse.Namespace) -> None:
+def run_table(args: argparse.Namespace) -> None:
     """Print the scores."""
     from mergemoe.artifacts import paths
     from mergemoe.report import metrics
@@ -161,7 +161,7 @@ def table(args: argparse.Namespace) -> None:
     print(metrics.table(json.loads(path.read_text())), end="")
 
 
-def export(args: argparse.Namespace) -> None:
+def run_export(args: argparse.Namespace) -> None:
     """Copy a checkpoint that is what was recorded, with the card that has its scores."""
     from huggingface_hub import ModelCard
 

@@ -15,7 +15,7 @@ MARK = "ran in: "
 _START = time.monotonic()  # `stages` imports this module first, before torch
 
 
-def here() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """Return packages, Python and platform of this process."""
     return {
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
@@ -25,9 +25,9 @@ def here() -> dict[str, Any]:
     }
 
 
-def line() -> str:
+def environment_line() -> str:
     """Return the line of a log that says what a job ran in, with what threads and GPU, where, and what it took."""
-    ran: dict[str, Any] = {**here(), "mkl_cbwr": os.environ.get("MKL_CBWR")}
+    ran: dict[str, Any] = {**describe_environment(), "mkl_cbwr": os.environ.get("MKL_CBWR")}
     if torch := sys.modules.get("torch"):  # a stage without it computes nothing that hangs on them
         ran |= {"threads": torch.get_num_threads()}
         ran |= {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}

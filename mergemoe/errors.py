@@ -11,6 +11,6 @@ class ArtifactError(UserError):
     """A file between two stages is not what its reader needs."""
 
 
-def damaged(path: str | Path, fact: str) -> ArtifactError:
+def damaged_artifact(path: str | Path, fact: str) -> ArtifactError:
     """Return the error that names a damaged artifact and the way out."""
     return ArtifactError(f"{path} {fact}. Delete it and run `snakemake` again: it will be made anew.")

@@ -21,7 +21,9 @@ from stages.support import command
 def main(args: argparse.Namespace) -> None:
     """Read the layers, write the checkpoint whole."""
     layout: Layout = store.read_json(args.layout)
-    store.check_files(model_folder.locate(layout["path"], layout.get("revision")), layout["files"], original=True)
+    store.check_files(
+        model_folder.locate_checkpoint(layout["path"], layout.get("revision")), layout["files"], original=True
+    )
     solved = {int(re.findall(r"\d+", path)[-1]): store.read_tensors(path) for path in args.solved}
     with atomic.atomic(args.out) as folder:
         assemble(layout, solved, folder)

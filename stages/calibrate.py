@@ -21,7 +21,7 @@ def main(args: argparse.Namespace) -> None:
     holdout = cfg.pop("holdout")
     layout = store.read_json(args.layout)
     tokenizer = AutoTokenizer.from_pretrained(
-        model_folder.locate(layout["path"], layout.get("revision")), trust_remote_code=False
+        model_folder.locate_checkpoint(layout["path"], layout.get("revision")), trust_remote_code=False
     )
     sequences = token_sequences.sequences_from_source(tokenizer, **cfg)
     tensors = {

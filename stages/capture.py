@@ -23,10 +23,10 @@ from stages.support import command
 @command.stage("capture", __doc__, "layout", "tokens")
 def main(args: argparse.Namespace) -> Path:
     """Capture into the scratch folder, then move the layers into their folder, whole."""
-    device = devices.start(args.cfg["threads"], args.device)
+    device = devices.set_up_torch(args.cfg["threads"], args.device)
     layout: Layout = store.read_json(args.layout)
     tokens = store.read_tensors(args.tokens)
-    original = model_folder.locate(layout["path"], layout.get("revision"))
+    original = model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
     store.check_files(original, layout["files"], original=True)
     layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)
     batches = batches_of(tokens["input_ids"], tokens["attention_mask"], args.cfg["batch_tokens"], device)

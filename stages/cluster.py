@@ -25,7 +25,7 @@ from stages.support import command
 @command.stage("cluster", __doc__, "layout", "capture", "profile", many=["budget"], also=["layer"])
 def main(args: argparse.Namespace) -> None:
     """Read experts, usage and activations, group, write the groups with their figures."""
-    device = devices.start(args.cfg["threads"], args.device)
+    device = devices.set_up_torch(args.cfg["threads"], args.device)
     layout: Layout = store.read_json(args.layout)
     layer, entry = int(args.layer), layer_entry(layout, int(args.layer))
     profile: LayerProfile = store.read_json(args.profile, layer)

@@ -9,7 +9,7 @@ from mergemoe.artifacts import atomic, store
 from mergemoe.artifacts import digests as payloads
 from mergemoe.checkpoints import hub_record, model_folder
 from mergemoe.models import deepseek
-from mergemoe.models.dequantize import dequantize
+from mergemoe.models.dequantize import dequantize_checkpoint
 from mergemoe.progress import track
 from stages.support import command
 
@@ -17,11 +17,11 @@ from stages.support import command
 @command.stage("convert", __doc__, hashed=False)
 def main(args: argparse.Namespace) -> None:
     """Write the folder whole, with the sha256 of its files and of those that it was made from."""
-    original = model_folder.locate(args.cfg["path"], args.cfg.get("revision"))
-    files = track(model_folder.files(original), "sha256 of the original's files")
+    original = model_folder.locate_checkpoint(args.cfg["path"], args.cfg.get("revision"))
+    files = track(model_folder.checkpoint_files(original), "sha256 of the original's files")
     digests = {path.name: payloads.sha256(path) for path in files}
-    hub_record.check(args.cfg["path"], args.cfg.get("revision"), digests)
-    convert = dequantize if args.cfg["dequantize"] else deepseek.convert
+    hub_record.check_fetch_record(args.cfg["path"], args.cfg.get("revision"), digests)
+    convert = dequantize_checkpoint if args.cfg["dequantize"] else deepseek.convert_deepseek
     with atomic.atomic(args.out) as folder:
         convert(original, folder)
         payload = {

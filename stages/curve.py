@@ -23,7 +23,7 @@ from stages.support import command
 def main(args: argparse.Namespace) -> None:
     """Read experts, usage and activations, write the held-out error of each size."""
     cfg, layer = args.cfg, int(args.layer)
-    device = devices.start(cfg["threads"], args.device)
+    device = devices.set_up_torch(cfg["threads"], args.device)
     layout: Layout = store.read_json(args.layout)
     profile: LayerProfile = store.read_json(args.profile, layer)
     entry = layer_entry(layout, layer)

@@ -25,16 +25,16 @@ from stages.support import command
 def main(args: argparse.Namespace) -> None:
     """Find the task, load the model, score it, write the scores."""
     cfg = dict(args.cfg)
-    device = devices.start(cfg.pop("threads"), args.device)
+    device = devices.set_up_torch(cfg.pop("threads"), args.device)
     made = store.read_json(args.made)
-    folder = model_folder.locate(args.model, made.get("revision"))
+    folder = model_folder.locate_checkpoint(args.model, made.get("revision"))
     store.check_files(folder, made["files"], original="layers" in made)
     dtype = getattr(torch, cfg.pop("dtype"))
     run = {key: cfg[key] for key in ("fewshot", "limit", "batch_size")}
-    with lm_eval_tasks.opened(args.task, cfg["include"], cfg["data_files"], cfg["fewshot"]) as task:
+    with lm_eval_tasks.open_task(args.task, cfg["include"], cfg["data_files"], cfg["fewshot"]) as task:
         model = load(folder, device, dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        scored = lm_eval_run.score(model, tokenizer, task, **run)
+        scored = lm_eval_run.score_task(model, tokenizer, task, **run)
     store.write_json(args.out, {"task": args.task, "settings": cfg, **scored}, args.provenance)
 
 

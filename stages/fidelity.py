@@ -16,7 +16,7 @@ from mergemoe.calibration.capture import batches_of
 from mergemoe.checkpoints import model_folder
 from mergemoe.compressed.loading import load
 from mergemoe.evaluation import fidelity
-from mergemoe.models.stacks import stacks
+from mergemoe.models.stacks import layer_stacks
 from mergemoe.moe.layout_types import Layout
 from stages.support import command
 
@@ -24,22 +24,22 @@ from stages.support import command
 @command.stage("fidelity", __doc__, "layout", "made", "reference", also=["model"])
 def main(args: argparse.Namespace) -> None:
     """Run the model over the reference's tokens, compare, write the scores."""
-    device = devices.start(args.cfg["threads"], args.device)
+    device = devices.set_up_torch(args.cfg["threads"], args.device)
     layout: Layout = store.read_json(args.layout)
     made = store.read_json(args.made)
-    folder = model_folder.locate(args.model, made.get("revision"))
+    folder = model_folder.locate_checkpoint(args.model, made.get("revision"))
     store.check_files(folder, made["files"], original=args.made == args.layout)
     model = load(folder, device, getattr(torch, args.cfg["dtype"]))
-    head = fidelity.head(model)
+    head = fidelity.logits_function(model)
     kept = store.read_tensors(f"{args.reference}/final.safetensors")
     ids, mask = kept["input_ids"], kept["attention_mask"]
     batches = batches_of(ids, mask, args.cfg["batch_tokens"], device)
-    continued = stacks(model)[-1].inputs({"input_ids": ids, "attention_mask": mask})
+    continued = layer_stacks(model)[-1].stack_inputs({"input_ids": ids, "attention_mask": mask})
     ids, mask = continued["input_ids"], continued["attention_mask"]
     if args.made == args.layout:
         scores, parts = fidelity.language_scores(head, kept["final"], ids, mask, device), {}
     else:
-        states = fidelity.final_states(model, batches)
+        states = fidelity.final_hidden_states(model, batches)
         scores = fidelity.language_scores(head, states, ids, mask, device, full_hidden=kept["final"])
         parts = fidelity.layer_errors(layout, folder, args.reference, device)
         errors = [part["output_error"] for part in parts.values()] or [0.0]  # a run may keep every expert

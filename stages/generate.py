@@ -24,25 +24,27 @@ SHOWN = 8  # continuations that the artifact has as text
 @command.stage("generate", __doc__, "layout", "made", "reference", also=["model"])
 def main(args: argparse.Namespace) -> None:
     """Continue the prompts, load the full model where it is another one, score, write."""
-    device = devices.start(args.cfg["threads"], args.device)
+    device = devices.set_up_torch(args.cfg["threads"], args.device)
     settings, dtype = args.cfg["generation"], getattr(torch, args.cfg["dtype"])
     layout, made = store.read_json(args.layout), store.read_json(args.made)
-    folder = model_folder.locate(args.model, made.get("revision"))
+    folder = model_folder.locate_checkpoint(args.model, made.get("revision"))
     store.check_files(folder, made["files"], original=args.made == args.layout)
-    original = model_folder.locate(layout["path"], layout.get("revision"))
+    original = model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
     kept = store.read_tensors(f"{args.reference}/final.safetensors")
-    starts = generation.prompts(
+    starts = generation.take_prompts(
         kept["input_ids"], kept["attention_mask"], settings["prompts"], settings["prompt_tokens"]
     )
     tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)
     end, size = tokenizer.eos_token_id, args.cfg["batch_tokens"]
     model = load(folder, device, dtype)
-    continued = generation.continuations(model, starts, settings["new_tokens"], end, size, device)
+    continued = generation.greedy_continuations(model, starts, settings["new_tokens"], end, size, device)
     if args.made != args.layout:
         del model  # two of them may not fit
         store.check_files(original, layout["files"], original=True)
         model = load(original, device, dtype)
-    scores = generation.scores(continued, end) | generation.perplexity(model, starts, continued, size, device)
+    scores = generation.continuation_scores(continued, end) | generation.continuation_perplexity(
+        model, starts, continued, size, device
+    )
     texts = [
         {"prompt": tokenizer.decode(start), "text": tokenizer.decode(row)}
         for start, row in zip(starts[:SHOWN].tolist(), continued[:SHOWN], strict=True)

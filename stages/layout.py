@@ -14,11 +14,11 @@ from stages.support import command
 @command.stage("layout", __doc__, hashed=False)
 def main(args: argparse.Namespace) -> None:
     """Look at every weight once, ask transformers once; write plain JSON."""
-    folder = model_folder.locate(args.cfg["path"], args.cfg.get("revision"))
-    supported.check_code(folder)
-    described = layout.describe(args.cfg["path"], args.cfg.get("revision"))
+    folder = model_folder.locate_checkpoint(args.cfg["path"], args.cfg.get("revision"))
+    supported.check_architecture(folder)
+    described = layout.describe_layout(args.cfg["path"], args.cfg.get("revision"))
     finite.check_finite(folder)
-    hub_record.check(args.cfg["path"], args.cfg.get("revision"), described["files"])
+    hub_record.check_fetch_record(args.cfg["path"], args.cfg.get("revision"), described["files"])
     store.write_json(args.out, described, args.provenance)
 
 

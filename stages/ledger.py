@@ -86,7 +86,7 @@ def _weights(graph: Graph, copies: bool) -> list[str]:
         if copies and model.copied():
             found.append(STAGES["convert"].folder)
         else:
-            found.append(str(hub_cache.record(model.path, model.revision)) if model.revision else model.path)
+            found.append(str(hub_cache.fetch_record_path(model.path, model.revision)) if model.revision else model.path)
     return list(dict.fromkeys(found))
 
 

@@ -17,7 +17,7 @@ from stages.support import command
 @command.stage("profile", __doc__, "layout", "capture", also=["layer"])
 def main(args: argparse.Namespace) -> None:
     """Read one layer's experts and activations, write its profile."""
-    device = devices.start(args.cfg["threads"], args.device)
+    device = devices.set_up_torch(args.cfg["threads"], args.device)
     layout: Layout = store.read_json(args.layout)
     layer = int(args.layer)
     with open_layer(layout, layer, args.capture, device) as opened:

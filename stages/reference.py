@@ -26,9 +26,9 @@ from stages.support import command
 @command.stage("reference", __doc__, "layout", many=["text"])
 def main(args: argparse.Namespace) -> Path:
     """Draw the held-out sequences, stream the model, write the folder whole."""
-    device = devices.start(args.cfg["threads"], args.device)
+    device = devices.set_up_torch(args.cfg["threads"], args.device)
     layout: Layout = store.read_json(args.layout)
-    original = model_folder.locate(layout["path"], layout.get("revision"))
+    original = model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
     store.check_files(original, layout["files"], original=True)
     tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)
     sequences = token_sequences.sequences_from_source(tokenizer, **args.cfg["heldout"])

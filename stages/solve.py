@@ -24,7 +24,7 @@ from stages.support import command
 def main(args: argparse.Namespace) -> Path:
     """Read experts, groups and activations, solve, write merged weights and their record."""
     cfg = dict(args.cfg)
-    device = devices.start(cfg.pop("threads"), args.device)
+    device = devices.set_up_torch(cfg.pop("threads"), args.device)
     layout: Layout = store.read_json(args.layout)
     layer, entry, router = int(args.layer), layer_entry(layout, int(args.layer)), None
     grouping: LayerGrouping = store.read_json(args.cluster, layer)

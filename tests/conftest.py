@@ -59,7 +59,7 @@ def tiny(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def described(tiny) -> dict:
     """Its layout."""
-    return layout.describe(tiny)
+    return layout.describe_layout(tiny)
 
 
 @pytest.fixture(scope="session")

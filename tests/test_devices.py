@@ -13,7 +13,7 @@ from mergemoe import devices
 
 @pytest.fixture
 def restored():
-    """Undo what devices.start changes in this process."""
+    """Undo what devices.set_up_torch changes in this process."""
     deterministic, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -25,10 +25,10 @@ def restored():
 
 @pytest.mark.usefixtures("restored")
 def test_start_fixes_threads_and_determinism_and_names_the_device():
-    assert devices.start(2, "cpu") == torch.device("cpu")
+    assert devices.set_up_torch(2, "cpu") == torch.device("cpu")
     assert torch.get_num_threads() == 2
     assert torch.are_deterministic_algorithms_enabled()
-    assert devices.start(1).type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert devices.set_up_torch(1).type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert torch.get_num_threads() == 1
 
 

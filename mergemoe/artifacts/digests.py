@@ -47,7 +47,7 @@ def of(path: str | Path) -> str:
         with h5py.File(path) as file:
             return of_activations(file)
     except (OSError, RuntimeError, ValueError, AttributeError) as error:
-        raise errors.damaged(path, f"cannot be read as an artifact ({error})") from error
+        raise errors.damaged_artifact(path, f"cannot be read as an artifact ({error})") from error
 
 
 def of_tensors(path: str | Path) -> str:

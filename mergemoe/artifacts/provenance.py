@@ -30,9 +30,9 @@ def of(path: str | Path) -> dict[str, Any] | None:
     try:
         made = _READERS[path.suffix](path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise errors.damaged(path, f"cannot be read as an artifact ({error})") from error
+        raise errors.damaged_artifact(path, f"cannot be read as an artifact ({error})") from error
     if made is not None and not store.holds(made, made.get("payload", "")):
-        raise errors.damaged(path, "does not hold what was written (its provenance was changed)")
+        raise errors.damaged_artifact(path, "does not hold what was written (its provenance was changed)")
     return made
 
 

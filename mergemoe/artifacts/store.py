@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergemoe.artifacts.atomic import atomic
 from mergemoe.artifacts.digests import canonical, digest_json, digest_tensors, sha256
-from mergemoe.errors import ArtifactError, damaged
+from mergemoe.errors import ArtifactError, damaged_artifact
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,11 +52,11 @@ def read_json(path: str | Path, layer: int | None = None) -> Any:
         payload = {key: value for key, value in whole.items() if key != "provenance"}
         provenance = dict(whole["provenance"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(path, f"cannot be read as an artifact ({error})") from error
+        raise damaged_artifact(path, f"cannot be read as an artifact ({error})") from error
     if not holds(provenance, digest_json(payload)):
-        raise damaged(path, "does not hold what was written (its digest differs)")
+        raise damaged_artifact(path, "does not hold what was written (its digest differs)")
     if layer is not None and payload.get("layer") != layer:
-        raise damaged(path, f"is of layer {payload.get('layer')}, not {layer}")
+        raise damaged_artifact(path, f"is of layer {payload.get('layer')}, not {layer}")
     return whole
 
 
@@ -86,9 +86,9 @@ def read_tensors(path: str | Path) -> dict[str, "Tensor"]:
             provenance = json.loads((file.metadata() or {})[KEY])
         whole = holds(provenance, digests.of_tensors(path))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise damaged(path, f"cannot be read as an artifact ({error})") from error
+        raise damaged_artifact(path, f"cannot be read as an artifact ({error})") from error
     if not whole:
-        raise damaged(path, "does not hold what was written (its digest differs)")
+        raise damaged_artifact(path, "does not hold what was written (its digest differs)")
     return tensors
 
 
@@ -114,4 +114,4 @@ def check_files(folder: str | Path, digests: Mapping[str, str], original: bool =
                 "back as it was; or, if the change is meant, run `snakemake` again, which begins with `layout` then"
             )
         if fact:
-            raise damaged(path, fact)
+            raise damaged_artifact(path, fact)

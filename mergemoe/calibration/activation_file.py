@@ -65,11 +65,11 @@ class Reader(Activations):
             provenance = json.loads(self.file.attrs[store.KEY])
             same = store.holds(provenance, digests.of_activations(self.file))
         except (OSError, KeyError, RuntimeError, ValueError) as error:
-            raise errors.damaged(path, f"cannot be read as captured activations ({error})") from error
+            raise errors.damaged_artifact(path, f"cannot be read as captured activations ({error})") from error
         if not same:
-            raise errors.damaged(path, "does not hold what was captured (its digest differs)")
+            raise errors.damaged_artifact(path, "does not hold what was captured (its digest differs)")
         if layer is not None and provenance["layer"] != layer:
-            raise errors.damaged(path, f"is of layer {provenance['layer']}, not {layer}")
+            raise errors.damaged_artifact(path, f"is of layer {provenance['layer']}, not {layer}")
         sequence = torch.from_numpy(self.file["sequence"][:].astype(np.int64))
         heldout = torch.from_numpy(self.file["heldout"][:])
         super().__init__(heldout[sequence], self.file["expert_index"].shape[1])

@@ -21,8 +21,8 @@ from mergemoe.calibration import activation_file
 from mergemoe.calibration.hooks import Recorder
 from mergemoe.errors import UserError
 from mergemoe.models.layered_model import LayeredModel
-from mergemoe.models.layerwise_forward import Forward, run_layer
-from mergemoe.models.stacks import Batch, stacks
+from mergemoe.models.layerwise_forward import LayerwiseForward, run_layer
+from mergemoe.models.stacks import Batch, layer_stacks
 from mergemoe.moe.layout_types import ModelLayout
 from mergemoe.progress import Progress
 
@@ -49,7 +49,7 @@ def capture(
 
     Args:
         layered: the model.
-        layout: what layout.describe returned for it.
+        layout: what layout.describe_layout returned for it.
         batches: input_ids and attention_mask [B, L] each.
         heldout: [S] which sequences are never fitted on, written into every file.
         scratch: a folder that belongs to exactly these inputs and parameters; the pass goes on from what it holds.
@@ -77,8 +77,8 @@ def capture(
         forward.states = deque(s if s is None else s.to(layered.device) for s in handed)
         return [residual[f"{b:06d}"].to(layered.device) for b in range(len(batches))]
 
-    forward = Forward(layered, batches)
-    ends = {stack.first - 1 for stack in stacks(layered.model)}  # the next stack is prepared from these
+    forward = LayerwiseForward(layered, batches)
+    ends = {stack.first - 1 for stack in layer_stacks(layered.model)}  # the next stack is prepared from these
     progress = Progress("batches through layers", (layout["decoder_layers"] - first) * len(batches))
     for i, layer in forward.layers(first, restore):
         recorder = Recorder(layered.model, modules[i]) if i in modules else None
@@ -97,7 +97,9 @@ def capture(
     return {i: scratch / f"layer_{i:03d}.h5" for i in modules}, forward.hidden
 
 
-def run_batches(layer: Any, number: int, forward: Forward, recorder: Recorder | None) -> Iterator[dict[str, Tensor]]:
+def run_batches(
+    layer: Any, number: int, forward: LayerwiseForward, recorder: Recorder | None
+) -> Iterator[dict[str, Tensor]]:
     """Run one layer over all batches; yield what its experts were called with.
 
     Raises:
@@ -111,7 +113,7 @@ def run_batches(layer: Any, number: int, forward: Forward, recorder: Recorder | 
         sequence += len(batch["input_ids"])
 
 
-def _residual(forward: Forward) -> dict[str, Tensor]:
+def _residual(forward: LayerwiseForward) -> dict[str, Tensor]:
     """Return what the next layer reads; a function, so that nothing holds these tensors while it runs."""
     residual = {f"{b:06d}": h for b, h in enumerate(forward.hidden)}
     residual |= {f"{b:06d}.handed": s for b, s in enumerate(forward.states) if s is not None}

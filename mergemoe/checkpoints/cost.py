@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergemoe.checkpoints.expert_headers import Headers, Routed, routed, top_k
+from mergemoe.checkpoints.expert_headers import Headers, RoutedTensor, config_top_k, routed_tensors
 from mergemoe.checkpoints.model_folder import read_config, read_headers
 from mergemoe.errors import UserError
 
@@ -27,7 +27,7 @@ _EMBEDDING = re.compile(
 _TABLE = re.compile(r"(^|\.)(embed_tokens_per_layer|ngram_embedding\.\w+)\.weight$")  # never tied: only looked up
 
 
-def count(folder: str | Path, headers: Headers | None = None) -> dict[str, float]:
+def count_cost(folder: str | Path, headers: Headers | None = None) -> dict[str, float]:
     """Return the parameters, bytes and FLOPs per token of a checkpoint folder.
 
     Parameters are the stored floating-point numbers; buffers of whole numbers such as `expert_map` are not. `headers`
@@ -54,7 +54,7 @@ def count(folder: str | Path, headers: Headers | None = None) -> dict[str, float
 
 def _shares(headers: Headers, config: Mapping[str, Any], folder: str | Path) -> dict[str, float]:
     """Return {key: share of it that a token is multiplied with} of every matrix: K/E of routed experts, else all."""
-    held, working = routed(headers, config), top_k(config)
+    held, working = routed_tensors(headers, config), config_top_k(config)
     if held and working is None:
         raise UserError(f"{folder}/config.json has no num_experts_per_tok: how many experts work on a token?")
     passed = _passed(headers, config, held)
@@ -67,7 +67,7 @@ def _shares(headers: Headers, config: Mapping[str, Any], folder: str | Path) -> 
     return {key: working / of.experts if of and working else 1.0 for key, of in matrices.items()}
 
 
-def _passed(headers: Headers, config: Mapping[str, Any], held: Mapping[str, Routed]) -> list[str]:
+def _passed(headers: Headers, config: Mapping[str, Any], held: Mapping[str, RoutedTensor]) -> list[str]:
     """Return the keys that a token of text passes: no tables, and nothing beside the language model but its head."""
     tied = not any(map(_HEAD.search, headers))
     keys = [key for key in headers if not _TABLE.search(key) and (tied or not _EMBEDDING.search(key))]

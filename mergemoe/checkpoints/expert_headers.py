@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mergemoe.checkpoints import expert_headers, model_folder, quantization
+from mergemoe.checkpoints import model_folder, quantization
 from mergemoe.checkpoints.model_folder import read_config, read_headers
 from mergemoe.errors import UserError
 
@@ -29,7 +29,7 @@ _FLAT = re.compile(r"mlp\.(w1|v1|w2)")  # dbrx: the experts one after the other,
 _DOWN = re.compile(r"(?:mlp\.)?(down_proj|down_projs|w2|wo|fc2|output_linear)([._]weight)?")
 
 # The keys of config.json that architectures use for the same number.
-NAMES = {
+CONFIG_KEYS = {
     "experts": ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "num_routed_experts"),
     "top_k": (
         "num_experts_per_tok",
@@ -50,7 +50,7 @@ NAMES = {
 }
 
 
-class Routed(NamedTuple):
+class RoutedTensor(NamedTuple):
     """A stored tensor of routed experts.
 
     stack: what comes before the layers' numbers in the key, such as `model.layers`.
@@ -68,39 +68,39 @@ class Routed(NamedTuple):
     name: str
 
 
-def stated(config: Mapping[str, Any], what: str) -> list[int]:
-    """Return the numbers that a config.json gives for one of the keys of `NAMES`, under all their names."""
+def config_values(config: Mapping[str, Any], what: str) -> list[int]:
+    """Return the numbers that a config.json gives for one of the keys of `CONFIG_KEYS`, under all their names."""
     language = {**config, **(config.get("text_config") or {}), **(config.get("ffn_config") or {})}
-    values = [language.get(name) for name in NAMES[what]]
+    values = [language.get(name) for name in CONFIG_KEYS[what]]
     values = [max(value) if isinstance(value, list) and value else value for value in values]  # one per layer
     return [value for value in values if isinstance(value, int)]
 
 
-def top_k(config: Mapping[str, Any]) -> int | None:
+def config_top_k(config: Mapping[str, Any]) -> int | None:
     """Return how many experts work on a token; None where config.json does not say."""
-    return 1 if config.get("model_type") == "switch_transformers" else next(iter(stated(config, "top_k")), None)
+    return 1 if config.get("model_type") == "switch_transformers" else next(iter(config_values(config, "top_k")), None)
 
 
-def routed(headers: Headers, config: Mapping[str, Any]) -> dict[str, Routed]:
+def routed_tensors(headers: Headers, config: Mapping[str, Any]) -> dict[str, RoutedTensor]:
     """Return {key: what it holds} of the tensors of routed experts, whatever these do."""
     matches = {key: match for key in headers if (match := _KEY.fullmatch(key))}
-    working = min(stated(config, "experts")) if stated(config, "identity_experts") else math.inf
+    working = min(config_values(config, "experts")) if config_values(config, "identity_experts") else math.inf
     members: dict[tuple[str, int], set[int]] = defaultdict(set)
     for match in matches.values():
         if match["expert"] and int(match["expert"]) < working:
             members[match["stack"], int(match["layer"])].add(int(match["expert"]))
-    encoder = stated(config, "layers")[0] if config.get("is_encoder_decoder") else 0
+    encoder = config_values(config, "layers")[0] if config.get("is_encoder_decoder") else 0
     found = {}
     for key, match in matches.items():
         stack, number, name, shape = match["stack"], int(match["layer"]), match["name"], headers[key]["shape"]
         layer = number + (encoder if stack.endswith("decoder.block") else 0)
         if match["expert"]:
             form = "alone" if int(match["expert"]) in members[stack, number] else "identity"
-            found[key] = Routed(stack, layer, len(members[stack, number]), form, name)
+            found[key] = RoutedTensor(stack, layer, len(members[stack, number]), form, name)
         elif _FLAT.fullmatch(name):
-            found[key] = Routed(stack, layer, shape[0] // _flat_width(config, key), "flat", name)
+            found[key] = RoutedTensor(stack, layer, shape[0] // _flat_width(config, key), "flat", name)
         elif len(shape) > 1:  # else a map, a norm, or a bias of the router
-            found[key] = Routed(stack, layer, shape[0], "stacked", name)
+            found[key] = RoutedTensor(stack, layer, shape[0], "stacked", name)
     return found
 
 
@@ -108,26 +108,28 @@ def _flat_width(config: Mapping[str, Any], key: str) -> int:
     compressed = (config.get("mergemoe") or {"experts": {}})["experts"]
     if facts := compressed.get(key.rpartition(".mlp.")[0]):
         return facts["width"][1]
-    for width in stated(config, "flat_width"):
+    for width in config_values(config, "flat_width"):
         return width
     raise UserError("config.json lacks ffn_config.ffn_hidden_size: where does one expert end in a stored tensor?")
 
 
-def feed_forward(headers: Headers, config: Mapping[str, Any]) -> dict[str, Routed]:
+def mergeable_tensors(headers: Headers, config: Mapping[str, Any]) -> dict[str, RoutedTensor]:
     """Return those that can be merged: no mixture of attention heads (jetmoe), no layers that predict more tokens."""
     return {
         key: held
-        for key, held in routed(headers, config).items()
+        for key, held in routed_tensors(headers, config).items()
         if held.form != "identity" and "attention." not in key and "mtp" not in held.stack
     }
 
 
-def sizes(headers: Headers, config: Mapping[str, Any]) -> dict[int, dict[str, int]]:
+def expert_sizes(headers: Headers, config: Mapping[str, Any]) -> dict[int, dict[str, int]]:
     """Return {layer: its number of experts, their width I, and the parameters and bytes of all of them}."""
     layers: dict[int, dict[str, int]] = {}
     # Layers beyond the model's own are stored, too, where they predict more tokens.
-    beyond = min(stated(config, "layers"), default=math.inf) if not config.get("is_encoder_decoder") else math.inf
-    for key, held in sorted(feed_forward(headers, config).items(), key=lambda item: item[1].layer):
+    beyond = (
+        min(config_values(config, "layers"), default=math.inf) if not config.get("is_encoder_decoder") else math.inf
+    )
+    for key, held in sorted(mergeable_tensors(headers, config).items(), key=lambda item: item[1].layer):
         if held.layer >= beyond:
             continue
         shape = headers[key]["shape"]
@@ -135,7 +137,7 @@ def sizes(headers: Headers, config: Mapping[str, Any]) -> dict[int, dict[str, in
         layer["parameters"] += math.prod(shape)
         layer["bytes"] += headers[key]["bytes"]
         if _DOWN.fullmatch(held.name):
-            hidden = shape[0] if held.form == "alone" else stated(config, "hidden_size")[0] * held.experts
+            hidden = shape[0] if held.form == "alone" else config_values(config, "hidden_size")[0] * held.experts
             layer["width"] = math.prod(shape) // hidden
     return layers
 
@@ -147,7 +149,7 @@ def count_experts(folder: str | Path) -> dict[int, int]:
         UserError: where no layer has experts.
     """
     config = read_config(folder)
-    counts = {layer: size["experts"] for layer, size in sizes(read_headers(folder), config).items()}
+    counts = {layer: size["experts"] for layer, size in expert_sizes(read_headers(folder), config).items()}
     if not counts:
         raise UserError(
             f"{folder} ({config.get('model_type')}) has no layer with experts: a dense model has nothing to merge. "
@@ -156,11 +158,11 @@ def count_experts(folder: str | Path) -> dict[int, int]:
     return counts
 
 
-def headers(path: str | Path) -> dict[str, dict[str, Any]]:
+def read_plain_headers(path: str | Path) -> dict[str, dict[str, Any]]:
     """Return the headers of a checkpoint, those of its plain copy where it is quantized."""
-    return quantization.plain(model_folder.read_headers(path))
+    return quantization.dequantized_headers(model_folder.read_headers(path))
 
 
-def expert_sizes(path: str | Path) -> dict[int, dict[str, int]]:
-    """Return expert_headers.sizes of a checkpoint, of its plain copy where it is quantized."""
-    return expert_headers.sizes(headers(path), model_folder.read_config(path))
+def read_expert_sizes(path: str | Path) -> dict[int, dict[str, int]]:
+    """Return expert_headers.expert_sizes of a checkpoint, of its plain copy where it is quantized."""
+    return expert_sizes(read_plain_headers(path), model_folder.read_config(path))

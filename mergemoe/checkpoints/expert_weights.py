@@ -20,12 +20,12 @@ def read_experts(
     """Return all experts of a layer, in the stored dtype.
 
     Args:
-        layout: what layout.describe returned.
+        layout: what layout.describe_layout returned.
         layer: the number of a MoE layer.
         device: where the tensors go.
         folder: a compressed checkpoint of the same model, in place of the model itself.
     """
-    folder = Path(folder) if folder else model_folder.locate(layout["path"], layout.get("revision"))
+    folder = Path(folder) if folder else model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
     entry = layer_entry(layout, layer)
     with StoredTensors(folder) as stored:
         kept = _count(entry, stored)
@@ -47,7 +47,7 @@ def read_router(
     Raises:
         UserError: where it does not.
     """
-    folder = Path(folder) if folder else model_folder.locate(layout["path"], layout.get("revision"))
+    folder = Path(folder) if folder else model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
     entry = layer_entry(layout, layer)["router"]
     if not entry["keys"]:
         raise UserError(

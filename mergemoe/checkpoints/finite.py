@@ -22,7 +22,7 @@ def check_finite(folder: str | Path) -> None:
     """
     headers = {key: e for key, e in model_folder.read_headers(folder).items() if e["dtype"] in _FLOATS and e["bytes"]}
     bad: dict[str, tuple[int, int]] = {}
-    for path in track(model_folder.shards(folder), "finite: shards"):
+    for path in track(model_folder.shard_files(folder), "finite: shards"):
         with safe_open(path, "pt") as file:
             for key in (key for key, entry in headers.items() if entry["file"] == path.name):
                 nan, infinite = _count(file, key, headers[key]["shape"])

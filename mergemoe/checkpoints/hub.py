@@ -27,7 +27,7 @@ _AT_ONCE = 4  # shards received side by side
 _PART = ".mergemoe.incomplete"  # the end of what huggingface_hub, too, knows as half a file
 
 
-def fetch(model: str, revision: str | None) -> Path:
+def fetch_model(model: str, revision: str | None) -> Path:
     """Bring what a run needs of a model, check every file, write the record; return the record's path.
 
     What is there is not brought again; where all of it is, and recorded, the hub is not asked.
@@ -43,8 +43,8 @@ def fetch(model: str, revision: str | None) -> Path:
         raise UserError(f"{model!r} is no id of a hub model, such as Qwen/Qwen3-30B-A3B")
     if revision is None or not hub_cache.COMMIT.fullmatch(revision):
         raise UserError(_commit_of(model, revision or "main"))
-    path, folder = hub_cache.record(model, revision), hub_cache.snapshot(model, revision)
-    known = hub_record.read(path)
+    path, folder = hub_cache.fetch_record_path(model, revision), hub_cache.snapshot_folder(model, revision)
+    known = hub_record.read_fetch_record(path)
     listed: dict[str, RepoFile] = {}
     received: dict[str, str] = {}
     if not known or not all((folder / name).is_file() for name in known):
@@ -126,12 +126,12 @@ def _bring(model: str, revision: str) -> tuple[dict[str, "RepoFile"], dict[str, 
     weights = [model_folder.SINGLE]
     if model_folder.INDEX in listed:
         index = hf_hub_download(model, model_folder.INDEX, revision=revision)
-        weights = sorted(set(model_folder.weight_map(Path(index).parent).values()))
+        weights = sorted(set(model_folder.read_weight_map(Path(index).parent).values()))
     if missing := [name for name in weights if name not in listed]:
         raise UserError(f"{model} at {revision} lacks {missing[0]}, which its {model_folder.INDEX} names")
-    others = [name for name in listed if model_folder.beside(name)]
+    others = [name for name in listed if model_folder.is_beside_weights(name)]
     wanted = {name: listed[name] for name in [*others, *weights]}
-    blobs = hub_cache.snapshot(model, revision).parents[1] / "blobs"
+    blobs = hub_cache.snapshot_folder(model, revision).parents[1] / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     ours = [name for name in weights if listed[name].size <= constants.MAX_HTTP_DOWNLOAD_SIZE]  # larger: hf_xet's
     with WeakFileLock(blobs.parent / "mergemoe.lock"), ThreadPool(_AT_ONCE) as pool:  # one fetch of a model at a time

@@ -14,7 +14,7 @@ def cache_folder() -> Path:
     return Path(os.path.expandvars(os.path.expanduser(named)))
 
 
-def snapshot(model: str | Path, revision: str) -> Path:
+def snapshot_folder(model: str | Path, revision: str) -> Path:
     """Return the folder that huggingface_hub's cache has, or would have, for a commit of a model."""
     return cache_folder() / f"models--{str(model).replace('/', '--')}" / "snapshots" / revision
 
@@ -24,6 +24,6 @@ def fetch_command(path: str | Path, revision: str) -> str:
     return f"mergemoe fetch {path} --revision {revision}"
 
 
-def record(path: str | Path, revision: str) -> Path:
+def fetch_record_path(path: str | Path, revision: str) -> Path:
     """Return the file, below the folder of params.yaml, where a fetch writes down what it brought."""
     return Path("data", "hub", str(path).replace("/", "--"), f"{revision}.json")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergemoe.checkpoints.hub_cache import cache_folder, fetch_command, snapshot
+from mergemoe.checkpoints.hub_cache import cache_folder, fetch_command, snapshot_folder
 from mergemoe.errors import UserError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -18,7 +18,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _AGAIN = "the copy is damaged or not complete: bring the checkpoint again (`mergemoe fetch` for a model of the hub)"
 
 
-def locate(path: str | Path, revision: str | None = None) -> Path:
+def locate_checkpoint(path: str | Path, revision: str | None = None) -> Path:
     """Return the folder of a checkpoint.
 
     Args:
@@ -30,7 +30,7 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
     """
     if revision is None:
         return Path(path)
-    folder = snapshot(path, revision)
+    folder = snapshot_folder(path, revision)
     if not (folder / "config.json").is_file():
         raise UserError(f"{path} at {revision} is not in {cache_folder()}: run `{fetch_command(path, revision)}`")
     return folder
@@ -60,7 +60,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def shards(folder: str | Path) -> list[Path]:
+def shard_files(folder: str | Path) -> list[Path]:
     """Return the safetensors files that transformers reads: those that the index names, or model.safetensors.
 
     Raises:
@@ -72,7 +72,7 @@ def shards(folder: str | Path) -> list[Path]:
         if not (folder / SINGLE).is_file():
             raise UserError(f"{folder} {_without_weights(folder)}")
         return [folder / SINGLE]
-    named = sorted(set(weight_map(folder).values()))
+    named = sorted(set(read_weight_map(folder).values()))
     if (folder / SINGLE).is_file() and named != [SINGLE]:
         raise UserError(
             f"{folder} holds both {SINGLE} and {INDEX}, which names {len(named)} other files: two checkpoints in one "
@@ -101,7 +101,7 @@ def _without_weights(folder: Path) -> str:
     return f"holds no *.safetensors file: {_AGAIN}"
 
 
-def weight_map(folder: Path) -> dict[str, str]:
+def read_weight_map(folder: Path) -> dict[str, str]:
     """Return {key: file} of the index of a checkpoint in shards."""
     stored_in = _read_object(folder / INDEX).get("weight_map")
     if not isinstance(stored_in, dict) or not stored_in:
@@ -111,13 +111,13 @@ def weight_map(folder: Path) -> dict[str, str]:
     return stored_in
 
 
-def files(folder: str | Path) -> list[Path]:
+def checkpoint_files(folder: str | Path) -> list[Path]:
     """Return the files that make a checkpoint's numbers: configuration, tokenizer, weights."""
-    weights = shards(folder)
-    return sorted(weights + [path for path in Path(folder).iterdir() if beside(path.name)])
+    weights = shard_files(folder)
+    return sorted(weights + [path for path in Path(folder).iterdir() if is_beside_weights(path.name)])
 
 
-def beside(name: str) -> bool:
+def is_beside_weights(name: str) -> bool:
     """Tell whether a file of this name makes a checkpoint's numbers beside its weights."""
     return name.endswith(BESIDE) and not name.endswith(".bin.index.json")
 
@@ -129,7 +129,7 @@ def read_headers(folder: str | Path) -> dict[str, dict[str, Any]]:
         UserError: where a shard is not complete, holds a key that another holds, or is not what the index says.
     """
     headers: dict[str, dict[str, Any]] = {}
-    for path in shards(folder):
+    for path in shard_files(folder):
         for key, entry in _header(path).items():
             if key in headers:
                 raise UserError(
@@ -173,7 +173,7 @@ def _stop(entry: Mapping[str, Any]) -> int:
 
 def _check_index(folder: Path, headers: Mapping[str, Mapping[str, Any]]) -> None:
     """Check that every tensor lies where the index says; what the index leaves out does no harm."""
-    wrong = [(key, name) for key, name in weight_map(folder).items() if headers.get(key, {}).get("file") != name]
+    wrong = [(key, name) for key, name in read_weight_map(folder).items() if headers.get(key, {}).get("file") != name]
     if wrong:
         key, name = wrong[0]
         where = headers[key]["file"] if key in headers else "in no shard"

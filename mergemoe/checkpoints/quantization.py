@@ -14,26 +14,26 @@ METHODS = ("fp8", "mxfp8", "mxfp4")
 Headers = Mapping[str, Mapping[str, Any]]
 
 
-def settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def quantization_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the `quantization_config` of a config.json, or its text model's; None where nothing is quantized."""
     return config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
 
 
-def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def unquantized_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config.json without its `quantization_config` and its text model's, and without a dtype."""
     after = {key: value for key, value in config.items() if key not in {"quantization_config", "dtype", "torch_dtype"}}
     if isinstance(after.get("text_config"), Mapping):
-        after["text_config"] = plain_config(after["text_config"])
+        after["text_config"] = unquantized_config(after["text_config"])
     return after
 
 
-def check(config: Mapping[str, Any], dequantize: bool) -> None:
+def check_quantization(config: Mapping[str, Any], dequantize: bool) -> None:
     """Check that a checkpoint can be used as a choice of `model` says.
 
     Raises:
         UserError: where it is quantized and the choice does not say `dequantize: true`, or says it in vain.
     """
-    found = settings(config)
+    found = quantization_settings(config)
     if found is None and dequantize:
         raise UserError("`dequantize: true`, but its config.json has no quantization_config: leave the key out")
     if found is None:
@@ -52,7 +52,7 @@ def check(config: Mapping[str, Any], dequantize: bool) -> None:
         )
 
 
-def plain(headers: Headers) -> dict[str, dict[str, Any]]:
+def dequantized_headers(headers: Headers) -> dict[str, dict[str, Any]]:
     """Return the headers that a checkpoint has once it is dequantized to 16 bits; others are given back as they are.
 
     fp8: `weight` and its scales become `weight`. mxfp4: `<p>_blocks` [E, R, G, 16], 32 numbers each, and `<p>_scales`

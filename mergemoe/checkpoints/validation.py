@@ -16,7 +16,7 @@ from mergemoe.errors import UserError
 _FLOATS = {"BF16", "F16", "F32", "F64"}
 
 
-def check(folder: str | Path, dequantize: bool = False) -> None:
+def check_checkpoint(folder: str | Path, dequantize: bool = False) -> None:
     """Check what config.json and the headers say, each by itself and together.
 
     Args:
@@ -37,11 +37,11 @@ def check(folder: str | Path, dequantize: bool = False) -> None:
             f"{folder} is compressed already: name the original checkpoint here; mergemoe.load reads this one"
         )
     try:
-        quantization.check(config, dequantize)
+        quantization.check_quantization(config, dequantize)
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     headers = model_folder.read_headers(folder)
-    found = expert_headers.feed_forward(headers, config)
+    found = expert_headers.mergeable_tensors(headers, config)
     if not dequantize:
         _check_dtypes(folder, headers, found)
     if not config.get("is_encoder_decoder"):
@@ -50,7 +50,7 @@ def check(folder: str | Path, dequantize: bool = False) -> None:
 
 
 def _check_dtypes(
-    folder: str | Path, headers: expert_headers.Headers, found: Mapping[str, expert_headers.Routed]
+    folder: str | Path, headers: expert_headers.Headers, found: Mapping[str, expert_headers.RoutedTensor]
 ) -> None:
     layers: dict[int, dict[str, str]] = defaultdict(dict)  # {layer: {dtype: a key}}
     for key, held in found.items():
@@ -74,15 +74,15 @@ def _check_layers(
     folder: str | Path,
     headers: expert_headers.Headers,
     config: Mapping[str, Any],
-    found: Mapping[str, expert_headers.Routed],
+    found: Mapping[str, expert_headers.RoutedTensor],
 ) -> None:
     """Compare the number of layers in config.json with the layers, of any kind, beside those with experts."""
-    said = expert_headers.stated(config, "layers")
+    said = expert_headers.config_values(config, "layers")
     if not said or not found:
         return
     stack = re.escape(next(iter(found.values())).stack)
     stored = 1 + max(int(match[1]) for key in headers if (match := re.match(rf"{stack}\.(\d+)\.", key)))
-    spare = max(expert_headers.stated(config, "predicting_layers"), default=0)
+    spare = max(expert_headers.config_values(config, "predicting_layers"), default=0)
     if not any(number <= stored <= number + spare for number in said):
         raise UserError(
             f"{folder}: config.json says {said[0]} layers, the tensors are of {stored}: configuration and weights are "
@@ -90,8 +90,10 @@ def _check_layers(
         )
 
 
-def _check_counts(folder: str | Path, config: Mapping[str, Any], found: Mapping[str, expert_headers.Routed]) -> None:
-    said, working = expert_headers.stated(config, "experts"), expert_headers.top_k(config)
+def _check_counts(
+    folder: str | Path, config: Mapping[str, Any], found: Mapping[str, expert_headers.RoutedTensor]
+) -> None:
+    said, working = expert_headers.config_values(config, "experts"), expert_headers.config_top_k(config)
     fewest = min((held.experts for held in found.values()), default=0)
     if working and 0 < fewest < working:
         raise UserError(

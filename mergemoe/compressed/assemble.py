@@ -29,7 +29,7 @@ def assemble(layout: Layout, solved: Mapping[int, Mapping[str, Tensor]], out: Pa
     """Write a checkpoint folder; one that keeps all experts is the original, byte for byte.
 
     Args:
-        layout: what layout.describe returned.
+        layout: what layout.describe_layout returned.
         solved: {layer: tensors of solve.solve}.
         out: a new folder.
         shard_bytes: largest size of a file, and so of the memory needed; a larger tensor gets its own file.
@@ -37,7 +37,7 @@ def assemble(layout: Layout, solved: Mapping[int, Mapping[str, Tensor]], out: Pa
     Raises:
         UserError: if the routing changed and stock code cannot load the result.
     """
-    folder = model_folder.locate(layout["path"], layout.get("revision"))
+    folder = model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
     out.mkdir(parents=True)
     merged = {entry["layer"]: entry for entry in layout["layers"] if _changed(entry, solved[entry["layer"]])}
     if merged:
@@ -53,7 +53,11 @@ def assemble(layout: Layout, solved: Mapping[int, Mapping[str, Tensor]], out: Pa
             (out / "modeling_mergemoe.py").write_text(modeling.source(layout["architecture"]))
         (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n")
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name.startswith(CARRIED) or (not merged and path in model_folder.files(folder)):
+        if (
+            path.is_file()
+            and path.name.startswith(CARRIED)
+            or (not merged and path in model_folder.checkpoint_files(folder))
+        ):
             shutil.copyfile(path, out / path.name)
 
 

@@ -20,7 +20,7 @@ from mergemoe.merging.solve import solve
 from mergemoe.methods import catalogue
 from mergemoe.models import layout
 from mergemoe.models.layered_model import ResidentModel
-from mergemoe.models.layerwise_forward import Forward
+from mergemoe.models.layerwise_forward import LayerwiseForward
 from mergemoe.moe import layer_sizes
 from mergemoe.moe.layout_types import LayerLayout
 from mergemoe.moe.router_rule import layer_router
@@ -68,7 +68,7 @@ def compress(
     if hasattr(model.config, "mergemoe"):
         raise UserError("this model is compressed already. Start from the original, with a smaller `experts`")
     arguments.stock_class(model)
-    described = layout.of_model(model)
+    described = layout.layout_of_model(model)
     method = RECOMMENDED if method == "recommended" else method
     options = arguments.method_options(method, options)
     width, routing = options.get("width", 1.0), catalogue.routing(method, options)
@@ -80,7 +80,7 @@ def compress(
     resident = ResidentModel(model)
     batches = batches_of(ids, mask, batch_tokens, model.device)
     with _workflow_settings(model):
-        forward = Forward(resident, batches)
+        forward = LayerwiseForward(resident, batches)
         progress = Progress("batches through layers", described["decoder_layers"] * len(batches))
         solved = {}
         for i, layer in forward.layers():

@@ -50,7 +50,7 @@ def load(
     else:
         named = next(name for name in settings["auto_map"].values() if ".MergeMoe" in name)
         cls = merged_class(named.rpartition(".MergeMoe")[2], deduplicate)
-    model_folder.shards(path)  # so that a pickle is not opened, and what is missing is named
+    model_folder.shard_files(path)  # so that a pickle is not opened, and what is missing is named
     folder = Path(path).resolve()  # save looks there for the tokenizer, wherever it is called
     model, info = cls.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
     if missing := sorted(info["missing_keys"]):

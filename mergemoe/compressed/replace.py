@@ -9,7 +9,7 @@ from torch import Tensor
 from mergemoe.compressed import stock
 from mergemoe.compressed.model_config import compact_config, module_facts
 from mergemoe.compressed.modeling import merged_class, shrink_experts
-from mergemoe.models.families import parameter_of
+from mergemoe.models.families import stacked_parameter
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.layout_types import LayerLayout, ModelLayout
 from mergemoe.moe.packing import Stacking
@@ -23,7 +23,7 @@ def experts_of(model: Any, entry: LayerLayout) -> Experts:
     module = model.get_submodule(entry["module"])
     roles = {}
     for role, facts in entry["roles"].items():
-        whole = parameter_of(module, facts["parameter"], entry["experts"])
+        whole = stacked_parameter(module, facts["parameter"], entry["experts"])
         roles[role] = Stacking(**facts["held"]).view(whole[: len(whole) - facts["spare"]], entry["experts"])
     norm = module.post_expert_norm.weight.detach().expand(entry["experts"], -1) if entry["norm"] else None
     return Experts(**roles, norm=norm)

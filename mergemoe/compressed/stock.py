@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import init_empty_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mergemoe.checkpoints.expert_headers import NAMES
+from mergemoe.checkpoints.expert_headers import CONFIG_KEYS
 from mergemoe.compressed.model_config import role_shape
 from mergemoe.errors import UserError
 from mergemoe.models.families import model_class
@@ -21,9 +21,9 @@ from mergemoe.moe.packing import Stacking
 
 Shapes = dict[str, list[int]]
 
-WIDTHS = NAMES["width"]
+WIDTHS = CONFIG_KEYS["width"]
 SHARED = "n_shared_experts"  # deepseek gives the width of its shared experts in widths of a routed one
-EDITED = {*NAMES["experts"], *WIDTHS, SHARED}
+EDITED = {*CONFIG_KEYS["experts"], *WIDTHS, SHARED}
 
 
 def empty_model(config: Mapping[str, Any]) -> Any:
@@ -66,7 +66,7 @@ def choose_config(
 
     Args:
         config: the original's, as config.json has it.
-        layout: what layout.of_model returned.
+        layout: what layout.layout_of_model returned.
         sizes: {layer: (M, I')} of the layers that changed.
         rerouted: {layer: whether its router has M rows}.
 
@@ -116,7 +116,7 @@ def find_config(config: Mapping[str, Any], changes: Shapes, kept: int, width: in
 
 def _edits(config: Mapping[str, Any], kept: int, width: int) -> Iterator[dict[str, Any]]:
     text = config.get("text_config") or config
-    counts = {name: kept for name in NAMES["experts"] if isinstance(text.get(name), int)}
+    counts = {name: kept for name in CONFIG_KEYS["experts"] if isinstance(text.get(name), int)}
     widths: list[dict[str, int]] = [{}, *({name: width} for name in WIDTHS if isinstance(text.get(name), int))]
     shared: list[dict[str, int]] = [{}]
     if isinstance(old := text.get("moe_intermediate_size"), int) and isinstance(text.get(SHARED), int):

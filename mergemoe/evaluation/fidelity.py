@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from mergemoe.calibration.open_layer import open_layer
 from mergemoe.checkpoints.expert_weights import is_rerouted, read_expert_map, read_experts, read_router
-from mergemoe.models.stacks import stacks
+from mergemoe.models.stacks import layer_stacks
 from mergemoe.moe import router_rule
 from mergemoe.moe.layout_types import Layout
 from mergemoe.moe.problem import groups_of
@@ -69,9 +69,9 @@ class _Final(BaseModelOutput):
         return None
 
 
-def head(model: Any) -> Callable[[Tensor], Tensor]:
+def logits_function(model: Any) -> Callable[[Tensor], Tensor]:
     """Return what makes a model's logits [n, V] of final hidden states [n, H], with any scale or cap on the way."""
-    decoder = stacks(model)[-1].module
+    decoder = layer_stacks(model)[-1].module
 
     def logits(hidden: Tensor) -> Tensor:
         known = _Final(last_hidden_state=hidden[None])
@@ -120,13 +120,13 @@ def layer_errors(
     return errors
 
 
-def final_states(model: Any, batches: Sequence[dict[str, Tensor]]) -> Tensor:
+def final_hidden_states(model: Any, batches: Sequence[dict[str, Tensor]]) -> Tensor:
     """Return the final hidden states [S, L, H] of a loaded model."""
     final = []
     with torch.no_grad():
         for batch in track(batches, "fidelity: batches"):
             states: Any = None
-            for stack in stacks(model):
-                states = stack.module(**stack.inputs(batch, states), use_cache=False).last_hidden_state
+            for stack in layer_stacks(model):
+                states = stack.module(**stack.stack_inputs(batch, states), use_cache=False).last_hidden_state
             final.append(states.cpu())
     return torch.cat(final)

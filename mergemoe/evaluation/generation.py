@@ -22,7 +22,7 @@ TURNS = 3  # times that it must follow itself
 SPAN = 24  # tokens that the repetition must cover, so that "no, no, no" is none
 
 
-def prompts(ids: Tensor, mask: Tensor, count: int, tokens: int) -> Tensor:
+def take_prompts(ids: Tensor, mask: Tensor, count: int, tokens: int) -> Tensor:
     """Return the first `tokens` tokens [count, tokens] of the first `count` sequences that have as many.
 
     Args:
@@ -44,7 +44,7 @@ def prompts(ids: Tensor, mask: Tensor, count: int, tokens: int) -> Tensor:
     return ids[enough][:count, :tokens]
 
 
-def continuations(
+def greedy_continuations(
     model: Any, starts: Tensor, new_tokens: int, end: int | None, batch_tokens: int, device: torch.device
 ) -> list[list[int]]:
     """Return the greedy continuation of every prompt.
@@ -75,15 +75,15 @@ def _to_end(row: list[int], end: int | None) -> list[int]:
     return row[: row.index(end) + 1] if end in row else row
 
 
-def scores(continued: Sequence[Sequence[int]], end: int | None) -> dict[str, float]:
+def continuation_scores(continued: Sequence[Sequence[int]], end: int | None) -> dict[str, float]:
     """Return loops, distinct1 to distinct3 and length, means over continuations, each with its standard error.
 
     The end token is no word of the text, so none of them counts it.
     """
     texts = [row[:-1] if row and row[-1] == end else row for row in continued]
     each = {
-        "loops": [float(loops(text)) for text in texts],
-        **{f"distinct{n}": [distinct(text, n) for text in texts] for n in (1, 2, 3)},
+        "loops": [float(ends_in_loop(text)) for text in texts],
+        **{f"distinct{n}": [distinct_share(text, n) for text in texts] for n in (1, 2, 3)},
         "length": [float(len(text)) for text in texts],
     }
     found: dict[str, float] = {}
@@ -94,7 +94,7 @@ def scores(continued: Sequence[Sequence[int]], end: int | None) -> dict[str, flo
     return found
 
 
-def loops(text: Sequence[int]) -> bool:
+def ends_in_loop(text: Sequence[int]) -> bool:
     """Return whether a text ends in a loop: a unit of at most `UNIT` tokens is repeated to its end.
 
     With a unit of u tokens, each of the last n - u tokens equals the one u before it, n = max(`SPAN`, `TURNS` u): the
@@ -107,13 +107,13 @@ def loops(text: Sequence[int]) -> bool:
     return False
 
 
-def distinct(text: Sequence[int], n: int) -> float:
+def distinct_share(text: Sequence[int], n: int) -> float:
     """Return the share of a text's n-grams that are distinct; 1 where there is none, since nothing repeats."""
     grams = list(zip(*(text[start:] for start in range(n)), strict=False))
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
-def perplexity(
+def continuation_perplexity(
     full: Any, starts: Tensor, continued: Sequence[Sequence[int]], batch_tokens: int, device: torch.device
 ) -> dict[str, float]:
     """Return exp of the mean NLL per token of the continuations under the full model, and its standard error.
@@ -125,6 +125,6 @@ def perplexity(
     scored = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in continued], dtype=torch.uint8)
     ids = torch.cat([starts.int(), behind], 1)
     read = torch.cat([torch.ones_like(starts, dtype=torch.uint8), scored], 1)
-    states = fidelity.final_states(full, batches_of(ids, read, batch_tokens, device))
+    states = fidelity.final_hidden_states(full, batches_of(ids, read, batch_tokens, device))
     targets = torch.cat([torch.zeros_like(starts, dtype=torch.uint8), scored], 1)
-    return fidelity.language_scores(fidelity.head(full), states, ids, targets, device)
+    return fidelity.language_scores(fidelity.logits_function(full), states, ids, targets, device)

@@ -12,14 +12,14 @@ from jinja2 import UndefinedError
 from lm_eval.models.huggingface import HFLM
 
 from mergemoe.errors import UserError
-from mergemoe.evaluation.lm_eval_tasks import Task
+from mergemoe.evaluation.lm_eval_tasks import LmEvalTask
 
 # What lm-eval and `datasets` raise over rows that are no JSON, cut off, none at all, or without a field.
 UNREADABLE = (DatasetGenerationError, EOFError, LookupError, StopIteration, UndefinedError, json.JSONDecodeError)
 
 
-def score(
-    model: Any, tokenizer: Any, task: Task, *, fewshot: int | None, limit: int | None, batch_size: int
+def score_task(
+    model: Any, tokenizer: Any, task: LmEvalTask, *, fewshot: int | None, limit: int | None, batch_size: int
 ) -> dict[str, Any]:
     """Run one task of lm-eval.
 
@@ -76,7 +76,7 @@ def score(
     }
 
 
-def _run(model: Any, tokenizer: Any, task: Task, fewshot: int | None, limit: int | None, batch_size: int) -> Any:
+def _run(model: Any, tokenizer: Any, task: LmEvalTask, fewshot: int | None, limit: int | None, batch_size: int) -> Any:
     evaluate: Any = lm_eval.simple_evaluate  # decorators hide the signatures from type checkers
     wrap: Any = HFLM
     # Else the resamples of a standard error are drawn in as many processes as there are cores, each of which imports

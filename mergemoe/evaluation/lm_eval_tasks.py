@@ -26,7 +26,7 @@ SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
 @dataclass(frozen=True)
-class Task:
+class LmEvalTask:
     """What lm-eval is asked to run."""
 
     name: str
@@ -37,7 +37,9 @@ class Task:
 
 
 @contextmanager
-def opened(name: str, include: str | None, data_files: Mapping[str, str], fewshot: int | None) -> Iterator[Task]:
+def open_task(
+    name: str, include: str | None, data_files: Mapping[str, str], fewshot: int | None
+) -> Iterator[LmEvalTask]:
     """Yield one task; what is written for it, and what `datasets` makes of local files, is gone afterwards.
 
     Args:
@@ -53,9 +55,9 @@ def opened(name: str, include: str | None, data_files: Mapping[str, str], fewsho
         manager = TaskManager(include_path=include, include_defaults=False)
         if name not in manager.all_tasks:
             raise UserError(f"evaluate.tasks.{name}: the name is not known in {include}")
-        yield Task(name, name, manager, None)
+        yield LmEvalTask(name, name, manager, None)
         return
-    path = stock_file(name)
+    path = find_stock_file(name)
     if path is not None and fewshot and load_yaml(path, resolve_func=False).get("num_fewshot") == 0:
         raise UserError(
             f"evaluate.tasks.{name}.fewshot is {fewshot}: lm-eval's own task takes no examples, whatever is asked for. "
@@ -68,20 +70,20 @@ def opened(name: str, include: str | None, data_files: Mapping[str, str], fewsho
                 "`data_files` are of one task: name the tasks of a group one by one"
             )
         with tempfile.TemporaryDirectory() as folder:
-            text, note = local(name, path, data_files, fewshot, folder)
+            text, note = local_task_file(name, path, data_files, fewshot, folder)
             file = Path(folder, f"{name}.yaml")
             file.write_text(text)
-            yield Task(name, str(file), TaskManager(include_defaults=False), note, local=True)
+            yield LmEvalTask(name, str(file), TaskManager(include_defaults=False), note, local=True)
     elif path is not None:
-        yield Task(name, str(path), TaskManager(include_defaults=False), None)
+        yield LmEvalTask(name, str(path), TaskManager(include_defaults=False), None)
     else:
         manager = TaskManager()  # a group, or a tag: its members are found in the index
         if name not in manager.all_tasks:
             raise UserError(f"evaluate.tasks.{name}: the name is not known to lm-eval {lm_eval.__version__}")
-        yield Task(name, name, manager, None)
+        yield LmEvalTask(name, name, manager, None)
 
 
-def stock_file(name: str) -> Path | None:
+def find_stock_file(name: str) -> Path | None:
     """Return the file of lm-eval's own that defines a single task; None where none does."""
     line = re.compile(rf"^[\"']?task[\"']?:[ \t]*[\"']?{re.escape(name)}[\"']?\s*(#.*)?$".encode(), re.MULTILINE)
     word = name.encode()
@@ -92,7 +94,7 @@ def stock_file(name: str) -> Path | None:
     return None
 
 
-def local(
+def local_task_file(
     name: str, path: Path, data_files: Mapping[str, str], fewshot: int | None, cache: str
 ) -> tuple[str, str | None]:
     """Return a task file that is the stock one on local data, and what must be said of its scores.

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from mergemoe.errors import UserError
-from mergemoe.models.families import Family, attribute
+from mergemoe.models.families import Family, nested_attribute
 from mergemoe.moe.expert_forward import FUNCTIONS, RULES, Activation
 
 
@@ -27,7 +27,7 @@ def activation_of(name: str, module: Any, family: Family) -> Activation:
         interleaved = family.roles["gate"][1].interleaved
         expected = module._apply_gate(torch.stack([gate, up], 1).flatten() if interleaved else torch.cat([gate, up]))
     else:
-        act = attribute(module, family.activation)
+        act = nested_attribute(module, family.activation)
         expected = act(gate) * up if gated else act(up)
     for rule, needed in RULES.items():
         if any(constants[constant] is None for constant in needed):

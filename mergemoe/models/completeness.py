@@ -15,7 +15,7 @@ from mergemoe.models.stored_keys import STACKED, Source, split_names, stored_key
 _MEANS = "shards are missing, or config.json and weights are of different checkpoints: bring it again, whole"
 
 
-def check(model: Any, headers: Mapping[str, Any], folder: str | Path) -> None:
+def check_completeness(model: Any, headers: Mapping[str, Any], folder: str | Path) -> None:
     """Check every parameter of a model against the stored tensors.
 
     Args:

@@ -63,7 +63,7 @@ _UNUSED = ("architectures", "model_type", "transformers_version", "_name_or_path
 _UNUSED += ("auto_map",)
 
 
-def native_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def qwen2_moe_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of qwen2_moe that computes what a DeepSeekMoE configuration says.
 
     Raises:
@@ -99,24 +99,24 @@ def native_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def native_key(key: str) -> str:
+def qwen2_moe_key(key: str) -> str:
     """Return the name that a stored tensor has in qwen2_moe."""
     return key.replace(".mlp.shared_experts.", ".mlp.shared_expert.")
 
 
-def convert(folder: str | Path, out: Path) -> None:
+def convert_deepseek(folder: str | Path, out: Path) -> None:
     """Write a DeepSeekMoE checkpoint as one of qwen2_moe; only the shared experts' tensors differ.
 
     Raises:
         UserError: where its configuration asks for what qwen2_moe does not compute.
     """
     folder = Path(folder)
-    config = native_config(model_folder.read_config(folder))
+    config = qwen2_moe_config(model_folder.read_config(folder))
     out.mkdir(parents=True)
     with StoredTensors(folder) as stored:
         write_shards(track(_tensors(stored), "convert: tensors", len(stored.headers)), out, 4 << 30)
     (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n")
-    for path in model_folder.files(folder):
+    for path in model_folder.checkpoint_files(folder):
         if path.suffix != ".safetensors" and not path.name.endswith(".index.json") and path.name != "config.json":
             shutil.copyfile(path, out / path.name)
 
@@ -125,7 +125,7 @@ def _tensors(stored: StoredTensors) -> Iterator[tuple[str, Tensor]]:
     for key in stored.headers:
         if key.endswith("rotary_emb.inv_freq"):  # older files hold this table; the class computes it
             continue
-        tensor, name = stored[key], native_key(key)
+        tensor, name = stored[key], qwen2_moe_key(key)
         if name.endswith(".shared_expert.down_proj.weight"):
             gate = name.replace(".shared_expert.down_proj.", ".shared_expert_gate.")
             yield gate, torch.zeros(1, len(tensor), dtype=tensor.dtype)

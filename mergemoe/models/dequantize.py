@@ -32,11 +32,11 @@ from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQu
 from mergemoe.checkpoints import model_folder, quantization
 from mergemoe.errors import UserError
 from mergemoe.models.layered_model import LayeredModel
-from mergemoe.models.stacks import stacks
+from mergemoe.models.stacks import layer_stacks
 from mergemoe.progress import track
 
 
-def dequantize(folder: str | Path, out: Path) -> None:
+def dequantize_checkpoint(folder: str | Path, out: Path) -> None:
     """Write a plain checkpoint: a shard per decoder layer, one of all else, and every other file of the original.
 
     Args:
@@ -47,8 +47,8 @@ def dequantize(folder: str | Path, out: Path) -> None:
         UserError: where it is not quantized so, or tensors are missing or do not fit.
     """
     config = model_folder.read_config(folder)
-    quantization.check(config, dequantize=True)
-    layered = QuantizedModel(folder, getattr(torch, dtype_of(config)))
+    quantization.check_quantization(config, dequantize=True)
+    layered = QuantizedModel(folder, getattr(torch, plain_dtype(config)))
     out.mkdir(parents=True)
     parts = layered.parts()
     sizes: dict[str, int] = {}
@@ -60,13 +60,13 @@ def dequantize(folder: str | Path, out: Path) -> None:
         stored_in |= dict.fromkeys(written, name)
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": stored_in}
     _write_json(out / "model.safetensors.index.json", index)
-    _write_json(out / "config.json", {**quantization.plain_config(config), "dtype": dtype_of(config)})
-    for path in model_folder.files(folder):
+    _write_json(out / "config.json", {**quantization.unquantized_config(config), "dtype": plain_dtype(config)})
+    for path in model_folder.checkpoint_files(folder):
         if path.suffix != ".safetensors" and not path.name.endswith(".index.json") and path.name != "config.json":
             shutil.copyfile(path, out / path.name)
 
 
-def dtype_of(config: dict[str, Any]) -> str:
+def plain_dtype(config: dict[str, Any]) -> str:
     """Return the dtype that a config.json names, where it is one of plain weights; else bfloat16."""
     text = config.get("text_config") or {}
     named = [settings.get(key) for settings in (config, text) for key in ("dtype", "torch_dtype")]
@@ -82,7 +82,7 @@ class QuantizedModel(LayeredModel):
 
     def __init__(self, folder: str | Path, dtype: torch.dtype):
         super().__init__(folder, dtype, torch.device("cpu"))
-        stored = quantization.settings(model_folder.read_config(folder))
+        stored = quantization.quantization_settings(model_folder.read_config(folder))
         self.quantizer: Any = AutoHfQuantizer.from_config({**(stored or {}), "dequantize": True}, pre_quantized=True)
         if isinstance(self.quantizer, FineGrainedFP8HfQuantizer):
             self.quantizer.get_load_operations = lambda: {"dequantize": _CutBlocks}
@@ -151,7 +151,7 @@ class QuantizedModel(LayeredModel):
 
     def parts(self) -> list[Callable[[str], bool]]:
         """Return what is loaded at a time: all that lies outside the layers, then each layer."""
-        layers = tuple(f"{stack.prefix}{i}." for stack in stacks(self.model) for i in range(len(stack.layers)))
+        layers = tuple(f"{stack.prefix}{i}." for stack in layer_stacks(self.model) for i in range(len(stack.layers)))
         each = [lambda name, layer=layer: name.startswith(layer) for layer in layers]
         return [lambda name: not name.startswith(layers), *each]
 

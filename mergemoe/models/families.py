@@ -165,21 +165,21 @@ def experts_modules(model: nn.Module) -> dict[str, tuple[Any, Family]]:
     return {name: (module, family) for name, (module, family) in found.items() if family is not None}
 
 
-def attribute(module: Any, path: str) -> Any:
+def nested_attribute(module: Any, path: str) -> Any:
     """Return what a dotted path names."""
     for name in path.split("."):
         module = getattr(module, name)
     return module
 
 
-def parameter_of(module: nn.Module, path: str, experts: int) -> torch.Tensor:
+def stacked_parameter(module: nn.Module, path: str, experts: int) -> torch.Tensor:
     """Return the parameter that holds a role of all experts; where each has one of its own, a copy that stacks them."""
     if "{}" not in path:
         return module.get_parameter(path).detach()
     return torch.stack([module.get_parameter(path.format(expert)).detach() for expert in range(experts)])
 
 
-def router_of(model: PreTrainedModel, name: str, family: Family) -> str:
+def router_name(model: PreTrainedModel, name: str, family: Family) -> str:
     """Return the name of the module that routes to the experts module `name`.
 
     Raises:
@@ -194,12 +194,12 @@ def router_of(model: PreTrainedModel, name: str, family: Family) -> str:
     raise UserError(f"{block} ({type(model.get_submodule(block)).__name__}) has no router named `gate` or `router`")
 
 
-def top_k(config: Any, family: Family) -> int:
+def model_top_k(config: Any, family: Family) -> int:
     """Return how many experts work on a token.
 
     Raises:
         UserError: where it is not said.
     """
-    if found := family.top_k or expert_headers.top_k(config.get_text_config().to_dict()):
+    if found := family.top_k or expert_headers.config_top_k(config.get_text_config().to_dict()):
         return found
     raise UserError(f"{config.model_type}: the configuration does not say how many experts work on a token")

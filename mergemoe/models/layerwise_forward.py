@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 
 from mergemoe.errors import UserError
 from mergemoe.models.layered_model import LayeredModel, ResidentModel
-from mergemoe.models.stacks import Batch, Stack, stacks
+from mergemoe.models.stacks import Batch, Stack, layer_stacks
 
 
-class Forward:
+class LayerwiseForward:
     """Batches on their way through a model.
 
     batches: whole sequences, input_ids and attention_mask [B, L] each.
@@ -45,7 +45,7 @@ class Forward:
             restore: returns `hidden` behind a layer before it, and puts `states` in place.
         """
         before: list[Any] = [None] * len(self.batches)
-        every = stacks(self.layered.model)
+        every = layer_stacks(self.layered.model)
         for stack in every:
             self._enter(stack, before)
             beyond = stack.first + len(stack.layers)
@@ -55,7 +55,7 @@ class Forward:
                 name = f"{stack.prefix}{number - stack.first}."
                 self.layered.load(lambda parameter, name=name: parameter.startswith(name))
                 layer = stack.layers[number - stack.first]
-                with stack.handing_on(layer, self.states):
+                with stack.hand_on_states(layer, self.states):
                     yield number, layer
                 self.layered.unload(layer)
             if stack is not every[-1]:
@@ -64,10 +64,10 @@ class Forward:
     @torch.no_grad()
     def _enter(self, stack: Stack, before: list[Any]) -> None:
         """Run a stack's dry pass."""
-        prefixes = tuple(other.prefix for other in stacks(self.layered.model))
-        self.layered.load(lambda name: stack.early(name) or not name.startswith(prefixes))
+        prefixes = tuple(other.prefix for other in layer_stacks(self.layered.model))
+        self.layered.load(lambda name: stack.is_needed_before_layers(name) or not name.startswith(prefixes))
         self.layered.model.tie_weights()
-        self.inputs = [stack.inputs(batch, states) for batch, states in zip(self.batches, before, strict=True)]
+        self.inputs = [stack.stack_inputs(batch, states) for batch, states in zip(self.batches, before, strict=True)]
         if not any(batch["attention_mask"].any() for batch in self.inputs):
             raise UserError(
                 f"{type(stack.module).__name__} reads no token: every sequence ends before its half begins: "
@@ -94,7 +94,7 @@ def _dry_pass(stack: Stack, batch: Batch, shift: float = 0) -> tuple[Tensor, dic
             if number == stack.first:
                 first.append(hidden)
             arguments[number] = (args, kwargs)
-            return stack.answer(hidden + shift if shift else hidden, stack.shared(hidden, args))
+            return stack.as_layer_output(hidden + shift if shift else hidden, stack.state_for_next_layer(hidden, args))
 
         return forward
 
@@ -122,14 +122,14 @@ def run_layer(layer: nn.Module, hidden: Tensor, arguments: tuple[Any, Any]) -> T
 
 def final_hidden(layered: LayeredModel, batch: Batch, hidden: Tensor) -> Tensor:
     """Return what the stock decoder makes of its last layer's output: [B, L', H], ready for the head."""
-    stack = stacks(layered.model)[-1]
-    return _final(stack, stack.inputs(batch), hidden)
+    stack = layer_stacks(layered.model)[-1]
+    return _final(stack, stack.stack_inputs(batch), hidden)
 
 
 @torch.no_grad()
 def _final(stack: Stack, inputs: Batch, hidden: Tensor) -> Tensor:
     for layer in stack.layers:
-        layer.forward = lambda *args, **kwargs: stack.answer(hidden)
+        layer.forward = lambda *args, **kwargs: stack.as_layer_output(hidden)
     try:
         return stack.module(**inputs, use_cache=False).last_hidden_state
     finally:

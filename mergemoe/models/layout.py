@@ -18,9 +18,9 @@ from mergemoe.checkpoints import model_folder
 from mergemoe.errors import UserError
 from mergemoe.models import completeness, router_layout
 from mergemoe.models.activation_rule import activation_of
-from mergemoe.models.families import Family, attribute, experts_modules, parameter_of, top_k
+from mergemoe.models.families import Family, experts_modules, model_top_k, nested_attribute, stacked_parameter
 from mergemoe.models.layered_model import empty_model
-from mergemoe.models.stacks import stacks
+from mergemoe.models.stacks import layer_stacks
 from mergemoe.models.stored_keys import Source, stored_keys
 from mergemoe.moe.layout_types import HeldRole, LayerLayout, Layout, ModelLayout, RoleLayout, StoredRole
 from mergemoe.moe.packing import Stacking
@@ -29,7 +29,7 @@ from mergemoe.progress import track
 Stored = dict[str, list[tuple[str, Source]]]  # parameter -> [(stored key, how it comes into the parameter)]
 
 
-def describe(path: str | Path, revision: str | None = None, digests: bool = True) -> Layout:
+def describe_layout(path: str | Path, revision: str | None = None, digests: bool = True) -> Layout:
     """Return the layout of a checkpoint.
 
     Per MoE layer: `module`, `experts` N, `width` I, `top_k` K, `activation`, `router`, and per role (gate, up,
@@ -44,19 +44,19 @@ def describe(path: str | Path, revision: str | None = None, digests: bool = True
     Raises:
         UserError: where this version cannot read the experts, with the reason.
     """
-    folder = model_folder.locate(path, revision)
+    folder = model_folder.locate_checkpoint(path, revision)
     model, headers = empty_model(folder), model_folder.read_headers(folder)
-    described = of_model(model, headers)
-    completeness.check(model, headers, folder)
+    described = layout_of_model(model, headers)
+    completeness.check_completeness(model, headers, folder)
     found: Layout = {"path": str(path), **described, "files": _digests(folder) if digests else {}}
     if revision:
         found["revision"] = revision
     return found
 
 
-def of_model(model: Any, headers: Mapping[str, Any] | None = None) -> ModelLayout:
+def layout_of_model(model: Any, headers: Mapping[str, Any] | None = None) -> ModelLayout:
     """Return the layout of a model, its parameters on any device; without headers nothing is said of stored keys."""
-    every = stacks(model)
+    every = layer_stacks(model)
     stored: Stored = {}
     for key, source in stored_keys(model, headers or {}).items():
         stored.setdefault(source.parameter, []).append((key, source))
@@ -86,17 +86,17 @@ def of_model(model: Any, headers: Mapping[str, Any] | None = None) -> ModelLayou
 def _digests(folder: Path) -> dict[str, str]:
     return {
         path.name: digests.sha256(path)
-        for path in track(model_folder.files(folder), "sha256 of the checkpoint's files")
+        for path in track(model_folder.checkpoint_files(folder), "sha256 of the checkpoint's files")
     }
 
 
 def _layer(
     layer: int, name: str, module: Any, family: Family, stored: Stored, headers: Mapping[str, Any] | None, model: Any
 ) -> LayerLayout:
-    count = attribute(module, family.experts)
+    count = nested_attribute(module, family.experts)
     held = {role: _held(module, path, how, count) for role, (path, how) in family.roles.items()}
     roles = {role: _role(f"{name}.{facts['parameter']}", role, facts, stored, headers) for role, facts in held.items()}
-    identity = attribute(module, family.identity) if family.identity else 0
+    identity = nested_attribute(module, family.identity) if family.identity else 0
     norm = f"{name}.post_expert_norm"
     normed = getattr(module, "has_post_expert_norm", False)
     return {
@@ -106,10 +106,10 @@ def _layer(
         "identity": identity,
         "width": roles["down"]["shape"][2],
         "hidden_size": roles["down"]["shape"][1],
-        "top_k": top_k(model.config, family),
+        "top_k": model_top_k(model.config, family),
         "activation": activation_of(name, module, family).facts(),
         "norm": {"key": _stored_name(model, f"{norm}.weight")} if normed else None,
-        "router": router_layout.describe(model, name, family, lambda key: _stored_name(model, key)),
+        "router": router_layout.describe_router(model, name, family, lambda key: _stored_name(model, key)),
         "roles": roles,
         "expert_map": {"key": _stored_name(model, f"{name}.{family.expert_map}"), "buffer": family.expert_map},
     }
@@ -117,7 +117,7 @@ def _layer(
 
 def _held(module: Any, parameter: str, how: Stacking, count: int) -> HeldRole:
     """Return where one role lies in the module: the shape of its N experts, and the rows that no expert uses."""
-    whole = parameter_of(module, parameter, count)
+    whole = stacked_parameter(module, parameter, count)
     spare = 0 if how.flat else len(whole) - count
     shape = list(how.view(whole[: len(whole) - spare], count).shape)
     return {"parameter": parameter, "held": how.facts(), "shape": shape, "spare": spare}

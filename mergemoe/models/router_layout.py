@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from mergemoe.checkpoints.router_headers import ROUTERS
-from mergemoe.models.families import Family, router_of
+from mergemoe.models.families import Family, router_name
 from mergemoe.moe.layout_types import RouterLayout
 
 _BIAS = "e_score_correction_bias"
 
 
-def describe(model: Any, name: str, family: Family, stored: Callable[[str], str]) -> RouterLayout:
+def describe_router(model: Any, name: str, family: Family, stored: Callable[[str], str]) -> RouterLayout:
     """Return the layout's facts of the router of one experts module.
 
     `rule`, with `normalized`, `scaling`, `groups`, `top_groups` and the stored `keys`, is None where it is not known.
@@ -21,7 +21,7 @@ def describe(model: Any, name: str, family: Family, stored: Callable[[str], str]
         family: how that holds its experts.
         stored: the key under which a tensor of the model is saved.
     """
-    router = router_of(model, name, family)
+    router = router_name(model, name, family)
     module, text = model.get_submodule(router), model.config.get_text_config()
     keys = {"router": stored(f"{router}.weight")}
     if hasattr(module, _BIAS):

@@ -39,7 +39,7 @@ class Stack:
     prefix: str
     first: int = 0
 
-    def inputs(self, batch: Batch, before: Tensor | None = None) -> Batch:
+    def stack_inputs(self, batch: Batch, before: Tensor | None = None) -> Batch:
         """Return what the module reads of a batch of whole sequences.
 
         Args:
@@ -48,20 +48,20 @@ class Stack:
         """
         return batch
 
-    def early(self, name: str) -> bool:
+    def is_needed_before_layers(self, name: str) -> bool:
         """Return whether a parameter of the layers is needed for what they are called with already."""
         return False
 
-    def shared(self, hidden: Tensor, arguments: tuple[Any, ...]) -> Any:
+    def state_for_next_layer(self, hidden: Tensor, arguments: tuple[Any, ...]) -> Any:
         """Return what a layer called with these inputs and other arguments hands on beside its output."""
         return None
 
-    def answer(self, output: Tensor, shared: Any = None) -> Any:
+    def as_layer_output(self, output: Tensor, shared: Any = None) -> Any:
         """Return a layer's output as the module expects it."""
         return output
 
     @contextmanager
-    def handing_on(self, layer: Any, states: deque[Any]) -> Iterator[None]:
+    def hand_on_states(self, layer: Any, states: deque[Any]) -> Iterator[None]:
         """Let a layer take what the one before it handed on, batch by batch, and leave its own there instead."""
         yield
 
@@ -69,12 +69,12 @@ class Stack:
 class Relay(Stack):
     """A decoder whose layers hand on a state of their own, as the tokens that an indexer picked."""
 
-    def answer(self, output: Tensor, shared: Any = None) -> Any:
+    def as_layer_output(self, output: Tensor, shared: Any = None) -> Any:
         """Return the output and the state."""
         return output, shared
 
     @contextmanager
-    def handing_on(self, layer: Any, states: deque[Any]) -> Iterator[None]:
+    def hand_on_states(self, layer: Any, states: deque[Any]) -> Iterator[None]:
         """Put the state under its name among a layer's arguments, and take the new one from its output."""
         name = _HANDED_ON[type(layer).__name__]
         taking = layer.register_forward_pre_hook(
@@ -91,21 +91,21 @@ class Relay(Stack):
 class _OfTwo(Stack):
     """As T5's: the first layer makes the position biases [1, heads, L, L], which the others are handed."""
 
-    def early(self, name: str) -> bool:
+    def is_needed_before_layers(self, name: str) -> bool:
         return name.endswith(".relative_attention_bias.weight")
 
-    def shared(self, hidden: Tensor, arguments: tuple[Any, ...]) -> Any:
+    def state_for_next_layer(self, hidden: Tensor, arguments: tuple[Any, ...]) -> Any:
         length, biases = hidden.shape[1], arguments[1]
         return self.layers[0].layer[0].SelfAttention.compute_bias(length, length) if biases is None else biases
 
-    def answer(self, output: Tensor, shared: Any = None) -> Any:
+    def as_layer_output(self, output: Tensor, shared: Any = None) -> Any:
         return output, shared, None  # cross-attention has no biases: every layer makes its own zeros
 
 
 class Encoder(_OfTwo):
     """Reads the first halves."""
 
-    def inputs(self, batch: Batch, before: Tensor | None = None) -> Batch:
+    def stack_inputs(self, batch: Batch, before: Tensor | None = None) -> Batch:
         """Return the first halves."""
         return {name: rows[:, : rows.shape[1] // 2] for name, rows in batch.items()}
 
@@ -113,7 +113,7 @@ class Encoder(_OfTwo):
 class Decoder(_OfTwo):
     """Reads the second halves, and what the encoder made of the first."""
 
-    def inputs(self, batch: Batch, before: Tensor | None = None) -> Batch:
+    def stack_inputs(self, batch: Batch, before: Tensor | None = None) -> Batch:
         """Return the second halves behind a start token, so that place j is to tell token j of its half."""
         half = {name: rows[:, rows.shape[1] // 2 :] for name, rows in batch.items()}
         half["input_ids"] = self.model._shift_right(half["input_ids"])
@@ -123,7 +123,7 @@ class Decoder(_OfTwo):
         return half | {"encoder_hidden_states": before, "encoder_attention_mask": read}
 
 
-def stacks(model: Any) -> list[Stack]:
+def layer_stacks(model: Any) -> list[Stack]:
     """Return the stacks of a model, in the order in which they run."""
     decoder = model.get_decoder()
     if hasattr(decoder, "lm_head"):  # llama4 answers with the model around its decoder

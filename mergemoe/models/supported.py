@@ -8,7 +8,7 @@ from mergemoe.errors import UserError
 _OWN = {"deepseek"}  # read by code of this project (models/deepseek.py), where transformers has none
 
 
-def check_code(folder: str | Path) -> None:
+def check_architecture(folder: str | Path) -> None:
     """Check that code for the architecture is at hand. Imports transformers, so no parse of the Snakefile asks.
 
     Raises:

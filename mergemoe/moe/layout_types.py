@@ -109,7 +109,7 @@ class LayerLayout(TypedDict):
 
 
 class ModelLayout(TypedDict):
-    """What layout.of_model finds in a model, on disk or in memory."""
+    """What layout.layout_of_model finds in a model, on disk or in memory."""
 
     model_type: str
     architecture: str

@@ -47,7 +47,7 @@ def gather(
     for model, *run in runs:
         if model not in metrics:
             layout = read(below(results, paths.LAYOUT, model=model))
-            folder = model_folder.locate(layout["path"], layout.get("revision"))
+            folder = model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
             scores = score_paths(results, model, "full", tasks)
             metrics[model] = {"full": _numbers(scores, folder, there), "runs": {}}
         subject = "/".join(run)
@@ -69,11 +69,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _numbers(scores: Sequence[Path], folder: str | Path, there: There | None) -> Scores:
-    numbers = {f"cost/{name}": value for name, value in cost.count(folder).items()}
+    numbers = {f"cost/{name}": value for name, value in cost.count_cost(folder).items()}
     for path in (path for path in scores if there is None or there(path)):
         for name, value in read(path)["scores"].items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise errors.damaged(path, f"gives {value!r} for {name}, which is no number")
+                raise errors.damaged_artifact(path, f"gives {value!r} for {name}, which is no number")
             numbers[f"{path.stem}/{name}"] = value
     return dict(sorted(numbers.items()))
 

@@ -123,5 +123,5 @@ def run(main: Callable[[], None]) -> None:
         if not re.search(FULL, str(error), re.IGNORECASE):
             raise
         sys.exit(f"error: {error}. Make room, then run `snakemake` again: what jobs have finished stays")
-    print(environment.line(), file=sys.stderr)
+    print(environment.environment_line(), file=sys.stderr)
     print(f"CPU time: {time.process_time():.1f} s", file=sys.stderr)

@@ -82,8 +82,8 @@ class Graph:
         """Return the files of the checkpoint that a choice names; of a hub model the record of what was fetched."""
         chosen = self.params.model[wildcards.model]
         if chosen.revision:
-            return [str(hub_cache.record(chosen.path, chosen.revision))]
-        return [str(path) for path in model_folder.files(chosen.folder())]
+            return [str(hub_cache.fetch_record_path(chosen.path, chosen.revision))]
+        return [str(path) for path in model_folder.checkpoint_files(chosen.folder())]
 
     def plain(self, model: str) -> Model:
         """Return the checkpoint that is compressed: the named one, or the plain copy of it."""

@@ -21,7 +21,9 @@ def run(folder, scratch):
     layered = LayeredModel(folder, torch.float32, torch.device("cpu"))
     ids = torch.arange(3, 67).view(2, 32)
     batches = batches_of(ids, torch.ones_like(ids), 32, layered.device)
-    capture(layered, layout.describe(folder, digests=False), batches, torch.zeros(2), scratch, {"stage": "capture"})
+    capture(
+        layered, layout.describe_layout(folder, digests=False), batches, torch.zeros(2), scratch, {"stage": "capture"}
+    )
 
 
 def growth(tiny, folder, scratch, answer):

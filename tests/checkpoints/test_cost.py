@@ -43,7 +43,7 @@ def saved(config: PreTrainedConfig, folder):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_parameters_and_bytes_are_what_transformers_counts(name, tmp_path):
     model = saved(CONFIGS[name](), tmp_path)
-    counted = cost.count(tmp_path)
+    counted = cost.count_cost(tmp_path)
     assert counted["parameters"] == model.num_parameters()
     assert counted["bytes"] == 4 * model.num_parameters()
 
@@ -55,29 +55,29 @@ def test_flops_are_the_matrix_products_that_torch_counts(name, tmp_path):
         model(torch.arange(10)[None])
     products = counter.get_flop_counts()["Global"]
     products = sum(n for op, n in products.items() if str(op) in {"aten.mm", "aten.addmm"})  # attention scores are bmm
-    assert cost.count(tmp_path)["flops_per_token"] == products / 10
+    assert cost.count_cost(tmp_path)["flops_per_token"] == products / 10
 
 
 def test_stacked_experts_cost_what_single_ones_cost(tmp_path):
     """Stack the experts' matrices of a checkpoint: 3 of 8 work on a token either way."""
     saved(CONFIGS["qwen3_moe"](), tmp_path)
-    single, tensors = cost.count(tmp_path), load_file(tmp_path / "model.safetensors")
+    single, tensors = cost.count_cost(tmp_path), load_file(tmp_path / "model.safetensors")
     prefix = "model.layers.1.mlp.experts"
     for role in ("gate_proj", "up_proj", "down_proj"):
         tensors[f"{prefix}.{role}"] = torch.stack([tensors.pop(f"{prefix}.{e}.{role}.weight") for e in range(8)])
     save_file(tensors, tmp_path / "model.safetensors")
-    assert cost.count(tmp_path) == single
+    assert cost.count_cost(tmp_path) == single
 
 
 def test_halving_the_experts_keeps_the_flops_and_ignores_the_map(tmp_path):
     saved(CONFIGS["qwen3_moe"](), tmp_path)
-    full, tensors = cost.count(tmp_path), load_file(tmp_path / "model.safetensors")
+    full, tensors = cost.count_cost(tmp_path), load_file(tmp_path / "model.safetensors")
     dropped = [key for key in tensors if any(f".experts.{e}." in key for e in range(4, 8))]
     for key in dropped:
         del tensors[key]
     tensors["model.layers.1.mlp.experts.expert_map"] = torch.arange(8) % 4
     save_file(tensors, tmp_path / "model.safetensors")
-    counted = cost.count(tmp_path)
+    counted = cost.count_cost(tmp_path)
     assert counted["parameters"] == full["parameters"] - 4 * 3 * 32 * 24
     assert counted["bytes"] == 4 * counted["parameters"]
     assert counted["flops_per_token"] == full["flops_per_token"]
@@ -86,7 +86,7 @@ def test_halving_the_experts_keeps_the_flops_and_ignores_the_map(tmp_path):
 @pytest.mark.parametrize("width", [12, 48])
 def test_flat_experts_of_another_width_are_counted_by_what_the_configuration_says(width, tmp_path):
     path = architectures.save("dbrx", tmp_path / "full")
-    described = layout.describe(path, digests=False)
+    described = layout.describe_layout(path, digests=False)
     solved = {
         entry["layer"]: {
             "groups": torch.arange(4),
@@ -97,16 +97,16 @@ def test_flat_experts_of_another_width_are_counted_by_what_the_configuration_say
     }
     assemble(described, solved, tmp_path / "compact")
     per_neuron = 3 * (2 * 3 * 32)  # layers; flops of its gate, up and down
-    full, counted = cost.count(path), cost.count(tmp_path / "compact")
+    full, counted = cost.count_cost(path), cost.count_cost(tmp_path / "compact")
     assert counted["flops_per_token"] == full["flops_per_token"] + 3 * per_neuron * (width - 24)  # 3 experts work
 
 
 def test_a_stored_copy_of_a_tied_head_counts_once(tmp_path):
     saved(CONFIGS["tied"](), tmp_path)
-    single, tensors = cost.count(tmp_path), load_file(tmp_path / "model.safetensors")
+    single, tensors = cost.count_cost(tmp_path), load_file(tmp_path / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, tmp_path / "model.safetensors")
-    assert cost.count(tmp_path) == single
+    assert cost.count_cost(tmp_path) == single
 
 
 def test_a_configuration_without_top_k_is_named(tmp_path):
@@ -115,4 +115,4 @@ def test_a_configuration_without_top_k_is_named(tmp_path):
     del config["num_experts_per_tok"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="num_experts_per_tok"):
-        cost.count(tmp_path)
+        cost.count_cost(tmp_path)

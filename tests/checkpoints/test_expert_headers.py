@@ -14,16 +14,16 @@ ENCODER_DECODER = {"is_encoder_decoder": True, "num_layers": 6, "num_experts": 2
 @pytest.mark.parametrize("name", architectures.CONFIGS)
 def test_headers_tell_of_every_architecture_what_its_modules_hold(name, tmp_path):
     folder = architectures.save(name, tmp_path)
-    validation.check(folder)
-    layers = layout.describe(folder, digests=False)["layers"]
+    validation.check_checkpoint(folder)
+    layers = layout.describe_layout(folder, digests=False)["layers"]
     assert expert_headers.count_experts(folder) == {entry["layer"]: entry["experts"] for entry in layers}
     headers, config = model_folder.read_headers(folder), model_folder.read_config(folder)
-    sizes = expert_headers.sizes(headers, config)
+    sizes = expert_headers.expert_sizes(headers, config)
     assert {layer: size["width"] for layer, size in sizes.items()} == {e["layer"]: e["width"] for e in layers}
     numbers = {e["layer"]: sum(math.prod(role["shape"]) for role in e["roles"].values()) for e in layers}
     assert {layer: size["parameters"] for layer, size in sizes.items()} == numbers
     assert {layer: size["bytes"] for layer, size in sizes.items()} == {e: 4 * n for e, n in numbers.items()}
-    counted = cost.count(folder)
+    counted = cost.count_cost(folder)
     floats = [header for header in headers.values() if not header["dtype"].startswith("I")]
     assert counted["parameters"] == sum(math.prod(header["shape"]) for header in floats)
     # Experts twice as large add K/N of the matrices that they had.
@@ -35,7 +35,7 @@ def test_headers_tell_of_every_architecture_what_its_modules_hold(name, tmp_path
         for name, role in entry["roles"].items()
         if not name.endswith("_bias")
     )
-    added = cost.count(folder, larger)["flops_per_token"] - counted["flops_per_token"]
+    added = cost.count_cost(folder, larger)["flops_per_token"] - counted["flops_per_token"]
     assert added == pytest.approx(working, abs=1e-6)
 
 
@@ -96,7 +96,7 @@ def test_every_stored_form_is_counted_by_its_keys(shapes, config, counts):
         for key, shape in shapes.items()
         for i in range(2)
     }
-    sizes = expert_headers.sizes(headers, {"hidden_size": 8} | config)
+    sizes = expert_headers.expert_sizes(headers, {"hidden_size": 8} | config)
     assert {layer: size["experts"] for layer, size in sizes.items()} == counts
 
 
@@ -105,13 +105,13 @@ def test_a_token_is_multiplied_with_one_matrix_of_the_vocabulary_and_only_looked
     folder = architectures.save(name, tmp_path)
     headers = model_folder.read_headers(folder)
     others = {k: h for k, h in headers.items() if h["shape"][:1] != [97] and "ngram_embedding" not in k}
-    flops = cost.count(folder)["flops_per_token"] - cost.count(folder, others)["flops_per_token"]
+    flops = cost.count_cost(folder)["flops_per_token"] - cost.count_cost(folder, others)["flops_per_token"]
     assert flops == pytest.approx(2 * 97 * 32, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["gemma4", "inkling_mm_model", "llama4", "qwen3_5_moe"])
 def test_a_token_of_text_costs_a_multimodal_model_what_it_costs_the_text_model(name, tmp_path):
     alone = {"inkling_mm_model": "inkling_text"}.get(name, f"{name}_text")
-    whole, text = (cost.count(architectures.save(n, tmp_path / n)) for n in (name, alone))
+    whole, text = (cost.count_cost(architectures.save(n, tmp_path / n)) for n in (name, alone))
     assert whole["flops_per_token"] == text["flops_per_token"]
     assert whole["parameters"] > text["parameters"]

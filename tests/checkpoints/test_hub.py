@@ -218,7 +218,7 @@ def refused(served, *args, **more):
     done = fetch(served, *args, **more)
     assert done.returncode == 1, done.stdout
     assert "Traceback" not in done.stderr
-    assert not list(hub_cache.record(MODEL, COMMIT).parent.glob("*"))
+    assert not list(hub_cache.fetch_record_path(MODEL, COMMIT).parent.glob("*"))
     return done.stderr
 
 
@@ -226,12 +226,12 @@ def test_fetch_brings_what_a_run_needs_and_records_each_file(served):
     needed, useless = repository()
     done = fetch(served, MODEL, "--revision", COMMIT)
     assert done.returncode == 0, done.stderr
-    folder = model_folder.locate(MODEL, COMMIT)
+    folder = model_folder.locate_checkpoint(MODEL, COMMIT)
     assert f"in {folder}" in done.stdout and "data/hub/some-org--tiny-moe" in done.stdout
     assert re.search(rf"{MODEL} needs 0.0 GB more in .*, where [\d.]+ GB are free", done.stderr)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == needed
     assert not {name for _, name, _ in served.requests} & useless.keys()
-    written = hub_cache.record(MODEL, COMMIT)
+    written = hub_cache.fetch_record_path(MODEL, COMMIT)
     expected = {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in needed.items()}
     assert json.loads(written.read_text()) == {"model": MODEL, "revision": COMMIT, "files": expected}
     assert list(json.loads(written.read_text())["files"]) == sorted(needed)
@@ -245,7 +245,7 @@ def test_the_token_goes_to_the_hub_and_not_where_it_sends_us(served):
 
 def test_a_second_fetch_needs_no_network_and_leaves_the_record_alone(served):
     assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
-    written = hub_cache.record(MODEL, COMMIT)
+    written = hub_cache.fetch_record_path(MODEL, COMMIT)
     before, asked = (written.read_bytes(), written.stat().st_mtime_ns), len(served.requests)
     again = fetch(served, MODEL, "--revision", COMMIT, HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
@@ -259,7 +259,7 @@ def test_a_second_fetch_needs_no_network_and_leaves_the_record_alone(served):
 
 def test_without_network_what_is_missing_is_said(served):
     assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
-    model_folder.locate(MODEL, COMMIT).joinpath("model-00002-of-00002.safetensors").unlink()
+    model_folder.locate_checkpoint(MODEL, COMMIT).joinpath("model-00002-of-00002.safetensors").unlink()
     offline = fetch(served, MODEL, "--revision", COMMIT, HF_HUB_OFFLINE="1")
     assert offline.returncode == 1
     assert "could not be brought" in offline.stderr and "Traceback" not in offline.stderr
@@ -274,7 +274,7 @@ def test_after_a_cut_connection_the_rest_of_the_file_is_asked_for(served):
     assert done.returncode == 0, done.stderr
     assert served.asked(name) == [None, f"bytes={10_000_000 // (10 * MB) or 10 * MB}-"]
     assert served.sent[name] == len(needed[name]) + 5 * MB
-    assert model_folder.locate(MODEL, COMMIT).joinpath(name).read_bytes() == needed[name]
+    assert model_folder.locate_checkpoint(MODEL, COMMIT).joinpath(name).read_bytes() == needed[name]
 
 
 def test_a_killed_fetch_goes_on_in_the_middle_of_a_file(served):
@@ -284,7 +284,7 @@ def test_a_killed_fetch_goes_on_in_the_middle_of_a_file(served):
     served.stall[name] = 15 * MB
     command = [sys.executable, "-c", CODE, "fetch", MODEL, "--revision", COMMIT]
     process = subprocess.Popen(command, env=environment(served), stderr=subprocess.PIPE)
-    blobs = hub_cache.snapshot(MODEL, COMMIT).parents[1] / "blobs"
+    blobs = hub_cache.snapshot_folder(MODEL, COMMIT).parents[1] / "blobs"
     end = time.monotonic() + 60
     while not any(path.stat().st_size >= 10 * MB for path in blobs.glob(f"*{hub._PART}")):
         assert time.monotonic() < end and process.poll() is None
@@ -292,11 +292,11 @@ def test_a_killed_fetch_goes_on_in_the_middle_of_a_file(served):
     process.send_signal(signal.SIGKILL)
     process.wait()
     with pytest.raises(UserError, match=rf"run `mergemoe fetch {MODEL} --revision {COMMIT}`"):
-        model_folder.locate(MODEL, COMMIT)  # half a model is none
+        model_folder.locate_checkpoint(MODEL, COMMIT)  # half a model is none
     done = fetch(served, MODEL, "--revision", COMMIT)
     assert done.returncode == 0, done.stderr
     assert served.asked(name) == [None, f"bytes={10 * MB}-"]
-    assert model_folder.locate(MODEL, COMMIT).joinpath(name).read_bytes() == needed[name]
+    assert model_folder.locate_checkpoint(MODEL, COMMIT).joinpath(name).read_bytes() == needed[name]
     assert not list(blobs.glob("*.incomplete"))
 
 
@@ -309,24 +309,24 @@ def test_a_file_that_is_not_what_the_hub_states_is_refused_and_not_recorded(serv
     if found := re.search(r"Delete (\S+)", told):
         os.unlink(found[1])
     assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
-    assert model_folder.locate(MODEL, COMMIT).joinpath(name).read_bytes() == right
+    assert model_folder.locate_checkpoint(MODEL, COMMIT).joinpath(name).read_bytes() == right
 
 
 def test_a_file_that_changed_in_the_cache_is_named_with_the_record_it_breaks(served):
     assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
-    shard = model_folder.locate(MODEL, COMMIT) / "model-00001-of-00002.safetensors"
+    shard = model_folder.locate_checkpoint(MODEL, COMMIT) / "model-00001-of-00002.safetensors"
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.resolve().chmod(0o644)
     shard.write_bytes(content)
     told = fetch(served, MODEL, "--revision", COMMIT, HF_HUB_OFFLINE="1")
     assert told.returncode == 1
-    assert f"which is not what {hub_cache.record(MODEL, COMMIT)} says" in told.stderr
+    assert f"which is not what {hub_cache.fetch_record_path(MODEL, COMMIT)} says" in told.stderr
     assert f"Delete {shard.resolve()}" in told.stderr
 
 
 def test_the_record_of_a_colleague_binds_what_is_fetched(served):
-    written = hub_cache.record(MODEL, COMMIT)
+    written = hub_cache.fetch_record_path(MODEL, COMMIT)
     assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
     written.write_text(written.read_text().replace(hashlib.sha256(b"a b").hexdigest(), "0" * 64))
     told = fetch(served, MODEL, "--revision", COMMIT)
@@ -403,18 +403,18 @@ def test_params_yaml_names_what_to_fetch_and_the_workflow_finds_it_there(served,
     graph = Graph(read)
     assert graph.layers == {"hubbed": [0, 1]}
     wildcards = type("Wildcards", (dict,), {"__getattr__": dict.__getitem__})(model="hubbed", subject="full")
-    assert graph.checkpoint_files(wildcards) == [str(hub_cache.record(MODEL, COMMIT))]
+    assert graph.checkpoint_files(wildcards) == [str(hub_cache.fetch_record_path(MODEL, COMMIT))]
     assert graph.folder(wildcards) == MODEL  # not where this machine keeps it
     assert json.loads(graph.plain_choice(wildcards))["revision"] == COMMIT
-    hub_cache.record(MODEL, COMMIT).unlink()
+    hub_cache.fetch_record_path(MODEL, COMMIT).unlink()
     with pytest.raises(UserError, match=f"says what was fetched, is missing: run {command}"):
         preflight.check(read)
 
 
 def test_the_layout_names_a_model_by_id_and_commit_and_its_files_must_be_those_recorded(served, tiny, monkeypatch):
-    shutil.copytree(tiny, folder := hub_cache.snapshot(MODEL, COMMIT))
+    shutil.copytree(tiny, folder := hub_cache.snapshot_folder(MODEL, COMMIT))
     files = {path.name: {"size": path.stat().st_size, "sha256": digests.sha256(path)} for path in folder.iterdir()}
-    written = hub_cache.record(MODEL, COMMIT)
+    written = hub_cache.fetch_record_path(MODEL, COMMIT)
     written.parent.mkdir(parents=True)
     cfg = json.dumps({"path": MODEL, "revision": COMMIT, "dequantize": False})
     monkeypatch.setattr("sys.argv", ["layout", "--cfg", cfg, "--code", "0", "--out", "layout.json"])
@@ -436,7 +436,7 @@ def test_the_layout_names_a_model_by_id_and_commit_and_its_files_must_be_those_r
 
 
 def test_every_stage_that_reads_the_model_finds_one_of_the_hub(served, tiny, monkeypatch):
-    shutil.copytree(tiny, hub_cache.snapshot(MODEL, COMMIT))
+    shutil.copytree(tiny, hub_cache.snapshot_folder(MODEL, COMMIT))
     source = str(ROOT / "data/heldout/mixed.jsonl.gz")
     text = Text(source=source, samples=4, length=16).model_dump()
     how = {"dtype": "float32", "batch_tokens": 64, "threads": 1}
@@ -459,7 +459,7 @@ def test_every_stage_that_reads_the_model_finds_one_of_the_hub(served, tiny, mon
     choice = {kind: {"name": kind, "path": MODEL, "method": "none"} for kind in checkpoint_card.STAGES}
     modeling = ["--modeling", str(ROOT / "mergemoe/compressed/modeling.py")]
     run("assemble", choice, *known, *modeling, "--solved", *solved, "--out", "whole")
-    shard = model_folder.locate(MODEL, COMMIT) / "model.safetensors"
+    shard = model_folder.locate_checkpoint(MODEL, COMMIT) / "model.safetensors"
     assert Path("whole/model.safetensors").read_bytes() == shard.read_bytes()
     made = [path for path in Path().rglob("*") if path.is_file() and "hf" not in path.parts]
     assert {"layer_002.h5", "final.safetensors", "fidelity.json", "provenance.json"} <= {path.name for path in made}
@@ -493,7 +493,7 @@ def test_a_model_is_looked_for_where_huggingface_hub_puts_it(monkeypatch, variab
         f"print(c.HF_HUB_CACHE, f.repo_folder_name(repo_id='{MODEL}', repo_type='model'), sep='/')"
     )
     theirs = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert str(hub_cache.snapshot(MODEL, COMMIT)) == f"{theirs}/snapshots/{COMMIT}"
+    assert str(hub_cache.snapshot_folder(MODEL, COMMIT)) == f"{theirs}/snapshots/{COMMIT}"
 
 
 def test_parsing_the_snakefile_imports_neither_the_hub_nor_torch():

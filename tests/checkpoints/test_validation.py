@@ -226,7 +226,7 @@ def test_a_fault_is_told_by_its_own_words_before_the_first_job(fault, folder, mo
 def test_the_number_of_experts_is_compared_under_every_name(stated, folder):
     write_json(folder / "config.json", {"model_type": "qwen3_moe", "num_hidden_layers": 2} | stated)
     with pytest.raises(UserError, match="says 9 experts, layer 0 stores 4"):
-        validation.check(folder)
+        validation.check_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_the_code_of_a_tokenizer_is_not_run_either(folder, monkeypatch):
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "deepseek"])
 def test_code_that_a_checkpoint_brings_in_vain_is_no_fault(model_type, folder):
     change_json(folder / "config.json", model_type=model_type, auto_map={"AutoModel": "modeling_new.Newest"})
-    supported.check_code(folder)
+    supported.check_architecture(folder)
 
 
 def run_stage(folder, monkeypatch):
@@ -280,7 +280,7 @@ def test_weights_that_are_no_numbers_are_counted_and_named_by_the_first_job(numb
     bad[3, 1:4] = number
     change_shard(folder / SHARDS[1], **{DOWN: bad})
     nan = 3 if number != number else 0
-    monkeypatch.setattr(stage.layout, "describe", lambda *args: {})  # which refuses so small a checkpoint
+    monkeypatch.setattr(stage.layout, "describe_layout", lambda *args: {})  # which refuses so small a checkpoint
     with pytest.raises(UserError, match=rf"{DOWN} holds {nan} NaN and {3 - nan} infinite numbers \(1 tensors"):
         run_stage(folder, monkeypatch)
 

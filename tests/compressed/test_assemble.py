@@ -137,7 +137,7 @@ def test_a_sharded_original_gives_a_sharded_copy_with_its_index(tiny, described,
 
     model = AutoModelForCausalLM.from_pretrained(tiny)
     model.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
-    assemble(layout.describe(tmp_path / "sharded"), solved, tmp_path / "sharded_compact", shard_bytes=100_000)
+    assemble(layout.describe_layout(tmp_path / "sharded"), solved, tmp_path / "sharded_compact", shard_bytes=100_000)
     assert len(list((tmp_path / "sharded_compact").glob("*.safetensors"))) > 1
     assert torch.equal(logits(library(tmp_path / "sharded_compact"), "eager"), logits(library(compact), "eager"))
 

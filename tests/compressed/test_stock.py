@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import mergemoe
 from mergemoe.checkpoints import cost
-from mergemoe.checkpoints.expert_headers import NAMES
+from mergemoe.checkpoints.expert_headers import CONFIG_KEYS
 from mergemoe.checkpoints.router_headers import ROUTERS
 from mergemoe.compressed import modeling, stock
 from mergemoe.errors import UserError
@@ -117,7 +117,7 @@ def test_reap_is_the_model_that_never_chooses_the_others(name, tmp_path):
         "runs": "all",
     }
     params = read_params({**yaml.safe_load((ROOT / "params.yaml").read_text()), **chosen})
-    counted = cost.count(tmp_path / "small")
+    counted = cost.count_cost(tmp_path / "small")
     assert plan.run_size(params, params.all_runs()[0]) == {what: counted[what] for what in ("parameters", "bytes")}
 
 
@@ -176,5 +176,5 @@ def changes(config, width):
 
 def test_the_modeling_file_knows_the_keys_that_config_json_may_have():
     """It is copied into checkpoints, so it has lists of its own; the two names of widths are of modules alone."""
-    assert set(modeling._COUNTS) <= set(NAMES["experts"])
-    assert set(modeling._WIDTHS) - {"intermediate_dim", "expert_dim"} <= set(NAMES["width"])
+    assert set(modeling._COUNTS) <= set(CONFIG_KEYS["experts"])
+    assert set(modeling._WIDTHS) - {"intermediate_dim", "expert_dim"} <= set(CONFIG_KEYS["width"])

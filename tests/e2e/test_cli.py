@@ -31,7 +31,7 @@ def test_inspect_tells_family_layers_and_what_each_ratio_saves(project):
     assert "qwen3_moe" in told.stdout and "8 per layer, 3 work on a token" in told.stdout
     assert "2 (numbers 1 to 2)" in told.stdout and "This version can compress it" in told.stdout
     left = int(re.search(r"^0\.5 +([\d,]+)", told.stdout, re.MULTILINE)[1].replace(",", ""))
-    assert left == cost.count(project / "results/models/tiny/mixed/half/average")["bytes"]
+    assert left == cost.count_cost(project / "results/models/tiny/mixed/half/average")["bytes"]
 
 
 def test_inspect_says_why_not(project, tmp_path):
@@ -48,7 +48,7 @@ def test_plan_equals_what_the_run_made(project, finished):
     told = command(project, "plan")
     assert told.returncode == 0, told.stderr
     for solve in ("average", "mergemoe"):
-        counted = cost.count(project / f"results/models/tiny/mixed/half/{solve}")
+        counted = cost.count_cost(project / f"results/models/tiny/mixed/half/{solve}")
         assert re.search(rf"mixed/half/{solve} +{counted['parameters']:,} +{counted['bytes']:,}", told.stdout)
     jobs = dict(re.findall(r"^  (\w+) +(\d+)$", told.stdout, re.MULTILINE))
     logs = {rule: len([p for p in (finished / "logs" / rule).rglob("*.log")]) for rule in jobs if rule != "report"}

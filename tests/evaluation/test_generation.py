@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
     ],
 )
 def test_a_loop_is_a_short_unit_repeated_to_the_end(text, expected):
-    assert generation.loops(text) is expected
+    assert generation.ends_in_loop(text) is expected
 
 
 def loops_slowly(text):
@@ -56,26 +56,26 @@ def loops_slowly(text):
 )
 def test_loops_are_those_of_the_slow_definition(before, unit, length, after):
     text = before + (unit * 40)[:length] + after
-    assert generation.loops(text) == loops_slowly(text)
+    assert generation.ends_in_loop(text) == loops_slowly(text)
 
 
 def test_distinct_is_the_share_of_distinct_n_grams():
-    assert [generation.distinct([1, 2, 3, 4], n) for n in (1, 2, 3)] == [1, 1, 1]
-    assert [generation.distinct([1, 2, 1, 2, 1], n) for n in (1, 2, 3)] == [2 / 5, 2 / 4, 2 / 3]
-    assert [generation.distinct([5] * 11, n) for n in (1, 2, 3)] == [1 / 11, 1 / 10, 1 / 9]
-    assert [generation.distinct([5], n) for n in (1, 2, 3)] == [1, 1, 1]
-    assert generation.distinct([], 1) == 1
+    assert [generation.distinct_share([1, 2, 3, 4], n) for n in (1, 2, 3)] == [1, 1, 1]
+    assert [generation.distinct_share([1, 2, 1, 2, 1], n) for n in (1, 2, 3)] == [2 / 5, 2 / 4, 2 / 3]
+    assert [generation.distinct_share([5] * 11, n) for n in (1, 2, 3)] == [1 / 11, 1 / 10, 1 / 9]
+    assert [generation.distinct_share([5], n) for n in (1, 2, 3)] == [1, 1, 1]
+    assert generation.distinct_share([], 1) == 1
 
 
 @given(st.lists(st.integers(0, 3), min_size=3, max_size=30), st.integers(1, 3))
 def test_distinct_counts_every_n_gram_that_is_not_an_earlier_one(text, n):
     grams = [text[i : i + n] for i in range(len(text) - n + 1)]
     new = [gram not in grams[:i] for i, gram in enumerate(grams)]
-    assert generation.distinct(text, n) == sum(new) / len(grams)
+    assert generation.distinct_share(text, n) == sum(new) / len(grams)
 
 
 def test_scores_are_means_with_standard_errors_and_leave_the_end_token_out():
-    scores = generation.scores([[7] * 24 + [0], [1, 2, 3, 0], [0], [4, 5, 4, 5]], end=0)
+    scores = generation.continuation_scores([[7] * 24 + [0], [1, 2, 3, 0], [0], [4, 5, 4, 5]], end=0)
     values = {
         "loops": [1, 0, 0, 0],
         "distinct2": [1 / 23, 1, 1, 2 / 3],
@@ -92,9 +92,9 @@ def test_prompts_are_the_beginnings_of_the_first_sequences_that_are_long_enough(
     ids = torch.arange(20, dtype=torch.int32).reshape(4, 5)
     mask = torch.ones(4, 5, dtype=torch.uint8)
     mask[1, 2:] = 0
-    assert generation.prompts(ids, mask, 2, 3).tolist() == [[0, 1, 2], [10, 11, 12]]
+    assert generation.take_prompts(ids, mask, 2, 3).tolist() == [[0, 1, 2], [10, 11, 12]]
     with pytest.raises(UserError, match="4 prompts of 3 tokens, and 3 of the 4 held-out sequences are as long"):
-        generation.prompts(ids, mask, 4, 3)
+        generation.take_prompts(ids, mask, 4, 3)
 
 
 @torch.no_grad()
@@ -169,7 +169,7 @@ def test_the_stage_writes_what_decoding_token_by_token_gives(work, tiny, subject
     texts = [(tokenizer.decode(start), tokenizer.decode(row)) for start, row in zip(starts, rows, strict=True)]
     assert [(one["prompt"], one["text"]) for one in found["continuations"]] == texts[:8]
     assert (found["task"], found["samples"]) == ("generation", 10)
-    scores = generation.scores(rows, tokenizer.eos_token_id)
+    scores = generation.continuation_scores(rows, tokenizer.eos_token_id)
     assert {name: found["scores"][name] for name in scores} == scores
     assert found["scores"].keys() - scores.keys() == {"perplexity", "perplexity_stderr"}
     assert found["scores"]["perplexity"] == pytest.approx(plain_perplexity(full, starts, rows), rel=1e-5)
@@ -185,8 +185,8 @@ def test_a_continuation_stops_at_its_end_token_whatever_the_others_of_its_batch_
     end = greedy(model, starts[:1], 5, None)[0][4]
     rows = greedy(model, starts, 24, end)
     assert len({len(row) for row in rows}) > 1
-    assert generation.continuations(model, starts, 24, end, 10_000, CPU) == rows
-    found = generation.perplexity(model, starts, rows, 10_000, CPU)
+    assert generation.greedy_continuations(model, starts, 24, end, 10_000, CPU) == rows
+    found = generation.continuation_perplexity(model, starts, rows, 10_000, CPU)
     assert found["perplexity"] == pytest.approx(plain_perplexity(model, starts, rows), rel=1e-5)
 
 
@@ -194,7 +194,7 @@ def test_without_an_end_token_no_token_ends_a_continuation_or_is_taken_for_paddi
     model = stock(tiny)
     starts = store.read_tensors(work / "reference/final.safetensors")["input_ids"][:2, :8]
     starts = torch.cat([starts, torch.zeros(2, 1, dtype=torch.int32)], 1)
-    assert generation.continuations(model, starts, 24, None, 10_000, CPU) == greedy(model, starts, 24, None)
+    assert generation.greedy_continuations(model, starts, 24, None, 10_000, CPU) == greedy(model, starts, 24, None)
 
 
 def test_a_full_checkpoint_that_changed_is_refused(work, tiny, tmp_path):

@@ -8,8 +8,8 @@ import torch
 from tiny_project import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mergemoe.evaluation.lm_eval_run import score
-from mergemoe.evaluation.lm_eval_tasks import opened
+from mergemoe.evaluation.lm_eval_run import score_task
+from mergemoe.evaluation.lm_eval_tasks import open_task
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def run(tiny, monkeypatch):
     tokenizer = AutoTokenizer.from_pretrained(tiny)
 
     def scored(task, limit):
-        with opened(task, "data/blimp", {}, 0) as found:
-            return score(model, tokenizer, found, fewshot=0, limit=limit, batch_size=8)
+        with open_task(task, "data/blimp", {}, 0) as found:
+            return score_task(model, tokenizer, found, fewshot=0, limit=limit, batch_size=8)
 
     return scored, model, tokenizer
 

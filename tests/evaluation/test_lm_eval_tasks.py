@@ -49,8 +49,8 @@ def scored(files, demo):
     """What the seven score on the demo model."""
     found = {}
     for name, data_files in files.items():
-        with lm_eval_tasks.opened(name, None, data_files, 0) as task:
-            found[name] = lm_eval_run.score(*demo, task, fewshot=0, limit=LIMIT, batch_size=4)
+        with lm_eval_tasks.open_task(name, None, data_files, 0) as task:
+            found[name] = lm_eval_run.score_task(*demo, task, fewshot=0, limit=LIMIT, batch_size=4)
     return found
 
 
@@ -79,7 +79,9 @@ def command_line(folder, files, shots, limit=LIMIT):
     """What lm-eval's command line writes of stock tasks on local files, on the demo model."""
     for name, data_files in files.items():
         # mrpc's f1 is left out: the command line draws 100,000 resamples for its standard error, 20 minutes of them.
-        text, _ = lm_eval_tasks.local(name, lm_eval_tasks.stock_file(name), data_files, shots, str(folder / "cache"))
+        text, _ = lm_eval_tasks.local_task_file(
+            name, lm_eval_tasks.find_stock_file(name), data_files, shots, str(folder / "cache")
+        )
         if name == "mrpc":
             text = yaml.safe_dump({**yaml.safe_load(text), "metric_list": [{"metric": "acc"}]})
         (folder / f"{name}.yaml").write_text(text)
@@ -127,13 +129,15 @@ def test_the_scores_are_those_of_lm_evals_command_line(scored, files, tmp_path):
 @pytest.mark.timeout(600)
 def test_the_examples_of_a_prompt_are_those_of_the_command_line(files, demo, tmp_path):
     data_files = {"train": files["arc_challenge"]["test"], "test": files["arc_easy"]["test"]}
-    with lm_eval_tasks.opened("arc_easy", None, data_files, 3) as task:
-        one = lm_eval_run.score(*demo, task, fewshot=3, limit=40, batch_size=4)  # fewer rows do not tell seeds apart
+    with lm_eval_tasks.open_task("arc_easy", None, data_files, 3) as task:
+        one = lm_eval_run.score_task(
+            *demo, task, fewshot=3, limit=40, batch_size=4
+        )  # fewer rows do not tell seeds apart
     assert_the_same("arc_easy", command_line(tmp_path, {"arc_easy": data_files}, 3, limit=40), one)
 
 
 def test_a_prompt_is_the_stock_tasks(files):
-    with lm_eval_tasks.opened("arc_easy", None, files["arc_easy"], 0) as task:
+    with lm_eval_tasks.open_task("arc_easy", None, files["arc_easy"], 0) as task:
         loaded = task.manager.load([task.spec])["tasks"]["arc_easy"]
         doc = next(iter(loaded.test_docs()))
         assert loaded.doc_to_text(doc) == f"Question: {doc['question']}\nAnswer:"
@@ -147,7 +151,7 @@ def test_a_row_of_squad_is_its_context_question_and_first_answer():
 
 
 def opened(name, include=None, data_files=None, fewshot=0):
-    with lm_eval_tasks.opened(name, include, data_files or {}, fewshot) as task:
+    with lm_eval_tasks.open_task(name, include, data_files or {}, fewshot) as task:
         return task
 
 
@@ -172,10 +176,10 @@ def test_what_cannot_be_asked_for_is_refused_with_the_key(asked, message, monkey
 
 def test_a_stock_task_without_the_hub_says_what_helps(demo):
     with (
-        lm_eval_tasks.opened("arc_easy", None, {}, 0) as task,
+        lm_eval_tasks.open_task("arc_easy", None, {}, 0) as task,
         pytest.raises(UserError, match="give the task `data_files`"),
     ):
-        lm_eval_run.score(*demo, task, fewshot=0, limit=2, batch_size=2)
+        lm_eval_run.score_task(*demo, task, fewshot=0, limit=2, batch_size=2)
 
 
 def of_a_gpu(*_, **__):
@@ -194,7 +198,7 @@ def of_python(*_, **__):
 def test_out_of_memory_names_the_key_to_lower(demo, monkeypatch, fails):
     monkeypatch.setattr(lm_eval_run.lm_eval, "simple_evaluate", fails)
     with pytest.raises(UserError, match=r"evaluate\.tasks\.arc_easy: out of memory with batch_size 7"):
-        lm_eval_run.score(*demo, opened("arc_easy"), fewshot=0, limit=2, batch_size=7)
+        lm_eval_run.score_task(*demo, opened("arc_easy"), fewshot=0, limit=2, batch_size=7)
 
 
 @pytest.mark.parametrize(
@@ -210,10 +214,10 @@ def test_rows_that_cannot_be_read_name_their_task_and_what_is_missing(demo, tmp_
     file = tmp_path / "rows.jsonl"
     file.write_text(rows)
     with (
-        lm_eval_tasks.opened(name, None, {"validation": str(file)}, None) as task,
+        lm_eval_tasks.open_task(name, None, {"validation": str(file)}, None) as task,
         pytest.raises(UserError, match=rf"evaluate\.tasks\.{name}\.data_files: .*{message}"),
     ):
-        lm_eval_run.score(*demo, task, fewshot=None, limit=2, batch_size=2)
+        lm_eval_run.score_task(*demo, task, fewshot=None, limit=2, batch_size=2)
 
 
 def test_the_number_of_examples_is_the_stock_tasks_unless_another_is_asked_for(demo, tmp_path):
@@ -221,8 +225,8 @@ def test_the_number_of_examples_is_the_stock_tasks_unless_another_is_asked_for(d
     file.write_text('{"question": "What is 1 + 1?", "answer": "It is 2. #### 2"}\n' * 6)
     data_files = {"train": str(file), "test": str(file)}
     for asked, used in [(None, 5), (0, 0), (2, 2)]:
-        with lm_eval_tasks.opened("gsm8k", None, data_files, asked) as task:
-            one = lm_eval_run.score(*demo, task, fewshot=asked, limit=2, batch_size=2)
+        with lm_eval_tasks.open_task("gsm8k", None, data_files, asked) as task:
+            one = lm_eval_run.score_task(*demo, task, fewshot=asked, limit=2, batch_size=2)
         assert one["shots"] == [used]
         assert set(one["scores"]) == {
             f"exact_match_{kind}{error}" for kind in ("strict-match", "flexible-extract") for error in ("", "_stderr")
@@ -244,11 +248,11 @@ def test_a_suite_is_its_tasks_and_a_tasks_own_entry_goes_before_the_suites():
 
 @pytest.mark.parametrize("name", sorted({name for names in SUITES.values() for name in names}))
 def test_lm_eval_has_every_task_of_the_suites(name):
-    assert lm_eval_tasks.stock_file(name) is not None
+    assert lm_eval_tasks.find_stock_file(name) is not None
 
 
 def test_a_task_is_found_however_its_file_writes_the_name():
     for name in ("mmlu_anatomy", "gsm8k", "squad_completion"):  # "task": "x", task: x, and a Python class
-        assert name in lm_eval_tasks.stock_file(name).read_text()
+        assert name in lm_eval_tasks.find_stock_file(name).read_text()
     for name in ("mmlu", "anatomy", "no_such_task"):
-        assert lm_eval_tasks.stock_file(name) is None
+        assert lm_eval_tasks.find_stock_file(name) is None

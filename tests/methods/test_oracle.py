@@ -62,9 +62,9 @@ def test_a_plan_counts_it_as_if_all_groups_were_equal(experts, exact, tiny, tmp_
     mergemoe.save(
         mergemoe.compress(mergemoe.load(tiny, "cpu"), ids, experts=experts, method="oracle"), tmp_path / "one"
     )
-    counted = cost.count(tmp_path / "one")
+    counted = cost.count_cost(tmp_path / "one")
     assert planned["bytes"] == counted["bytes"] if exact else planned["bytes"] < counted["bytes"]
-    assert planned["bytes"] >= cost.count(tiny)["bytes"]
+    assert planned["bytes"] >= cost.count_cost(tiny)["bytes"]
     assert "oracle is larger, the more unequal" in plan.plan_text(params, tmp_path)
 
 

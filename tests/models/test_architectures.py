@@ -20,14 +20,14 @@ from mergemoe.calibration.activation_file import Reader
 from mergemoe.calibration.capture import batches_of, capture
 from mergemoe.calibration.hooks import Recorder
 from mergemoe.checkpoints.expert_weights import read_expert_map, read_experts
-from mergemoe.checkpoints.model_folder import shards
+from mergemoe.checkpoints.model_folder import shard_files
 from mergemoe.compressed.assemble import assemble
-from mergemoe.evaluation.fidelity import head
+from mergemoe.evaluation.fidelity import logits_function
 from mergemoe.models import layout
 from mergemoe.models.families import experts_modules
 from mergemoe.models.layered_model import LayeredModel
 from mergemoe.models.layerwise_forward import final_hidden
-from mergemoe.models.stacks import stacks
+from mergemoe.models.stacks import layer_stacks
 from mergemoe.moe.expert_forward import Activation, routed_output
 from mergemoe.moe.packing import Stacking
 from mergemoe.moe.solved import compact_experts
@@ -42,7 +42,7 @@ class Made:
     def __init__(self, name, folder):
         self.name = name
         self.path = architectures.save(name, folder / "full")
-        self.layout = layout.describe(self.path, digests=False)
+        self.layout = layout.describe_layout(self.path, digests=False)
         self.solved = {entry["layer"]: random_groups(self.layout, entry) for entry in self.layout["layers"]}
         self.compact = folder / f"compact_{name}"
         assemble(self.layout, self.solved, self.compact, shard_bytes=60_000)
@@ -137,14 +137,14 @@ def test_the_streamed_pass_is_the_ordinary_forward_bit_for_bit(made, tokens, tmp
     layered = LayeredModel(made.path, torch.float32, CPU)
     batches = batches_of(*tokens, 40, CPU)
     files, hidden = capture(layered, made.layout, batches, torch.tensor([0, 0, 0, 1]), tmp_path, {"stage": "capture"})
-    decoder = stacks(made.stock)[-1].module
+    decoder = layer_stacks(made.stock)[-1].module
     for batch, last in zip(batches, hidden, strict=True):
         with torch.no_grad():
             assert torch.equal(final_hidden(layered, batch, last), decoder(**batch, use_cache=False).last_hidden_state)
     with torch.no_grad():  # the model around the decoder adds its head and nothing else
         last, keep = final_hidden(layered, batches[0], hidden[0]), batches[0]["attention_mask"].bool()
         expected = made.stock(**batches[0], use_cache=False).logits[keep]
-        torch.testing.assert_close(head(made.stock)(last[keep]), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(logits_function(made.stock)(last[keep]), expected, rtol=1e-4, atol=1e-5)
     for layer, path in files.items():
         with Reader(path, layer) as reader:
             assert reader.count() + reader.count(heldout=True) >= int(tokens[1].sum())
@@ -213,7 +213,7 @@ def test_keeping_all_experts_writes_the_original_bytes(made, tmp_path):
             **{role: matrices[:0] for role, matrices in roles.items()},
         }
     assemble(made.layout, everything, tmp_path / "same")
-    for path in shards(made.path):
+    for path in shard_files(made.path):
         assert (tmp_path / "same" / path.name).read_bytes() == path.read_bytes()
     assert json.loads((tmp_path / "same" / "config.json").read_text()) == json.loads(
         (made.path / "config.json").read_text()
@@ -306,7 +306,7 @@ def test_it_loads_both_ways_saves_again_and_generates(made, tmp_path):
     assert torch.equal(logits(library), logits(remote))
     remote.save_pretrained(tmp_path / f"again_{made.name}")
     before, after = (
-        {key: tensor for path in shards(folder) for key, tensor in load_file(path).items()}
+        {key: tensor for path in shard_files(folder) for key, tensor in load_file(path).items()}
         for folder in (made.compact, tmp_path / f"again_{made.name}")
     )
     if made.name == "deepseek_v4":  # transformers 5.23 saves its final norm under another name (architectures.py)

@@ -35,7 +35,7 @@ def test_a_missing_tensor_is_named_and_never_filled_with_random_numbers(key, tmp
     folder = make_tiny(tmp_path / "model")
     change(folder, key, None)
     with pytest.raises(UserError, match=rf"lacks 1 of the \d+ tensors that the model needs, such as {key}"):
-        layout.describe(folder, digests=False)
+        layout.describe_layout(folder, digests=False)
     with pytest.raises(UserError, match=f"lacks 1 tensors .* such as {key}"):
         mergemoe.load(folder, "cpu")
 
@@ -43,11 +43,11 @@ def test_a_missing_tensor_is_named_and_never_filled_with_random_numbers(key, tmp
 def test_a_head_that_is_the_embedding_is_not_missed(tmp_path):
     folder = make_tiny(tmp_path / "model", tie_word_embeddings=True)
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
-    layout.describe(folder, digests=False)
+    layout.describe_layout(folder, digests=False)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     with pytest.raises(UserError, match="lm_head.weight.*tie_word_embeddings"):
-        layout.describe(folder, digests=False)
+        layout.describe_layout(folder, digests=False)
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_another_shape_is_named_with_both(key, shape, words, tmp_path):
     folder = make_tiny(tmp_path / "model")
     change(folder, key, torch.zeros(shape, dtype=torch.bfloat16))
     with pytest.raises(UserError, match=f"{key} has the shape {words}"):
-        layout.describe(folder, digests=False)
+        layout.describe_layout(folder, digests=False)
 
 
 def test_a_tensor_that_is_cut_into_several_parameters_stands_for_all_of_them(tmp_path):
     folder = architectures.save("step3p7", tmp_path / "model")
-    layout.describe(folder, digests=False)
+    layout.describe_layout(folder, digests=False)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     key = next(key for key in index["weight_map"] if key.endswith("in_proj_weight"))
     path = folder / index["weight_map"][key]
@@ -77,7 +77,7 @@ def test_a_tensor_that_is_cut_into_several_parameters_stands_for_all_of_them(tmp
     index["weight_map"].pop(key)
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="lacks 3 of the"):
-        layout.describe(folder, digests=False)
+        layout.describe_layout(folder, digests=False)
 
 
 def test_what_transformers_refuses_is_said_in_one_line(tmp_path):
@@ -85,4 +85,4 @@ def test_what_transformers_refuses_is_said_in_one_line(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "nonesuch"}))
     with pytest.raises(UserError, match="transformers makes no model of .*nonesuch"):
-        layout.describe(folder, digests=False)
+        layout.describe_layout(folder, digests=False)

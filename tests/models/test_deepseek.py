@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausal
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeSparseMoeBlock, Qwen2MoeTopKRouter
 
 from mergemoe.errors import UserError
-from mergemoe.models.deepseek import convert, native_config
+from mergemoe.models.deepseek import convert_deepseek, qwen2_moe_config
 
 
 def forward(w, config, ids, mask):
@@ -78,7 +78,7 @@ class Float64(TorchFunctionMode):
 def read_natively(tmp_path, config=CONFIG, dtype=torch.float32, **settings):
     """Return the stock model of a random checkpoint, and the checkpoint's own tensors in float64."""
     folder = random_checkpoint(tmp_path / "v1", config, dtype)
-    convert(folder, tmp_path / "native")
+    convert_deepseek(folder, tmp_path / "native")
     model, info = AutoModelForCausalLM.from_pretrained(
         tmp_path / "native", dtype="auto", output_loading_info=True, **settings
     )
@@ -153,7 +153,7 @@ def test_routing_weights_are_the_softmax_over_all_experts_and_do_not_add_up_to_o
 
 
 def test_a_tie_in_bfloat16_changes_no_routing_weight():
-    config = Qwen2MoeConfig(**native_config(CONFIG))
+    config = Qwen2MoeConfig(**qwen2_moe_config(CONFIG))
     router = Qwen2MoeTopKRouter(config).bfloat16()
     g = torch.Generator().manual_seed(3)
     router.weight.data.normal_(0, 0.2, generator=g)
@@ -179,7 +179,7 @@ def test_the_gate_of_the_shared_experts_is_one_half_to_the_bit(tmp_path, dtype):
 
 def test_only_the_shared_experts_tensors_change(tmp_path):
     folder = random_checkpoint(tmp_path / "v1", dtype=torch.bfloat16)
-    convert(folder, tmp_path / "native")
+    convert_deepseek(folder, tmp_path / "native")
     before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "native"))
     for key, tensor in before.items():
         name = key.replace("shared_experts", "shared_expert")
@@ -201,7 +201,7 @@ def test_the_published_size_is_a_model_of_its_parameter_count():
     published = {"vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 10944, "moe_intermediate_size": 1408}
     published |= {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16}
     with init_empty_weights():
-        model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**native_config({**CONFIG, **published})))
+        model = Qwen2MoeForCausalLM(Qwen2MoeConfig(**qwen2_moe_config({**CONFIG, **published})))
     mlp = 3 * 2048
     moe = 27 * (64 * mlp * 1408 + mlp * 2 * 1408 + 64 * 2048)
     rest = 2 * 102400 * 2048 + 28 * 4 * 2048**2 + mlp * 10944 + 57 * 2048
@@ -230,10 +230,10 @@ def test_the_published_size_is_a_model_of_its_parameter_count():
 )
 def test_what_the_class_does_not_compute_is_refused_by_name(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
-        native_config({**CONFIG, **changes})
+        qwen2_moe_config({**CONFIG, **changes})
 
 
 @pytest.mark.parametrize("key", ["num_experts_per_tok", "num_key_value_heads", "rms_norm_eps", "torch_dtype"])
 def test_a_missing_size_is_asked_for_and_never_taken_from_another_family(key):
     with pytest.raises(UserError, match=key):
-        native_config({k: v for k, v in CONFIG.items() if k != key})
+        qwen2_moe_config({k: v for k, v in CONFIG.items() if k != key})

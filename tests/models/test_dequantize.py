@@ -21,7 +21,7 @@ from mergemoe.artifacts import digests, store
 from mergemoe.checkpoints import expert_headers, hub_cache, model_folder, quantization
 from mergemoe.errors import UserError
 from mergemoe.models import layout
-from mergemoe.models.dequantize import QuantizedModel, dequantize
+from mergemoe.models.dequantize import QuantizedModel, dequantize_checkpoint
 from mergemoe.workflow.config.params import read_params
 from mergemoe.workflow.planning import plan, preflight
 from stages import convert as stage
@@ -45,7 +45,7 @@ def made(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantized")
     make, settings = MAKERS[request.param]
     expected = make(folder / "original")
-    dequantize(folder / "original", folder / "copy")
+    dequantize_checkpoint(folder / "original", folder / "copy")
     return folder / "original", folder / "copy", expected, settings
 
 
@@ -59,7 +59,7 @@ def fp8(tmp_path_factory):
 
 def tensors_of(folder):
     """All tensors of a checkpoint folder."""
-    return {key: tensor for path in model_folder.shards(folder) for key, tensor in load_file(path).items()}
+    return {key: tensor for path in model_folder.shard_files(folder) for key, tensor in load_file(path).items()}
 
 
 def test_the_copy_holds_what_the_stored_numbers_and_scales_say(made):
@@ -88,7 +88,7 @@ def test_the_copy_is_what_transformers_saves_of_the_model_it_dequantizes_whole(m
 def test_the_copy_has_a_plain_config_an_index_and_every_other_file(made):
     original, copy, *_ = made
     config = model_folder.read_config(copy)
-    assert config == {**quantization.plain_config(model_folder.read_config(original)), "dtype": "bfloat16"}
+    assert config == {**quantization.unquantized_config(model_folder.read_config(original)), "dtype": "bfloat16"}
     assert "quantization_config" not in config
     index = json.loads((copy / "model.safetensors.index.json").read_text())
     headers = model_folder.read_headers(copy)
@@ -108,7 +108,8 @@ def params_on(path, **choice):
 def test_what_the_copy_will_be_is_known_from_the_original_headers(made):
     original, copy, *_ = made
     after = {
-        key: {**entry, "file": ""} for key, entry in quantization.plain(model_folder.read_headers(original)).items()
+        key: {**entry, "file": ""}
+        for key, entry in quantization.dequantized_headers(model_folder.read_headers(original)).items()
     }
     assert after == {key: {**entry, "file": ""} for key, entry in model_folder.read_headers(copy).items()}
     assert expert_headers.count_experts(original) == expert_headers.count_experts(copy)
@@ -121,7 +122,7 @@ def test_what_the_copy_will_be_is_known_from_the_original_headers(made):
 
 
 def test_a_plain_checkpoints_headers_stay_as_they_are(tiny):
-    assert quantization.plain(model_folder.read_headers(tiny)) == model_folder.read_headers(tiny)
+    assert quantization.dequantized_headers(model_folder.read_headers(tiny)) == model_folder.read_headers(tiny)
 
 
 def test_one_part_of_the_model_is_in_memory_at_a_time(fp8, tmp_path, monkeypatch):
@@ -144,7 +145,7 @@ def test_one_part_of_the_model_is_in_memory_at_a_time(fp8, tmp_path, monkeypatch
 @pytest.mark.parametrize("heads", [6, pytest.param(10, marks=pytest.mark.full)])
 def test_blocks_cut_off_at_an_edge_keep_their_size(tmp_path, heads):
     expected = make_fp8(tmp_path / "original", num_attention_heads=heads)
-    dequantize(tmp_path / "original", tmp_path / "copy")
+    dequantize_checkpoint(tmp_path / "original", tmp_path / "copy")
     key = "model.layers.0.self_attn.q_proj.weight"
     assert expected[key].shape == (32 * heads, 128)
     np.testing.assert_array_equal(bits(tensors_of(tmp_path / "copy")[key]), expected[key])
@@ -168,7 +169,7 @@ def test_what_is_missing_or_does_not_fit_is_named(fp8, tmp_path, key, change, me
     damaged = shutil.copytree(fp8, tmp_path / "damaged")
     save_file(tensors, damaged / "model.safetensors")
     with pytest.raises(UserError, match=message):
-        dequantize(damaged, tmp_path / "copy")
+        dequantize_checkpoint(damaged, tmp_path / "copy")
 
 
 @pytest.mark.parametrize(
@@ -194,8 +195,8 @@ def test_the_refusal_names_the_model_the_method_and_the_way_out(tiny, tmp_path, 
 def test_a_quantized_text_model_is_seen():
     config = {"text_config": {"quantization_config": {"quant_method": "fp8"}, "hidden_size": 8}}
     with pytest.raises(UserError, match="quantized"):
-        quantization.check(config, dequantize=False)
-    assert quantization.plain_config(config) == {"text_config": {"hidden_size": 8}}
+        quantization.check_quantization(config, dequantize=False)
+    assert quantization.unquantized_config(config) == {"text_config": {"hidden_size": 8}}
 
 
 def test_the_stage_writes_the_copy_with_the_digests_of_both(fp8, tmp_path, monkeypatch):
@@ -208,7 +209,7 @@ def test_the_stage_writes_the_copy_with_the_digests_of_both(fp8, tmp_path, monke
     assert written["original"].keys() == {path.name for path in fp8.iterdir()}
     store.check_files(out, written["files"])
     store.check_files(fp8, written["original"])
-    assert [entry["experts"] for entry in layout.describe(out)["layers"]] == [8]
+    assert [entry["experts"] for entry in layout.describe_layout(out)["layers"]] == [8]
 
 
 def test_a_hub_models_files_must_be_those_that_were_fetched(fp8, tmp_path, monkeypatch):
@@ -217,7 +218,7 @@ def test_a_hub_models_files_must_be_those_that_were_fetched(fp8, tmp_path, monke
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     cache = shutil.copytree(fp8, tmp_path / "models--some--moe" / "snapshots" / commit)
     files = {path.name: {"size": path.stat().st_size, "sha256": digests.sha256(path)} for path in cache.iterdir()}
-    record = hub_cache.record("some/moe", commit)
+    record = hub_cache.fetch_record_path("some/moe", commit)
     record.parent.mkdir(parents=True)
     record.write_text(json.dumps({"files": files | {"config.json": {"size": 1, "sha256": "1"}}}))
     cfg = json.dumps({"path": "some/moe", "revision": commit, "dequantize": True})

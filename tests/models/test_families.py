@@ -17,14 +17,14 @@ import mergemoe as library
 from mergemoe.calibration.hooks import Recorder
 from mergemoe.calibration.profile import profile_layer
 from mergemoe.checkpoints.expert_weights import read_experts
-from mergemoe.checkpoints.model_folder import shards
+from mergemoe.checkpoints.model_folder import shard_files
 from mergemoe.errors import UserError
 from mergemoe.methods import average, mergemoe
 from mergemoe.models import layout
 from mergemoe.models.activation_rule import activation_of
-from mergemoe.models.families import REFUSED, experts_modules, family_of, parameter_of
+from mergemoe.models.families import REFUSED, experts_modules, family_of, stacked_parameter
 from mergemoe.models.layered_model import ResidentModel
-from mergemoe.models.layerwise_forward import Forward
+from mergemoe.models.layerwise_forward import LayerwiseForward
 from mergemoe.moe.expert_forward import Activation, routed_output
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Problem, groups_of
@@ -69,7 +69,7 @@ def test_every_gate_that_a_class_computes_itself_is_computed_alike_or_its_class_
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
         family = family_of(module)
-        roles = {role: how.view(parameter_of(module, name, 4), 4) for role, (name, how) in family.roles.items()}
+        roles = {role: how.view(stacked_parameter(module, name, 4), 4) for role, (name, how) in family.roles.items()}
         act = activation_of("experts", module, family)
         x = torch.randn(40, 8, generator=generator)
         index = torch.stack([torch.randperm(4, generator=generator)[:2] for _ in x])
@@ -104,7 +104,7 @@ def test_a_checkpoint_that_cannot_be_merged_is_refused_with_the_reason(name, cls
     (tmp_path / "config.json").write_text(json.dumps(architectures.REFUSED[name]().to_dict()))
     save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=f"{cls} cannot be merged: {REFUSED[cls]}"):
-        layout.describe(tmp_path, digests=False)
+        layout.describe_layout(tmp_path, digests=False)
 
 
 def test_layers_that_read_more_of_those_before_them_than_hidden_states_are_noticed():
@@ -112,13 +112,13 @@ def test_layers_that_read_more_of_those_before_them_than_hidden_states_are_notic
     model = transformers.Inkling2ForCausalLM(config).eval()
     batch = {"input_ids": torch.arange(3, 27).view(2, 12), "attention_mask": torch.ones(2, 12, dtype=torch.int64)}
     with pytest.raises(UserError, match="Inkling2TextModel: its layers read more of those before them"):
-        next(Forward(ResidentModel(model), [batch]).layers())
+        next(LayerwiseForward(ResidentModel(model), [batch]).layers())
 
 
 @pytest.fixture(scope="module")
 def gpt_oss(tmp_path_factory):
     """The experts of a layer with biases, their activation, and tokens to fit."""
-    described = layout.describe(architectures.save("gpt_oss", tmp_path_factory.mktemp("gpt_oss")), digests=False)
+    described = layout.describe_layout(architectures.save("gpt_oss", tmp_path_factory.mktemp("gpt_oss")), digests=False)
     entry = described["layers"][1]
     generator = torch.Generator().manual_seed(3)
     n = 400
@@ -175,7 +175,7 @@ def test_plain_averages_are_those_of_the_biases_too(gpt_oss):
 @torch.no_grad()
 def test_experts_that_give_their_input_back_are_never_merged_and_never_counted(tmp_path):
     folder = architectures.save("longcat_flash", tmp_path / "full")
-    described = layout.describe(folder, digests=False)
+    described = layout.describe_layout(folder, digests=False)
     model = library.load(folder, "cpu", torch.float32)
     ids = torch.randint(3, 97, (8, 24), generator=torch.Generator().manual_seed(1))
     for entry in described["layers"]:
@@ -199,7 +199,7 @@ def test_experts_that_give_their_input_back_are_never_merged_and_never_counted(t
     merged = library.compress(model, ids, experts=4, method="average")
     library.save(merged, tmp_path / "compact")
     before, after = (
-        {key: tensor for path in shards(where) for key, tensor in load_file(path).items()}
+        {key: tensor for path in shard_files(where) for key, tensor in load_file(path).items()}
         for where in (folder, tmp_path / "compact")
     )
     for entry in described["layers"]:
@@ -212,16 +212,16 @@ def test_experts_that_give_their_input_back_are_never_merged_and_never_counted(t
 def test_experts_stored_transposed_are_read_as_those_that_are_not(tmp_path):
     """As the published qwen3_vl_moe checkpoints store them, unlike what transformers saves."""
     folder = architectures.save("qwen3_vl_moe", tmp_path)
-    plain = layout.describe(folder, digests=False)
+    plain = layout.describe_layout(folder, digests=False)
     expected = read_experts(plain, 1)
-    for path in shards(folder):
+    for path in shard_files(folder):
         turned = ("experts.gate_up_proj", "experts.down_proj")
         tensors = {
             key: tensor.transpose(1, 2).contiguous() if key.endswith(turned) else tensor
             for key, tensor in load_file(path).items()
         }
         save_file(tensors, path, {"format": "pt"})
-    described = layout.describe(folder, digests=False)
+    described = layout.describe_layout(folder, digests=False)
     assert described["layers"][1]["roles"]["gate"]["stored"]["transposed"]
     found = read_experts(described, 1)
     for role, matrices in expected.roles().items():

@@ -29,7 +29,7 @@ def seen_in(name, changes, folder, monkeypatch):
     made.update(changes)
     monkeypatch.setitem(architectures.CONFIGS, name, lambda: made)
     path = architectures.save(name, folder)
-    described = layout.describe(path, digests=False)
+    described = layout.describe_layout(path, digests=False)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     seen = {}
     for entry in described["layers"]:

@@ -18,7 +18,7 @@ from mergemoe.calibration.hooks import Recorder
 from mergemoe.calibration.profile import profile_layer
 from mergemoe.calibration.token_sequences import heldout_rows
 from mergemoe.checkpoints.expert_weights import read_expert_map, read_experts
-from mergemoe.checkpoints.model_folder import shards
+from mergemoe.checkpoints.model_folder import shard_files
 from mergemoe.compressed.assemble import assemble
 from mergemoe.errors import UserError
 from mergemoe.evaluation import fidelity
@@ -27,7 +27,7 @@ from mergemoe.merging.solve import solve
 from mergemoe.methods import catalogue
 from mergemoe.models import layout
 from mergemoe.models.layered_model import LayeredModel
-from mergemoe.models.layerwise_forward import Forward, final_hidden, run_layer
+from mergemoe.models.layerwise_forward import LayerwiseForward, final_hidden, run_layer
 from mergemoe.moe.expert_forward import Activation, routed_output
 from mergemoe.moe.problem import Problem
 from mergemoe.workflow.config.params import read_params
@@ -66,7 +66,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def described(path):
-    return layout.describe(path, digests=False)
+    return layout.describe_layout(path, digests=False)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def streamed(path, described, scratch):
 @torch.no_grad()
 def test_every_block_of_the_streamed_encoder_and_decoder_gives_the_ordinary_states(path, dtype):
     layered = LayeredModel(path, dtype, CPU)
-    forward, found = Forward(layered, batches()), []
+    forward, found = LayerwiseForward(layered, batches()), []
     for number, layer in forward.layers():
         for b in range(3):
             forward.hidden[b] = run_layer(layer, forward.hidden[b], forward.arguments[b][number])
@@ -271,7 +271,7 @@ def test_keeping_all_experts_writes_the_original_bytes(path, described, tmp_path
         for entry in described["layers"]
     }
     assemble(described, everything, tmp_path / "same")
-    for file in (*shards(path), path / "config.json"):
+    for file in (*shard_files(path), path / "config.json"):
         assert (tmp_path / "same" / file.name).read_bytes() == file.read_bytes()
 
 
@@ -283,7 +283,7 @@ def test_a_random_grouping_equals_copies_in_all_slots(path, solved, compact):
 
 
 def test_the_compact_files_hold_the_groups_and_names_without_numbers(path, described, solved, compact):
-    stored = {key: tensor for file in shards(compact) for key, tensor in load_file(file).items()}
+    stored = {key: tensor for file in shard_files(compact) for key, tensor in load_file(file).items()}
     for layer, tensors in solved.items():
         assert read_expert_map(described, layer, compact) == tensors["expert_map"].tolist()
         full, small = read_experts(described, layer), read_experts(described, layer, folder=compact)
@@ -303,7 +303,7 @@ def test_it_loads_both_ways_saves_again_and_generates(path, solved, compact, tmp
     assert torch.equal(logits(library), logits(remote))
     remote.save_pretrained(tmp_path / "again_switch")
     before, after = (
-        {key: tensor for file in shards(folder) for key, tensor in load_file(file).items()}
+        {key: tensor for file in shard_files(folder) for key, tensor in load_file(file).items()}
         for folder in (compact, tmp_path / "again_switch")
     )
     assert before.keys() == after.keys()
@@ -364,11 +364,13 @@ def test_narrower_experts_that_stock_code_does_not_have_are_compact_and_it_is_sa
 @torch.no_grad()
 def test_fidelity_is_over_the_decoders_half(path, compact):
     model, small = stock(path), mergemoe.load(compact, "cpu", torch.float32)
-    full = fidelity.final_states(model, batches())
+    full = fidelity.final_hidden_states(model, batches())
     ids, mask = tokens()
     read = torch.cat([torch.zeros(6, 1, dtype=torch.int32), ids[:, HALF:-1]], 1)
-    states = fidelity.final_states(small, batches())
-    scores = fidelity.language_scores(fidelity.head(model), states, read, mask[:, HALF:], CPU, full_hidden=full)
+    states = fidelity.final_hidden_states(small, batches())
+    scores = fidelity.language_scores(
+        fidelity.logits_function(model), states, read, mask[:, HALF:], CPU, full_hidden=full
+    )
     real = mask[:, HALF + 1 :].bool()  # places whose next place is read, too
     mine, theirs = (logits(m)[:, :-1][real].double().log_softmax(-1) for m in (small, model))
     loss = torch.nn.functional.nll_loss(mine, ids[:, HALF:-1][real].long())
@@ -380,7 +382,7 @@ def test_sequences_that_end_in_the_encoders_half_are_refused_in_one_line(path):
     ids, mask = tokens()
     mask[:, HALF:] = 0
     with pytest.raises(UserError, match="reads no token.*lower `length`"):
-        for _ in Forward(LayeredModel(path, torch.float32, CPU), batches_of(ids, mask, 50, CPU)).layers():
+        for _ in LayerwiseForward(LayeredModel(path, torch.float32, CPU), batches_of(ids, mask, 50, CPU)).layers():
             pass
 
 

@@ -33,7 +33,7 @@ def by_workflow(path, tokens, folder, dtype, method, width=1.0, **options):
     options = catalogue.complete(method, options | ({"width": width} if width < 1 else {}))
     routing = catalogue.routing(method, options)
     changes, by = routing != "preserved", catalogue.usual_grouping(method, routing)
-    described = layout.describe(path, digests=False)
+    described = layout.describe_layout(path, digests=False)
     batches = batches_of(tokens["input_ids"], tokens["attention_mask"], 48, CPU)
     heldout = torch.tensor(heldout_rows(len(tokens["input_ids"]), 0.25, 7))
     files, _ = capture(LayeredModel(path, dtype, CPU), described, batches, heldout, folder / "scratch", {})

@@ -108,7 +108,7 @@ def test_every_stage_of_the_demo_has_an_estimate():
                 need = job_resources.job_need(params, stage, {**names, "subject": subject})
                 assert need.memory > 0
                 assert [type(value) for value in need] == [int, int, int, int, float]
-                assert (need.gpu > 0) == ("devices.start" in (ROOT / "stages" / f"{stage}.py").read_text())
+                assert (need.gpu > 0) == ("devices.set_up_torch" in (ROOT / "stages" / f"{stage}.py").read_text())
 
 
 def test_importing_it_imports_neither_torch_nor_transformers_nor_snakemake():
@@ -200,9 +200,8 @@ def test_it_takes_wildcards_as_snakemake_gives_them(study):
 
 def test_headers_are_read_once_per_model(study, monkeypatch):
     params, read = study(), []
-    monkeypatch.setattr(
-        expert_headers, "headers", lambda path, real=expert_headers.headers: read.append(path) or real(path)
-    )
+    real = expert_headers.read_plain_headers
+    monkeypatch.setattr(expert_headers, "read_plain_headers", lambda path: read.append(path) or real(path))
     for _ in range(3):
         for stage in ("capture", "solve", "assemble"):
             job_resources.job_need(params, stage, RUN)

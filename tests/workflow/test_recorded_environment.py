@@ -16,7 +16,7 @@ from mergemoe.workflow.ledger import recorded_environment
 def log(root, path, **facts):
     file = root / "logs" / path
     file.parent.mkdir(parents=True, exist_ok=True)
-    ran = {**environment.here(), "threads": 1, "seconds": 2.5, "peak_mb": 300} | facts
+    ran = {**environment.describe_environment(), "threads": 1, "seconds": 2.5, "peak_mb": 300} | facts
     ran = {"node": path, "devices": None} | ran
     file.write_text(f"a line\n{environment.MARK}{json.dumps(ran)}\nCPU time: 1.0 s\n")
 
@@ -36,7 +36,7 @@ def test_jobs_of_a_stage_are_counted_with_their_seconds_and_every_place_once(tmp
     }
     assert all(len(one["ran_in"]) == 1 for one in stages.values())
     assert recorded_environment.differences(tmp_path) == [
-        f"python: 3.99.0 when recorded, {environment.here()['python']} here"
+        f"python: 3.99.0 when recorded, {environment.describe_environment()['python']} here"
     ]
 
 
@@ -54,7 +54,7 @@ def test_a_stage_without_logs_keeps_what_was_said_of_it(tmp_path):
 def test_a_job_says_versions_threads_and_seconds():
     program = "import time; now = 10.0; time.monotonic = lambda: now; import stages\n"
     program += "now = 12.54; import torch; torch.set_num_threads(1); held = torch.zeros(50_000_000); del held\n"
-    program += "from mergemoe import environment; print(environment.line())"
+    program += "from mergemoe import environment; print(environment.environment_line())"
     on_a_node = {**os.environ, "SLURMD_NODENAME": "gn1", "CUDA_VISIBLE_DEVICES": "1"}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, env=on_a_node, capture_output=True, text=True, check=True)

@@ -50,7 +50,7 @@ class Model(Section):
         Raises:
             UserError: if a hub model is not fetched yet, with the command.
         """
-        return model_folder.locate(self.path, self.revision)
+        return model_folder.locate_checkpoint(self.path, self.revision)
 
     def copied(self) -> bool:
         """Tell whether a run starts with a converted copy: of a quantized model, or of one without a class."""

@@ -50,7 +50,7 @@ def gather(logs: Path) -> dict[str, Any]:
 
 def differences(root: Path) -> list[str]:
     """Return in words what differs between what recorded jobs ran in and this process: versions, platform."""
-    now = _flat(environment.here())
+    now = _flat(environment.describe_environment())
     found = {}
     for place in (_flat(ran) for stage in read(root).values() for ran in stage["ran_in"]):
         apart = (key for key in now if place.get(key) != now[key])

@@ -93,12 +93,12 @@ def _check(path: str, root: Path, claims: Claims, known: dict[str, str], kept_ou
     if file.suffix == ".json":
         whole = store.read_json(file, layer)
         if made["stage"] == "layout":
-            folder = root / model_folder.locate(whole["path"], whole.get("revision"))
+            folder = root / model_folder.locate_checkpoint(whole["path"], whole.get("revision"))
             store.check_files(folder, whole["files"], original=True)
     elif not store.holds(made, digests.of(file)):
-        raise errors.damaged(path, "does not hold what was written (its digest differs)")
+        raise errors.damaged_artifact(path, "does not hold what was written (its digest differs)")
     elif layer is not None and made.get("layer", layer) != layer:
-        raise errors.damaged(path, f"is of layer {made['layer']}, not {layer}")
+        raise errors.damaged_artifact(path, f"is of layer {made['layer']}, not {layer}")
 
 
 def _fault(path: str, fact: str, claims: Claims, listed: Mapping[str, _Listed]) -> Fault:

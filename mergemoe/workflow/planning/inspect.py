@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe.checkpoints import cost, expert_headers, model_folder, validation
-from mergemoe.checkpoints.expert_headers import expert_sizes, headers
+from mergemoe.checkpoints.expert_headers import read_expert_sizes, read_plain_headers
 from mergemoe.moe import layer_sizes
 
 
@@ -14,16 +14,16 @@ def inspect(path: str | Path) -> str:
     Raises:
         UserError: where it cannot be compressed, as far as its headers and config.json tell.
     """
-    validation.check(path)
+    validation.check_checkpoint(path)
     layers = expert_headers.count_experts(path)
     config: dict[str, Any] = model_folder.read_config(path)
-    whole, sized = cost.count(path, headers(path)), expert_sizes(path)
+    whole, sized = cost.count_cost(path, read_plain_headers(path)), read_expert_sizes(path)
     routed = sum(sized[layer]["bytes"] for layer in layers)
     counts = sorted(set(layers.values()))
     lines = [
         f"family       {config.get('model_type')} ({', '.join(config.get('architectures') or ['?'])})",
         f"MoE layers   {len(layers)} (numbers {min(layers)} to {max(layers)})",
-        f"experts      {', '.join(map(str, counts))} per layer, {expert_headers.top_k(config)} work on a token",
+        f"experts      {', '.join(map(str, counts))} per layer, {expert_headers.config_top_k(config)} work on a token",
         f"parameters   {whole['parameters']:,.0f}, {routed / whole['bytes']:.0%} of the bytes in routed experts",
         f"bytes        {whole['bytes']:,.0f}",
         "",

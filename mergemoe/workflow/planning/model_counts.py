@@ -39,14 +39,14 @@ class ModelCounts(NamedTuple):
 @functools.cache
 def model_counts(folder: Path) -> ModelCounts:
     """Return the counts of a checkpoint."""
-    config, headers = model_folder.read_config(folder), expert_headers.headers(folder)
+    config, headers = model_folder.read_config(folder), expert_headers.read_plain_headers(folder)
     files, numbers, sizes = (defaultdict[str, int](int) for _ in range(3))
     for key, header in headers.items():
         layer = found[0] if (found := re.match(r".+?\.\d+\.", key)) else ""
         files[header["file"]] += header["bytes"]
         numbers[layer] += math.prod(header["shape"])
         sizes[layer] += header["bytes"]
-    outside, whole = numbers.pop("", 0), cost.count(folder, headers)
+    outside, whole = numbers.pop("", 0), cost.count_cost(folder, headers)
     return ModelCounts(
         parameters=int(whole["parameters"]),
         bytes=int(whole["bytes"]),
@@ -56,9 +56,9 @@ def model_counts(folder: Path) -> ModelCounts:
         outside=outside,
         largest_file=max(files.values()),
         depth=len(numbers),
-        routed=expert_headers.sizes(headers, config),
+        routed=expert_headers.expert_sizes(headers, config),
         routers=router_headers.router_sizes(headers),
-        hidden=expert_headers.stated(config, "hidden_size")[0],
-        top_k=expert_headers.top_k(config) or 1,
+        hidden=expert_headers.config_values(config, "hidden_size")[0],
+        top_k=expert_headers.config_top_k(config) or 1,
         vocabulary={**config, **(config.get("text_config") or {})}["vocab_size"],
     )

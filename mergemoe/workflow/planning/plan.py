@@ -7,7 +7,7 @@ from typing import Any
 
 from mergemoe.artifacts import paths, store
 from mergemoe.artifacts.stages import recorded_stages
-from mergemoe.checkpoints.expert_headers import headers
+from mergemoe.checkpoints.expert_headers import read_plain_headers
 from mergemoe.moe import layer_sizes
 from mergemoe.text_table import aligned_table
 from mergemoe.workflow.config.params import Params, Run
@@ -68,7 +68,7 @@ def disk(params: Params) -> dict[str, int]:
         counts = model_counts(params.model[model].folder())
         references += captured_bytes(counts, params.evaluate.dtype, heldout.samples * heldout.length)
     return {
-        "plain copies": sum(entry["bytes"] for path in copied for entry in headers(path).values()),
+        "plain copies": sum(entry["bytes"] for path in copied for entry in read_plain_headers(path).values()),
         "captures": captures,
         "references": references,
         "checkpoints": sum(run_size(params, run)["bytes"] for run in runs),

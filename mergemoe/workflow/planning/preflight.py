@@ -86,7 +86,7 @@ def check(params: Params) -> None:
 
 def _check_share(params: Params, model: str, cluster: str, inside: Mapping[int, int]) -> None:
     """Check that layers have sizes that a share allows, and common ones where all are to have one."""
-    chosen, sized = params.cluster[cluster], expert_headers.expert_sizes(params.model[model].folder())
+    chosen, sized = params.cluster[cluster], expert_headers.read_expert_sizes(params.model[model].folder())
     assert chosen.share
     found = []
     for layer, count in inside.items():
@@ -124,7 +124,7 @@ def _check_routing(params: Params, run: Run, counts: Mapping[int, int]) -> None:
                 "number of experts. Set `layers: all`, or take a method that keeps the routing"
             )
         top_k, groups, top_groups = (
-            expert_headers.top_k(config) or 1,
+            expert_headers.config_top_k(config) or 1,
             config.get("n_group") or 1,
             config.get("topk_group") or 1,
         )
@@ -142,8 +142,8 @@ def _experts(model: str, params: Params) -> dict[int, int]:
     chosen = params.model[model]
     try:
         folder = chosen.folder()
-        validation.check(folder, chosen.dequantize)
-        if chosen.revision and not (written := hub_cache.record(chosen.path, chosen.revision)).is_file():
+        validation.check_checkpoint(folder, chosen.dequantize)
+        if chosen.revision and not (written := hub_cache.fetch_record_path(chosen.path, chosen.revision)).is_file():
             command = hub_cache.fetch_command(chosen.path, chosen.revision)
             raise UserError(f"{written}, which says what was fetched, is missing: run `{command}`")
         return expert_headers.count_experts(folder)

@@ -17,7 +17,7 @@ def check_texts(params: Params) -> None:
     for model, calibrate in sorted({(run.model, run.calibrate) for run in params.all_runs()}):
         folder = params.model[model].folder()
         try:
-            supported.check_code(folder)
+            supported.check_architecture(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except UserError as error:
             raise UserError(f"model.{model}: {error}") from None
