@@ -5,7 +5,7 @@
 # make bench   compare every method at equal size, hours; BENCH="demo few" names comparisons of benchmarks/methods.py
 # make check   lint, formats, types
 # make docs    build the documentation into scratch/site; a broken link or an unknown function fails
-# make lock    resolve envs/*.txt anew
+# make lock    resolve the locked requirements in envs/ again
 #
 # Each sets up .venv first, from the locked requirements, where they changed. Needed: git, make, Python >= 3.11 with venv.
 # PYTHON=python3.12 makes .venv with that interpreter; TORCH_INDEX=URL takes torch from that index, for example
@@ -58,6 +58,7 @@ check: .venv/dev
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/snakefmt --check Snakefile
+	.venv/bin/snakemake --lint
 	.venv/bin/pyright
 	.venv/bin/lint-imports
 

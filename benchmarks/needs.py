@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from mergemoe.workflow.config.params import Params, read_params  # noqa: E402
 from mergemoe.workflow.planning import job_resources  # noqa: E402
 
-LINKED = ("Snakefile", "stages", "mergemoe", "data", "profiles")
+LINKED = ("Snakefile", "stages", "mergemoe", "data", "profiles", "envs")
 # The folders and the name of a log, below its rule's.
 NAMES = {
     **dict.fromkeys(("convert", "layout", "reference"), "model"),

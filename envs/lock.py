@@ -1,4 +1,4 @@
-"""Write envs/cpu.txt, cuda.txt and dev.txt from pyproject.toml and pins.txt: `make lock`.
+"""Write envs/cpu.txt, cuda.txt, dev.txt and conda.yaml from pyproject.toml and pins.txt: `make lock`.
 
 pip resolves everything once in a throw-away environment, against an index whose torch is the CUDA build,
 and installs nothing. The CPU build of torch needs the same packages, only fewer.
@@ -26,6 +26,14 @@ DEV = """\
 # Locked by `make lock`: what tests and checks add.
 -r cpu.txt"""
 
+CONDA = """\
+# Written by `make lock`: cpu.txt for `snakemake --software-deployment-method conda`. That way is not tested.
+channels: [conda-forge]
+dependencies:
+  - python=3.11
+  - pip
+  - pip:"""
+
 
 def resolve(pip: list[str], *what: str) -> dict[str, str]:
     """Return name and version, without the build's local suffix, of all that `what` needs."""
@@ -40,6 +48,12 @@ def write(name: str, head: str, versions: dict[str, str], names: Iterable[str]) 
     """Write one lock, sorted."""
     lines = [head, *(f"{package}=={versions[package]}" for package in sorted(names))]
     (ENVS / name).write_text("\n".join(lines) + "\n")
+
+
+def write_conda() -> None:
+    """Write conda.yaml: what cpu.txt says."""
+    pins = [line for line in (ENVS / "cpu.txt").read_text().splitlines() if not line.startswith("#")]
+    (ENVS / "conda.yaml").write_text("\n".join([CONDA, *(f"      - {pin}" for pin in pins)]) + "\n")
 
 
 def main() -> None:
@@ -57,6 +71,7 @@ def main() -> None:
         raise SystemExit("torch resolved to a CPU build: lock against the default index")
     write("cpu.txt", CPU, run, run.keys() - cuda - {"mergemoe"})
     write("cuda.txt", CUDA, run, cuda)
+    write_conda()
     write("dev.txt", DEV, versions, versions.keys() - run.keys())
 
 

@@ -1,14 +1,13 @@
-"""Show what there is of a study that did not come to its end, and name what there is not.
+"""Show what there is of a study that did not finish, and name what is missing.
 
 python -m stages.report_partial --cfg '{"runs": [[MODEL, CALIBRATE, CLUSTER, SOLVE], ...], "tasks": [NAME, ...]}'
-    --code DIGEST --results results --logs logs --page scratch/report_partial/index.html
+    --code DIGEST --results results --logs logs --out scratch/report_partial/index.html
 
 The page lies outside results/, in no output of DVC, and there are no metrics.json and no cards: it is never recorded.
 """
 
 import argparse
 import functools
-import json
 from pathlib import Path
 
 from mergemoe.artifacts import atomic, verify
@@ -16,27 +15,21 @@ from mergemoe.report import metrics, missing_results, page, study
 from stages.support import command
 
 
-def main() -> None:
-    """Read what is there, name the holes from the logs, write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg", type=json.loads, required=True, help="runs and tasks as JSON")
-    parser.add_argument("--code", required=True, help="digest of the stage's code, for the provenance")
-    for name in ("results", "logs", "page"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    args = parser.parse_args()
-
-    runs, tasks = args.cfg["runs"], args.cfg["tasks"]
+@command.stage("report_partial", __doc__, also=["results", "logs"], hashed=False)
+def main(args: argparse.Namespace) -> None:
+    """Read what is there, name what is missing from the logs, write the page."""
+    results, runs, tasks = Path(args.results), args.cfg["runs"], args.cfg["tasks"]
     there = functools.cache(lambda path: verify.is_current(path, command.claims()))
-    missing = missing_results.find(args.results, args.logs, runs, tasks, there)
-    made = [run for run in runs if missing_results.assembled(args.results, run, there)]
-    numbers = metrics.gather(args.results, made, tasks, there)
-    models = study.load(args.results, made, tasks, numbers, there)
+    missing = missing_results.find(results, Path(args.logs), runs, tasks, there)
+    made = [run for run in runs if missing_results.assembled(results, run, there)]
+    numbers = metrics.gather(results, made, tasks, there)
+    models = study.load(results, made, tasks, numbers, there)
     shown = {"stage": "report_partial", "params": args.cfg, "code": args.code}
-    with atomic.atomic(args.page) as file:
+    with atomic.atomic(args.out) as file:
         file.write_text(page.page(models, numbers, shown, missing))
     for hole in missing:
         print(f"{hole.model}/{hole.subject} lacks {hole.missing}: {hole.said}")
-    print(f"{args.page} shows the rest")
+    print(f"{args.out} shows the rest")
 
 
 if __name__ == "__main__":

@@ -1,27 +1,79 @@
-"""What a job made, under a second name, until the run that it belongs to has ended well.
+"""Keep what jobs have finished, and keep jobs of ended runs from writing.
 
-Snakemake deletes a job's outputs before it runs it and after it failed. So it would lose what another copy of the job
-has finished: of a run that was killed, of a node that SLURM believes dead, of a group of jobs in which another failed.
-Hard links below results/.finished/ take no disk of their own; a job looks there first.
+Snakemake deletes the outputs of a job before it starts and after it failed, and a cluster may run a job twice. The
+accidents that can follow, and what covers each:
+
+* A run is killed. The next one deletes the outputs of every job that had not been noted as finished, and starts them
+  again. A finished job also has hard links to its outputs below results/.finished, which take no disk of their own;
+  its second copy puts them back (take) and ends.
+* One job of a SLURM group fails. Snakemake deletes the outputs of the whole group, finished ones too. As above.
+* SLURM believes that a node is dead, and starts its jobs a second time while the first copies still run. Each file is
+  renamed into place whole (atomic.py). If the same content is there already, the file stays, with its date, because
+  others may be reading it (run_guard.LEFT), and the job ends with an error, so that Snakemake does not touch it.
+* A job outlives its run, which ended or was replaced. The Snakefile writes the expected provenance of each run to a
+  file that it deletes at the end (stages/support/runs.py). A job without that file neither deletes nor writes.
+* A job could not be submitted. Snakemake, told to keep incomplete files, keeps outputs of an earlier run and notes them
+  as new. runs.end_failed_run deletes those whose provenance is not the expected one.
+* A job is killed while it writes. Its temporary files lie in results/.tmp, and the next run sweeps them.
+
+Each run forgets kept outputs that no job of its params.yaml will ask for (sweep); a run that ends well with everything
+made forgets all (clear). On a file system without hard links nothing is kept, and the log says so.
 """
 
 import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mergemoe.artifacts import atomic, digests, provenance, store
+from mergemoe.artifacts.run_guard import LEFT
 from mergemoe.artifacts.verify import Claims
-from mergemoe.errors import ArtifactError
+from mergemoe.errors import ArtifactError, UserError
 
 LISTED = "listed.json"  # of a place: {output: its files}, so that a folder counts only with all of them
 
 
+def run_once(
+    work: Callable[[], Path | None], outs: Sequence[Path], made: Mapping[str, Any], complete: bool, guarded: bool
+) -> None:
+    """Do a job's work, unless another copy of the job has finished it.
+
+    Args:
+        work: writes the outputs; it may return a scratch folder, which is deleted when nothing can be lost.
+        outs: its outputs.
+        made: their provenance, but for what their writer adds.
+        complete: whether the provenance names all that the job reads; if not, finished work cannot be recognized.
+        guarded: whether the job belongs to a run of Snakemake.
+
+    Raises:
+        UserError: if another copy finished while this one worked.
+    """
+    if complete and (_all_whole(outs, made) or take(outs, made)):
+        print(f"{outs[0]}: another copy of this job has finished it, and it holds", file=sys.stderr)
+        return
+    scratch = None
+    try:
+        scratch, overtaken = work(), not LEFT.isdisjoint(outs)
+    except Exception:
+        overtaken = complete and _all_whole(outs, made)
+        if not overtaken:
+            raise
+    in_results = atomic.results_above(outs[0]) is not None  # else it is no output of Snakemake's
+    if (
+        overtaken and guarded and in_results
+    ):  # Snakemake would put a new date on outputs that others may have read by now
+        raise UserError(f"{outs[0]} is whole: another copy of this job has finished it meanwhile")
+    if complete:
+        keep(outs, made)
+    if scratch:
+        shutil.rmtree(scratch, ignore_errors=True)  # another copy may write there
+
+
 def keep(outs: Sequence[Path], made: Mapping[str, Any]) -> None:
-    """Link all that a job has written, in place of what could not be taken."""
+    """Link all that a job has written, and replace what could not be taken."""
     place = _place(outs, made)
     if place is None:
         return
@@ -34,11 +86,11 @@ def keep(outs: Sequence[Path], made: Mapping[str, Any]) -> None:
                 _link(path, folder / path.name)
             (folder / LISTED).write_text(json.dumps(listed))
     except OSError as error:  # a file system without hard links, and a copy would take disk
-        print(f"{place}: {error}. What this job made is lost if another copy of it fails", file=sys.stderr)
+        print(f"{place}: {error}. The outputs of this job are lost if another copy of it fails", file=sys.stderr)
 
 
 def take(outs: Sequence[Path], made: Mapping[str, Any]) -> bool:
-    """Put in place what another copy of a job made, and tell whether there was such; damaged files count as none."""
+    """Put the outputs of another copy of a job in place, and tell whether there are any; damaged ones do not count."""
     place = _place(outs, made)
     if place is None or not (place / LISTED).is_file():
         return False
@@ -52,24 +104,28 @@ def take(outs: Sequence[Path], made: Mapping[str, Any]) -> bool:
 
 
 def sweep(results: str | Path, claims: Claims) -> None:
-    """Forget what no job will ask for, which may hold much disk: what was made otherwise than the claims say now."""
+    """Forget what no job will ask for, which may hold much disk: what was made otherwise than the claims say."""
     for place in Path(results, ".finished").glob("*"):
         if not any(_claimed(file, claims) for file in place.rglob("[!.]*")):
             shutil.rmtree(place)
 
 
 def clear(results: str | Path) -> None:
-    """Forget all of it, since the whole run has ended well; and what killed jobs of any host have left half-written."""
+    """Forget all, because the whole run has ended well; and temporary files of killed jobs of any host."""
     for name in (".finished", ".tmp"):
         shutil.rmtree(Path(results, name), ignore_errors=True)
+
+
+def _all_whole(outs: Sequence[Path], made: Mapping[str, Any]) -> bool:
+    return all(is_whole(path, made) for path in outs)
 
 
 def is_whole(path: Path, made: Mapping[str, Any]) -> bool:
     """Tell whether a file or a folder is there, has exactly this provenance, and holds what was written.
 
     Args:
-        path: of an artifact.
-        made: its provenance but for what its writer adds: payload, seal, the layer of a folder's file.
+        path: path of an artifact.
+        made: its provenance, but for what its writer adds: payload, seal, the layer of a folder's file.
     """
     files = [path / name for name in _files(path)]
     try:

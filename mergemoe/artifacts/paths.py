@@ -6,7 +6,7 @@ run joined by `/`.
 
 from pathlib import Path
 
-RESULTS = "results"
+RESULTS, LOGS = "results", "logs"
 
 CONVERTED = "results/convert/{model}"  # a folder; its provenance.json stands for it
 LAYOUT = "results/layout/{model}.json"

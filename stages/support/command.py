@@ -1,11 +1,13 @@
-"""What all stages share: arguments, provenance, what another copy has done, and errors said in one line."""
+"""What all stages share: arguments, provenance, reuse of finished work, and plain messages for errors.
+
+artifacts/job_cache.py says which accidents the reuse covers.
+"""
 
 import argparse
 import functools
 import json
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ from mergemoe import environment
 from mergemoe.artifacts import job_cache, provenance, run_guard, verify
 from mergemoe.errors import UserError
 
-FULL = "no space left|file too large|quota exceeded"  # as the system says it, through any library
+DISK_FULL = "no space left|file too large|quota exceeded"  # the system's messages, which any library may pass on
 Work = Callable[[argparse.Namespace], Path | None]
 
 
@@ -29,19 +31,19 @@ def stage(
     pair: bool = False,
     hashed: bool = True,
 ) -> Callable[[Work], Callable[[], None]]:
-    """Make a stage of the function that does its work: it parses the command line, and works unless that was done.
+    """Make a stage of the function that does its work: parse the command line, and work unless that was done already.
 
-    The function gets the options, with `provenance`: what its artifacts say of their making. It may return a scratch
-    folder, which goes when nothing can be lost.
+    The function gets the options, with `provenance`, which it writes into its artifacts. It may return a scratch
+    folder, which is deleted when nothing can be lost.
 
     Args:
-        name: the stage's.
-        doc: its docstring, shown by --help.
-        inputs: names of the files it reads; each becomes an option --NAME, hashed into the provenance.
-        many: the same for options that take several files.
+        name: name of the stage.
+        doc: docstring of its module, shown by --help.
+        inputs: names of the files it reads; each becomes an option --NAME, and its content part of the provenance.
+        many: the same, for options that take several files.
         also: further options that every call must give.
         pair: whether it writes JSON beside its output, under the same name.
-        hashed: whether all that it reads is; else what another copy of the job made may be of something else.
+        hashed: whether the provenance names all that it reads; only then can finished work be recognized.
     """
 
     def decorate(work: Work) -> Callable[[], None]:
@@ -49,22 +51,7 @@ def stage(
             args = _arguments(doc, inputs, many, also)
             made = args.provenance = _made_by(name, args)
             outs = [Path(args.out), Path(args.out).with_suffix(".json")] if pair else [Path(args.out)]
-            if hashed and (all(job_cache.is_whole(path, made) for path in outs) or job_cache.take(outs, made)):
-                print(f"{args.out}: another copy of this job has finished it, and it holds", file=sys.stderr)
-                return
-            scratch = None
-            try:
-                scratch, overtaken = work(args), not run_guard.LEFT.isdisjoint(outs)
-            except Exception:
-                overtaken = hashed and all(job_cache.is_whole(path, made) for path in outs)
-                if not overtaken:
-                    raise
-            if overtaken and claims() is not None:  # Snakemake would put a new date on what others may have read by now
-                raise UserError(f"{args.out} is whole: another copy of this job has finished it meanwhile")
-            if hashed:
-                job_cache.keep(outs, made)
-            if scratch:
-                shutil.rmtree(scratch, ignore_errors=True)  # another copy may write there
+            job_cache.run_once(lambda: work(args), outs, made, complete=hashed, guarded=claims() is not None)
 
         return main
 
@@ -87,10 +74,10 @@ def _arguments(doc: str | None, inputs: Sequence[str], many: Sequence[str], also
 
 
 def _made_by(stage: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Return what an artifact says of its making: stage, path, parameters, inputs, code.
+    """Return the provenance of an artifact: stage, path, parameters, inputs, code.
 
     Raises:
-        ArtifactError: where an input is not what its path says, or, in a run of the workflow, what params.yaml says.
+        ArtifactError: if an input is not what its path says, or, in a run of the workflow, what params.yaml asks for.
     """
     known: dict[str, str] = {}
     for path in args.inputs:
@@ -106,7 +93,7 @@ def _made_by(stage: str, args: argparse.Namespace) -> dict[str, Any]:
 
 @functools.cache
 def claims() -> dict[str, Any] | None:
-    """Return what the Snakefile wrote down for its jobs; nothing where a stage is run by hand."""
+    """Return the expected provenance that the Snakefile wrote for its jobs; None if a stage is run by hand."""
     path = os.environ.get(run_guard.RUN)
     if run_guard.run_is_over():
         raise UserError(run_guard.OVER)
@@ -114,14 +101,14 @@ def claims() -> dict[str, Any] | None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage; a user's mistake or a full disk ends it in one clear line, else what it ran in ends its log."""
+    """Run a stage. A user's mistake or a full disk ends it in one line; else its log ends with what it ran in."""
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
     except Exception as error:
-        if not re.search(FULL, str(error), re.IGNORECASE):
+        if not re.search(DISK_FULL, str(error), re.IGNORECASE):
             raise
-        sys.exit(f"error: {error}. Make room, then run `snakemake` again: what jobs have finished stays")
+        sys.exit(f"error: {error}. Make room, then run `snakemake` again: finished jobs are kept")
     print(environment.environment_line(), file=sys.stderr)
     print(f"CPU time: {time.process_time():.1f} s", file=sys.stderr)

@@ -12,13 +12,6 @@ from mergemoe.workflow.config.params import Model, Params
 from mergemoe.workflow.planning import jobs
 from stages.support import tracking
 
-PARTS = {  # of the page, for Snakemake's own report: their categories there
-    "quality": "Quality over size",
-    "errors": "Error of each layer",
-    "experts": "Experts and their groups",
-    "calibration": "Calibration",
-}
-
 Parameter = Callable[[Any], str]  # of a job: wildcards -> text
 
 
@@ -78,6 +71,10 @@ class Graph:
     def _method(self, wildcards: Any) -> str:
         return f"mergemoe.methods.{self.params.solve[wildcards.solve].method}"
 
+    def results(self, wildcards: Any) -> str:
+        """Return the folder of all artifacts."""
+        return paths.RESULTS
+
     def original_files(self, wildcards: Any) -> list[str]:
         """Return the files of the checkpoint that a choice names; of a hub model the record of what was fetched."""
         chosen = self.params.model[wildcards.model]
@@ -127,6 +124,11 @@ class Graph:
     def made(self, wildcards: Any) -> str:
         """Return the input that stands for a subject's checkpoint: the layout, or the assembled folder."""
         return paths.LAYOUT.format(**wildcards) if wildcards.subject == "full" else self.folder(wildcards)
+
+    @property
+    def subject_options(self) -> dict[str, Parameter]:
+        """Return the options that name what is scored: the checkpoint, and the artifact that lists its digests."""
+        return {"made": self.digests, "model": self.folder}
 
     def digests(self, wildcards: Any) -> str:
         """Return the artifact that lists the digests of a subject's files."""

@@ -1,4 +1,4 @@
-"""A user's mistake, found by the Snakefile, ends the run in one clear message."""
+"""Show a user's mistake that the Snakefile finds as one plain message."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from mergemoe.errors import UserError
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
     """Turn a UserError into the error that Snakemake prints without a traceback."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a rule's jobs ask a cluster for; on one machine nothing hangs on it."""
+"""Memory, time and disk that a rule's jobs ask a cluster for. On one machine nobody asks."""
 
 import functools
 from collections.abc import Callable
@@ -9,18 +9,18 @@ from mergemoe.workflow.planning import slurm
 from mergemoe.workflow.planning.slurm import Asked
 
 
-def check() -> None:
+def check_profile() -> None:
     """Check the profile's partitions.yaml, if there is one.
 
     Raises:
-        UserError: where it is not valid.
+        UserError: if it is not valid.
     """
     if slurm.PROFILE.is_dir():
         slurm.cluster()
 
 
-def asked(params: Params, stage: str) -> dict[str, Callable[[Any, int], int]]:
-    """Return a function of wildcards and attempt for each resource of a rule; none where there is no profile."""
+def resource_functions(params: Params, stage: str) -> dict[str, Callable[[Any, int], int]]:
+    """Return a function of wildcards and attempt for each resource of a rule; none if there is no profile."""
     if not slurm.PROFILE.is_dir():
         return {}
 

@@ -1,7 +1,7 @@
-"""A run of Snakemake and its jobs: each has a file of its claims in scratch/runs/, named for it alone, while it lasts.
+"""Begin and end a run of Snakemake. artifacts/job_cache.py says which accidents this covers.
 
-A job that does not find that file is of a run that is over, or was killed and followed by another. It neither deletes
-nor writes (run_guard.run_is_over).
+Each run has a file of its claims in scratch/runs/, named for it alone, while it lasts. A job that does not find that
+file belongs to a run that has ended, or was killed and followed by another: it neither deletes nor writes anything.
 """
 
 import json
@@ -12,49 +12,66 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mergemoe.artifacts import atomic, run_guard, verify
+from mergemoe.artifacts import atomic, job_cache, paths, run_guard, verify
 from mergemoe.errors import ArtifactError, UserError
+from mergemoe.workflow.planning import preflight_texts
 from stages.support import expected
 from stages.support.graph import Graph
 
 FOLDER = Path("scratch", "runs")
 
 
-def begin(g: Graph) -> None:
-    """Write the claims where this run's jobs find them, which refuse an input that was made otherwise."""
-    end()
+def begin_run(graph: Graph) -> None:
+    """Forget what no job will ask for, and write the claims to a file that this run's jobs find and check inputs by.
+
+    Raises:
+        UserError: if a text cannot be read or is too short, which only reading it tells.
+    """
+    claims = expected.claims(graph)
+    atomic.sweep(paths.RESULTS)
+    job_cache.sweep(paths.RESULTS, claims)
+    _end_run()
     path = FOLDER / f"{uuid.uuid4()}.json"
     with atomic.atomic(path) as file:
-        file.write_text(json.dumps(expected.claims(g)))
+        file.write_text(json.dumps(claims))
     os.environ[run_guard.RUN] = str(path)
+    preflight_texts.check_texts(graph.params)
 
 
-def end() -> None:
-    """End the run, whichever it was: a job of it that still runs, of a node that was believed dead, writes no more."""
-    os.environ.pop(run_guard.RUN, None)
-    shutil.rmtree(FOLDER, ignore_errors=True)
+def end_successful_run(graph: Graph) -> None:
+    """End the run. If it has made everything, not some targets only, clear the job cache."""
+    _end_run()
+    if verify.is_current(paths.REPORTED, expected.claims(graph)):
+        job_cache.clear(paths.RESULTS)
 
 
-def forget(g: Graph, failed: Iterable[Any]) -> None:
-    """Delete of the outputs of Snakemake's failed jobs what was there before, made otherwise than the claims say.
+def end_failed_run(graph: Graph, failed: Iterable[Any]) -> None:
+    """End the run, and delete those outputs of its failed jobs that were there before, made otherwise than claimed.
 
     With `keep-incomplete`, which the SLURM profile sets, Snakemake keeps what was there before a job that could not
     be submitted, and notes it as made with the parameters of now.
     """
-    told, known = expected.claims(g), dict[str, str]()
+    _end_run()
+    claims, known = expected.claims(graph), dict[str, str]()
     single = [job for one in failed for job in (one.jobs if one.is_group() else [one])]
     for path in filter(Path.exists, (Path(output) for job in single for output in job.output)):
         try:
-            verify.check_input(path, told, known)
+            verify.check_input(path, claims, known)
         except ArtifactError:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def check() -> None:
-    """Check that the run is not over, before Snakemake deletes what a job begins with deleting.
+def refuse_if_over() -> None:
+    """Check that the run is not over, before Snakemake deletes the outputs that a job begins with deleting.
 
     Raises:
-        UserError: where it is.
+        UserError: if it is.
     """
     if run_guard.run_is_over():
         raise UserError(run_guard.OVER)
+
+
+def _end_run() -> None:
+    """End any run of this folder: a job of it that still runs, on a node that was believed dead, writes no more."""
+    os.environ.pop(run_guard.RUN, None)
+    shutil.rmtree(FOLDER, ignore_errors=True)

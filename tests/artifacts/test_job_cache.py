@@ -190,7 +190,7 @@ def test_what_is_the_same_already_keeps_its_date(outs):
 def test_a_job_whose_run_is_over_writes_nothing(outs, tmp_path, monkeypatch):
     content = outs[1].read_bytes()
     in_a_run(tmp_path, monkeypatch).unlink()
-    with pytest.raises(UserError, match="is over, or was killed"):
+    with pytest.raises(UserError, match="has ended, or was killed"):
         store.write_json(outs[1], {"layer": 2}, MADE)
     assert outs[1].read_bytes() == content
 
@@ -199,7 +199,7 @@ def test_its_snakefile_ends_before_snakemake_deletes_anything(finished, tmp_path
     monkeypatch.setenv(run_guard.RUN, str(tmp_path / "gone.json"))
     done = snakemake(finished, "--forceall", "results/layout/tiny.json")
     assert done.returncode == 1
-    assert "is over, or was killed" in done.stderr
+    assert "has ended, or was killed" in done.stderr
     assert (finished / "results/layout/tiny.json").is_file()
 
 

@@ -20,7 +20,7 @@ COMMITTED = ROOT / "results" / "metrics.json"
 def measured(tmp_path_factory):
     """The demo's metrics, from nothing."""
     project = tmp_path_factory.mktemp("demo")
-    for name in ("mergemoe", "stages", "profiles", "data"):
+    for name in ("mergemoe", "stages", "profiles", "data", "envs"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Snakefile", "params.yaml"):
         shutil.copyfile(ROOT / name, project / name)

@@ -106,6 +106,8 @@ TABLE = {
         '"""Return, in other words, the features',
         {},
     ),
+    "a progress line": ("mergemoe/progress.py", "s left", "seconds to go", {}),
+    "the words of an error": ("mergemoe/artifacts/verify.py", "was made by other code of", "has other code of", {}),
     "a method's code": ("mergemoe/methods/mergemoe.py", "    results = []", "    results: list = []", ONE),
     "code of features": (
         "mergemoe/moe/expert_forward.py",

@@ -42,7 +42,7 @@ def files(folder):
 
 def test_the_demo_gives_the_same_bytes_on_the_gpus_of_both_nodes(cluster, tmp_path):
     local = tmp_path / "local"
-    for name in ("mergemoe", "stages", "profiles", "data"):
+    for name in ("mergemoe", "stages", "profiles", "data", "envs"):
         shutil.copytree(ROOT / name, local / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "Snakefile", local / "Snakefile")
     params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"runs": [["demo", "mixed", "half", "mergemoe"]]}

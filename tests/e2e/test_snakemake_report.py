@@ -6,7 +6,7 @@ import pytest
 from browsing import opened
 from tiny_project import ROOT, snakemake
 
-from stages.support.graph import PARTS
+from stages.support.rules import PARTS
 
 pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(600)]
 

@@ -27,7 +27,7 @@ def test_what_the_snakefile_imports_brings_no_torch():
     lines = re.findall(r"^from ((?:mergemoe|stages)\S*) import (.*)$", (ROOT / "Snakefile").read_text(), re.MULTILINE)
     named = [(package, f"{package}.{name}") for package, names in lines for name in names.split(", ")]
     modules = {full if (ROOT / f"{full.replace('.', '/')}.py").is_file() else package for package, full in named}
-    assert {"mergemoe.workflow.planning.preflight", "stages.support.graph", "stages.support.resources"} <= modules
+    assert {"mergemoe.artifacts.paths", "stages.support.rules", "stages.support.runs"} <= modules
     loaded = loaded_by(", ".join(modules))
     assert "pydantic" in loaded
     assert not (HEAVY | {"torch"}) & loaded

@@ -6,8 +6,6 @@ import sys
 
 import synthetic
 
-from mergemoe.report.page import PARTS
-
 
 def report(results, out, cfg=synthetic.CFG):
     arguments = {
@@ -22,5 +20,4 @@ def report(results, out, cfg=synthetic.CFG):
         "--out": out / "report/provenance.json",
     }
     command = [sys.executable, "-m", "stages.report", *(str(word) for pair in arguments.items() for word in pair)]
-    command += ["--parts", *(str(out / f"report/{part}.html") for part in PARTS)]
     return subprocess.run(command, capture_output=True, text=True)

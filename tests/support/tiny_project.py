@@ -48,7 +48,9 @@ def copy_project(folder: Path) -> Path:
     """Copy what a run of the workflow needs, with the tiny model and its params.yaml."""
     for name in ("mergemoe", "stages", "profiles", "data/blimp", "data/calibration", "data/heldout"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(ROOT / "Snakefile", folder / "Snakefile")
+    (folder / "envs").mkdir()
+    for name in ("Snakefile", "envs/conda.yaml"):
+        shutil.copyfile(ROOT / name, folder / name)
     shutil.copyfile(ROOT / "tests" / "tiny" / "params.yaml", folder / "params.yaml")
     make_tiny(folder / "tiny-moe")
     return folder
