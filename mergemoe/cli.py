@@ -174,7 +174,7 @@ def run_export(args: argparse.Namespace) -> None:
         raise UserError(f"no finished run {args.name}; there are: {', '.join(done) or 'none'}")
     listed = source / "provenance.json"
     made = json.loads(ModelCard.load(card).data["provenance"])
-    if made["inputs"].get(listed.as_posix()) != provenance.content(listed):
+    if made["inputs"].get(listed.as_posix()) != provenance.content_digest(listed):
         raise UserError(f"{card} has the scores of another checkpoint: run `snakemake` to the end, then export")
     if Path(args.folder).exists():
         raise UserError(f"{args.folder} exists: export writes a new folder")

@@ -162,7 +162,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     path = Path("dvc.yaml")
     text = path.read_text() if path.is_file() else ""
-    print(json.dumps({"claims": expected.claims(graph), "dvc.yaml": renewed(text, graph)}))
+    print(json.dumps({"claims": expected.every_claim(graph), "dvc.yaml": renewed(text, graph)}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Digests of what large artifacts hold, from their files and without torch, which takes longer to import than to check.
+"""Digests of artifacts' content. Files are read without torch, which takes longer to import than a file to check.
 
-A digest covers names, types, shapes and bytes, so it is that of digest_tensors, which has the tensors in memory.
+A digest of tensors covers names, types, shapes and bytes, so a file and its tensors in memory have the same one.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ TORCH = {
 }
 
 
-def of(path: str | Path) -> str:
-    """Return the digest of what an artifact holds: JSON, safetensors or HDF5.
+def digest_artifact(path: str | Path) -> str:
+    """Return the digest of the payload of an artifact: JSON, safetensors or HDF5.
 
     Raises:
-        ArtifactError: where it cannot be read.
+        ArtifactError: if it cannot be read.
     """
     path = Path(path)
     try:
@@ -41,20 +41,20 @@ def of(path: str | Path) -> str:
             whole = json.loads(path.read_text())
             return digest_json({key: value for key, value in whole.items() if key != "provenance"})
         if path.suffix == ".safetensors":
-            return of_tensors(path)
+            return digest_tensor_file(path)
         import h5py  # not every study has captures left
 
         with h5py.File(path) as file:
-            return of_activations(file)
+            return digest_activation_file(file)
     except (OSError, RuntimeError, ValueError, AttributeError) as error:
         raise errors.damaged_artifact(path, f"cannot be read as an artifact ({error})") from error
 
 
-def of_tensors(path: str | Path) -> str:
+def digest_tensor_file(path: str | Path) -> str:
     """Return the digest of a safetensors file's tensors.
 
     Raises:
-        ValueError: where the file is cut off, or has a type that no artifact has.
+        ValueError: if the file is cut off, or has a type that no artifact has.
     """
     whole = hashlib.sha256()
     with Path(path).open("rb") as file:
@@ -64,7 +64,7 @@ def of_tensors(path: str | Path) -> str:
         for name in sorted(head):
             dtype, shape, (start, end) = (head[name][key] for key in ("dtype", "shape", "data_offsets"))
             if dtype not in TORCH:
-                raise ValueError(f"{name} is of type {dtype}")
+                raise ValueError(f"{name} has the type {dtype}")
             file.seek(8 + length + start)
             content = file.read(end - start)
             if len(content) != end - start:
@@ -74,7 +74,7 @@ def of_tensors(path: str | Path) -> str:
     return whole.hexdigest()
 
 
-def of_activations(file: Any) -> str:
+def digest_activation_file(file: Any) -> str:
     """Return the digest of an open HDF5 file's datasets."""
     whole = hashlib.sha256()
     for name in sorted(file):
@@ -86,7 +86,7 @@ def of_activations(file: Any) -> str:
 
 
 def sha256(path: str | Path) -> str:
-    """Return the sha256 of a file, or of a folder's files and their names; hidden files (Snakemake's) do not count."""
+    """Return the sha256 of a file, or of a folder's files and their names, without hidden files (Snakemake's)."""
     path = Path(path)
     if path.is_dir():
         files = sorted(p for p in path.rglob("[!.]*") if p.is_file())

@@ -145,7 +145,7 @@ def _files(path: Path) -> list[str]:
 
 def _claimed(file: Path, claims: Claims) -> bool:
     try:
-        said = provenance.of(file)
+        said = provenance.read_provenance(file)
     except ArtifactError:
         return False
     claim = claims.get(said["path"]) if said else None
@@ -153,9 +153,9 @@ def _claimed(file: Path, claims: Claims) -> bool:
 
 
 def _says(file: Path, made: Mapping[str, Any]) -> bool:
-    said = provenance.of(file)
+    said = provenance.read_provenance(file)
     same = said is not None and all(said.get(key) == value for key, value in made.items())
-    return said is not None and same and store.holds(said, digests.of(file))
+    return said is not None and same and store.matches_seal(said, digests.digest_artifact(file))
 
 
 def _place(outs: Sequence[Path], made: Mapping[str, Any]) -> Path | None:

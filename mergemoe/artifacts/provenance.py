@@ -1,7 +1,7 @@
-"""What an artifact says of its making, and whether that agrees with the disk and with what params.yaml asks for.
+"""Read the provenance of an artifact: which stage made it, with what parameters, inputs and code.
 
-Provenance is read from a file's head, without its payload. A claim is what the provenance of an artifact must say:
-{path: {stage, params, code}} for every artifact of the runs, made by stages/support/expected.py.
+Provenance is read from a file's head, without its payload. verify.py compares it with the disk, and with the claim of
+the artifact: the stage, parameters and code that its provenance must have (stages/support/expected.py).
 """
 
 import json
@@ -18,11 +18,11 @@ def address(path: str | Path) -> str:
     return "/".join(parts[parts.index("results") :] if "results" in parts else parts[-1:])
 
 
-def of(path: str | Path) -> dict[str, Any] | None:
-    """Return the provenance of an artifact; None for a file that is none of ours.
+def read_provenance(path: str | Path) -> dict[str, Any] | None:
+    """Return the provenance of an artifact; None for a file that no stage made.
 
     Raises:
-        ArtifactError: where the provenance was changed after it was written, or its file cannot be read.
+        ArtifactError: if the provenance was changed after it was written, or its file cannot be read.
     """
     path = Path(path)
     if "results" not in path.parts or path.suffix not in _READERS:
@@ -31,7 +31,7 @@ def of(path: str | Path) -> dict[str, Any] | None:
         made = _READERS[path.suffix](path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise errors.damaged_artifact(path, f"cannot be read as an artifact ({error})") from error
-    if made is not None and not store.holds(made, made.get("payload", "")):
+    if made is not None and not store.matches_seal(made, made.get("payload", "")):
         raise errors.damaged_artifact(path, "does not hold what was written (its provenance was changed)")
     return made
 
@@ -49,7 +49,7 @@ def _of_tensors(path: Path) -> dict[str, Any] | None:
 
 
 def _of_activations(path: Path) -> dict[str, Any] | None:
-    import h5py  # here, so that a stage that reads no activations needs it not
+    import h5py  # here, because only stages that read activations need it
 
     with h5py.File(path) as file:
         return json.loads(str(file.attrs[store.KEY]))
@@ -58,17 +58,17 @@ def _of_activations(path: Path) -> dict[str, Any] | None:
 _READERS = {".json": _of_json, ".safetensors": _of_tensors, ".h5": _of_activations}
 
 
-def content(path: str | Path) -> str:
-    """Return the digest of what a file says: an artifact's payload, its provenance left aside; else its sha256.
+def content_digest(path: str | Path) -> str:
+    """Return the digest of an artifact's payload, without its provenance; of any other file its sha256.
 
-    So an artifact that was made again by other code and says the same counts as the same. Of a folder it is the digest
-    of its files' contents and names, or what its provenance.json lists.
+    So an artifact that other code rebuilt with the same payload counts as unchanged. For a folder it is the digest of
+    its files' names and contents, or of its provenance.json, which lists them.
     """
     path = Path(path)
     if not path.is_dir():
-        made = of(path)
+        made = read_provenance(path)
         return made["payload"] if made else digests.sha256(path)
     if (path / "provenance.json").is_file():
-        return content(path / "provenance.json")
+        return content_digest(path / "provenance.json")
     files = sorted(file for file in path.rglob("[!.]*") if file.is_file())
-    return digests.digest_json({file.relative_to(path).as_posix(): content(file) for file in files})
+    return digests.digest_json({file.relative_to(path).as_posix(): content_digest(file) for file in files})

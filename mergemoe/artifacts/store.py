@@ -34,7 +34,7 @@ def sealed(provenance: Mapping[str, Any], payload: str) -> dict[str, Any]:
     return {**made, "seal": digest_json(made)}
 
 
-def holds(provenance: Mapping[str, Any], payload: str) -> bool:
+def matches_seal(provenance: Mapping[str, Any], payload: str) -> bool:
     """Tell whether a sealed provenance is whole and belongs to a payload of this digest."""
     return sealed({k: v for k, v in provenance.items() if k not in {"payload", "seal"}}, payload) == provenance
 
@@ -53,10 +53,10 @@ def read_json(path: str | Path, layer: int | None = None) -> Any:
         provenance = dict(whole["provenance"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged_artifact(path, f"cannot be read as an artifact ({error})") from error
-    if not holds(provenance, digest_json(payload)):
+    if not matches_seal(provenance, digest_json(payload)):
         raise damaged_artifact(path, "does not hold what was written (its digest differs)")
     if layer is not None and payload.get("layer") != layer:
-        raise damaged_artifact(path, f"is of layer {payload.get('layer')}, not {layer}")
+        raise damaged_artifact(path, f"belongs to layer {payload.get('layer')}, not {layer}")
     return whole
 
 
@@ -84,7 +84,7 @@ def read_tensors(path: str | Path) -> dict[str, "Tensor"]:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             provenance = json.loads((file.metadata() or {})[KEY])
-        whole = holds(provenance, digests.of_tensors(path))
+        whole = matches_seal(provenance, digests.digest_tensor_file(path))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise damaged_artifact(path, f"cannot be read as an artifact ({error})") from error
     if not whole:

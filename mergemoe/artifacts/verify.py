@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergemoe.artifacts.provenance import address, content, of
+from mergemoe.artifacts.provenance import address, content_digest, read_provenance
 from mergemoe.errors import ArtifactError
 
 Claims = Mapping[str, Mapping[str, Any]]
 
 
-def unit(path: str | Path, claims: Claims) -> str | None:
-    """Return the path that a file's claim goes by: its own, or that of the pair or the folder that it is a part of."""
+def claimed_path(path: str | Path, claims: Claims) -> str | None:
+    """Return the path of a file's claim: its own, or that of the pair or the folder that it belongs to."""
     path = Path(address(path))
     candidates = [path, path.with_suffix(".safetensors"), *path.parents]
     return next((str(one) for one in candidates if str(one) in claims), None)
@@ -22,14 +22,14 @@ def check_claim(path: str | Path, made: Mapping[str, Any] | None, claims: Claims
     """Check that an artifact is what its path and params.yaml say it is.
 
     Raises:
-        ArtifactError: where it is another one, or was made by another stage, with other parameters or by other code.
+        ArtifactError: if it is another artifact, or was made by another stage, with other parameters or by other code.
     """
-    name = unit(path, claims)
+    name = claimed_path(path, claims)
     if made is None or name is None:
-        raise ArtifactError(f"{path} {'carries no provenance' if made is None else 'is of no run in params.yaml'}")
+        raise ArtifactError(f"{path} {'has no provenance' if made is None else 'belongs to no run in params.yaml'}")
     claim = claims[name]
     if made.get("path") != name:
-        raise ArtifactError(f"{path} says that it is {made.get('path')}: it was put here in the place of the right one")
+        raise ArtifactError(f"{path} is a copy of {made.get('path')}, put in its place")
     if made["stage"] != claim["stage"]:
         raise ArtifactError(f"{path} was made by the stage {made['stage']}, not {claim['stage']}")
     if made["params"] != claim["params"]:
@@ -46,36 +46,36 @@ def _differences(made: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
 
 def check_links(path: str | Path, inputs: Mapping[str, str], root: Path, known: dict[str, str]) -> None:
-    """Check that what an artifact was made from is what lies there now.
+    """Check that the inputs of an artifact have not changed since.
 
     Args:
-        path: the artifact's.
+        path: path of the artifact.
         inputs: {path: content} that its provenance names.
         root: the folder that those paths start from.
-        known: {path: content} of what was read already; it grows.
+        known: {path: content} of what was read before; it grows.
 
     Raises:
-        ArtifactError: where an input is missing or says something else.
+        ArtifactError: if an input is missing or has other content.
     """
     for name, digest in inputs.items():
         if not (root / name).exists():
-            raise ArtifactError(f"{path} was made from {name}, which is not there")
+            raise ArtifactError(f"{path} was made from {name}, which is missing")
         if name not in known:
-            known[name] = content(root / name)
+            known[name] = content_digest(root / name)
         if known[name] != digest:
             raise ArtifactError(f"{path} was made from another {name} than there is now")
 
 
 def check_input(path: str | Path, claims: Claims | None, known: dict[str, str]) -> None:
-    """Check an artifact before a job reads it, or each of a folder; what is none of ours is left alone.
+    """Check an artifact, or each of a folder, before a job reads it; files that no stage made are not checked.
 
-    What it was made from may be gone by now, a capture for its size; what is there must be the same.
+    An input of it may be gone by now, such as a capture, for its size; one that is there must be unchanged.
 
     Raises:
-        ArtifactError: where it is not what its path and the claims say, or was made from something else.
+        ArtifactError: if it is not what its path and the claims say, or was made from other inputs.
     """
     for file in _files(path):
-        if (made := of(file)) is None:
+        if (made := read_provenance(file)) is None:
             continue
         there = {name: said for name, said in made["inputs"].items() if address(name) == name and Path(name).exists()}
         try:
@@ -83,11 +83,11 @@ def check_input(path: str | Path, claims: Claims | None, known: dict[str, str]) 
                 check_claim(file, made, claims)
             check_links(file, there, Path(), known)
         except ArtifactError as error:
-            raise ArtifactError(f"{error}. Delete {file} and run `snakemake` again: it will be made anew.") from None
+            raise ArtifactError(f"{error}. Delete {file} and run `snakemake` again, which makes it again.") from None
 
 
 def is_current(path: str | Path, claims: Claims | None) -> bool:
-    """Tell whether an artifact is there and, with all that is left of what it was made from, what the claims say."""
+    """Tell whether an artifact is there, and it and all that is left of its inputs are what the claims say."""
     if not Path(path).exists():
         return False
     known: dict[str, str] = {}
@@ -99,7 +99,9 @@ def is_current(path: str | Path, claims: Claims | None) -> bool:
         try:
             check_input(one, claims, known)
             for file in _files(one):
-                todo += [name for name in (of(file) or {"inputs": {}})["inputs"] if name.startswith("results/")]
+                todo += [
+                    name for name in (read_provenance(file) or {"inputs": {}})["inputs"] if name.startswith("results/")
+                ]
         except ArtifactError:
             return False
     return True

@@ -47,7 +47,9 @@ class Writer:
 
     def close(self, provenance: Mapping[str, Any]) -> None:
         """Write provenance and digest, and close."""
-        self.file.attrs[store.KEY] = digests.canonical(store.sealed(provenance, digests.of_activations(self.file)))
+        self.file.attrs[store.KEY] = digests.canonical(
+            store.sealed(provenance, digests.digest_activation_file(self.file))
+        )
         self.file.close()
 
 
@@ -63,7 +65,7 @@ class Reader(Activations):
         try:
             self.file: Any = h5py.File(path, "r")
             provenance = json.loads(self.file.attrs[store.KEY])
-            same = store.holds(provenance, digests.of_activations(self.file))
+            same = store.matches_seal(provenance, digests.digest_activation_file(self.file))
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise errors.damaged_artifact(path, f"cannot be read as captured activations ({error})") from error
         if not same:

@@ -143,7 +143,7 @@ def _choices(name: str) -> dict[str, str]:
 
 def inputs(results: Path, models: Sequence[Model]) -> dict[str, str]:
     """Return {path: digest of its payload} of the artifacts that `models` and their metrics were read from."""
-    return {path: provenance.content(below(results, path)) for model in models for path in _inputs(model)}
+    return {path: provenance.content_digest(below(results, path)) for model in models for path in _inputs(model)}
 
 
 def _inputs(model: Model) -> Iterator[str]:

@@ -86,7 +86,7 @@ def _made_by(stage: str, args: argparse.Namespace) -> dict[str, Any]:
         "stage": stage,
         "path": provenance.address(args.out),
         "params": args.cfg,
-        "inputs": {path: provenance.content(path) for path in sorted(args.inputs)},
+        "inputs": {path: provenance.content_digest(path) for path in sorted(args.inputs)},
         "code": args.code,
     }
 

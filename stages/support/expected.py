@@ -16,7 +16,7 @@ class Wildcards(dict[str, str]):
     __getattr__ = dict.__getitem__
 
 
-def claims(graph: Graph) -> dict[str, dict[str, Any]]:
+def every_claim(graph: Graph) -> dict[str, dict[str, Any]]:
     """Return the claim of every artifact of the runs."""
     found = {}
     for stage, names in graph.jobs:

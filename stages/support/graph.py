@@ -48,15 +48,15 @@ class Graph:
         stage = STAGES[name]
         if stage.parameters:
             return getattr(self, stage.parameters)
-        return lambda wildcards: tracking.cfg(
+        return lambda wildcards: tracking.parameter_text(
             self._section(stage, wildcards).model_dump(include=set(stage.keys) or None)
         )
 
     def code(self, name: str) -> Parameter:
         """Return the function of a stage's code digest: of a solve its own method's file, too, not its neighbours'."""
         if not STAGES[name].method:
-            return lambda wildcards: tracking.code(f"stages.{name}")
-        return lambda wildcards: tracking.code(f"stages.{name}", self._method(wildcards))
+            return lambda wildcards: tracking.code_digest(f"stages.{name}")
+        return lambda wildcards: tracking.code_digest(f"stages.{name}", self._method(wildcards))
 
     def threads(self, name: str) -> Callable[[Any], int]:
         """Return the function of a stage's number of threads."""
@@ -98,7 +98,7 @@ class Graph:
 
     def plain_choice(self, wildcards: Any) -> str:
         """Return the checkpoint that is compressed as one string."""
-        return tracking.cfg(self.plain(wildcards.model).model_dump())
+        return tracking.parameter_text(self.plain(wildcards.model).model_dump())
 
     def calibration_text(self, wildcards: Any) -> list[str]:
         """Return the local file that a calibration draws from; none for a data set."""
@@ -150,24 +150,26 @@ class Graph:
     def curve_choice(self, wildcards: Any) -> str:
         """Return what a layer's curve depends on: not how much is spent, but where a share leaves sizes to choose."""
         chosen = self.params.cluster[wildcards.cluster]
-        return tracking.cfg(chosen.model_dump(include={"by", "share", "width", "max_size", "threads"}))
+        return tracking.parameter_text(chosen.model_dump(include={"by", "share", "width", "max_size", "threads"}))
 
     def budget_choice(self, wildcards: Any) -> str:
         """Return how much is spent, and by what."""
         chosen = self.params.cluster[wildcards.cluster]
-        return tracking.cfg(chosen.model_dump(include={"experts", "share", "per", "budget", "width", "max_size"}))
+        return tracking.parameter_text(
+            chosen.model_dump(include={"experts", "share", "per", "budget", "width", "max_size"})
+        )
 
     def cluster_choice(self, wildcards: Any) -> str:
         """Return the grouping of one layer: outside the choice's range, all experts are kept."""
         chosen = self.params.cluster[wildcards.cluster]
         inside = chosen.within([int(wildcards.layer)])
-        return tracking.cfg(chosen.settings() | ({} if inside else {"experts": None}))
+        return tracking.parameter_text(chosen.settings() | ({} if inside else {"experts": None}))
 
     def task_choice(self, wildcards: Any) -> str:
         """Return one task's settings, with how the models run."""
         evaluate = self.params.evaluate
         how = evaluate.model_dump(include={"dtype", "threads"})
-        return tracking.cfg(evaluate.tasks[wildcards.task].model_dump() | how)
+        return tracking.parameter_text(evaluate.tasks[wildcards.task].model_dump() | how)
 
     def run_choice(self, wildcards: Any) -> str:
         """Return all that made a compressed checkpoint: names and parameters, for its card."""
@@ -175,8 +177,10 @@ class Graph:
         chosen = {k: {"name": wildcards[k], **getattr(self.params, k)[wildcards[k]].model_dump()} for k in kinds}
         grouping = self.params.cluster[wildcards.cluster]
         chosen["cluster"] = {"name": wildcards.cluster, **grouping.settings(), "layers": grouping.layers}
-        return tracking.cfg(chosen | {"capture": self.params.capture.model_dump()})
+        return tracking.parameter_text(chosen | {"capture": self.params.capture.model_dump()})
 
     def report_choice(self, wildcards: Any) -> str:
         """Return the runs and tasks that the report shows."""
-        return tracking.cfg({"runs": [list(run) for run in self.runs], "tasks": self.params.evaluate.scored()})
+        return tracking.parameter_text(
+            {"runs": [list(run) for run in self.runs], "tasks": self.params.evaluate.scored()}
+        )

@@ -27,7 +27,7 @@ def begin_run(graph: Graph) -> None:
     Raises:
         UserError: if a text cannot be read or is too short, which only reading it tells.
     """
-    claims = expected.claims(graph)
+    claims = expected.every_claim(graph)
     atomic.sweep(paths.RESULTS)
     job_cache.sweep(paths.RESULTS, claims)
     _end_run()
@@ -41,7 +41,7 @@ def begin_run(graph: Graph) -> None:
 def end_successful_run(graph: Graph) -> None:
     """End the run. If it has made everything, not some targets only, clear the job cache."""
     _end_run()
-    if verify.is_current(paths.REPORTED, expected.claims(graph)):
+    if verify.is_current(paths.REPORTED, expected.every_claim(graph)):
         job_cache.clear(paths.RESULTS)
 
 
@@ -52,7 +52,7 @@ def end_failed_run(graph: Graph, failed: Iterable[Any]) -> None:
     be submitted, and notes it as made with the parameters of now.
     """
     _end_run()
-    claims, known = expected.claims(graph), dict[str, str]()
+    claims, known = expected.every_claim(graph), dict[str, str]()
     single = [job for one in failed for job in (one.jobs if one.is_group() else [one])]
     for path in filter(Path.exists, (Path(output) for job in single for output in job.output)):
         try:

@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 UNCOUNTED = {"mergemoe/progress.py", "mergemoe/environment.py"}  # no number depends on them
 
 
-def cfg(values: dict[str, Any]) -> str:
+def parameter_text(values: dict[str, Any]) -> str:
     """Return one sorted JSON string: Snakemake compares flat parameters as an unordered set of values."""
     return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
 
 @functools.cache
-def code(*modules: str) -> str:
+def code_digest(*modules: str) -> str:
     """Return the sha256 over what the modules and all they import from the project do.
 
     Files are compared by behaviour.py: a comment, a line break or the wording of a message changes nothing. What is

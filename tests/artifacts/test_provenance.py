@@ -28,28 +28,28 @@ def root(tmp_path, monkeypatch):
 
 
 def digests(*paths):
-    return {path: provenance.content(path) for path in paths}
+    return {path: provenance.content_digest(path) for path in paths}
 
 
 def test_content_is_the_payloads_and_not_what_an_artifact_says_of_its_making(root):
-    before = provenance.content("results/profile/p.json")
+    before = provenance.content_digest("results/profile/p.json")
     store.write_json("results/profile/p.json", {"usage": [1, 2]}, {"stage": "x", "inputs": {}, "code": "2"})
-    assert provenance.content("results/profile/p.json") == before
+    assert provenance.content_digest("results/profile/p.json") == before
     store.write_json("results/profile/p.json", {"usage": [1, 3]}, {"stage": "x", "inputs": {}, "code": "2"})
-    assert provenance.content("results/profile/p.json") != before
-    assert provenance.content("text.jsonl") == payloads.sha256("text.jsonl")
+    assert provenance.content_digest("results/profile/p.json") != before
+    assert provenance.content_digest("text.jsonl") == payloads.sha256("text.jsonl")
 
 
 def test_every_kind_of_file_says_its_making(root, captured):
     tensors = root / "results/solve/l.safetensors"
     store.write_tensors(tensors, {"a": torch.ones(2, dtype=torch.bfloat16)}, {"stage": "solve", "inputs": {}})
-    assert provenance.of(tensors)["stage"] == "solve"
+    assert provenance.read_provenance(tensors)["stage"] == "solve"
     activations = root / "results" / captured[1].name
     activations.write_bytes(captured[1].read_bytes())
-    assert provenance.of(activations)["stage"] == "capture"
+    assert provenance.read_provenance(activations)["stage"] == "capture"
     save_file({"a": np.ones(2)}, root / "results/model.safetensors")
-    assert provenance.of(root / "results/model.safetensors") is None
-    assert provenance.of("text.jsonl") is None
+    assert provenance.read_provenance(root / "results/model.safetensors") is None
+    assert provenance.read_provenance("text.jsonl") is None
 
 
 @pytest.mark.parametrize(
@@ -75,22 +75,22 @@ def test_an_artifact_is_held_against_its_claim(root, claim, message):
 
 
 def test_an_artifact_of_no_run_or_in_anothers_place_is_named(root):
-    with pytest.raises(ArtifactError, match="is of no run in params.yaml"):
+    with pytest.raises(ArtifactError, match="belongs to no run in params.yaml"):
         verify.check_input(PATH, {}, {})
     other = PATH.replace("001", "002")
     (root / other).write_bytes((root / PATH).read_bytes())
-    with pytest.raises(ArtifactError, match=f"{other} says that it is {PATH}"):
+    with pytest.raises(ArtifactError, match=f"{other} is a copy of {PATH}"):
         verify.check_input(other, {PATH: CLAIM, other: CLAIM}, {})
 
 
 def test_what_an_artifact_was_made_from_must_be_what_is_there(root):
-    made = provenance.of(PATH)
+    made = provenance.read_provenance(PATH)
     verify.check_links(PATH, made["inputs"], root, {})
     (root / "text.jsonl").write_text("[]\n")
     with pytest.raises(ArtifactError, match=f"{PATH} was made from another text.jsonl than there is now"):
         verify.check_links(PATH, made["inputs"], root, {})
     (root / "text.jsonl").unlink()
-    with pytest.raises(ArtifactError, match=f"{PATH} was made from text.jsonl, which is not there"):
+    with pytest.raises(ArtifactError, match=f"{PATH} was made from text.jsonl, which is missing"):
         verify.check_links(PATH, made["inputs"], root, {})
     verify.check_input(PATH, {PATH: CLAIM}, {})  # a job does without it
     store.write_json("results/profile/p.json", {"usage": [2, 2]}, {"stage": "profile", "inputs": {}, "code": "1"})
@@ -103,7 +103,7 @@ def test_provenance_that_was_changed_is_named(root):
     whole["provenance"]["code"] = "2"
     (root / PATH).write_text(json.dumps(whole))
     with pytest.raises(ArtifactError, match=f"{PATH} does not hold what was written"):
-        provenance.of(PATH)
+        provenance.read_provenance(PATH)
 
 
 def write(root, number, code="1", name="a", extra=0.0):

@@ -42,7 +42,7 @@ SHAPES = st.lists(st.integers(0, 3), max_size=3)
 def test_the_digest_of_a_file_is_that_of_its_tensors(tmp_path, drawn):
     tensors = {name: (torch.rand(shape) * 9).to(dtype) for name, (dtype, shape) in drawn.items()}
     store.write_tensors(tmp_path / "t.safetensors", tensors, MADE)
-    assert digests.of_tensors(tmp_path / "t.safetensors") == digests.digest_tensors(tensors)
+    assert digests.digest_tensor_file(tmp_path / "t.safetensors") == digests.digest_tensors(tensors)
 
 
 @pytest.mark.parametrize("name", ["a.json", "t.safetensors"])

@@ -167,9 +167,9 @@ def test_a_comment_after_the_run_changes_no_result(project):
 @pytest.mark.parametrize(
     ("path", "other", "says"),
     [
-        ("solve/tiny/mixed/half/mergemoe/layer_001.safetensors", "solve/tiny/mixed/half/average", "says that it is"),
-        ("solve/tiny/mixed/half/mergemoe/layer_001.safetensors", "layer_002.safetensors", "says that it is"),
-        ("scores/tiny/mixed/half/average/fidelity.json", "scores/tiny/mixed/half/mergemoe", "says that it is"),
+        ("solve/tiny/mixed/half/mergemoe/layer_001.safetensors", "solve/tiny/mixed/half/average", "is a copy of"),
+        ("solve/tiny/mixed/half/mergemoe/layer_001.safetensors", "layer_002.safetensors", "is a copy of"),
+        ("scores/tiny/mixed/half/average/fidelity.json", "scores/tiny/mixed/half/mergemoe", "is a copy of"),
         ("capture/tiny/mixed/layer_001.h5", "layer_002.h5", "is of layer 2, not 1"),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_leftover_of_no_run_is_not_recorded(project):
     stray = project / "results/cluster/tiny/mixed/other/layer_001.json"
     stray.parent.mkdir()
     shutil.copyfile(project / GROUPS, stray)
-    assert f"{stray.relative_to(project)} is of no run in params.yaml" in refused(project, "record")
+    assert f"{stray.relative_to(project)} belongs to no run in params.yaml" in refused(project, "record")
 
 
 def test_a_job_refuses_an_input_that_is_another_ones(project):
@@ -210,7 +210,7 @@ def test_a_job_refuses_an_input_that_is_another_ones(project):
     shutil.copyfile(solved / "average/layer_001.safetensors", solved / "mergemoe/layer_001.safetensors")
     done = run(project, "snakemake", "results/models/tiny/mixed/half/mergemoe", ok=False)
     assert done.returncode != 0
-    assert "mergemoe/layer_001.safetensors says that it is" in done.stdout + done.stderr
+    assert "mergemoe/layer_001.safetensors is a copy of" in done.stdout + done.stderr
     assert not (project / "results/models/tiny/mixed/half/mergemoe").exists()
 
 

@@ -53,4 +53,8 @@ def test_sources_are_the_files_that_a_stage_imports():
 
 
 def test_swapped_values_and_key_order_are_told_apart():
-    assert tracking.cfg({"a": 1, "b": 2}) == tracking.cfg({"b": 2, "a": 1}) != tracking.cfg({"a": 2, "b": 1})
+    assert (
+        tracking.parameter_text({"a": 1, "b": 2})
+        == tracking.parameter_text({"b": 2, "a": 1})
+        != tracking.parameter_text({"a": 2, "b": 1})
+    )

@@ -84,7 +84,7 @@ def _listed(root: Path, found: Sequence[str]) -> dict[str, _Listed]:
 
 def _check(path: str, root: Path, claims: Claims, known: dict[str, str], kept_out: Collection[str]) -> None:
     file = root / path
-    made = provenance.of(file)
+    made = provenance.read_provenance(file)
     verify.check_claim(path, made, claims)
     assert made is not None  # a claim is of an artifact
     inputs = {name: digest for name, digest in made["inputs"].items() if not below(name, kept_out)}
@@ -95,12 +95,12 @@ def _check(path: str, root: Path, claims: Claims, known: dict[str, str], kept_ou
         if made["stage"] == "layout":
             folder = root / model_folder.locate_checkpoint(whole["path"], whole.get("revision"))
             store.check_files(folder, whole["files"], original=True)
-    elif not store.holds(made, digests.of(file)):
+    elif not store.matches_seal(made, digests.digest_artifact(file)):
         raise errors.damaged_artifact(path, "does not hold what was written (its digest differs)")
     elif layer is not None and made.get("layer", layer) != layer:
-        raise errors.damaged_artifact(path, f"is of layer {made['layer']}, not {layer}")
+        raise errors.damaged_artifact(path, f"belongs to layer {made['layer']}, not {layer}")
 
 
 def _fault(path: str, fact: str, claims: Claims, listed: Mapping[str, _Listed]) -> Fault:
-    name = verify.unit(listed[path].by if path in listed else path, claims)
+    name = verify.claimed_path(listed[path].by if path in listed else path, claims)
     return Fault(claims[name]["stage"] if name else "", path, fact)
