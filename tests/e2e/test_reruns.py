@@ -96,8 +96,8 @@ TABLE = {
     "fewer runs": (PARAMS, "runs: all", "runs: [[tiny, mixed, half, average]]", {"report": 1}),
     "a comment in a method": (
         "mergemoe/methods/mergemoe.py",
-        "    results = []",
-        "    # a remark\n    results = []",
+        "    averaged = ",
+        "    # a remark\n    averaged = ",
         {},
     ),
     "a docstring in the library": (
@@ -108,7 +108,7 @@ TABLE = {
     ),
     "a progress line": ("mergemoe/progress.py", "s left", "seconds to go", {}),
     "the words of an error": ("mergemoe/artifacts/verify.py", "was made by other code of", "has other code of", {}),
-    "a method's code": ("mergemoe/methods/mergemoe.py", "    results = []", "    results: list = []", ONE),
+    "a method's code": ("mergemoe/methods/mergemoe.py", "    averaged = ", "    averaged: list = ", ONE),
     "code of features": (
         "mergemoe/moe/expert_forward.py",
         "    return act(up, gate)",
