@@ -1,15 +1,15 @@
 """One thin command-line module per rule: parse, call the library, write.
 
-Threads and MKL's code path are fixed here, before anything imports torch, so that bits repeat; a stage
-then sets its own thread count, which is a parameter. Nothing goes to the network either, unless the user says
-HF_HUB_OFFLINE=0: what a run needs is on disk, and its bytes are known.
+Threads and MKL's code path are fixed here, before anything imports torch, so that results repeat bit by bit; a stage
+then sets its own number of threads, which is a parameter. Nothing is downloaded unless the user sets HF_HUB_OFFLINE=0:
+all that a run needs is on disk, with known bytes.
 """
 
 import os
 
-from mergemoe import environment  # noqa: F401  # its clock starts with this import
+from mergemoe import environment  # noqa: F401  # the clock starts with this import
 
-os.environ["MKL_CBWR"] = "AVX2"  # one result whatever the memory's alignment; COMPATIBLE takes twice the time
+os.environ["MKL_CBWR"] = "AVX2"  # the same result for any alignment of memory; COMPATIBLE takes twice the time
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"

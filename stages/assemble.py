@@ -3,7 +3,7 @@
 python -m stages.assemble --cfg JSON --code DIGEST --layout LAYOUT.json --modeling mergemoe/compressed/modeling.py
     --solved LAYER.safetensors ... --out FOLDER
 
-MODELING goes into the checkpoint, comments and all, so its text counts and not only what it does.
+MODELING is copied into the checkpoint with its comments, so any edit of its text counts as a change.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
     with atomic.atomic(args.out) as folder:
         assemble(layout, solved, folder)
         card = checkpoint_card.unscored_card(args.cfg, checkpoint_card.is_stock(path.name for path in folder.iterdir()))
-        (folder / "README.md").write_text(card)  # `mergemoe export` puts another in its place
+        (folder / "README.md").write_text(card)  # `mergemoe export` replaces it
         payload = {"files": {path.name: digests.sha256(path) for path in sorted(folder.iterdir())}}
         store.write_json(folder / "provenance.json", payload, args.provenance)
 

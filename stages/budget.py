@@ -1,8 +1,8 @@
-"""Say how many experts each layer keeps, and how wide, where one budget is spent over all layers.
+"""Choose how many experts each layer keeps, and how wide, from one budget for all layers.
 
 python -m stages.budget --cfg JSON --code DIGEST --layout LAYOUT.json --measured LAYER.json ... --out BUDGET.json
 
-MEASURED are the layers' curves, or their profiles where the budget is spent by usage.
+MEASURED are the layers' curves, or their profiles if the budget is spent by usage.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from stages.support import command
 
 @command.stage("budget", __doc__, "layout", many=["measured"])
 def main(args: argparse.Namespace) -> None:
-    """Read what the layers measured, write {layer: {experts, width}}."""
+    """Read the curves or profiles, write {layer: {experts, width}}."""
     cfg = args.cfg
     layout: Layout = store.read_json(args.layout)
     layers = {artifact["layer"]: artifact for artifact in map(store.read_json, args.measured)}

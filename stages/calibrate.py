@@ -1,4 +1,4 @@
-"""Draw the calibration sequences; beside the tokens stands the manifest of the documents they come from.
+"""Draw the calibration sequences, and list the documents that they come from in a manifest beside the tokens.
 
 python -m stages.calibrate --cfg JSON --code DIGEST --layout LAYOUT.json --text FILE --out TOKENS.safetensors
 """

@@ -2,7 +2,7 @@
 
 python -m stages.capture --cfg JSON --code DIGEST --layout LAYOUT.json --tokens TOKENS.safetensors --out FOLDER
 
-A killed capture goes on from scratch/capture/<digest of its inputs and parameters>/.
+A killed capture resumes from scratch/capture/<digest of its inputs and parameters>/.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> Path:
     with atomic.atomic(args.out) as folder:
         folder.mkdir()
         for path in finished.values():
-            shutil.copyfile(path, folder / path.name)  # scratch stays whole until all is in place
+            shutil.copyfile(path, folder / path.name)  # the scratch folder stays whole until all is in place
     return scratch
 
 

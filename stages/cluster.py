@@ -3,8 +3,7 @@
 python -m stages.cluster --cfg JSON --code DIGEST --layer N --layout LAYOUT.json --capture LAYER.h5
     --profile LAYER.json --budget [BUDGET.json] --out LAYER.json
 
-The configuration's `experts` is the number kept or a share; null leaves the layer as it is. A BUDGET says it in its
-place.
+`experts` in JSON is the number or share that is kept; null leaves the layer unchanged. A BUDGET replaces it.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from stages.support import command
 
 @command.stage("cluster", __doc__, "layout", "capture", "profile", many=["budget"], also=["layer"])
 def main(args: argparse.Namespace) -> None:
-    """Read experts, usage and activations, group, write the groups with their figures."""
+    """Read experts, usage and activations, group, write the groups with their measurements."""
     device = devices.set_up_torch(args.cfg["threads"], args.device)
     layout: Layout = store.read_json(args.layout)
     layer, entry = int(args.layer), layer_entry(layout, int(args.layer))

@@ -16,7 +16,7 @@ from stages.support import command
 
 @command.stage("convert", __doc__, hashed=False)
 def main(args: argparse.Namespace) -> None:
-    """Write the folder whole, with the sha256 of its files and of those that it was made from."""
+    """Write the folder whole, with the sha256 of its files and of the original's."""
     original = model_folder.locate_checkpoint(args.cfg["path"], args.cfg.get("revision"))
     files = track(model_folder.checkpoint_files(original), "sha256 of the original's files")
     digests = {path.name: payloads.sha256(path) for path in files}

@@ -1,4 +1,4 @@
-"""Measure what one layer loses at other sizes, for a budget that is spent by that.
+"""Measure the error of one layer at several sizes, for a budget that is spent by error.
 
 python -m stages.curve --cfg JSON --code DIGEST --layer N --layout LAYOUT.json --capture LAYER.h5
     --profile LAYER.json --out LAYER.json

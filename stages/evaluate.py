@@ -3,9 +3,9 @@
 python -m stages.evaluate --cfg JSON --code DIGEST --task NAME --model MODEL --made MADE.json --files FILE ...
     --out SCORES.json
 
-MODEL is the full checkpoint, a folder or a hub model's id, or the folder of a compressed one; MADE is the artifact that
-lists the sha256 of its files: the layout of the full one, provenance.json of a compressed one. FILES define the task
-where it is not lm-eval's own, or are its data.
+MODEL is the full checkpoint, a folder or a hub model's id, or the folder of a compressed one. MADE is the artifact that
+lists the sha256 of its files: the layout of the full one, provenance.json of a compressed one. FILES define the task if
+it is not lm-eval's own, or are its data.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Measure how near a model is to the full one on the held-out text.
+"""Measure how close a model is to the full one on the held-out text.
 
 python -m stages.fidelity --cfg JSON --code DIGEST --layout LAYOUT.json --model MODEL --made MADE.json
     --reference FOLDER --out SCORES.json
 
-MODEL and MADE as in stages.evaluate. The full model itself gets its perplexity alone.
+MODEL and MADE are those of stages.evaluate. The full model gets only its perplexity.
 """
 
 import argparse

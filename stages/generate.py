@@ -1,9 +1,9 @@
-"""Let a model go on from held-out prompts and measure what it writes.
+"""Let a model continue held-out prompts, and measure the continuations.
 
 python -m stages.generate --cfg JSON --code DIGEST --layout LAYOUT.json --model MODEL --made MADE.json
     --reference FOLDER --out SCORES.json
 
-MODEL and MADE as in stages.evaluate. The full model, which judges the continuations, is that of LAYOUT.
+MODEL and MADE are those of stages.evaluate. The full model, which judges the continuations, is that of LAYOUT.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SHOWN = 8  # continuations that the artifact has as text
 
 @command.stage("generate", __doc__, "layout", "made", "reference", also=["model"])
 def main(args: argparse.Namespace) -> None:
-    """Continue the prompts, load the full model where it is another one, score, write."""
+    """Continue the prompts, load the full model if it is another one, score, write."""
     device = devices.set_up_torch(args.cfg["threads"], args.device)
     settings, dtype = args.cfg["generation"], getattr(torch, args.cfg["dtype"])
     layout, made = store.read_json(args.layout), store.read_json(args.made)

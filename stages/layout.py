@@ -13,7 +13,7 @@ from stages.support import command
 
 @command.stage("layout", __doc__, hashed=False)
 def main(args: argparse.Namespace) -> None:
-    """Look at every weight once, ask transformers once; write plain JSON."""
+    """Read every weight once, ask transformers once, write plain JSON."""
     folder = model_folder.locate_checkpoint(args.cfg["path"], args.cfg.get("revision"))
     supported.check_architecture(folder)
     described = layout.describe_layout(args.cfg["path"], args.cfg.get("revision"))

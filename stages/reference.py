@@ -1,4 +1,4 @@
-"""Run the full model over the held-out text: what fidelity compares with.
+"""Run the full model over the held-out text, for fidelity to compare with.
 
 python -m stages.reference --cfg JSON --code DIGEST --layout LAYOUT.json --text FILE --out FOLDER
 
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> Path:
     with atomic.atomic(args.out) as folder:
         folder.mkdir()
         for path in finished.values():
-            shutil.copyfile(path, folder / path.name)  # scratch stays whole until all is in place
+            shutil.copyfile(path, folder / path.name)  # the scratch folder stays whole until all is in place
         tensors = {"input_ids": ids, "attention_mask": mask, "final": final}
         store.write_tensors(folder / "final.safetensors", tensors, args.provenance)
     return scratch

@@ -19,7 +19,7 @@ from stages.support import command
 
 @command.stage("report", __doc__, also=["results", "metrics", "quality", "errors", "page", "cards"], hashed=False)
 def main(args: argparse.Namespace) -> None:
-    """Read all that the runs left, write the views of it."""
+    """Read all artifacts of the runs; write numbers, tables, pages and cards."""
     results, runs, tasks = Path(args.results), args.cfg["runs"], args.cfg["tasks"]
     numbers = metrics.gather(results, runs, tasks)
     models = study.load(results, runs, tasks, numbers)

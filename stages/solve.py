@@ -3,7 +3,7 @@
 python -m stages.solve --cfg JSON --code DIGEST --layer N --layout LAYOUT.json --capture LAYER.h5
     --profile LAYER.json --cluster LAYER.json --out LAYER.safetensors
 
-A killed solve that is iterative goes on from scratch/solve/<digest of its inputs and parameters>/.
+A killed iterative solve resumes from scratch/solve/<digest of its inputs and parameters>/.
 """
 
 import argparse

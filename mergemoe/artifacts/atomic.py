@@ -16,8 +16,8 @@ from mergemoe.errors import UserError
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path; sync it and rename it to `path` only if all went well.
 
-    The temporary lies in results/.tmp/ where `path` lies below a folder `results`, else beside `path`.
-    It may be made a file or a folder; a folder takes the place of an older one whole, or goes if that says the same.
+    The temporary lies in results/.tmp/ if `path` lies below a folder `results`, else beside `path`. The caller makes it
+    a file or a folder. A folder replaces an older one whole, or is dropped if the older one has the same content.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def results_above(path: Path) -> Path | None:
 
 
 def _put(temporary: Path, path: Path) -> None:
-    """Rename; what says the same stays as it is, since another copy of this job has made it and may have readers."""
+    """Rename, unless the same content is there: another copy of this job made it, and others may be reading it."""
     if run_is_over():
         raise UserError(f"{path} is not written: {OVER}")
     if path.exists() and sha256(path) == sha256(temporary):
@@ -77,7 +77,7 @@ def _sync(path: Path) -> None:
 
 
 def sweep(results: str | Path) -> None:
-    """Remove the temporaries of this host's jobs that no longer run."""
+    """Remove the temporary files of this host's jobs that no longer run."""
     for temporary in Path(results, ".tmp").glob(f"*.{socket.gethostname()}.*"):
         if not Path("/proc", temporary.suffix[1:]).exists():
             shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Every path below results/ and logs/, as a pattern of wildcards such as `{model}`.
 
-A run is four names: model, calibrate, cluster, solve. A subject is what is scored: `full`, or the last three names of a
-run joined by `/`.
+A run has four names: model, calibrate, cluster, solve. A subject is scored: `full`, the original model, or the last
+three names of a run joined by `/`.
 """
 
 from pathlib import Path

@@ -1,9 +1,8 @@
 """The files between stages: written whole or not at all, with their provenance inside, checked when read.
 
-Provenance is {stage, params, inputs: {path: sha256}, code, payload, seal}. `payload` is the digest of what the
-file says apart from the provenance, `seal` that of the provenance; both are checked on every read, so a flipped
-bit or a truncated file is named before anything is computed from it. Nothing inside a file depends on time, host
-or version.
+Provenance is {stage, params, inputs: {path: sha256}, code, payload, seal}. `payload` is the digest of the file's
+content without the provenance, `seal` that of the provenance; both are checked on every read, so a flipped bit or
+a truncated file is found before anything is computed from it. Nothing inside a file depends on time, host or version.
 """
 
 import json
@@ -18,7 +17,7 @@ from mergemoe.errors import ArtifactError, damaged_artifact
 if TYPE_CHECKING:
     from torch import Tensor
 
-KEY = "mergemoe"  # of the one metadata entry of a safetensors file; with two their order is random
+KEY = "mergemoe"  # the one metadata entry of a safetensors file; with two their order would be random
 
 
 def write_json(path: str | Path, payload: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
@@ -40,12 +39,12 @@ def matches_seal(provenance: Mapping[str, Any], payload: str) -> bool:
 
 
 def read_json(path: str | Path, layer: int | None = None) -> Any:
-    """Read a JSON artifact and check its digests, and that it is of the layer that is wanted.
+    """Read a JSON artifact and check its digests, and that it belongs to the wanted layer.
 
     The caller annotates what it reads: `layout: Layout = read_json(path)`.
 
     Raises:
-        ArtifactError: where the file is missing, not JSON, not what its writer wrote, or another layer's.
+        ArtifactError: if the file is missing, not JSON, not what its writer wrote, or another layer's.
     """
     try:
         whole = json.loads(Path(path).read_text())
@@ -74,7 +73,7 @@ def read_tensors(path: str | Path) -> dict[str, "Tensor"]:
     """Read a safetensors artifact and check its digest.
 
     Raises:
-        ArtifactError: where the file is truncated, or not what its writer wrote.
+        ArtifactError: if the file is truncated, or not what its writer wrote.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -96,12 +95,12 @@ def check_files(folder: str | Path, digests: Mapping[str, str], original: bool =
     """Check that a folder's files are those whose digests were recorded.
 
     Args:
-        folder: the files'.
+        folder: folder of the files.
         digests: {name: sha256}.
         original: whether it is the user's own checkpoint, which no job can make again.
 
     Raises:
-        ArtifactError: where one is missing or differs.
+        ArtifactError: if one is missing or differs.
     """
     for name, digest in digests.items():
         path = Path(folder, name)
@@ -110,8 +109,8 @@ def check_files(folder: str | Path, digests: Mapping[str, str], original: bool =
             fact = "is not the file that was recorded (its sha256 differs)"
         if fact and original:
             raise ArtifactError(
-                f"{path} {fact}: the checkpoint was changed or damaged after the job `layout` looked at it. Bring it "
-                "back as it was; or, if the change is meant, run `snakemake` again, which begins with `layout` then"
+                f"{path} {fact}. The checkpoint was changed or damaged after the job `layout` read it. Put the old "
+                "file back; or, if you want the change, run `snakemake` again, which then begins with `layout`"
             )
         if fact:
             raise damaged_artifact(path, fact)

@@ -71,7 +71,7 @@ class Reader(Activations):
         if not same:
             raise errors.damaged_artifact(path, "does not hold what was captured (its digest differs)")
         if layer is not None and provenance["layer"] != layer:
-            raise errors.damaged_artifact(path, f"is of layer {provenance['layer']}, not {layer}")
+            raise errors.damaged_artifact(path, f"belongs to layer {provenance['layer']}, not {layer}")
         sequence = torch.from_numpy(self.file["sequence"][:].astype(np.int64))
         heldout = torch.from_numpy(self.file["heldout"][:])
         super().__init__(heldout[sequence], self.file["expert_index"].shape[1])

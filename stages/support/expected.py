@@ -1,4 +1,4 @@
-"""What the provenance of every artifact must say, by params.yaml and the code as they are now.
+"""Expected provenance of every artifact, from params.yaml and the code as they are now.
 
 {path: {stage, params, code}}, where the path is the first output of the job.
 """

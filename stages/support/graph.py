@@ -1,4 +1,4 @@
-"""What the jobs of each rule depend on: their files, parameters, code and threads, by params.yaml."""
+"""Files, parameters, code and threads of the jobs of each rule, from params.yaml."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ Parameter = Callable[[Any], str]  # of a job: wildcards -> text
 
 
 class Graph:
-    """What the Snakefile asks of one params.yaml."""
+    """The functions of inputs, parameters and threads that the Snakefile takes from one params.yaml."""
 
     def __init__(self, params: Params):
         """Read the layers of each model from its safetensors headers."""
@@ -53,7 +53,7 @@ class Graph:
         )
 
     def code(self, name: str) -> Parameter:
-        """Return the function of a stage's code digest: of a solve its own method's file, too, not its neighbours'."""
+        """Return the function of a stage's code digest: for a solve with the file of its own method."""
         if not STAGES[name].method:
             return lambda wildcards: tracking.code_digest(f"stages.{name}")
         return lambda wildcards: tracking.code_digest(f"stages.{name}", self._method(wildcards))
@@ -63,7 +63,7 @@ class Graph:
         return lambda wildcards: self._section(STAGES[name], wildcards).threads
 
     def _section(self, stage: Stage, wildcards: Any) -> Any:
-        """Return the section that a job's parameters come from: of named choices the one that a wildcard names."""
+        """Return the section that a job's parameters come from: among named choices the one that a wildcard names."""
         (section,) = stage.sections
         found = getattr(self.params, section)
         return found[wildcards[section]] if isinstance(found, dict) else found
@@ -76,7 +76,7 @@ class Graph:
         return paths.RESULTS
 
     def original_files(self, wildcards: Any) -> list[str]:
-        """Return the files of the checkpoint that a choice names; of a hub model the record of what was fetched."""
+        """Return the files of the checkpoint that a choice names; for a hub model the record of its fetch."""
         chosen = self.params.model[wildcards.model]
         if chosen.revision:
             return [str(hub_cache.fetch_record_path(chosen.path, chosen.revision))]
@@ -88,7 +88,7 @@ class Graph:
         return Model(path=paths.CONVERTED.format(model=model)) if chosen.copied() else chosen
 
     def checkpoint_files(self, wildcards: Any) -> list[str]:
-        """Return the files of the checkpoint that is compressed; of a plain copy the one that lists the others.
+        """Return the files of the checkpoint that is compressed; for a plain copy the one that lists the others.
 
         By that one's content Snakemake sees that a copy which was deleted and made again is the same.
         """
@@ -111,7 +111,7 @@ class Graph:
         return [source] if source else []
 
     def task_files(self, wildcards: Any) -> list[str]:
-        """Return the files that define a task, where it is not lm-eval's own, or the local data of one that is."""
+        """Return the files that define a task, if it is not lm-eval's own, or else its local data."""
         task = self.params.evaluate.tasks[wildcards.task]
         return tracking.files_below(task.include) + sorted(task.data_files.values())
 
@@ -136,24 +136,24 @@ class Graph:
         return made if wildcards.subject == "full" else paths.provenance_of(made)
 
     def measured(self, wildcards: Any) -> list[str]:
-        """Return what a budget is spent by: the curves of the layers in its range, or their profiles."""
+        """Return the artifacts that a budget is spent by: the curves of the layers in its range, or their profiles."""
         chosen = self.params.cluster[wildcards.cluster]
         path = paths.PROFILE if chosen.budget == "usage" else paths.CURVE
         inside = chosen.within(self.layers[wildcards.model])
         return [path.format(**wildcards, layer=layer_name(layer)) for layer in inside]
 
     def budget(self, wildcards: Any) -> list[str]:
-        """Return the budget that says what a layer keeps; none where its choice does, or for a layer out of range."""
+        """Return the budget that sets the size of a layer; none if its choice sets it, or for a layer out of range."""
         chosen = self.params.cluster[wildcards.cluster]
         return [paths.BUDGET.format(**wildcards)] if chosen.spent() and chosen.within([int(wildcards.layer)]) else []
 
     def curve_choice(self, wildcards: Any) -> str:
-        """Return what a layer's curve depends on: not how much is spent, but where a share leaves sizes to choose."""
+        """Return the settings of a layer's curve: not how much is spent, but which sizes can be chosen."""
         chosen = self.params.cluster[wildcards.cluster]
         return tracking.parameter_text(chosen.model_dump(include={"by", "share", "width", "max_size", "threads"}))
 
     def budget_choice(self, wildcards: Any) -> str:
-        """Return how much is spent, and by what."""
+        """Return the settings of a budget: how much is spent, and by which measure."""
         chosen = self.params.cluster[wildcards.cluster]
         return tracking.parameter_text(
             chosen.model_dump(include={"experts", "share", "per", "budget", "width", "max_size"})
@@ -172,7 +172,7 @@ class Graph:
         return tracking.parameter_text(evaluate.tasks[wildcards.task].model_dump() | how)
 
     def run_choice(self, wildcards: Any) -> str:
-        """Return all that made a compressed checkpoint: names and parameters, for its card."""
+        """Return names and parameters of all choices that made a compressed checkpoint, for its card."""
         kinds = ("model", "calibrate", "cluster", "solve")
         chosen = {k: {"name": wildcards[k], **getattr(self.params, k)[wildcards[k]].model_dump()} for k in kinds}
         grouping = self.params.cluster[wildcards.cluster]

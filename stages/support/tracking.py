@@ -1,4 +1,4 @@
-"""What a rule depends on besides its files: its parameters as one string, its code as one digest."""
+"""A rule's dependencies besides its files: its parameters as one string, its code as one digest."""
 
 import ast
 import functools
@@ -20,7 +20,7 @@ def parameter_text(values: dict[str, Any]) -> str:
 
 @functools.cache
 def code_digest(*modules: str) -> str:
-    """Return the sha256 over what the modules and all they import from the project do.
+    """Return the sha256 of the behaviour of the modules and of all that they import from the project.
 
     Files are compared by behaviour.py: a comment, a line break or the wording of a message changes nothing. What is
     loaded by name at run time, as a method of `solve` is, must be named here.

@@ -71,7 +71,7 @@ def test_an_edited_provenance_and_another_layers_file_are_named(tmp_path):
     path = tmp_path / "a.json"
     store.write_json(path, {"layer": 3}, MADE)
     assert store.read_json(path, 3)["layer"] == 3
-    with pytest.raises(ArtifactError, match="is of layer 3, not 4"):
+    with pytest.raises(ArtifactError, match="belongs to layer 3, not 4"):
         store.read_json(path, 4)
     path.write_text(path.read_text().replace('"ridge": 0.0', '"ridge": 7.5'))
     with pytest.raises(ArtifactError, match="digest differs"):
@@ -120,7 +120,7 @@ def test_recorded_files_are_compared(tmp_path):
     (tmp_path / "a").write_text("b")
     with pytest.raises(ArtifactError, match="sha256 differs.*Delete it"):
         store.check_files(tmp_path, recorded)
-    with pytest.raises(ArtifactError, match="sha256 differs.*Bring it back as it was"):
+    with pytest.raises(ArtifactError, match="sha256 differs.*Put the old file back"):
         store.check_files(tmp_path, recorded, original=True)
 
 

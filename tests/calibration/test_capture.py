@@ -111,7 +111,7 @@ def test_a_flipped_bit_and_a_truncated_file_are_named(captured, tmp_path):
 
 
 def test_another_layers_file_is_not_taken_for_the_wanted_one(captured):
-    with pytest.raises(ArtifactError, match="is of layer 1, not 2"):
+    with pytest.raises(ArtifactError, match="belongs to layer 1, not 2"):
         Reader(captured[1], 2)
 
 

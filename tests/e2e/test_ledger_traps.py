@@ -170,7 +170,7 @@ def test_a_comment_after_the_run_changes_no_result(project):
         ("solve/tiny/mixed/half/mergemoe/layer_001.safetensors", "solve/tiny/mixed/half/average", "is a copy of"),
         ("solve/tiny/mixed/half/mergemoe/layer_001.safetensors", "layer_002.safetensors", "is a copy of"),
         ("scores/tiny/mixed/half/average/fidelity.json", "scores/tiny/mixed/half/mergemoe", "is a copy of"),
-        ("capture/tiny/mixed/layer_001.h5", "layer_002.h5", "is of layer 2, not 1"),
+        ("capture/tiny/mixed/layer_001.h5", "layer_002.h5", "belongs to layer 2, not 1"),
     ],
 )
 def test_a_file_replaced_by_another_runs(project, path, other, says):
