@@ -21,16 +21,16 @@ from stages.support import command
 def main(args: argparse.Namespace) -> None:
     """Read all artifacts of the runs; write numbers, tables, pages and cards."""
     results, runs, tasks = Path(args.results), args.cfg["runs"], args.cfg["tasks"]
-    numbers = metrics.gather(results, runs, tasks)
-    models = study.load(results, runs, tasks, numbers)
+    numbers = metrics.gather_scores(results, runs, tasks)
+    models = study.load_study(results, runs, tasks, numbers)
     made = {"stage": "report", "params": args.cfg, "code": args.code, "payload": digests.digest_json(numbers)}
     whole = {**made, "inputs": study.inputs(results, models)}
     texts = {
-        args.metrics: metrics.dump(numbers),
+        args.metrics: metrics.metrics_text(numbers),
         args.quality: tables.quality(models),
         args.errors: tables.errors(models),
-        args.page: page.page(models, numbers, whole),
-        **{Path(args.page).with_stem(part): page.page(models, numbers, whole, part=part) for part in page.PARTS},
+        args.page: page.render_page(models, numbers, whole),
+        **{Path(args.page).with_stem(part): page.render_page(models, numbers, whole, part=part) for part in page.PARTS},
     }
     for path, text in texts.items():
         with atomic.atomic(path) as file:

@@ -20,15 +20,15 @@ def main(args: argparse.Namespace) -> None:
     """Read what is there, name what is missing from the logs, write the page."""
     results, runs, tasks = Path(args.results), args.cfg["runs"], args.cfg["tasks"]
     there = functools.cache(lambda path: verify.is_current(path, command.claims()))
-    missing = missing_results.find(results, Path(args.logs), runs, tasks, there)
+    missing = missing_results.find_missing(results, Path(args.logs), runs, tasks, there)
     made = [run for run in runs if missing_results.assembled(results, run, there)]
-    numbers = metrics.gather(results, made, tasks, there)
-    models = study.load(results, made, tasks, numbers, there)
+    numbers = metrics.gather_scores(results, made, tasks, there)
+    models = study.load_study(results, made, tasks, numbers, there)
     shown = {"stage": "report_partial", "params": args.cfg, "code": args.code}
     with atomic.atomic(args.out) as file:
-        file.write_text(page.page(models, numbers, shown, missing))
-    for hole in missing:
-        print(f"{hole.model}/{hole.subject} lacks {hole.missing}: {hole.said}")
+        file.write_text(page.render_page(models, numbers, shown, missing))
+    for one in missing:
+        print(f"{one.model}/{one.subject} lacks {one.missing}: {one.said}")
     print(f"{args.out} shows the rest")
 
 

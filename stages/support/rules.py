@@ -44,7 +44,7 @@ def prepare(workflow: Any, config: Mapping[str, Any]) -> Graph:
     runs.refuse_if_over()
     resources.check_profile()
     params = read_params(config)
-    preflight.check(params)
+    preflight.check_params(params)
     graph = Graph(params)
     complete_rules(workflow, graph)
     return graph
