@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from mergemoe.errors import UserError
 from mergemoe.moe.records import MeasuredSize
@@ -12,6 +13,7 @@ NO_SIZE_IN_COMMON = (
     "`per: model` chooses one number of experts and one width for all layers, and these layers have no size in common: "
     "they differ in experts or width. Set `per: layer` in `cluster`, or a range of `layers`"
 )
+Floats = npt.NDArray[np.float64]
 Measured = Sequence[MeasuredSize]  # the sizes of one layer, as curve.error_curve gives them
 
 
@@ -48,18 +50,20 @@ def by_error(curves: Mapping[int, Measured], total: int) -> dict[int, int]:
         curves: {layer: its measured sizes, N experts among them}.
         total: the sum of all M.
     """
-    best, choices = np.zeros(1), []  # best[k]: the least sum of errors of the layers so far with k experts
+    best: Floats = np.zeros(1)  # best[k]: the least sum of errors of the layers so far with k experts
+    choices: list[npt.NDArray[np.int64]] = []
     for measured in curves.values():
-        known, known_errors = zip(*sorted((size["experts"], size["error"]) for size in measured), strict=True)
-        sizes = np.arange(known[0], known[-1] + 1)
-        errors = np.interp(sizes, known, known_errors)
-        sums = np.full((len(sizes), len(best) + known[-1]), np.inf)
-        for row, (m, error) in enumerate(zip(sizes, errors, strict=True)):
-            sums[row, m : m + len(best)] = best + error
+        known = sorted((size["experts"], size["error"]) for size in measured)
+        first, last = known[0][0], known[-1][0]
+        errors: Floats = np.interp(range(first, last + 1), [m for m, _ in known], [error for _, error in known])
+        sums = np.full((len(errors), len(best) + last), np.inf)
+        for row in range(len(errors)):
+            sums[row, first + row : first + row + len(best)] = best + errors[row]
         best = sums.min(0)
-        choices.append(sizes[sums.argmin(0)])
-    kept, left = {}, total
-    for layer, chosen in zip(reversed(curves), reversed(choices), strict=True):
+        choices.append(first + sums.argmin(0))
+    kept: dict[int, int] = {}
+    left = total
+    for layer, chosen in zip(reversed(list(curves)), reversed(choices), strict=True):
         kept[layer] = int(chosen[left])
         left -= kept[layer]
     return {layer: kept[layer] for layer in curves}
@@ -79,7 +83,8 @@ def best_size(curves: Mapping[int, Measured], per: Literal["layer", "model"]) ->
 
     if per == "layer":
         return {layer: size(min(m, key=lambda entry: (entry["error"], size(entry)))) for layer, m in curves.items()}
-    common = set.intersection(*({size(entry) for entry in measured} for measured in curves.values()))
+    offered = [{size(entry) for entry in measured} for measured in curves.values()]
+    common = offered[0].intersection(*offered[1:])
     if not common:
         raise UserError(NO_SIZE_IN_COMMON)
     errors = {one: sum(e["error"] for m in curves.values() for e in m if size(e) == one) for one in common}

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import networkx as nx
 
 from mergemoe.errors import UserError
-from mergemoe.grouping.costs import Costs, Members, _union
+from mergemoe.grouping.costs import Costs, Members, union_of
 from mergemoe.moe.problem import Problem
 
 
@@ -64,13 +64,13 @@ def numbered(groups: Iterable[Sequence[int]], experts: int) -> list[int]:
 def halve(groups: list[Members], costs: Costs, width: int) -> list[Members]:
     """Return the groups joined two by two, at the least sum of costs; an odd one stays as it is."""
     pairs = [(i, j) for j in range(len(groups)) for i in range(j)]
-    graph = nx.Graph()
+    graph: nx.Graph[int] = nx.Graph()
     unions = costs.of_unions(((groups[i], groups[j]) for i, j in pairs), width)
     for (i, j), cost in zip(pairs, unions, strict=True):
         graph.add_edge(i, j, weight=cost)
-    matched = nx.min_weight_matching(graph)
+    matched: set[tuple[int, int]] = nx.min_weight_matching(graph)
     single = set(range(len(groups))) - {i for pair in matched for i in pair}
-    return [_union(groups[i], groups[j]) for i, j in matched] + [groups[i] for i in sorted(single)]
+    return [union_of(groups[i], groups[j]) for i, j in matched] + [groups[i] for i in sorted(single)]
 
 
 def join(groups: list[Members], costs: Costs, width: int, kept: int, limit: int) -> list[Members]:
@@ -91,7 +91,7 @@ def join(groups: list[Members], costs: Costs, width: int, kept: int, limit: int)
     own = costs.of_groups(groups, width)
     added = [cost - own[i] - own[j] for (i, j), cost in zip(pairs, unions, strict=True)]
     i, j = pairs[added.index(min(added))]
-    return [group for place, group in enumerate(groups) if place not in {i, j}] + [_union(groups[i], groups[j])]
+    return [group for place, group in enumerate(groups) if place not in {i, j}] + [union_of(groups[i], groups[j])]
 
 
 def _without(sizes: list[int], one: int, other: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Which experts become one: a grouping of a layer's N experts into M groups, and what it asks of the tokens."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -90,11 +91,13 @@ def by_saliency(saliency: Sequence[float], kept: int, router_groups: int = 1) ->
 
 def by_outputs(outputs: Tensor, kept: int) -> list[int]:
     """Group as HC-SMoE does: agglomerative, average linkage, Euclidean distance of mean outputs [N, H]."""
-    from scipy.cluster.hierarchy import linkage
+    from scipy.cluster import hierarchy  # pyright: ignore[reportMissingTypeStubs]
 
+    linkage = cast(Any, hierarchy).linkage  # scipy has no type stubs
     clusters = {expert: [expert] for expert in range(len(outputs))}
-    for step, (one, other, *_) in enumerate(linkage(outputs.cpu().numpy(), "average")[: len(outputs) - kept]):
-        clusters[len(outputs) + step] = clusters.pop(int(one)) + clusters.pop(int(other))
+    for step, joined in enumerate(linkage(outputs.cpu().numpy(), "average")[: len(outputs) - kept]):
+        one, other = int(joined[0]), int(joined[1])
+        clusters[len(outputs) + step] = clusters.pop(one) + clusters.pop(other)
     return numbered(clusters.values(), len(outputs))
 
 

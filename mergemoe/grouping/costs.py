@@ -41,7 +41,7 @@ class Costs:
         pairs = list(pairs)
         unknown: dict[Members, list[Members]] = {}
         for other, one in pairs:
-            if _union(other, one) not in self.known:
+            if union_of(other, one) not in self.known:
                 unknown.setdefault(one, []).append(other)
         joining = dict.fromkeys(members for one in unknown for members in (one, *unknown[one]))  # ordered, unlike a set
         self.own = {members: sums for members, sums in self.own.items() if members in joining}
@@ -52,7 +52,7 @@ class Costs:
                 own = _group(one)
                 sums = union_sums(self.problem, own, theirs, self._sums([own]), self._sums(theirs))
                 self._learn(batch, sums)
-        return [float(self.known[_union(other, one)][width - 1]) for other, one in pairs]
+        return [float(self.known[union_of(other, one)][width - 1]) for other, one in pairs]
 
     def _prepare(self, groups: Iterable[Members]) -> None:
         """Have the own sums of these groups."""
@@ -71,7 +71,8 @@ class Costs:
         self.known |= {tuple(sorted(g.members)): costs for g, costs in zip(groups, left.cpu(), strict=True)}
 
 
-def _union(one: Members, other: Members) -> Members:
+def union_of(one: Members, other: Members) -> Members:
+    """Return the members of two groups together."""
     return tuple(sorted(one + other))
 
 

@@ -22,6 +22,7 @@ from mergemoe.moe.expert_forward import Which, weighted_features
 from mergemoe.moe.experts import joined
 from mergemoe.moe.problem import Group, Problem
 from mergemoe.moe.tokens import Tokens
+from mergemoe.moe.typed_torch import unflatten
 
 
 class Side:
@@ -43,7 +44,7 @@ class Side:
     def weighted(self, phi: Tensor, g: Tensor) -> Tensor:
         """Return q [b, n, Q] of phi [b, n, P] and the members' weights g [b, n, c]; those of biases are g itself."""
         g = g.double()
-        wide = phi[..., : self.pools.up.shape[1]].unflatten(-1, (g.shape[-1], -1))
+        wide = unflatten(phi[..., : self.pools.up.shape[1]], -1, (g.shape[-1], -1))
         q = (wide * g[..., None]).flatten(-2)
         return q if self.pools.down_bias is None else torch.cat([q, g], -1)
 

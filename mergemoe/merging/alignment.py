@@ -1,13 +1,16 @@
 """Neurons in the same order: what must come before a mean of experts that learned the same things in other places."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-from scipy.optimize import linear_sum_assignment
+from scipy import optimize  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Group, Problem
+
+_assign = cast(Any, optimize).linear_sum_assignment  # scipy has no type stubs
 
 
 def aligned_mean(problem: Problem, groups: Sequence[Group]) -> list[Experts]:
@@ -17,16 +20,19 @@ def aligned_mean(problem: Problem, groups: Sequence[Group]) -> list[Experts]:
     (weight matching, solved exactly as an assignment; arXiv 2310.01334 with a gate). The order of the neurons of
     an expert means nothing, so this changes what a mean is, and no expert.
     """
-    means = []
+    means: list[Experts] = []
     for group in groups:
         members = problem.experts[group.members]
         like = _neurons(members, group.dominant)
-        orders = []
-        for place in range(len(group.members)):
-            _, order = linear_sum_assignment((like @ _neurons(members, place).T).cpu().numpy(), maximize=True)
-            orders.append(torch.from_numpy(order).to(like.device))
+        orders = [_best_order(like @ _neurons(members, place).T) for place in range(len(group.members))]
         means.append(reordered(members, torch.stack(orders)).map(group.mean))
     return means
+
+
+def _best_order(gain: Tensor) -> Tensor:
+    """Return the columns [I] that rows 0, 1, ... take, each column once, at the largest sum of `gain` [I, I]."""
+    _, order = _assign(gain.cpu().numpy(), maximize=True)
+    return torch.as_tensor(order).to(gain.device)
 
 
 def reordered(experts: Experts, orders: Tensor) -> Experts:

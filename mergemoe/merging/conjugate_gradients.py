@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mergemoe.moe.typed_torch import eigh, floats, norm
+
 TOLERANCE = 1e-6
 ROUNDING = 1e-13  # of the largest that Y P^T can be: what sums over tokens in float64 leave of a zero
 ITERATIONS = 1000
@@ -29,7 +31,7 @@ class Blocks:
         """Return those of the blocks [M, P, P], which are overwritten."""
         values, diagonal = gram.new_zeros(gram.shape[:2]), gram.diagonal(dim1=1, dim2=2).flatten().clone()
         for i, block in enumerate(gram):
-            found, vectors = torch.linalg.eigh(block)
+            found, vectors = eigh(block)
             values[i] = found.clamp_min(0)
             block.copy_(vectors)
         return cls(gram, values, diagonal)
@@ -62,15 +64,15 @@ class Descent:
     @classmethod
     def begin(cls, b: Tensor, bound: float) -> "Descent":
         """Return that of V = 0; `restart` says for which D."""
-        scale = torch.tensor([float(b.norm()), bound], dtype=torch.float64)
+        scale = torch.tensor([norm(b), bound], dtype=torch.float64)
         none, first = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
         return cls(torch.zeros_like(b), b, torch.zeros_like(b), scale, none, first)
 
     @property
     def relative(self) -> float:
         """Return |R| / |B|."""
-        norm = float(self.residual.norm())
-        return norm / float(self.scale[0]) if norm else 0.0
+        length = norm(self.residual)
+        return length / float(self.scale[0]) if length else 0.0
 
     def restart(self, residual: Tensor, squared: float, blocks: Blocks, penalty: float) -> None:
         """Go on with another D, or with (Y - W P) P^T and ||W P - Y||^2 computed anew; `residual` is overwritten."""
@@ -80,10 +82,10 @@ class Descent:
 
     def small(self, penalty: float) -> bool:
         """Tell whether the residual is."""
-        size, bound = self.scale.tolist()
-        norm = float(self.residual.norm())
-        near = norm <= TOLERANCE * size and norm**2 <= TOLERANCE * penalty * float(self.objective)
-        return near or norm <= ROUNDING * bound
+        size, bound = floats(self.scale)
+        length = norm(self.residual)
+        near = length <= TOLERANCE * size and length**2 <= TOLERANCE * penalty * float(self.objective)
+        return near or length <= ROUNDING * bound
 
     def run(
         self, product: Callable[[Tensor], Tensor], blocks: Blocks, penalty: float, each: Callable[[], None]

@@ -16,6 +16,7 @@ from mergemoe.moe.expert_forward import linear_output, weighted_features
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Group, Problem
 from mergemoe.moe.tokens import Tokens
+from mergemoe.moe.typed_torch import ints, unflatten
 
 SLOTS = 1 << 13  # of a batch, unless one group alone has more tokens in a chunk: tens of numbers per neuron and slot
 PADDING = 1 / 8
@@ -34,7 +35,7 @@ def batches(used: Tensor) -> Iterator[Batch]:
     """Yield every token of every column of used [n, E] once; a column without tokens is in no batch."""
     rows, counts = torch.where(used.T)[1], used.sum(0)
     ends = counts.cumsum(0)
-    for which in cut_batches(counts.tolist()):
+    for which in cut_batches(ints(counts)):
         count, end = counts[which, None], ends[which, None]
         slot = torch.arange(int(count[0]), device=used.device)
         yield Batch(which, rows[torch.minimum(end - count + slot, end - 1)], slot < count)
@@ -111,4 +112,4 @@ def _target(
 
 def gathered(x: Tensor, rows: Tensor) -> Tensor:
     """Return the rows of x, [b, T, H]; rows [b, T]."""
-    return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)  # faster than x[rows]
+    return unflatten(x.index_select(0, rows.flatten()), 0, rows.shape)  # faster than x[rows]

@@ -201,7 +201,7 @@ def _squared(problem: Problem, experts: Sequence[Experts], w: Tensor, rows: slic
 
 def _add(total: Tensor, parts: Sequence[tuple[Tensor, Tensor]], y: Tensor) -> None:
     """Add Y P^T."""
-    for (rows, p), own in zip(parts, total.split([p.shape[1] for _, p in parts], 1), strict=True):
+    for (rows, p), own in zip(parts, torch.split(total, [p.shape[1] for _, p in parts], 1), strict=True):
         own += y[rows].T @ p
 
 

@@ -1,5 +1,6 @@
 """The moments of a layer's joint least squares: all groups side by side."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,7 @@ def layer_sums(problem: Problem, experts: Sequence[Experts], heldout: bool) -> M
     A token touches few groups, so only the blocks of groups that a chunk's tokens share are computed.
     """
     widths = [len(down_of(expert)[0]) for expert in experts]
-    ends = torch.tensor(widths).cumsum(0).tolist()
+    ends = list(itertools.accumulate(widths))
     spans = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
     sums = Moments.zeros(ends[-1], problem.experts.down.shape[1], problem.experts.down.device)
     for tokens in problem.chunks(heldout):

@@ -22,7 +22,7 @@ from mergemoe.moe.tokens import Tokens
 def layer_features(tokens: Tokens, problem: Problem, experts: Sequence[Experts]) -> list[tuple[Tensor, Tensor]]:
     """Return, per group, the tokens that use it and their routed features."""
     shares = problem.shares(tokens)
-    parts = []
+    parts: list[tuple[Tensor, Tensor]] = []
     for place, expert in enumerate(experts):
         rows = torch.where(shares[:, place] != 0)[0]
         parts.append((rows, weighted_features(tokens.hidden[rows], shares[rows, place], expert, 0, problem.act)))
@@ -46,7 +46,7 @@ def layer_target(tokens: Tokens, problem: Problem) -> Tensor:
 def layer_output(parts: Sequence[tuple[Tensor, Tensor]], down: Tensor, tokens: int) -> Tensor:
     """Return W P [n, H] of the groups' features and their down-projections side by side, `down` [H, M P]."""
     y = down.new_zeros(tokens, len(down))
-    for (rows, p), own in zip(parts, down.split([p.shape[1] for _, p in parts], 1), strict=True):
+    for (rows, p), own in zip(parts, torch.split(down, [p.shape[1] for _, p in parts], 1), strict=True):
         y[rows] += p @ own.T
     return y
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mergemoe.moe.typed_torch import eigh, eigvalsh, floats
+
 
 @dataclass
 class Moments:
@@ -57,7 +59,7 @@ class Moments:
 
     def relative_errors(self, w: Tensor) -> list[float | None]:
         """Return ||W P - Y||^2 / ||Y||^2 of each; None without tokens."""
-        pairs = zip(self.squared(w).tolist(), self.energy.tolist(), strict=True)
+        pairs = zip(floats(self.squared(w)), floats(self.energy), strict=True)
         return [squared / energy if energy else None for squared, energy in pairs]
 
 
@@ -90,11 +92,11 @@ def solve_down(moments: Moments, penalty: float) -> list[Solution]:
         raise ValueError(f"penalty must be >= 0, got {penalty}")
     if not (moments.gram.isfinite().all() and moments.cross.isfinite().all()):
         raise ValueError("the sums hold NaN or infinity: look at the captured activations, not here")
-    values, vectors = torch.linalg.eigh(moments.gram)
+    values, vectors = eigh(moments.gram)
     present = values > tolerance(values)
     inverse = torch.where(present | (penalty > 0), 1 / (values.clamp_min(0) + penalty), 0.0)
     downs = (moments.cross @ vectors * inverse[:, None]) @ vectors.mT
-    solutions = []
+    solutions: list[Solution] = []
     for down, kept in zip(downs, (found[large] for found, large in zip(values, present, strict=True)), strict=True):
         share = kept / kept.sum()
         condition = float(kept[-1] / kept[0]) if len(kept) else None
@@ -104,7 +106,7 @@ def solve_down(moments: Moments, penalty: float) -> list[Solution]:
 
 def effective_rank(gram: Tensor) -> float:
     """Return the entropy_rank of all eigenvalues above 0; solve_down counts only those above the tolerance."""
-    values = torch.linalg.eigvalsh(gram).clamp_min(0)
+    values = eigvalsh(gram).clamp_min(0)
     return entropy_rank(values[values > 0] / values.sum() if len(values) and values.sum() > 0 else values[:0])
 
 

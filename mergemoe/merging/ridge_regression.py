@@ -17,6 +17,7 @@ from torch import Tensor
 from mergemoe.errors import UserError
 from mergemoe.merging.least_squares import Moments, effective_rank, tolerance
 from mergemoe.moe.records import Diagnosis, MethodRecord
+from mergemoe.moe.typed_torch import cholesky, eigh
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
@@ -54,7 +55,8 @@ def fit(fitted: Moments, unseen: Moments, priors: Tensor, ridge: float | Literal
     ridges = candidates(ridge, heldout, energy)
     if len(ridges) == 1:
         return Fit(solve_toward_prior(fitted, priors, ridges[0] * scale), ridges[0], None)
-    tried, best = {}, None
+    tried: dict[str, float] = {}
+    best: Fit | None = None
     for candidate in ridges:
         downs = solve_toward_prior(fitted, priors, candidate * scale)
         squared = float(unseen.squared(downs).sum())
@@ -114,10 +116,10 @@ def solve_toward_prior(moments: Moments, priors: Tensor, penalty: float) -> Tens
     damped = moments.gram.clone()
     damped.diagonal(dim1=1, dim2=2).add_(penalty)
     if penalty > 0:
-        factor, failed = torch.linalg.cholesky_ex(damped)
+        factor, failed = cholesky(damped)
         if not failed.any():  # a penalty below rounding is none
             return priors + torch.cholesky_solve(residual.mT, factor).mT
-    values, vectors = torch.linalg.eigh(damped)
+    values, vectors = eigh(damped)
     kept = torch.where(values > tolerance(values), 1 / values, 0.0)
     return priors + (residual @ vectors * kept[:, None]) @ vectors.mT
 

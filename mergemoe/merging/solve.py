@@ -16,6 +16,7 @@ from mergemoe.moe.records import GroupRecord, SolveRecord
 from mergemoe.moe.router_rule import Router, check_rule, pruned_router
 from mergemoe.moe.solved import compact_experts, output_error, solved_tensors
 from mergemoe.moe.tokens import Activations
+from mergemoe.moe.typed_torch import floats
 
 
 def solve(
@@ -96,7 +97,7 @@ def untouched(experts: Experts, reader: Activations) -> tuple[dict[str, Tensor],
 
 def _group_record(result: Merged) -> GroupRecord:
     group = result.group
-    return {**result.record, "group": group.number, "members": group.members, "weights": group.weights.tolist()}
+    return {**result.record, "group": group.number, "members": group.members, "weights": floats(group.weights)}
 
 
 def rerouted(problem: Problem, router: Router, routing: str) -> Problem:

@@ -1,7 +1,7 @@
 """What an iterative solve saves in its scratch folder, so that one which was killed goes on: whole, or not there."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,12 +17,12 @@ def saved_rows(
     """Return the state of some rows; None where it, or a solution that it counts as found, cannot be used."""
     saved = read_saved(state_path(folder, rows), shapes)
     found = {"deviation": shapes["deviation"], "iterations": [1], "residual": [1]}
-    done = ridges[: int(saved["at"])] if saved else []
+    done: Sequence[float] = ridges[: int(saved["at"])] if saved else []
     return saved if all(read_saved(solution_path(folder, rows, ridge), found) for ridge in done) else None
 
 
 @contextmanager
-def solver_folder(scratch: Path | None) -> Iterator[Path]:
+def solver_folder(scratch: Path | None) -> Generator[Path, None, None]:
     """Yield the folder of a solve, a temporary one where nothing is kept."""
     if scratch is None:
         with tempfile.TemporaryDirectory() as temporary:

@@ -16,6 +16,7 @@ from mergemoe.merging.neuron_selection import passes, pool
 from mergemoe.moe.expert_forward import features
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Group, Problem
+from mergemoe.moe.typed_torch import ints
 
 ENOUGH = 3  # tokens; of two, every correlation is 1 or -1 and says nothing
 
@@ -106,7 +107,7 @@ class Units:
         row = self._correlation(a)
         closer = ~lost & self.alive & ((row > self.best) | ((row == self.best) & (a < self.other)))
         self.best[closer], self.other[closer] = row[closer], a
-        for i in torch.where(lost)[0].tolist():
+        for i in ints(torch.where(lost)[0]):
             self._look(i)
 
     def _look(self, i: int) -> None:

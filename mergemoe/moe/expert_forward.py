@@ -13,6 +13,7 @@ from torch import Tensor
 from mergemoe.errors import UserError
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.layout_types import ActivationFacts
+from mergemoe.moe.typed_torch import distinct
 
 Which = int | slice | Sequence[int] | Tensor  # one expert, or b of them side by side
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -131,7 +132,7 @@ def routed_output(x: Tensor, index: Tensor, weight: Tensor, experts: Experts, ac
         act: the activation.
     """
     y = torch.zeros_like(x)
-    for expert in index.unique().tolist():
+    for expert in distinct(index):
         token, choice = torch.where(index == expert)
         y.index_add_(0, token, weight[token, choice, None].to(x.dtype) * output(x[token], experts, expert, act))
     return y

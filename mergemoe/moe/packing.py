@@ -7,6 +7,7 @@ from typing import cast
 from torch import Tensor
 
 from mergemoe.moe.layout_types import StackingFacts
+from mergemoe.moe.typed_torch import unflatten
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Stacking:
     def view(self, tensor: Tensor, experts: int) -> Tensor:
         """Return the role in its own shape [E, ., .], a bias [E, .]: a view, so writing to it writes the tensor."""
         if self.flat:
-            tensor = tensor.unflatten(0, (experts, -1))
+            tensor = unflatten(tensor, 0, (experts, -1))
         if self.transposed:
             tensor = tensor.transpose(1, 2)
         if self.parts == 1:

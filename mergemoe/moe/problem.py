@@ -87,7 +87,7 @@ class Merged:
 
 def groups_of(expert_map: Sequence[int], usage: Sequence[int]) -> list[Group]:
     """Return the groups in the order of their numbers; members that no token chose share equally."""
-    groups = []
+    groups: list[Group] = []
     for number in range(max(expert_map) + 1):
         members = [expert for expert, group in enumerate(expert_map) if group == number]
         used = torch.tensor([usage[expert] for expert in members], dtype=torch.float64)

@@ -14,6 +14,7 @@ from torch import Tensor
 from mergemoe.errors import UserError
 from mergemoe.moe.layout_types import LayerLayout
 from mergemoe.moe.tokens import Tokens, dense_weights
+from mergemoe.moe.typed_torch import unflatten
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Rule:
         scores = logits.softmax(-1) if self.scores == "softmax" else logits.sigmoid()
         choice = scores if bias is None else scores + bias
         if self.groups > 1:
-            by_group = choice.unflatten(1, (self.groups, -1))
+            by_group = unflatten(choice, 1, (self.groups, -1))
             best = by_group.topk(2, dim=-1).values.sum(-1).topk(self.top_groups, dim=-1).indices
             open_to = torch.zeros_like(by_group[..., 0], dtype=torch.bool).scatter_(1, best, True)
             choice = by_group.masked_fill(~open_to[..., None], float("-inf")).flatten(1)

@@ -9,6 +9,7 @@ from mergemoe.moe.expert_forward import Activation, routed_output, shared_output
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Merged
 from mergemoe.moe.tokens import Activations, Tokens
+from mergemoe.moe.typed_torch import ints
 from mergemoe.progress import track
 
 
@@ -29,8 +30,8 @@ def solved_tensors(experts: Experts, expert_map: Sequence[int], merged: Sequence
 
 def group_sources(tensors: Mapping[str, Tensor]) -> list[tuple[int | None, int]]:
     """Return, for each group, the row of its merged expert, None if its expert stays; and its first member."""
-    expert_map = tensors["expert_map"].tolist()
-    row_of = {group: row for row, group in enumerate(tensors["groups"].tolist())}
+    expert_map = ints(tensors["expert_map"])
+    row_of = {group: row for row, group in enumerate(ints(tensors["groups"]))}
     return [(row_of.get(group), expert_map.index(group)) for group in range(max(expert_map) + 1)]
 
 
