@@ -1,1 +1,1 @@
-"""From text to token sequences, captured activations and the profile of a layer."""
+"""Calibration: token sequences from text, captured activations, and the profile of a layer."""

@@ -1,8 +1,8 @@
 """The HDF5 file of one layer's calibration activations: written batch by batch, checked, read in chunks.
 
-Datasets: hidden [n, H], expert_index [n, K], expert_weight [n, K], router_logits [n, N], sequence [n], and
-heldout [S], which of the S sequences are never fitted on. Padding is left out. bfloat16 is stored as its 16
-bits; compression is lossless. The digest in the provenance covers names, types, shapes and bytes.
+Datasets: hidden [n, H], expert_index [n, K], expert_weight [n, K], router_logits [n, N], sequence [n], and heldout [S],
+which marks those of the S sequences that no fit uses. Padding is left out. bfloat16 is stored as its 16 bits;
+compression is lossless. The digest in the provenance covers names, types, shapes and bytes.
 """
 
 import json
@@ -60,7 +60,7 @@ class Reader(Activations):
         """Open the file and check that it is of the layer that is wanted.
 
         Raises:
-            ArtifactError: where it is truncated, not what its writer wrote, or another layer's.
+            ArtifactError: if it is truncated, not what its writer wrote, or another layer's.
         """
         try:
             self.file: Any = h5py.File(path, "r")

@@ -1,8 +1,7 @@
-"""One streamed pass of the model over the calibration tokens: what every experts module is called with.
+"""Capture: one pass of the model, layer by layer, records the inputs of every experts module.
 
-The hooks sit on the experts module, behind all routing rules, and on its router. Finished layers and the
-residual stream live in a scratch folder until the pass is done, so that a killed capture goes on after its
-last finished layer.
+The hooks sit on the experts module, behind all routing rules, and on its router. Finished layers and the residual
+stream stay in a scratch folder until the pass ends, so that a killed capture continues after its last finished layer.
 """
 
 import sys
@@ -49,17 +48,17 @@ def capture(
 
     Args:
         layered: the model.
-        layout: what layout.describe_layout returned for it.
+        layout: its layout.
         batches: input_ids and attention_mask [B, L] each.
         heldout: [S] which sequences are never fitted on, written into every file.
-        scratch: a folder that belongs to exactly these inputs and parameters; the pass goes on from what it holds.
+        scratch: a folder that belongs to exactly these inputs and parameters; a killed pass continues from it.
         provenance: written into every file.
 
     Returns:
         {MoE layer: its finished file in `scratch`}, and the last layer's hidden states per batch.
 
     Raises:
-        UserError: where hidden states are not finite, with the layer.
+        UserError: if hidden states are not finite, with the layer.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     modules = {entry["layer"]: entry for entry in layout["layers"]}
@@ -69,7 +68,7 @@ def capture(
         if all((scratch / f"layer_{i:03d}.h5").is_file() for i in modules if i <= done):
             first = done + 1
     if first:
-        print(f"capture goes on after layer {first - 1}, found in {scratch}", file=sys.stderr)
+        print(f"capture continues after layer {first - 1}, found in {scratch}", file=sys.stderr)
 
     def restore(done: int) -> list[Tensor]:
         residual = load_file(scratch / f"residual_{done:03d}.safetensors")
@@ -100,10 +99,10 @@ def capture(
 def run_batches(
     layer: Any, number: int, forward: LayerwiseForward, recorder: Recorder | None
 ) -> Iterator[dict[str, Tensor]]:
-    """Run one layer over all batches; yield what its experts were called with.
+    """Run one layer over all batches; yield the calls of its experts.
 
     Raises:
-        UserError: where hidden states are not finite.
+        UserError: if hidden states are not finite.
     """
     sequence = 0
     for b, batch in enumerate(forward.inputs):
@@ -136,5 +135,5 @@ def _check_finite(hidden: Tensor, layer: int) -> None:
         raise UserError(
             f"layer {layer}: {int((~hidden.isfinite()).sum())} of {hidden.numel()} hidden values are NaN or "
             f"infinite in {str(hidden.dtype).removeprefix('torch.')}. float16 overflows in many models: set "
-            "`capture.dtype` to bfloat16 or float32; if it is one of these, the checkpoint itself is damaged"
+            "`capture.dtype` to bfloat16 or float32. If it is one of these, the checkpoint itself is damaged"
         )

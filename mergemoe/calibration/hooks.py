@@ -1,4 +1,4 @@
-"""Hooks that tell what a layer's experts are called with: inputs, choices and weights, behind all routing rules."""
+"""Hooks that record the calls of a layer's experts: inputs, choices and weights, behind all routing rules."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,20 +31,20 @@ class Recorder:
         """Return the rows of real tokens.
 
         Args:
-            mask: [B, L], 0 where a token is padding.
+            mask: [B, L], 0 for padding.
             sequence: the number of the batch's first sequence.
         """
         logits = self.routed[self.which] if isinstance(self.routed, tuple) else self.routed
         hidden, index, weight = self.call_of(self.args, self.routed, self.experts)
         hidden = hidden.reshape(-1, hidden.shape[-1])
         logits = logits.reshape(-1, logits.shape[-1])[:, : self.experts]
-        if self.identity:  # what gives its input back is no expert: such a choice counts for nothing here
+        if self.identity:  # an identity expert returns its input: such a choice gets weight 0
             weight = weight.masked_fill(index >= self.experts, 0)
             index = index.masked_fill(index >= self.experts, 0)
         keep = mask.flatten().bool()
         numbers = torch.arange(sequence, sequence + len(mask), dtype=torch.int32)
         sequences = numbers.repeat_interleave(mask.shape[1])
-        times = len(hidden) // len(keep)  # each choice is a row of its own where experts see different inputs
+        times = len(hidden) // len(keep)  # each choice has a row of its own if experts see different inputs
         keep, sequences = keep.repeat_interleave(times), sequences.repeat_interleave(times)
         return {
             "hidden": hidden[keep],

@@ -1,6 +1,6 @@
-"""What the calibration tokens say of each expert: usage, weight, saliency, and the router's geometry.
+"""The profile of a layer: usage, mean weight and saliency of each expert, and the similarity of router columns.
 
-Only fitted sequences count, and only choices with a weight above zero.
+Only tokens of fitted sequences count, and only choices with a weight above zero.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Sequences of tokens from text: documents in an order drawn by seed, packed or padded to one length."""
+"""Token sequences from text: documents in an order drawn by seed, packed or padded to one length."""
 
 import gzip
 import hashlib
@@ -37,10 +37,10 @@ def read_documents(
     `<|endoftext|>`, or is one document. Both may be gzipped.
 
     Raises:
-        UserError: where the file is missing, of another kind, or lacks the field.
+        UserError: if the file is missing, of another kind, or lacks the field.
     """
     if source is None:
-        import datasets  # of the extra `eval`; a local file needs it not
+        import datasets  # of the extra `eval`; a local file does not need it
 
         rows: Any = datasets.load_dataset(str(dataset), subset, revision=revision, split=split)
         return list(rows[field])
@@ -67,16 +67,16 @@ def read_documents(
 
 
 def sequences_from_source(
-    tokenizer: Any, *, samples: int, length: int, seed: int, pack: bool, field: str, **where: Any
+    tokenizer: Any, *, samples: int, length: int, seed: int, pack: bool, field: str, **location: Any
 ) -> Sequences:
-    """Read documents from where params.yaml says and draw sequences with a transformers tokenizer."""
+    """Read documents and draw sequences with a transformers tokenizer; `location` is what read_documents takes."""
     end = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if end is None:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} has neither a bos_token nor an eos_token, which begins every "
             "document here: set one in its tokenizer_config.json"
         )
-    documents = read_documents(field=field, **where)
+    documents = read_documents(field=field, **location)
     if not any(tokenizer.encode(document, add_special_tokens=False) for document in documents[:10]):
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} makes no token of the first documents: "
@@ -90,7 +90,7 @@ def sequences_from_source(
         length=length,
         seed=seed,
         pack=pack,
-        source=where["source"] or where["dataset"],
+        source=location["source"] or location["dataset"],
     )
 
 
@@ -103,7 +103,7 @@ def draw_sequences(
     into rows; not packed, each row is one document, begun by `end`, cut to `length` or padded on the right.
 
     Raises:
-        UserError: where the text is too short.
+        UserError: if the text is too short.
     """
     order = list(range(len(documents)))
     random.Random(seed).shuffle(order)
@@ -143,10 +143,10 @@ def heldout_count(samples: int, holdout: float) -> int:
 
 
 def heldout_rows(samples: int, holdout: float, seed: int) -> list[bool]:
-    """Return which sequences are held out: a share of them, drawn by seed, at least one where the share is not 0.
+    """Return which sequences are held out: heldout_count of them, drawn by seed.
 
     Raises:
-        UserError: where nothing would be left to fit on.
+        UserError: if nothing would be left to fit on.
     """
     count = heldout_count(samples, holdout)
     if count >= samples:

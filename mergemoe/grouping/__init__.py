@@ -1,1 +1,1 @@
-"""Which experts become one, and how many each layer keeps."""
+"""The grouping of experts, and how many experts each layer keeps."""

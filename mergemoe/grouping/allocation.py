@@ -1,4 +1,4 @@
-"""How many experts each layer keeps, and how wide, when one budget is spent over all layers. Imports nothing heavy."""
+"""Allocation of one budget over all layers: how many experts each layer keeps, and how wide. Imports nothing heavy."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -75,7 +75,7 @@ def best_size(curves: Mapping[int, Measured], per: Literal["layer", "model"]) ->
     Of equal errors the one with fewer, wider experts is taken.
 
     Raises:
-        UserError: where all layers are to have one size and no size is common to them.
+        UserError: if all layers are to have one size and they have no size in common.
     """
 
     def size(entry: MeasuredSize) -> tuple[int, int]:

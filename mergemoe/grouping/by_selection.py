@@ -1,9 +1,9 @@
-"""Groups by what they would lose: the grouping `selection`.
+"""The grouping `selection`: join the experts whose union loses least.
 
-The cost of a group is the routed squared error that is left when its pooled neurons are cut to I' and solved again
-(neuron_selection.best_neurons). Halving the number of groups is a minimum-cost perfect matching; what is left to do
-after the last halving is done by joining, one by one, the two groups whose union adds the least. Neither is done where
-the groups could then not become M of at most `max_size`.
+The cost of a group is the routed squared error that remains when its pooled neurons are cut to I' and solved again
+(neuron_selection.best_neurons). A minimum-cost perfect matching halves the number of groups. After the last halving,
+the two groups whose union adds the least cost are joined, one pair after the other. A step is left out if the groups
+could then not become M groups of at most `max_size` experts.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ def by_selection(
         kept: M.
         width: I', the neurons that every group keeps.
         max_size: experts of a group at most.
-        costs: of this layer, where several sizes are asked for.
+        costs: of this layer, shared between calls for several sizes.
     """
     costs = costs or Costs(problem, width)
     groups: list[Members] = [(expert,) for expert in range(len(problem.experts))]
@@ -42,7 +42,7 @@ def by_selection(
 
 
 def packs(sizes: Iterable[int], kept: int, limit: int) -> bool:
-    """Tell whether groups of these sizes become `kept` of at most `limit` experts, each put where it first fits."""
+    """Tell whether groups of these sizes become `kept` of at most `limit` experts, by first fit."""
     rooms = [limit] * kept
     for size in sorted(sizes, reverse=True):
         place = next((place for place, room in enumerate(rooms) if room >= size), None)
@@ -77,15 +77,15 @@ def join(groups: list[Members], costs: Costs, width: int, kept: int, limit: int)
     """Return the groups with those two joined whose union adds the least of all that may be; ties go to the first.
 
     Raises:
-        UserError: where none may be: by packs, the groups cannot become `kept` of at most `limit` experts.
+        UserError: if no two groups may be joined, because `packs` finds no way to `kept` groups of at most `limit`.
     """
     sizes = sorted(map(len, groups))
     alike = {(a, b): packs(_without(sizes, a, b), kept, limit) for a in set(sizes) for b in set(sizes)}
     pairs = [(i, j) for j in range(len(groups)) for i in range(j) if alike[len(groups[i]), len(groups[j])]]
     if not pairs:
         raise UserError(
-            f"`max_size: {limit}` leaves {len(groups)} groups of {sizes} experts, which it knows no way to make {kept} "
-            "of: set it higher in `cluster`, or keep more experts"
+            f"`max_size: {limit}` leaves {len(groups)} groups of {sizes} experts, which do not fit into {kept} groups "
+            f"of at most {limit}. Raise `max_size` of `cluster`, or keep more experts"
         )
     unions = costs.of_unions(((groups[i], groups[j]) for i, j in pairs), width)
     own = costs.of_groups(groups, width)

@@ -1,4 +1,4 @@
-"""Which experts become one: a grouping of a layer's N experts into M groups, and what it asks of the tokens."""
+"""Grouping of a layer's N experts into M groups, and the figures of a grouping."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -12,7 +12,7 @@ from mergemoe.moe.problem import Problem
 from mergemoe.moe.records import Grouping, Profile
 from mergemoe.moe.tokens import Activations, dense_weights
 
-_SEEN = {"gate", "up", "gate_bias", "up_bias"}  # what makes an expert's features
+_SEEN = {"gate", "up", "gate_bias", "up_bias"}  # the roles that make an expert's features
 
 
 def group_experts(
@@ -24,13 +24,13 @@ def group_experts(
     max_size: int | None = None,
     router_groups: int = 1,
 ) -> list[int]:
-    """Return expert_map [N]: the group of each expert, or -1 where it is pruned.
+    """Return expert_map [N]: the group of each expert, or -1 if it is pruned.
 
     Args:
         by: how experts are grouped, as in params.yaml.
         kept: M, the number of groups.
         problem: the layer.
-        profiled: what profile.profile_layer says of the layer.
+        profiled: the layer's profile.
         width: neurons that an expert will keep, which `selection` counts with.
         max_size: experts of a group at most.
         router_groups: groups of which a token's experts are chosen (deepseek_v3); each keeps equally many.

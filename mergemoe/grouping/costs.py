@@ -1,4 +1,4 @@
-"""The cost of a group of experts: the routed error left when its neurons are cut and solved again."""
+"""The cost of a group of experts: the routed error that remains when its neurons are cut and solved again."""
 
 from collections.abc import Iterable, Sequence
 

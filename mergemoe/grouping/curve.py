@@ -1,7 +1,7 @@
-"""What a layer loses at other sizes: its error on held-out tokens by experts and width, grouped and solved each.
+"""The error curve of a layer: its error on held-out tokens at several numbers of experts and widths.
 
-The measure that budgets are spent by. Every size is solved group by group (`routed`), with the features that
-suit the grouping: that is much cheaper than the joint solve, and orders sizes alike (docs/method.md).
+Budgets are allocated by this measure. Each size is grouped, and solved group by group (`routed`) with the features that
+suit the grouping. That is much cheaper than the joint solve and orders sizes alike (docs/method.md).
 """
 
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ def error_curve(
     `error` is ||y' - y||^2 / ||y||^2 of the routed output on the held-out tokens.
 
     Raises:
-        UserError: where no token is held out.
+        UserError: if no token is held out.
     """
     if not problem.reader.count(heldout=True):
         raise UserError(
-            "a budget is spent by the error on held-out calibration tokens, and there are none: set "
-            "calibrate.holdout above 0"
+            "a budget is spent by the error on held-out calibration tokens, and there are none. Set "
+            "`holdout` of `calibrate` above 0"
         )
     whole, features = problem.experts.up.shape[1], "selected" if by == "selection" else "usage"
     costs = Costs(problem, max(width for _, width in candidates)) if by == "selection" else None

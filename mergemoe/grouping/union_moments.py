@@ -1,12 +1,12 @@
-"""The sums of two groups' pools together, from what each group's tokens say of the neurons of both.
+"""The moments of the union of two groups, from the tokens of each group and the tokens of both.
 
-A token uses the union with t = t_A + t_B and asks it for y = y_A + y_B, so with all neurons phi of both
+A token uses the union of groups A and B with t = t_A + t_B and asks it for y = y_A + y_B. With all neurons phi of both
 
     G = sum t^2 phi phi^T = sum_A t_A^2 phi phi^T + sum_B t_B^2 phi phi^T + 2 sum_AB t_A t_B phi phi^T
     C = sum t y phi^T     = sum_A t_A y_A phi^T   + sum_B t_B y_B phi^T   + sum_AB (t_A y_B + t_B y_A) phi^T
 
-over the tokens that chose A, B, and both, which are few. A group's own blocks are in all of its unions. And outputs are
-sums of neurons, y_A = W_A q_A, q_A being g_j(x) phi_j(x) for every member j: so C needs no products of outputs.
+over the tokens that chose A, B, and both. The last are few, and a group's own blocks serve all of its unions. Outputs
+are sums of neurons, y_A = W_A q_A with q_A = g_j(x) phi_j(x) for every member j, so C needs no products of outputs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ class Side:
             self.down = torch.cat([self.down, experts.down_bias[self.members].mT.double()], 2)
 
     def neurons(self, x: Tensor, which: Which) -> Tensor:
-        """Return phi [b, n, P] of x [b or 1, n, H], with a last one where there is a down bias."""
+        """Return phi [b, n, P] of x [b or 1, n, H], with a last one if there is a down bias."""
         return weighted_features(x, x.new_ones(()), self.pools, which, self.problem.act)
 
     def weighted(self, phi: Tensor, g: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Neurons in the same order: what must come before a mean of experts that learned the same things in other places."""
+"""Alignment: reorder each expert's neurons to match the dominant expert's before a mean is taken."""
 
 from collections.abc import Sequence
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""Features that are averaged: gate, up and down of a merged expert are means of its members' (the papers' T2, T3).
+"""Averaged features: gate, up and down of a merged expert are means over its members (T2, T3 of the papers).
 
 Each function returns one expert (E = 1) per group, in float64.
 """

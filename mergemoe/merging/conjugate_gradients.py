@@ -1,8 +1,11 @@
-"""Conjugate gradients for V (G + D) = B, all rows of V at once, preconditioned by G's diagonal blocks.
+"""Conjugate gradients for V (G + D) = B, all rows of V at once, preconditioned by the diagonal blocks of G.
 
-From V = 0, the prior, the first direction is what each group would do by itself. Every row takes steps of its own. The
-residual R = B - V (G + D) is small where |R| <= 1e-6 |B|, B being what it is at the prior, and |R|^2 / D <= 1e-6 of the
-objective F = ||W P - Y||^2 + D |V|^2: F lies R (G + D)^-1 R^T above its minimum, which is at most that.
+V starts at 0, the prior, so the first direction is the solution of each group alone. Every row has its own step sizes.
+With the residual R = B - V (G + D), the solve ends when |R| <= 1e-6 |B| and |R|^2 / D <= 1e-6 F, with B taken at the
+prior. F = ||W P - Y||^2 + D |V|^2 is the objective; it exceeds its minimum by R (G + D)^-1 R^T, at most |R|^2 / D.
+
+Library routines do not fit: `scipy.sparse.linalg.cg` solves one right-hand side on the CPU, and its state cannot be
+saved on the way.
 """
 
 from collections.abc import Callable
@@ -48,7 +51,7 @@ class Blocks:
 
 @dataclass
 class Descent:
-    """How far some rows are, at one D.
+    """The state of conjugate gradients for some rows, at one D.
 
     deviation V, residual R, direction: [h, M P]. scale [2]: |B|, and a bound on |Y P^T|. objective [1]: F.
     iterations [1]: so far.
@@ -63,7 +66,7 @@ class Descent:
 
     @classmethod
     def begin(cls, b: Tensor, bound: float) -> "Descent":
-        """Return that of V = 0; `restart` says for which D."""
+        """Return the state at V = 0; `restart` sets D."""
         scale = torch.tensor([norm(b), bound], dtype=torch.float64)
         none, first = torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
         return cls(torch.zeros_like(b), b, torch.zeros_like(b), scale, none, first)
@@ -75,13 +78,13 @@ class Descent:
         return length / float(self.scale[0]) if length else 0.0
 
     def restart(self, residual: Tensor, squared: float, blocks: Blocks, penalty: float) -> None:
-        """Go on with another D, or with (Y - W P) P^T and ||W P - Y||^2 computed anew; `residual` is overwritten."""
+        """Continue with another D, or with (Y - W P) P^T and ||W P - Y||^2 recomputed; `residual` is overwritten."""
         self.residual = residual.add_(self.deviation, alpha=-penalty)
         self.direction = blocks.solve(self.residual, penalty)
         self.objective.fill_(squared + penalty * float(self.deviation.square().sum()))
 
     def small(self, penalty: float) -> bool:
-        """Tell whether the residual is."""
+        """Tell whether the residual is small enough to stop (see the module)."""
         size, bound = floats(self.scale)
         length = norm(self.residual)
         near = length <= TOLERANCE * size and length**2 <= TOLERANCE * penalty * float(self.objective)
@@ -90,13 +93,13 @@ class Descent:
     def run(
         self, product: Callable[[Tensor], Tensor], blocks: Blocks, penalty: float, each: Callable[[], None]
     ) -> bool:
-        """Go on until the residual is small, as far as rounding lets its recursion know, or ITERATIONS are over.
+        """Iterate until the residual of the recursion is small (True), or ITERATIONS are over (False).
 
         Args:
             product: V -> V G.
             blocks: G's.
             penalty: D > 0.
-            each: called after each iteration, when all that is in here fits together.
+            each: called after each iteration, when all fields are consistent.
         """
         power = _dot(self.residual, blocks.solve(self.residual, penalty))
         while not self.small(penalty):

@@ -1,4 +1,4 @@
-"""The features of merged experts by name, and how many neurons they keep."""
+"""Feature rules: each name that `features` may have, with the function that makes such experts."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,12 +15,12 @@ def merged_experts(problem: Problem, groups: Sequence[Group], named: Features, w
     """Return one expert (E = 1) per group, its down-projection being the prior of the solve.
 
     Raises:
-        UserError: where averaged features are to be narrower than the experts.
+        UserError: if averaged features are to be narrower than the experts.
     """
     if named == "selected":
         return neuron_selection.selected_experts(problem, groups, width)
     if width < problem.experts.up.shape[1]:
-        raise UserError(f"`width` below 1 needs features that are picked: `features: {named}` are averages")
+        raise UserError(f"`width` below 1 needs `features: selected`: `features: {named}` are averages")
     if named == "aligned":
         from mergemoe.merging.alignment import aligned_mean  # needs scipy
 

@@ -1,8 +1,8 @@
-"""The sums of many least squares at once: few large products in place of many small ones.
+"""The moments of all groups' least squares, from a few large matrix products.
 
 The tokens of each group lie side by side, [b, T], padded to the longest of their batch. A padded slot repeats the
-group's last token with weight 0, so it adds exact zeros. Groups go into batches by their number of tokens, longest
-first; a batch ends at SLOTS, or where more than PADDING of it would hold no token.
+group's last token with weight 0, so it adds exact zeros. Groups are batched by their number of tokens, longest first; a
+batch ends at SLOTS, or when more than PADDING of it would be empty.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ PADDING = 1 / 8
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens of some experts or groups; rows [b, T] numbers them, real [b, T] is False where a slot is padded."""
+    """Tokens of some experts or groups; rows [b, T] numbers them, real [b, T] is False in padded slots."""
 
     which: list[int]
     rows: Tensor

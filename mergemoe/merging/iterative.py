@@ -1,11 +1,12 @@
-"""The joint solve where its sums are larger than the memory: by conjugate gradients, without the sums.
+"""The joint solve by conjugate gradients, for layers whose sums do not fit into memory.
 
     V (G + D) = B,   V = W - W0,   B = (Y - W0 P) P^T,   G = P P^T
 
-G [M I', M I'] is never formed: V G = (V P) P^T is one pass over the tokens, each of which touches few groups. What is
-held at once is VECTORS times V and G's diagonal blocks; where V [H, M I'] is too large for that, some of its rows are
-solved after the others, as each row is a problem of its own. In a scratch folder lie the diagonal blocks, the state of
-the rows at hand and the solutions found, so a solve that was killed loses what it did since the last save.
+W [H, M I'] are all down-projections of the layer side by side, W0 their prior, P the routed features, Y the layer's
+output, and D the penalty. G [M I', M I'] is never formed: V G = (V P) P^T is one pass over the tokens, each of which
+uses few groups. The solve holds VECTORS times V and the diagonal blocks of G. If V is too large for that, its rows are
+solved in several parts, because each row is a problem of its own. The scratch folder holds the diagonal blocks, the
+state of the current rows and the solutions found, so a killed solve loses only what it did since the last save.
 """
 
 import time
@@ -36,13 +37,13 @@ def fit(
     """Return the joint solution W [H, M P], and for the record its errors, iterations and relative residual.
 
     Args:
-        problem: the layer; with `problem.scratch` the solve goes on from what lies there.
+        problem: the layer; with `problem.scratch` a killed solve continues from there.
         experts: one per group, with the prior as down-projection.
         ridge: as in ridge_regression.fit, but above 0.
         memory: GB that may be held besides the experts and the solution.
 
     Raises:
-        UserError: where `memory` is less than one row takes, `ridge` is 0, or a descent does not end.
+        UserError: if `memory` is less than one row takes, `ridge` is 0, or the iterations do not converge.
     """
     if ridge == 0:
         raise UserError(
@@ -54,7 +55,7 @@ def fit(
     slabs = row_slabs(hidden, width, len(experts), memory)
     with solver_state.solver_folder(problem.scratch) as folder:
         blocks, energy = _prepared(problem, experts, width, folder)
-        # From the easiest down.
+        # From the largest, which converges fastest, down.
         ridges = sorted(ridge_regression.candidates(ridge, problem.reader.count(heldout=True), energy), reverse=True)
         sums = [_solve_rows(problem, experts, rows, blocks, ridges, folder) for rows in slabs]
         tried = {r: float(sum(s[i] for s in sums)) / energy for i, r in enumerate(ridges)} if len(ridges) > 1 else {}
@@ -81,7 +82,7 @@ def row_slabs(hidden: int, width: int, groups: int, memory: float) -> list[slice
     """Return the rows of the output that are solved at once.
 
     Raises:
-        UserError: where not even one is.
+        UserError: if the memory is too small for one row.
     """
     fixed, each = 8 * groups * width * (width + 2), 8 * groups * width * VECTORS
     most = min(hidden, int((memory * 1e9 - fixed) // each))
@@ -149,7 +150,7 @@ def _descend(
     penalty: float,
     save: Callable[[], None],
 ) -> None:
-    """Run conjugate gradients until the residual, computed anew, is small."""
+    """Run conjugate gradients until the recomputed residual is small."""
     progress, last = Progress(f"iterations at ridge {ridge:g}", None), [time.monotonic()]
 
     def each() -> None:
@@ -166,8 +167,8 @@ def _descend(
         return total
 
     while descent.run(product, blocks, penalty, each):
-        anew, squared, _ = gradient(problem, experts, w0 + descent.deviation, rows)
-        descent.restart(anew, squared, blocks, penalty)
+        residual, squared, _ = gradient(problem, experts, w0 + descent.deviation, rows)
+        descent.restart(residual, squared, blocks, penalty)
         if descent.small(penalty):
             return
     raise UserError(

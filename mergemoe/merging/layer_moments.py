@@ -1,4 +1,4 @@
-"""The moments of a layer's joint least squares: all groups side by side."""
+"""The moments of a layer's joint least squares, with all groups side by side."""
 
 import itertools
 from collections.abc import Sequence

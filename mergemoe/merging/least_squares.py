@@ -1,7 +1,7 @@
 """Least squares for a down-projection, from sums over tokens.
 
-Letters as in MergeMoE (arXiv 2510.14436): P is what the merged expert computes before its down-projection, Y
-what it should put out; one column per token there, one row per token here.
+Letters as in MergeMoE (arXiv 2510.14436): P are the features of the merged expert, Y its target output. The paper has
+one column per token; the code has one row per token.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from mergemoe.moe.typed_torch import eigh, eigvalsh, floats
 
 @dataclass
 class Moments:
-    """Running float64 sums over tokens of G least squares of one shape: all they need, so no activation is kept.
+    """Float64 sums over the tokens of G least squares of one shape; they are enough, so no activation is kept.
 
     gram [G, I, I] = P P^T, cross [G, H, I] = Y P^T, energy [G] = ||Y||^2, tokens [G].
     """
@@ -81,7 +81,7 @@ def solve_down(moments: Moments, penalty: float) -> list[Solution]:
     """Return, for each, W = argmin ||W P - Y||^2 + D ||W||^2 = Y P^T (P P^T + D)^+; `penalty` is D.
 
     With Y = W_D' Q this is W_D' T1, T1 = Q P^+ (arXiv 2510.14436, eq. 6), because T1 itself is the least-squares
-    map from P to Q. At penalty 0 and full row rank it is the paper's formula; where rank is missing, it is the solution
+    map from P to Q. At penalty 0 and full row rank it is the paper's formula; without full row rank, it is the solution
     of least norm, as the pseudo-inverse gives it. Directions whose eigenvalue is below 10 I eps times the largest
     (P's singular value below about 5e-7 of its largest, at I = 128) cannot be told from rounding and count as missing.
 

@@ -1,9 +1,9 @@
-"""The neurons worth keeping: features that are picked from a group's pool, never averaged.
+"""Neuron selection: a merged expert keeps the best neurons of its group's pool; none is averaged.
 
-With T2 = T3 = S, a 0/1 matrix that picks I' of the |C| I neurons of a group, S(act(W_G x) * (W_U x)) is exactly what
-the merged expert computes, so choosing S is subset selection. Neurons are taken one by one, each time the one that
-removes most of the remaining routed output (orthogonal least squares); only the diagonal and the cross products are
-deflated, as in a pivoted Cholesky factorization.
+The pool holds the |C| I neurons of the group C. Let S be the 0/1 matrix that picks I' of them. With T2 = T3 = S the
+merged expert computes exactly S(act(W_G x) * (W_U x)), so choosing S is subset selection. Neurons are taken one by one,
+each time the one that removes most of the remaining routed output (orthogonal least squares). Only the diagonal and the
+cross products are deflated, as in a pivoted Cholesky factorization.
 """
 
 import itertools

@@ -1,10 +1,11 @@
-"""Least squares that stays near a prior: where tokens say little, an expert keeps what it had.
+"""Ridge regression toward a prior: an expert with few tokens keeps what it had.
 
     W = argmin ||W P - Y||^2 + D ||W - W0||^2 = W0 + (C - W0 G)(G + D)^+,   D = lambda median(diag(G))
 
-with G = P P^T and C = Y P^T. W0 is each neuron's own column for selected neurons, the averaged down-projection
-for averaged features. The median, over all neurons of the layer that fire, is moved neither by one massive activation
-nor by rare groups (docs/log.md compares it with other scales). At lambda 0 it is the best solution nearest to W0.
+G = P P^T and C = Y P^T are the moments. The prior W0 is each neuron's own column for selected neurons, and the averaged
+down-projection for averaged features. The median is over all features of the layer that fire, so neither one massive
+activation nor a rare group moves it (docs/log.md compares other scales). At lambda 0 the result is the solution nearest
+to W0.
 """
 
 import logging
@@ -24,7 +25,7 @@ GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 @dataclass(frozen=True)
 class Fit:
-    """Down-projections [G, H, P], their lambda, and {lambda: error on held-out tokens} where it was chosen by that."""
+    """Down-projections [G, H, P], their lambda, and {lambda: error on held-out tokens} if it was chosen by that."""
 
     downs: Tensor
     ridge: float
@@ -48,7 +49,7 @@ def fit(fitted: Moments, unseen: Moments, priors: Tensor, ridge: float | Literal
         heldout: held-out tokens of the layer, whether they reach these groups or not.
 
     Raises:
-        UserError: where `auto` has no held-out token to choose by.
+        UserError: if `auto` has no held-out token to choose by.
     """
     scale = typical_energy(fitted.gram.diagonal(dim1=1, dim2=2))
     energy = float(unseen.energy.sum())
@@ -70,7 +71,7 @@ def fit(fitted: Moments, unseen: Moments, priors: Tensor, ridge: float | Literal
 def candidates(ridge: float | Literal["auto"], heldout: int, energy: float) -> list[float]:
     """Return the lambdas to choose from: one that was given, or for `auto` all of GRID.
 
-    Where no held-out token reaches the experts, they are rarely used, and `auto` stays near what they had.
+    If no held-out token reaches the experts, they are rarely used, and `auto` takes the largest lambda.
 
     Args:
         ridge: as in params.yaml.
@@ -78,7 +79,7 @@ def candidates(ridge: float | Literal["auto"], heldout: int, energy: float) -> l
         energy: the sum of ||Y||^2 over those that reach the experts.
 
     Raises:
-        UserError: where `auto` has no held-out token to choose by.
+        UserError: if `auto` has no held-out token to choose by.
     """
     if ridge != "auto":
         return [ridge]
@@ -90,13 +91,13 @@ def candidates(ridge: float | Literal["auto"], heldout: int, energy: float) -> l
     if energy:
         return list(GRID)
     logging.getLogger(__name__).warning(
-        "no held-out token reaches these experts: `ridge: auto` takes %g, which stays near what they had", GRID[-1]
+        "no held-out token reaches these experts: `ridge: auto` takes %g, its largest value", GRID[-1]
     )
     return [GRID[-1]]
 
 
 def typical_energy(energies: Tensor) -> float:
-    """Return the median of diag(G) over all features that fire; 0 where none does."""
+    """Return the median of diag(G) over all features that fire; 0 if none does."""
     fires = energies[energies > 0]
     return float(fires.median()) if len(fires) else 0.0
 
@@ -105,7 +106,7 @@ def solve_toward_prior(moments: Moments, priors: Tensor, penalty: float) -> Tens
     """Return W [G, H, P], in float64; `penalty` is D, `priors` are W0 [G, H, P].
 
     Raises:
-        ValueError: where `penalty` is negative, or the sums are not finite.
+        ValueError: if `penalty` is negative, or the sums are not finite.
     """
     if penalty < 0:
         raise ValueError(f"a ridge must be >= 0, got one of {penalty}")
@@ -125,13 +126,14 @@ def solve_toward_prior(moments: Moments, priors: Tensor, penalty: float) -> Tens
 
 
 def diagnose_tokens(tokens: int, needed: int, what: str, gram: Tensor | None = None) -> Diagnosis:
-    """Return how well the tokens pin a solution of `needed` unknowns per row down; warn where they hardly do.
+    """Return the tokens and unknowns of a solve; warn if there are fewer than two tokens for each unknown.
 
-    The effective rank is None where no Gram is given to take it from.
+    The effective rank is None if no Gram is given.
     """
     if tokens < 2 * needed:
         logging.getLogger(__name__).warning(
-            "%s: %d tokens for %d unknowns per output, fewer than twice as many, say little of it: take more samples",
+            "%s: %d tokens for %d unknowns per output row; fewer than two per unknown fit noise. Raise `samples` of "
+            "`calibrate`",
             what, tokens, needed,
         )  # fmt: skip
     rank = None if gram is None else effective_rank(gram)

@@ -1,8 +1,8 @@
-"""One router row per group (folded routing).
+"""Folded routing: one router row per group, fitted to the logits of the group's members.
 
-A row starts from the usage-weighted mean of its members' rows and is fitted, as a combination of all old rows, to
-what the members' logits l_j amount to together: log sum exp l_j where scores are a softmax, so that the shares of all
-groups stay what they were; the logit of min(sum sigmoid(l_j), 1) where they are sigmoids, which saturate.
+A row starts at the usage-weighted mean of its members' rows. It is fitted, as a combination of all old rows, to one
+logit per group. If scores are a softmax, that is log sum exp of the members' logits, which keeps each group's share.
+If scores are sigmoids, it is the logit of min(sum sigmoid(l_j), SATURATED).
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,7 +37,7 @@ def folded_router(router: Router, groups: Sequence[Group], chunks: Iterable[Toke
 
 
 def group_logit(logits: Tensor, scores: str) -> Tensor:
-    """Return the one logit [n] that stands for those of a group's members [n, |C|]."""
+    """Return the logit [n] of a group from the logits of its members [n, |C|]."""
     if logits.shape[1] == 1:
         return logits[:, 0]
     if scores == "softmax":

@@ -1,4 +1,4 @@
-"""One layer from groups to merged weights, by the method's own file, and what that cost in output."""
+"""The solve of one layer: run a method on its groups, and measure the error of the merged layer."""
 
 import importlib
 from collections.abc import Sequence
@@ -34,23 +34,23 @@ def solve(
 ) -> tuple[dict[str, Tensor], SolveRecord]:
     """Merge the groups of one layer.
 
-    What a method leaves alone keeps its bytes: only the groups that it gives back are returned.
+    Only the groups that the method returns are written; all other experts keep their bytes.
 
     Args:
         experts: all N experts, in the stored dtype.
-        expert_map: [N] the group of each expert; -1 where it is pruned.
+        expert_map: [N] the group of each expert; -1 if it is pruned.
         usage: [N] choices of each expert.
         reader: the layer's calibration activations.
         act: the activation.
-        router: the layer's, where the routing changes.
+        router: the layer's, if the routing changes.
         routing: preserved, pruned or folded.
         method: a file of mergemoe/methods.
-        scratch: a folder that belongs to exactly this solve; a long one goes on from what it holds.
+        scratch: a folder that belongs to exactly this solve; a killed solve continues from it.
         options: all its keys in params.yaml besides `routing`.
 
     Returns:
         tensors: per role [G', ., .] in the stored dtype, `groups` [G'] their numbers, `expert_map` [N];
-        `router` [M, H] (and `router_bias` [M]) where the routing changes. Experts of another width than before have
+        `router` [M, H] (and `router_bias` [M]) if the routing changes. Experts of another width than before have
         it in every group.
         record: errors, rank and tokens; `output_error` is ||y' - y||^2 / ||y||^2 of the layer's routed output, with
         the weights as stored.
@@ -101,7 +101,7 @@ def _group_record(result: Merged) -> GroupRecord:
 
 
 def rerouted(problem: Problem, router: Router, routing: str) -> Problem:
-    """Return the layer behind a router with a row per group: the one that is kept, or one that stands for all."""
+    """Return the layer behind a router of one row per group: the kept expert's row, or one fitted to all members."""
     for tokens in problem.reader.chunks(device=router.rows.device):
         check_rule(router, tokens)
         break

@@ -1,4 +1,8 @@
-"""What an iterative solve saves in its scratch folder, so that one which was killed goes on: whole, or not there."""
+"""Saved state of an iterative solve, in its scratch folder.
+
+A resumed solve must give the same bytes as one that was never killed, so all vectors of the descent are saved, not only
+the solution so far. Files are written whole or not at all.
+"""
 
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
@@ -14,7 +18,7 @@ from mergemoe.errors import ArtifactError
 def saved_rows(
     folder: Path, rows: slice, shapes: Mapping[str, Sequence[int]], ridges: Sequence[float]
 ) -> dict[str, Tensor] | None:
-    """Return the state of some rows; None where it, or a solution that it counts as found, cannot be used."""
+    """Return the state of some rows; None if it, or a solution that it counts as found, cannot be used."""
     saved = read_saved(state_path(folder, rows), shapes)
     found = {"deviation": shapes["deviation"], "iterations": [1], "residual": [1]}
     done: Sequence[float] = ridges[: int(saved["at"])] if saved else []
@@ -23,7 +27,7 @@ def saved_rows(
 
 @contextmanager
 def solver_folder(scratch: Path | None) -> Generator[Path, None, None]:
-    """Yield the folder of a solve, a temporary one where nothing is kept."""
+    """Yield the folder of a solve, a temporary one if nothing is saved."""
     if scratch is None:
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
@@ -32,17 +36,17 @@ def solver_folder(scratch: Path | None) -> Generator[Path, None, None]:
 
 
 def state_path(folder: Path, rows: slice) -> Path:
-    """Return the file of the descent at hand of some rows."""
+    """Return the file with the state of some rows."""
     return folder / f"rows_{rows.start:05d}.safetensors"
 
 
 def solution_path(folder: Path, rows: slice, ridge: float) -> Path:
-    """Return the file of what was found of some rows for a ridge."""
+    """Return the file with the solution of some rows for a ridge."""
     return folder / f"solution_{rows.start:05d}_{ridge:g}.safetensors"
 
 
 def read_saved(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor] | None:
-    """Return saved tensors; None where there are none, or not these, or damaged ones: then they are made anew."""
+    """Return saved tensors; None if they are missing, damaged or of other shapes: then they are computed again."""
     try:
         found = store.read_tensors(path)
     except ArtifactError:

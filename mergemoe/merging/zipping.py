@@ -1,10 +1,10 @@
-"""Neurons that become fewer: the two most correlated units of a group's pool become one, until I are left.
+"""Zipping: the two most correlated units of a group's pool are joined until I units are left.
 
-ZipIt (arXiv 2305.03053) as adapted to experts by arXiv 2310.01334. A unit holds some of the |C| I neurons of its group;
-its feature is the mean of theirs, so the covariance of all units follows from that of the neurons, and no token is
-looked at twice:
+ZipIt (arXiv 2305.03053) as adapted to experts by arXiv 2310.01334. A unit holds some of the |C| I neurons of its group,
+and its feature is their mean. The covariance of units a, b, k therefore follows from that of the neurons, and one pass
+over the tokens is enough:
 
-    cov(a + b, k) = (n_a cov(a, k) + n_b cov(b, k)) / (n_a + n_b),    n the neurons that a unit holds
+    cov(a + b, k) = (n_a cov(a, k) + n_b cov(b, k)) / (n_a + n_b),    n the number of neurons in a unit
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""What an expert computes: features, then the down-projection (docs/method.md: E(x) = W_D h(x) + b).
+"""The forward pass of an expert: E(x) = W_D h(x) + b, with the features h of gate and up (docs/method.md).
 
-A test holds these functions against transformers' own experts module, for every family.
+A test compares these functions with transformers' own experts module, for every family.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": lambda x: torch.relu(x).square(),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
-# How gate and up make a feature, and the constants that each way needs.
+# The ways to make features of gate and up, and the constants that each needs.
 RULES = {
     "plain": (),
     "clamped": ("limit",),
@@ -35,14 +35,14 @@ RULES = {
 
 @dataclass(frozen=True)
 class Activation:
-    """How features come of W_G x and W_U x, as a layout says it; f is the function called `name`.
+    """The features as a function of W_G x and W_U x; f is the function called `name`.
 
     plain: f(gate) * up, or f(up) without a gate
     clamped: f(min(gate, L)) * clamp(up, -L, L), L being `limit`, as deepseek_v4
     clamped_after: min(f(gate), L) * clamp(up, -L, L), as step3p7
     shifted: g sigmoid(alpha g) (clamp(up, -L, L) + 1), g = min(gate, L), as gpt_oss
 
-    norm_eps: of the norm after the down-projection; None where the family has none.
+    norm_eps: of the norm after the down-projection; None if the family has none.
     """
 
     name: str
@@ -84,7 +84,7 @@ def features(x: Tensor, experts: Experts, expert: Which, act: Activation) -> Ten
 
 
 def linear_output(x: Tensor, experts: Experts, expert: Which, act: Activation) -> Tensor:
-    """Return W_D h(x) + b in the shape and dtype of x: the expert before a norm, where its family has one."""
+    """Return W_D h(x) + b in the shape and dtype of x: the expert's output before the norm, if its family has one."""
     return _linear(features(x, experts, expert, act), experts.down[expert], experts.down_bias, expert)
 
 
@@ -113,7 +113,7 @@ def _linear(x: Tensor, matrix: Tensor, bias: Tensor | None, expert: Which) -> Te
 
 
 def shared_output(x: Tensor, shares: Tensor, experts: Experts, act: Activation) -> Tensor:
-    """Return sum_i t_i(x) E_i(x) [n, H] over experts with the weights t [n, E]; 0 where an expert does not work."""
+    """Return sum_i t_i(x) E_i(x) [n, H] over experts with the weights t [n, E]."""
     y = torch.zeros_like(x)
     for expert in range(len(experts)):
         rows = torch.where(shares[:, expert] != 0)[0]
@@ -124,9 +124,12 @@ def shared_output(x: Tensor, shares: Tensor, experts: Experts, act: Activation) 
 def routed_output(x: Tensor, index: Tensor, weight: Tensor, experts: Experts, act: Activation) -> Tensor:
     """Return y(x) = sum_j g_j(x) E_j(x) over the chosen experts.
 
+    It takes the choices one expert after the other, as the eager kernel of transformers does; shared_output takes one
+    weight per expert, so a choice of weight 0 or a repeated choice gives other last bits.
+
     Args:
         x: [n, H]
-        index: [n, K] chosen experts; several may be equal, as after an expert_map.
+        index: [n, K] chosen experts; several may be equal, for example after an expert_map.
         weight: [n, K] their routing weights; a choice of weight 0 adds nothing.
         experts: the E experts that `index` points to.
         act: the activation.

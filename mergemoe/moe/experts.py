@@ -1,4 +1,4 @@
-"""The experts of one layer as tensors."""
+"""The weights of a layer's experts as stacked tensors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Experts:
-    """What E experts are made of; None is what their family does not have.
+    """The weights of E experts; a part that their family lacks is None.
 
     Shapes: up and gate [E, I, H], down [E, H, I], their biases [E, I], [E, I], [E, H]; norm [E, H] scales each
     expert's output before it is normalized, and is one and the same for all of them.
@@ -56,7 +56,7 @@ def down_of(expert: Experts) -> Tensor:
 
 
 def with_down(expert: Experts, down: Tensor) -> Experts:
-    """Return the expert with another down-projection [H, P], its last column being the bias where there is one."""
+    """Return the expert with another down-projection [H, P], whose last column is the bias if there is one."""
     if expert.down_bias is None:
         return replace(expert, down=down[None])
     return replace(expert, down=down[None, :, :-1], down_bias=down[None, :, -1])

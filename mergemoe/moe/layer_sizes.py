@@ -1,4 +1,4 @@
-"""How many experts a layer keeps, and how many tokens its solve then needs. Imports nothing heavy."""
+"""Sizes of a layer: experts and neurons that it keeps, and the tokens that its solve needs. Imports nothing heavy."""
 
 import math
 import numbers
@@ -16,7 +16,7 @@ def kept_experts(experts: int | float | None, total: int) -> int:
     """Return M: an int is M itself, a float the share of N that is kept, rounded up; None keeps all.
 
     Raises:
-        UserError: where more experts are asked for than there are.
+        UserError: if more experts are asked for than the layer has.
     """
     if experts is None:
         return total
@@ -31,7 +31,7 @@ def kept_experts(experts: int | float | None, total: int) -> int:
 
 
 def kept_width(share: float, width: int) -> int:
-    """Return I', the share of the experts' neurons that is kept, rounded up: where I is a multiple of 8, so is I'."""
+    """Return I', the share of the experts' neurons that is kept, rounded up; if I is a multiple of 8, so is I'."""
     step = _step(width)
     return math.ceil(round(share * width / step, 9)) * step
 
@@ -40,7 +40,7 @@ def layer_bounds(layers: str) -> tuple[int, float]:
     """Return the first and the last layer number of a range.
 
     Raises:
-        UserError: where it is none.
+        UserError: if the text is no range.
     """
     if layers == "all":
         return 0, float("inf")
@@ -61,7 +61,7 @@ def needed_tokens(kept: int, width: int) -> TokenNeeds:
 
 
 def measured_experts(experts: int, max_size: int | None) -> list[int]:
-    """Return the numbers of groups at which a layer of N experts is measured, where none has more than `max_size`."""
+    """Return the numbers of groups at which a layer is measured, if no group has more than `max_size` experts."""
     kept = {-(-experts * step // STEPS) for step in range(1, STEPS + 1)}
     return sorted(m for m in kept if m * (max_size or experts) >= experts)
 
@@ -69,13 +69,13 @@ def measured_experts(experts: int, max_size: int | None) -> list[int]:
 def measured_sizes(
     experts: int, width: int, share: float | None, counted: int, max_size: int | None = None
 ) -> list[tuple[int, int]]:
-    """Return the sizes (M, I') at which a layer is measured; where I is a multiple of 8, so is a share's I'.
+    """Return the sizes (M, I') at which a layer is measured; if I is a multiple of 8, so is the I' of a share.
 
     Args:
         experts: N.
         width: I.
-        share: of the routed weights that may stay; None where only experts are given up.
-        counted: I' of every size where `share` is None.
+        share: of the routed weights that may stay; None if only experts are removed.
+        counted: I' of every size if `share` is None.
         max_size: experts of a group at most.
     """
     kept = measured_experts(experts, max_size)

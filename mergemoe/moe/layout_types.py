@@ -109,7 +109,7 @@ class LayerLayout(TypedDict):
 
 
 class ModelLayout(TypedDict):
-    """What layout.layout_of_model finds in a model, on disk or in memory."""
+    """The layout of a model, on disk or in memory (layout.layout_of_model)."""
 
     model_type: str
     architecture: str

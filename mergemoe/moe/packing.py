@@ -1,4 +1,4 @@
-"""How the matrices of a layer's experts lie inside one tensor, as data: the same few facts read and write them."""
+"""Packing of several experts and roles in one tensor, described by facts that serve reading and writing."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ class Stacking:
     """One role of E experts inside a tensor that may hold others, too.
 
     part, parts: which of several roles joined along the neurons, as up is the second of gate and up.
-    interleaved: they alternate neuron by neuron, in place of one block each.
+    interleaved: they alternate neuron by neuron; otherwise each is one block.
     transposed: an expert's matrix lies transposed.
     flat: the experts lie one after the other in two dimensions, [E * I, H].
     """

@@ -1,4 +1,4 @@
-"""What a method of `solve` is given, and what it gives back."""
+"""The input and the output of a method: a layer with its groups and tokens, and one merged expert per group."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -37,8 +37,8 @@ class Group:
 class Problem:
     """One layer: its experts in float32, all of its groups, and the calibration tokens.
 
-    changed: the router of M rows that takes the place of the layer's own; None where the routing is preserved.
-    scratch: a folder for this solve alone, from which a long one that was killed goes on; None where nothing is kept.
+    changed: the router of M rows that takes the place of the layer's own; None if the routing is preserved.
+    scratch: a folder for this solve alone, with which a killed solve continues; None if nothing is saved.
     """
 
     experts: Experts
@@ -78,7 +78,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Merged:
-    """What one group becomes: an expert (E = 1), and what the method has to say of it for the record."""
+    """One merged group: its expert (E = 1), and the figures of its solve."""
 
     group: Group
     expert: Experts

@@ -1,8 +1,8 @@
-"""How tokens choose experts: the rule of a router, and what it chooses when rows of it are deleted or joined.
+"""Routers: the rule by which tokens choose experts, and routers with fewer rows.
 
-Preserved routing keeps all N rows, and a group's weight t_i(x) is the sum of its members' (problem.Problem). Pruned
-routing deletes rows; folded routing has one row per group, a linear combination of the router's old rows. Both are an
-ordinary router of M rows, which stock code runs.
+Preserved routing keeps all N rows, and a group's weight t_i(x) is the sum of its members' weights (problem.Problem).
+Pruned routing deletes rows. Folded routing has one row per group, a linear combination of the old rows. The last two
+give an ordinary router of M rows, which stock code runs.
 """
 
 from collections.abc import Mapping
@@ -19,13 +19,14 @@ from mergemoe.moe.typed_torch import unflatten
 
 @dataclass(frozen=True)
 class Rule:
-    """What makes routing weights of logits; the families that have it are in models/router_layout.py.
+    """The rule that turns logits into routing weights; checkpoints/router_headers.py lists the families that follow it.
 
     scores: softmax over all experts, or sigmoid.
     top_k: K.
     normalized: whether a token's K weights are divided by their sum.
-    scaling: what they are multiplied with.
-    groups, top_groups: experts stand in so many groups, of which a token uses the best, by its two highest scores.
+    scaling: the factor of the weights.
+    groups, top_groups: experts form so many groups, and a token uses only the `top_groups` best, ranked by their two
+        highest scores.
     """
 
     scores: str
@@ -36,7 +37,7 @@ class Rule:
     top_groups: int = 1
 
     def weights(self, logits: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return g [n, M], 0 where an expert is not chosen; logits [n, M], bias [M] counts in the choice alone."""
+        """Return g [n, M], 0 for experts not chosen, of logits [n, M]; the bias [M] only affects the choice."""
         scores = logits.softmax(-1) if self.scores == "softmax" else logits.sigmoid()
         choice = scores if bias is None else scores + bias
         if self.groups > 1:
@@ -52,7 +53,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Router:
-    """A rule and its numbers: rows [N, H], and the bias [N] of the choice where the family has one."""
+    """A rule and its numbers: rows [N, H], and the bias [N] of the choice, if the family has one."""
 
     rule: Rule
     rows: Tensor
@@ -83,17 +84,17 @@ def pruned_router(router: Router, kept: Tensor) -> Router:
 
 
 def check_rule(router: Router, tokens: Tokens) -> None:
-    """Check that the rule gives the routing weights that were captured: else what stock code would do is unknown.
+    """Check that the rule gives the captured routing weights; otherwise the effect of a changed router is unknown.
 
     Raises:
-        UserError: where more than 1% of the weight differs; rounding of half-precision logits moves less.
+        UserError: if more than 1% of the weight differs; rounding of half-precision logits changes less.
     """
     captured = dense_weights(tokens.index, tokens.weight, tokens.logits.shape[1])
     again = router.rule.weights(tokens.logits, None if router.bias is None else router.bias.to(tokens.logits))
     differing = float((again - captured).abs().sum() / captured.abs().sum().clamp_min(1e-30))
     if differing > 0.01:
         raise UserError(
-            f"this router does not choose by the rule that its family has here ({router.rule}): {differing:.1%} of the "
-            "routing weight differs on captured tokens. Its rows can be neither deleted nor joined: use a method "
+            f"this router does not follow the rule of its family ({router.rule}): {differing:.1%} of the "
+            "routing weight differs on captured tokens, so its rows can be neither deleted nor joined. Use a method "
             "that keeps the routing"
         )

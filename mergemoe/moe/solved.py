@@ -1,4 +1,4 @@
-"""A solved layer: its merged experts put in place, and the error of its routed output."""
+"""A solved layer: its tensors, its M experts, and the error of its routed output."""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Calibration tokens of one layer as every method sees them, wherever they are kept."""
+"""The calibration tokens of one layer, in a file or in memory."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ def dense_weights(index: Tensor, weight: Tensor, columns: int) -> Tensor:
 
 
 class Activations(ABC):
-    """What one layer's experts were called with; a subclass says where the rows are."""
+    """The calls of one layer's experts; a subclass stores the rows."""
 
     def __init__(self, held: Tensor, top_k: int):
         """Take [n] whether each token is held out, and the choices per token K."""

@@ -62,7 +62,7 @@ def test_a_capture_killed_in_layer_2_does_not_compute_layers_0_and_1_again(proje
     assert not (project / "results" / "capture" / "tiny" / "mixed").exists()
     again = run(project, command)
     assert again.returncode == 0, again.stderr
-    assert "goes on after layer 1" in again.stderr
+    assert "continues after layer 1" in again.stderr
     assert sha256(project / "results" / "capture") == before
 
 

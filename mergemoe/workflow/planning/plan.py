@@ -7,6 +7,7 @@ from typing import Any
 
 from mergemoe.artifacts import paths, store
 from mergemoe.artifacts.stages import recorded_stages
+from mergemoe.calibration import token_sequences
 from mergemoe.checkpoints.expert_headers import read_plain_headers
 from mergemoe.moe import layer_sizes
 from mergemoe.text_table import aligned_table
@@ -114,7 +115,7 @@ def _tokens(params: Params, results: Path) -> list[str]:
             layer: layer_sizes.kept_width(params.width(run) if first <= layer <= last else 1.0, size["width"])
             for layer, size in model.routed.items()
         }
-        held = max(1, round(chosen.samples * chosen.holdout)) if chosen.holdout else 0
+        held = token_sequences.heldout_count(chosen.samples, chosen.holdout)
         tokens = (chosen.samples - held) * chosen.length
         shapes: dict[tuple[int, int, int], list[int]] = {}
         for layer, (n, m) in kept_per_layer(params, run).items():
