@@ -1,15 +1,15 @@
-# make demo    run the workflow on the model in data/demo-moe, print the results
+# make demo    run the workflow on the model in data/demo-moe and print the results
 # make test    run the tests that a change needs, 5 minutes
 # make test-all    run all tests but those on SLURM, 16 minutes; TESTS="full and not slurm" leaves out those of `make test`
-# make test-slurm    run those on a SLURM cluster on this machine, 15 minutes; SLURM_TESTS="a or b" names some
-# make bench   compare every method at equal size, hours; BENCH="demo few" names comparisons of benchmarks/methods.py
-# make check   lint, formats, types
+# make test-slurm    run the SLURM tests on a cluster on this machine, 15 minutes; SLURM_TESTS="a or b" selects some
+# make bench   compare all methods at equal size, hours; BENCH="demo few" selects comparisons of benchmarks/methods.py
+# make check   check style, formats, types and imports
 # make docs    build the documentation into scratch/site; a broken link or an unknown function fails
-# make lock    resolve the locked requirements in envs/ again
+# make lock    write envs/*.txt again with the newest versions that pins.txt allows
 #
-# Each sets up .venv first, from the locked requirements, where they changed. Needed: git, make, Python >= 3.11 with venv.
-# PYTHON=python3.12 makes .venv with that interpreter; TORCH_INDEX=URL takes torch from that index, for example
-# https://download.pytorch.org/whl/cpu, whose build is small and runs on CPUs only.
+# Each target first installs the locked requirements into .venv if they changed. You need git, make and Python >= 3.11 with
+# venv. PYTHON=python3.12 makes .venv with that interpreter. TORCH_INDEX=URL takes torch from that index, for example
+# https://download.pytorch.org/whl/cpu, which has a small build for CPUs only.
 
 PYTHON ?= python3
 BENCH ?= demo generation code few
@@ -24,7 +24,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONNOUSERSITE := 1
 
 ifneq ($(words $(CURDIR)),1)
-$(error Snakemake cannot work below a path with a blank: move this folder; it is $(CURDIR))
+$(error $(CURDIR): the path contains a blank, and Snakemake cannot work there. Move the project to another folder)
 endif
 
 .PHONY: demo test test-all test-slurm bench check docs lock
@@ -70,18 +70,19 @@ lock: .venv/made
 
 .venv/made:
 	@command -v $(PYTHON) > /dev/null || \
-		{ echo "$(PYTHON) is not here: install Python 3.11 or newer, or name one: make PYTHON=python3.12"; exit 1; }
+		{ echo "$(PYTHON): not found. Install Python 3.11 or newer, or name one: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
-		{ echo "$$($(PYTHON) --version) is too old: 3.11 or newer is needed; name one: make PYTHON=python3.12"; exit 1; }
+		{ echo "$(PYTHON): $$($(PYTHON) --version) is too old. Name Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c "import ensurepip, venv" 2> /dev/null || \
-		{ echo "$(PYTHON) comes without venv: on Debian and Ubuntu, apt install python3-venv"; exit 1; }
+		{ echo "$(PYTHON): the module venv is missing. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-# One resolution, so that nothing brings another torch. A CPU build of torch wants nothing of cuda.txt.
+# One call of pip resolves all requirements, so that no package installs another torch. torch's CPU build needs nothing of
+# cuda.txt, which is therefore only a constraint.
 .venv/run: .venv/made envs/cpu.txt envs/cuda.txt pyproject.toml
-	@echo "installing the locked requirements into .venv; torch is large"
+	@echo "installing the locked requirements into .venv; torch is a large download"
 	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement envs/cpu.txt --constraint envs/cuda.txt
 	$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@

@@ -1,9 +1,9 @@
-"""Measure what computing a token's equal experts once saves: one merged layer, grouped_mm, with and without.
+"""Measure the time saved if a token's equal experts are computed once, in one merged layer with grouped_mm.
 
 python benchmarks/deduplicate.py [--kept 64 32 16] [--tokens 1024] [--dtype bfloat16]
 
-The layer is as large as one of Qwen3-30B-A3B (128 experts, 8 chosen); groups and choices are random, so a real
-router that chooses members of one group together saves more.
+The layer has the size of a layer of Qwen3-30B-A3B (128 experts, 8 per token). Groups and choices are random. A real
+router often chooses members of the same group, and then more time is saved.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import stages  # noqa: F401  # fixes MKL's code path and thread counts before torch is imported
+import stages  # noqa: F401  # sets MKL's code path and thread counts before torch is imported
 
 # isort: split
 import torch
@@ -25,7 +25,7 @@ N, K, H, WIDTH = 128, 8, 2048, 768
 
 
 def merged(kept: int, dtype: torch.dtype, device: str, deduplicate: bool) -> Qwen3MoeExperts:
-    """Return an experts module with random weights, whose N experts are `kept` in random groups."""
+    """Return an experts module with random weights, whose N experts are merged into `kept` random groups."""
     config = Qwen3MoeConfig(hidden_size=H, moe_intermediate_size=WIDTH, num_experts=N, num_experts_per_tok=K)
     config._experts_implementation = "grouped_mm"
     with torch.device("meta"):
@@ -47,7 +47,7 @@ def merged(kept: int, dtype: torch.dtype, device: str, deduplicate: bool) -> Qwe
 
 @torch.no_grad()
 def seconds(module: Qwen3MoeExperts, tokens: int, repeats: int) -> float:
-    """Return the shortest time of a call."""
+    """Return the shortest time of a call in seconds."""
     like = next(module.parameters())
     x = torch.randn(tokens, H, dtype=like.dtype, device=like.device)
     index = torch.rand(tokens, N, device=like.device).topk(K).indices
@@ -63,7 +63,7 @@ def seconds(module: Qwen3MoeExperts, tokens: int, repeats: int) -> float:
 
 
 def main() -> None:
-    """Print a row per number of kept experts."""
+    """Print one row per number of kept experts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kept", type=int, nargs="+", default=[64, 32, 16])
     parser.add_argument("--tokens", type=int, default=1024)

@@ -1,10 +1,10 @@
-"""Measure the peak anonymous memory of the stages that read a whole checkpoint, and compare it with its limit.
+"""Measure the peak anonymous memory of the stages that read a whole checkpoint, and compare it with a limit.
 
 python benchmarks/memory.py [--folder DIR] [--layers 2] [--dtype bfloat16]
 
-Writes a random qwen3_moe whose layers are as large as those of Qwen3-30B-A3B, then runs the stages as the workflow does
-and reads RssAnon in /proc/PID/status every 20 ms. Pages of the checkpoint's own files, which are mapped, do not
-count: the system takes them back whenever it needs memory. Ends with 1 where a peak is above its limit.
+The script writes a random qwen3_moe with layers as large as those of Qwen3-30B-A3B, runs the stages as the workflow
+does, and reads RssAnon in /proc/PID/status every 20 ms. Mapped pages of the checkpoint's files do not count, because
+the system frees them whenever it needs memory. The exit status is 1 if a peak is above its limit.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import stages  # noqa: E402, F401  # fixes MKL's code path and thread counts before torch is imported
+import stages  # noqa: E402, F401  # sets MKL's code path and thread counts before torch is imported
 
 # isort: split
 import torch  # noqa: E402
@@ -40,7 +40,7 @@ from mergemoe.models.stacks import layer_stacks  # noqa: E402
 
 MB = 1_000_000
 VOCABULARY = 32000
-ALLOWED = 600 * MB  # imports, one batch, and everything else
+ALLOWED = 600 * MB  # for imports, one batch, and everything else beside the weights
 QWEN3_30B_A3B = {
     "hidden_size": 2048,
     "intermediate_size": 6144,
@@ -57,7 +57,7 @@ QWEN3_30B_A3B = {
 
 
 def write_checkpoint(folder: Path, config: Any, shard_bytes: int = 500 * MB) -> None:
-    """Write random weights in the form in which transformers stores them, never more than a shard in memory."""
+    """Write random weights in transformers' stored form, with at most one shard in memory."""
     config.save_pretrained(folder)
     write_shards(_random(empty_model(folder)), folder, shard_bytes)
     for path in Path(ROOT, "data", "demo-moe").glob("tokenizer*"):
@@ -74,7 +74,7 @@ def _random(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def sizes(folder: Path, dtype: torch.dtype) -> dict[str, int]:
-    """Return the bytes of the checkpoint; and, in the dtype of the run, of its largest layer and of all else."""
+    """Return the bytes of the checkpoint, and of its largest layer and its other parameters in the run's dtype."""
     model = empty_model(folder, dtype)
     prefixes = [f"{stack.prefix}{i}." for stack in layer_stacks(model) for i in range(len(stack.layers))]
     every = {name: parameter.nbytes for name, parameter in model.named_parameters()}
@@ -87,13 +87,13 @@ def sizes(folder: Path, dtype: torch.dtype) -> dict[str, int]:
 
 
 def anonymous(pid: int) -> int:
-    """Return the bytes of a process's memory that no file stands behind; 0 when it has ended."""
+    """Return the bytes of a process's anonymous memory (not mapped from a file); 0 if the process has ended."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next((1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:")), 0)
 
 
 def peak(command: list[str], folder: Path) -> tuple[int, float]:
-    """Run a command in a folder; return its peak of anonymous memory in bytes, and its seconds."""
+    """Run a command in a folder; return its peak anonymous memory in bytes and its seconds."""
     start, highest = time.monotonic(), 0
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
@@ -110,7 +110,7 @@ def peak(command: list[str], folder: Path) -> tuple[int, float]:
 
 
 def stage(name: str, cfg: Mapping[str, Any], **inputs: str | list[str]) -> list[str]:
-    """Return the command line of a stage; it writes what is called like itself."""
+    """Return the command line of a stage; the output has the stage's name."""
     command = [sys.executable, "-m", f"stages.{name}", "--cfg", json.dumps(cfg), "--code", "none", "--out", name]
     for option, paths in inputs.items():
         command += [f"--{option}", *([paths] if isinstance(paths, str) else paths)]
@@ -118,7 +118,7 @@ def stage(name: str, cfg: Mapping[str, Any], **inputs: str | list[str]) -> list[
 
 
 def write_tokens(folder: Path, sequences: int, length: int) -> None:
-    """Write random tokens for capture, and the text that reference reads."""
+    """Write random tokens for the stage capture, and the text for the stage reference."""
     ids = torch.randint(3, VOCABULARY, (sequences, length), generator=torch.Generator().manual_seed(0))
     tokens = {"input_ids": ids.int(), "attention_mask": torch.ones_like(ids).byte(), "heldout": torch.zeros(sequences)}
     store.write_tensors(folder / "tokens.safetensors", tokens, {"stage": "calibrate"})
@@ -126,7 +126,7 @@ def write_tokens(folder: Path, sequences: int, length: int) -> None:
 
 
 def write_solved(folder: Path) -> list[str]:
-    """Write layers in which every two neighbours are one expert, with the first one's weights."""
+    """Write solved layers in which each pair of neighbours is one expert with the first one's weights."""
     layout, names = store.read_json(folder / "layout"), []
     for entry in layout["layers"]:
         numbers = torch.arange(entry["experts"] // 2)
@@ -138,7 +138,7 @@ def write_solved(folder: Path) -> list[str]:
 
 
 def measure(folder: Path, args: argparse.Namespace) -> bool:
-    """Run the stages on a new checkpoint in a folder, print the figures, return whether all are within their limits."""
+    """Run the stages on a new checkpoint in a folder, print the figures; return whether all are within their limits."""
     model = folder / "model"
     write_checkpoint(model, Qwen3MoeConfig(**QWEN3_30B_A3B, num_hidden_layers=args.layers, vocab_size=VOCABULARY))
     write_tokens(folder, args.sequences, args.length)
@@ -172,11 +172,13 @@ def measure(folder: Path, args: argparse.Namespace) -> bool:
 def main() -> None:
     """Measure in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", help="where the temporary folder goes; it takes twice the checkpoint")
+    parser.add_argument("--folder", help="parent of the temporary folder, which takes twice the checkpoint's size")
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--dtype", default="bfloat16", help="of capture and reference; the checkpoint has bfloat16")
+    parser.add_argument(
+        "--dtype", default="bfloat16", help="dtype of capture and reference; the checkpoint is bfloat16"
+    )
     parser.add_argument("--sequences", type=int, default=4)
-    parser.add_argument("--length", type=int, default=64, help="tokens of a sequence")
+    parser.add_argument("--length", type=int, default=64, help="tokens per sequence")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
         sys.exit(0 if measure(Path(temporary), args) else 1)

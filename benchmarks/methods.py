@@ -1,10 +1,10 @@
-"""Compare every method at equal size: what a comparison runs, and the table of what it measured.
+"""Compare all methods at equal size: write a comparison's params.yaml, and print the table of its scores.
 
 python benchmarks/methods.py params NAME > FILE    # snakemake --cores all --configfile FILE --replace-workflow-config
-python benchmarks/methods.py table NAME            # of benchmarks/methods/NAME.json, a copy of its results/metrics.json
+python benchmarks/methods.py table NAME            # reads benchmarks/methods/NAME.json, a copy of results/metrics.json
 
-`make bench` does both for every comparison. At equal size means that every method keeps the same share of the routed
-experts' weights, so `oracle`, which grows, has no row.
+`make bench` does both for every comparison. Equal size means that every method keeps the same share of the routed
+experts' weights. `oracle` keeps more than the original and has no row.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import yaml
 FOLDER = Path(__file__).with_suffix("")
 SHARES = {"75": 0.75, "50": 0.5, "25": 0.25}
 SEEDS = 3
-# method -> how experts are grouped, and the method's keys. `sized` takes experts and width by held-out error.
+# method -> (the grouping's `by`, the method's keys). `sized` chooses experts and width by held-out error.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "average": ("weights", {"method": "average"}),
     "hcsmoe": ("outputs", {"method": "hcsmoe"}),
@@ -38,7 +38,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 STOCK = {"reap", "pruned", "folded", "slim"}
 MIXED = {"source": "data/calibration/mixed.jsonl.gz", "samples": 64, "length": 256, "holdout": 0.125}
-GIVEN = [method for method in METHODS if method != "sized"]  # whose budgets take minutes to measure
+GIVEN = [method for method in METHODS if method != "sized"]  # `sized` takes minutes to measure its budgets
 DEMO = {"model": "data/demo-moe", "calibrate": MIXED, "shares": list(SHARES), "methods": GIVEN}
 COMPARISONS: dict[str, dict[str, Any]] = {
     "demo": {**DEMO, "methods": list(METHODS)},
@@ -78,20 +78,20 @@ def params(name: str) -> dict[str, Any]:
 
 
 def grouping(by: str, share: float) -> dict[str, Any]:
-    """Return a choice of `cluster` that keeps a share of the routed weights."""
-    if by == "none":  # the method narrows all experts
+    """Return a choice of `cluster` that keeps a share of the routed experts' weights."""
+    if by == "none":  # the method makes all experts narrower
         return {"by": by}
     return {"by": "selection", "share": share} if by == "share" else {"by": by, "experts": share}
 
 
 def name_of(chosen: dict[str, Any]) -> str:
-    """Return the name of a comparison's calibrations: equal ones share it, and with it their artifacts."""
+    """Return the name of a comparison's calibrations; equal calibrations have one name, so they share artifacts."""
     few = "few_" if chosen["calibrate"]["samples"] < MIXED["samples"] else ""
     return few + Path(chosen["calibrate"]["source"]).name.partition(".")[0]
 
 
 def measured(name: str) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Return {method: {share: {score: its values over the seeds}}}, the full model's as method `full`."""
+    """Return {method: {share: {score: its values over the seeds}}}; the method `full` is the full model."""
     (model,) = json.loads((FOLDER / f"{name}.json").read_text()).values()
     found: dict[str, Any] = {"full": {"100": {key: [value] for key, value in model["full"].items()}}}
     for run, scores in model["runs"].items():
@@ -103,7 +103,7 @@ def measured(name: str) -> dict[str, dict[str, dict[str, list[float]]]]:
 
 
 def table(name: str) -> Iterator[str]:
-    """Yield the lines of a comparison's table, the best of every column in bold, and a sentence per size."""
+    """Yield the lines of a comparison's table, with the best value of a column in bold, and a sentence per size."""
     found, shares = measured(name), COMPARISONS[name]["shares"]
     if COMPARISONS[name].get("generation") is not None:
         keys = ["fidelity/kl", "fidelity/perplexity", "fidelity/top1", "generation/loops", "generation/distinct2"]
@@ -132,7 +132,7 @@ def table(name: str) -> Iterator[str]:
 
 
 def rows(found: dict[str, Any], methods: list[str], columns: list[tuple[str, str, str, bool]]) -> Iterator[str]:
-    """Yield a table in Markdown of columns (title, share, score, mark the least): mean ± deviation over the seeds."""
+    """Yield a Markdown table of columns (title, share, score, mark the least or not): mean ± deviation over seeds."""
     yield "| | " + " | ".join(title for title, *_ in columns) + " |"
     yield "|---" * (len(columns) + 1) + "|"
     values = {m: [found[m].get(share, {}).get(key) for _, share, key, _ in columns] for m in methods}
@@ -145,7 +145,7 @@ def rows(found: dict[str, Any], methods: list[str], columns: list[tuple[str, str
 
 
 def shown(values: list[float] | None) -> str:
-    """Return mean ± standard deviation."""
+    """Return the text `mean ± standard deviation`."""
     if not values:
         return "–"
     mean = f"{statistics.mean(values):.3g}"
@@ -153,7 +153,7 @@ def shown(values: list[float] | None) -> str:
 
 
 def main() -> None:
-    """Print what was asked for."""
+    """Print a comparison's params.yaml or table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["params", "table"])
     parser.add_argument("name", choices=list(COMPARISONS))

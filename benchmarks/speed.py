@@ -1,10 +1,10 @@
-"""Measure what a compressed checkpoint costs to run beside the full one: load time, memory, prefill and decode speed.
+"""Compare a compressed checkpoint with the full one: load time, memory, prefill speed and decode speed.
 
 python benchmarks/speed.py FULL COMPACT [--pairs 60] [--threads 1] [--out benchmarks/speed.json]
 
-Both models are in one process, on one kernel, and take turns, the order changing from pair to pair: what slows the
-machine slows both, and cancels in the ratio of a pair. The median ratio has a 95% bootstrap interval over the pairs.
-Load time and peak memory are of fresh processes, in turns, too.
+Both models run in one process with one kernel. They take turns, and the order changes from pair to pair. So a slow
+phase of the machine slows both and cancels in the ratio of a pair. The median ratio has a 95% bootstrap interval over
+the pairs. Load time and peak memory are measured in new processes, also in turns.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import stages  # noqa: E402, F401  # fixes MKL's code path and thread counts before torch is imported
+import stages  # noqa: E402, F401  # sets MKL's code path and thread counts before torch is imported
 
 # isort: split
 import numpy as np  # noqa: E402
@@ -29,11 +29,11 @@ import torch  # noqa: E402
 
 from mergemoe.compressed.loading import load  # noqa: E402
 
-PROMPT, NEW, BATCH = 256, 32, 4  # tokens of a prefill, of a decode after a prompt of 16, sequences of both
+PROMPT, NEW, BATCH = 256, 32, 4  # tokens of a prefill; tokens decoded after a prompt of 16; sequences of both
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Return how to load a model: both the same way."""
+    """Set the threads and return the arguments for loading either model."""
     torch.set_num_threads(args.threads)
     device = "cuda" if args.device == "auto" and torch.cuda.is_available() else args.device
     return {"device": "cpu" if device == "auto" else device, "dtype": getattr(torch, args.dtype)}
@@ -41,14 +41,14 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 @torch.no_grad()
 def prefill(model: Any) -> Callable[[], None]:
-    """Return a function that reads `BATCH` prompts of `PROMPT` tokens."""
+    """Return a function that runs `BATCH` prompts of `PROMPT` tokens through the model."""
     ids = _tokens(model, PROMPT)
     return lambda: model(ids, use_cache=False)
 
 
 @torch.no_grad()
 def decode(model: Any) -> Callable[[], None]:
-    """Return a function that goes on by `NEW` tokens from `BATCH` prompts, with a cache, whatever the tokens are."""
+    """Return a function that generates `NEW` tokens after each of `BATCH` prompts, with a cache."""
     ids = _tokens(model, 16)
     return lambda: model.generate(
         ids,
@@ -66,7 +66,7 @@ def _tokens(model: Any, length: int) -> torch.Tensor:
 
 
 def seconds(work: Callable[[], None]) -> float:
-    """Return how long a function takes, the device's queue included."""
+    """Return the seconds that a function takes, including the device's queue."""
     start = time.perf_counter()
     with torch.no_grad():
         work()
@@ -76,7 +76,7 @@ def seconds(work: Callable[[], None]) -> float:
 
 
 def paired(full: Callable[[], None], compact: Callable[[], None], pairs: int) -> np.ndarray:
-    """Return the seconds [pairs, 2] of both, which take turns; one turn of each before them does not count."""
+    """Return the seconds [pairs, 2] of both functions, which take turns; a first turn of each does not count."""
     works, times = (full, compact), np.empty((pairs, 2))
     for pair in range(-1, pairs):
         for which in (0, 1) if pair % 2 else (1, 0):
@@ -85,7 +85,7 @@ def paired(full: Callable[[], None], compact: Callable[[], None], pairs: int) ->
 
 
 def summary(times: np.ndarray, tokens: int) -> dict[str, Any]:
-    """Return tokens per second of both, and the median ratio of their speeds with its 95% bootstrap interval."""
+    """Return the tokens per second of both, and the median ratio of their speeds with its 95% bootstrap interval."""
     speeds = tokens / times
     ratios = times[:, 0] / times[:, 1]
     drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
@@ -95,14 +95,14 @@ def summary(times: np.ndarray, tokens: int) -> dict[str, Any]:
 
 
 def fresh(args: argparse.Namespace, path: str) -> dict[str, float]:
-    """Return load time and peak memory of a process that does nothing else."""
+    """Return the load time and peak memory of a new process that only loads the model and reads one prompt."""
     command = [sys.executable, __file__, path, path, "--only-load", "--threads", str(args.threads)]
     command += ["--dtype", args.dtype, "--device", args.device]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 def loaded(args: argparse.Namespace) -> dict[str, float]:
-    """Load one model, read one prompt; return the seconds of the load and the peak memory in bytes."""
+    """Load one model and read one prompt; return the seconds of the load and the peak memory in bytes."""
     start = time.perf_counter()
     model = load(args.full, **settings(args))
     took = time.perf_counter() - start
@@ -112,7 +112,7 @@ def loaded(args: argparse.Namespace) -> dict[str, float]:
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the figures hang on."""
+    """Return the machine and the versions that the figures depend on."""
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     fields = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", cpu, re.MULTILINE))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -176,7 +176,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("full", help="a checkpoint folder")
-    parser.add_argument("compact", help="another, with the same experts kernel")
+    parser.add_argument("compact", help="a compressed checkpoint with the same experts kernel")
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--loads", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,9 +1,9 @@
-"""Text domains, cut into passages and split into train, calibration and held-out parts.
+"""Cut the text of each domain into passages, and split them into training, calibration and held-out parts.
 
-The corpora hold one gzip file per domain, documents separated by a line `<|endoftext|>`. A
-document is cut at blank lines into passages of about 2,000 characters, so that a domain of
-few long works can be split inside the works. Of every 20 passages in reading order, number 0
-is held out, number 10 is for calibration, the others are for training: no passage is in two parts.
+The corpora hold one gzip file per domain. A line `<|endoftext|>` separates documents. A document is cut at blank lines
+into passages of about 2,000 characters, so that a domain of few long works can be split inside the works. Among each 20
+passages in reading order, number 0 is held out, number 10 is for calibration, and the others are for training. No
+passage is in two parts.
 """
 
 import gzip
@@ -24,7 +24,7 @@ def read_passages(text_dir: Path, domain: str, part: str) -> list[str]:
 
 
 def cut(document: str) -> Iterator[str]:
-    """Cut a document at blank lines into passages of at least PASSAGE_CHARS characters, the last one excepted."""
+    """Cut a document at blank lines into passages of at least PASSAGE_CHARS characters; the last may be shorter."""
     passage: list[str] = []
     for paragraph in document.split("\n\n"):
         passage.append(paragraph)

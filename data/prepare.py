@@ -2,8 +2,8 @@
 
     python data/prepare.py --text DIR --blimp DIR
 
-DIRs: a folder of <domain>.txt.gz files as data/passages.py reads them, and one of BLiMP's
-<paradigm>.jsonl.gz files. The same input gives the same bytes. data/README.md says what each file is.
+--text is a folder of <domain>.txt.gz files, which data/passages.py reads; --blimp is a folder of BLiMP's
+<paradigm>.jsonl.gz files. The same input gives the same bytes. data/README.md describes each file.
 """
 
 import argparse
@@ -36,7 +36,7 @@ PARADIGMS = (
 
 
 def draw(passages: Iterable[dict], seed: str, characters: float = math.inf) -> list[dict]:
-    """Return passages in random order until `characters` are reached."""
+    """Return passages in random order until they have `characters` characters."""
     passages = list(passages)
     random.Random(seed).shuffle(passages)
     drawn, total = [], 0
@@ -49,7 +49,7 @@ def draw(passages: Iterable[dict], seed: str, characters: float = math.inf) -> l
 
 
 def write(name: str, lines: Iterable[str]) -> None:
-    """Write lines below this folder, packed without name and time."""
+    """Write lines to a gzip file below this folder, without name and time in its header."""
     path = HERE / f"{name}.jsonl.gz"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=9, fileobj=raw, mtime=0) as file:
@@ -57,7 +57,7 @@ def write(name: str, lines: Iterable[str]) -> None:
 
 
 def write_text(name: str, passages: list[dict]) -> None:
-    """Write passages, one JSON object a line, and print how much it is."""
+    """Write passages as JSON lines, and print their number and characters."""
     write(name, (json.dumps(passage, ensure_ascii=False) + "\n" for passage in passages))
     characters = Counter[str]()
     for passage in passages:
@@ -66,7 +66,7 @@ def write_text(name: str, passages: list[dict]) -> None:
 
 
 def main() -> None:
-    """Read every part, keep what occurs once, draw and write."""
+    """Read every part, keep the passages that occur once, draw from them and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True, help="folder of <domain>.txt.gz files")
     parser.add_argument("--blimp", type=Path, required=True, help="folder of <paradigm>.jsonl.gz files")

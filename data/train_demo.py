@@ -1,11 +1,12 @@
-"""Train data/demo-moe, the Mixture-of-Experts model that the demo compresses, and a second one, to try methods on.
+"""Train data/demo-moe, the Mixture-of-Experts model that the demo compresses, or a second model for trying methods.
 
     python data/train_demo.py --text DIR [--family qwen3_moe] [--steps 2600] [--out data/demo-moe]
 
-A qwen3_moe of 6 million parameters, 16 experts of which 4 work on a token; or a qwen2_moe, 24 experts of which 4 work
-beside a shared one, with routing weights that are not normalized. Both with a byte-level BPE tokenizer of their own,
-trained on seven domains of text so that their experts specialize. The run is seeded; its bits repeat on one machine
-with one thread count. data/README.md has the commands that made the models, their times and what they scored.
+The demo model is a qwen3_moe of 6 million parameters with 16 experts per layer, of which 4 work on a token. The second
+is a qwen2_moe with 24 experts, of which 4 work on a token beside a shared one; its routing weights are not normalized.
+Each has its own byte-level BPE tokenizer. Both are trained on seven domains of text, so that their experts specialize.
+The run is seeded: its bits repeat on one machine with one thread count. data/README.md lists the commands, times and
+scores.
 """
 
 import argparse
@@ -24,9 +25,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 END = "<|endoftext|>"
 LENGTH = 256
-# Share of the training rows. Simple prose first: it teaches the grammar that BLiMP asks for.
+# {domain: its share of the training rows}. Simple prose has the largest share, because it teaches BLiMP's grammar.
 WEIGHTS = dict(books=0.18, code=0.14, math=0.12, speeches=0.08, stories=0.22, tinystories=0.10, wiki=0.16)
-# What sets the two models apart.
+# The settings in which the two models differ.
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": dict(head_dim=32, num_experts=16, moe_intermediate_size=128, norm_topk_prob=True),
     "qwen2_moe": dict(
@@ -36,7 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def train_tokenizer(passages: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer; the one special token ends and begins every text."""
+    """Train a byte-level BPE tokenizer; its one special token begins and ends every text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -53,14 +54,14 @@ def train_tokenizer(passages: list[str], vocab_size: int) -> PreTrainedTokenizer
 
 
 def rows_of(tokenizer: PreTrainedTokenizerFast, passages: list[str]) -> Tensor:
-    """Return the passages as rows [n, LENGTH + 1] of token ids, each passage begun by the end token."""
+    """Return the passages as rows [n, LENGTH + 1] of token ids; each passage begins with the end token."""
     encoded = tokenizer(passages, add_special_tokens=False)["input_ids"]
     stream = torch.tensor([token for ids in encoded for token in (tokenizer.eos_token_id, *ids)])
     return stream[: len(stream) // (LENGTH + 1) * (LENGTH + 1)].view(-1, LENGTH + 1)
 
 
 def batches(rows: dict[str, Tensor], size: int, generator: torch.Generator):
-    """Yield batches [size, LENGTH + 1] for ever: domains by WEIGHTS, every row of a domain once per epoch."""
+    """Yield batches [size, LENGTH + 1] without end: domains by WEIGHTS, each row of a domain once per epoch."""
     order = {domain: torch.randperm(len(r), generator=generator).tolist() for domain, r in rows.items()}
     weights = torch.tensor([WEIGHTS[domain] for domain in DOMAINS])
     while True:
@@ -86,7 +87,7 @@ def perplexity(model: PreTrainedModel, rows: Tensor) -> float:
 
 
 def save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Any:
-    """Save a bfloat16 copy, ready to be loaded by transformers, and return it."""
+    """Save a bfloat16 copy for transformers and return it."""
     saved: Any = copy.deepcopy(model)
     saved = saved.to(torch.bfloat16)
     saved.config.output_router_logits = False
@@ -107,14 +108,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--autocast", choices=["bfloat16", "none"], default="bfloat16", help="none where a CPU has no bfloat16 units"
+        "--autocast", choices=["bfloat16", "none"], default="bfloat16", help="none if the CPU has no bfloat16 units"
     )
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
 
     train = {domain: read_passages(args.text, domain, "train") for domain in DOMAINS}
-    # A tenth of the passages is enough for 4,096 tokens, and takes every domain's share of the text.
+    # A tenth of the passages is enough for 4,096 tokens, and keeps each domain's share of the text.
     tokenizer = train_tokenizer([passage for p in train.values() for passage in p[::10]], vocab_size=4096)
     rows = {domain: rows_of(tokenizer, passages) for domain, passages in train.items()}
     heldout = {d: rows_of(tokenizer, read_passages(args.text, d, "heldout"))[:64] for d in DOMAINS}
@@ -139,7 +140,7 @@ def main() -> None:
         **FAMILIES[args.family],
     )
     model: Any = AutoModelForCausalLM.from_config(config)
-    model.set_experts_implementation("eager")  # on CPU several times as fast as grouped_mm
+    model.set_experts_implementation("eager")  # several times as fast as grouped_mm on a CPU
     print(f"{model.num_parameters():,} parameters", flush=True)
 
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -173,9 +174,9 @@ def main() -> None:
                 f"step {step} loss {loss.item():.3f} balance {output.aux_loss.item():.3f} {seconds:.0f} s", flush=True
             )
         if step % 500 == 499:
-            save(model, tokenizer, args.out)  # for a look while it trains
+            save(model, tokenizer, args.out)  # so that the model can be tried during training
 
-    saved = save(model, tokenizer, args.out).float()  # what is reported is what was saved
+    saved = save(model, tokenizer, args.out).float()  # report the perplexities of the saved copy
     report = {domain: round(perplexity(saved, r), 2) for domain, r in heldout.items()}
     print(json.dumps({"seconds": round(time.monotonic() - start), "heldout_perplexity": report}), flush=True)
 

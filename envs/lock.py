@@ -1,7 +1,7 @@
 """Write envs/cpu.txt, cuda.txt, dev.txt and conda.yaml from pyproject.toml and pins.txt: `make lock`.
 
-pip resolves everything once in a throw-away environment, against an index whose torch is the CUDA build,
-and installs nothing. The CPU build of torch needs the same packages, only fewer.
+pip resolves all packages once in a temporary environment and installs nothing. The index must have torch's CUDA build;
+the CPU build needs a subset of its packages.
 """
 
 import json
@@ -17,13 +17,13 @@ EXTRAS = ".[workflow,eval,report,s3,slurm]"
 CUDA_ONLY = re.compile(r"(nvidia|cuda)-.*|triton")
 
 CPU = """\
-# Locked by `make lock`: what a run needs. The torch line takes the build of the index that pip asks:
-# the CUDA build from the default one, a CPU build with TORCH_INDEX (see Makefile)."""
+# Locked by `make lock`: the packages of a run. The line for torch installs the CUDA build from the default index, or a
+# CPU build with TORCH_INDEX (see Makefile)."""
 CUDA = """\
-# Locked by `make lock`: what torch's CUDA build adds on Linux.
+# Locked by `make lock`: the packages that torch's CUDA build adds on Linux.
 -r cpu.txt"""
 DEV = """\
-# Locked by `make lock`: what tests and checks add.
+# Locked by `make lock`: the packages that tests and checks add.
 -r cpu.txt"""
 
 CONDA = """\
@@ -36,7 +36,7 @@ dependencies:
 
 
 def resolve(pip: list[str], *what: str) -> dict[str, str]:
-    """Return name and version, without the build's local suffix, of all that `what` needs."""
+    """Return {package: version} of all packages that `what` needs; versions are without the build's local suffix."""
     command = [*pip, "install", "--dry-run", "--ignore-installed", "--report", "-", "--quiet"]
     command += ["--constraint", str(ENVS / "pins.txt"), *what]
     report = json.loads(subprocess.run(command, cwd=ENVS.parent, stdout=subprocess.PIPE, check=True).stdout)
@@ -45,7 +45,7 @@ def resolve(pip: list[str], *what: str) -> dict[str, str]:
 
 
 def write(name: str, head: str, versions: dict[str, str], names: Iterable[str]) -> None:
-    """Write one lock, sorted."""
+    """Write one lock file with sorted lines."""
     lines = [head, *(f"{package}=={versions[package]}" for package in sorted(names))]
     (ENVS / name).write_text("\n".join(lines) + "\n")
 
@@ -57,7 +57,7 @@ def write_conda() -> None:
 
 
 def main() -> None:
-    """Resolve with and without the tools of the developers, and split."""
+    """Resolve with and without the developer tools, and write the three files."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         pip = [f"{folder}/bin/python", "-m", "pip", "--disable-pip-version-check"]
@@ -65,10 +65,12 @@ def main() -> None:
         run = resolve(pip, EXTRAS)
         versions = resolve(pip, EXTRAS, "--group", "dev")
     if changed := {name for name in run if run[name] != versions[name]}:
-        raise SystemExit(f"the tools of the developers change what a run needs: {sorted(changed)}")
+        raise SystemExit(
+            f"the developer tools change versions that a run needs: {sorted(changed)}. Pin them in pins.txt"
+        )
     cuda = {name for name in run if CUDA_ONLY.fullmatch(name)}
     if not cuda:
-        raise SystemExit("torch resolved to a CPU build: lock against the default index")
+        raise SystemExit("torch resolved to a CPU build, so cuda.txt would be empty. Use the default index")
     write("cpu.txt", CPU, run, run.keys() - cuda - {"mergemoe"})
     write("cuda.txt", CUDA, run, cuda)
     write_conda()

@@ -14,29 +14,35 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Parse the command line and run one command; a user's mistake ends it in one clear line."""
+    """Parse the command line and run one command; a UserError ends it with one line and exit status 1."""
     parser = argparse.ArgumentParser(
         prog="mergemoe", description="Compress Mixture-of-Experts models by merging experts."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("inspect", help="what a checkpoint is, and what each ratio would save")
+    command = commands.add_parser(
+        "inspect", help="show a checkpoint's layers, experts and sizes, and what merging saves"
+    )
     command.add_argument("model", help="a checkpoint folder")
     command.set_defaults(run=run_inspect)
 
-    command = commands.add_parser("fetch", help="bring a model of the hub at one commit, or all that params.yaml names")
-    command.add_argument("model", nargs="?", help="its id, such as Qwen/Qwen3-30B-A3B")
+    command = commands.add_parser(
+        "fetch", help="download a hub model at one commit, or all hub models of a params.yaml"
+    )
+    command.add_argument("model", nargs="?", help="the model's id, such as Qwen/Qwen3-30B-A3B")
     command.add_argument("--revision", metavar="COMMIT", help="the full commit hash")
-    command.add_argument("--params", metavar="FILE", help="bring every model of this params.yaml that has a revision")
+    command.add_argument(
+        "--params", metavar="FILE", help="download every model of this params.yaml that has a revision"
+    )
     command.set_defaults(run=run_fetch)
 
     command = commands.add_parser(
-        "plan", help="parameters, bytes, jobs, disk, tokens, what a cluster is asked for; before anything runs"
+        "plan", help="show jobs, disk, memory, tokens and model sizes of params.yaml before anything runs"
     )
     command.add_argument("--params", default="params.yaml", metavar="FILE")
     command.set_defaults(run=run_plan)
 
-    command = commands.add_parser("table", help="the scores of results/metrics.json as a table")
+    command = commands.add_parser("table", help="print the scores in results/metrics.json as a table")
     command.set_defaults(run=run_table)
 
     command = commands.add_parser("export", help="copy a run's checkpoint with its full card")
@@ -44,15 +50,17 @@ def main() -> None:
     command.add_argument("folder", metavar="DIR", help="a new folder")
     command.set_defaults(run=run_export)
 
-    command = commands.add_parser("record", help="put a finished run into DVC's ledger, if everything in it holds")
+    command = commands.add_parser("record", help="verify the finished results and record them with DVC")
     command.set_defaults(run=run_record)
 
-    command = commands.add_parser("restore", help="bring back a recorded revision: code, artifacts, Snakemake's notes")
-    command.add_argument("revision", metavar="REV", help="of git")
+    command = commands.add_parser("restore", help="restore a recorded revision: code, results and Snakemake's metadata")
+    command.add_argument("revision", metavar="REV", help="a git revision")
     command.set_defaults(run=run_restore)
 
-    command = commands.add_parser("audit", help="whether results are what was recorded, and come out again")
-    command.add_argument("revision", metavar="REV", nargs="?", help="of git; without it, the tree as it is")
+    command = commands.add_parser("audit", help="check that results are the recorded ones and can be reproduced")
+    command.add_argument(
+        "revision", metavar="REV", nargs="?", help="a git revision; the working tree if it is left out"
+    )
     command.add_argument("--rerun", action="store_true", help="compute everything again in a temporary clone")
     command.set_defaults(run=run_audit)
 
@@ -64,7 +72,7 @@ def main() -> None:
 
 
 def run_inspect(args: argparse.Namespace) -> None:
-    """Print a checkpoint's family, layers, experts and sizes; or why it cannot be compressed."""
+    """Print a checkpoint's family, layers, experts and sizes, and whether it can be compressed."""
     from mergemoe.workflow.planning import inspect
 
     print(inspect.inspect_checkpoint(args.model))
@@ -78,30 +86,33 @@ def run_inspect(args: argparse.Namespace) -> None:
         deepseek.qwen2_moe_config(config)
     else:
         layout.describe_layout(args.model, digests=False)
-    print("\nThis version can compress it, as far as config.json and the headers of its weights tell.")
+    print("\nThis version can compress the model, judging by config.json and the headers of its weights.")
 
 
 def run_fetch(args: argparse.Namespace) -> None:
-    """Bring models of the hub, and say where they are and where that is written down."""
+    """Download models of the hub; print each folder and record."""
     from mergemoe.checkpoints import hub, model_folder
 
     if (args.model is None) == (args.params is None):
-        raise UserError("name one model, with --revision; or a params.yaml, with --params")
+        raise UserError("mergemoe fetch: give either a model and --revision, or --params with a params.yaml")
     wanted = [(args.model, args.revision)]
     if args.params:
         chosen = _read_params(args.params).model.values()
         wanted = list(dict.fromkeys((model.path, model.revision) for model in chosen if model.revision))
         if not wanted:
-            raise UserError(f"{args.params}: no choice of `model` has a `revision`, so none is of the hub")
+            raise UserError(
+                f"{args.params}: no choice of `model` has a `revision`, so there is nothing to download from the hub. "
+                "Add `revision` to a model of the hub"
+            )
     for model, revision in wanted:
         record = hub.fetch_model(model, revision)
         size = sum(file["size"] for file in json.loads(record.read_text())["files"].values())
         print(f"{model}: {size / 1e9:.2f} GB in {model_folder.locate_checkpoint(model, revision)}")
-        print(f"Files and sha256 stand in {record}: keep it in git.")
+        print(f"{record} lists the files and their sha256. Keep it in git.")
 
 
 def run_plan(args: argparse.Namespace) -> None:
-    """Print what params.yaml will cost."""
+    """Print the jobs, disk, memory and model sizes of params.yaml."""
     from mergemoe.workflow.planning import plan, preflight, slurm, slurm_table
 
     params = _read_params(args.params)
@@ -117,26 +128,26 @@ def _read_params(path: str) -> "Params":
     from mergemoe.workflow.config.params import read_params
 
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; run this beside a params.yaml, or name one with --params")
+        raise UserError(f"{path}: no such file. Run this in the folder of a params.yaml, or name one with --params")
     return read_params(yaml.safe_load(Path(path).read_text()), path)
 
 
 def run_record(args: argparse.Namespace) -> None:
-    """Record what the workflow made."""
+    """Verify the workflow's results and record them with DVC."""
     from mergemoe.workflow.ledger import record
 
     print(record.record_run(Path.cwd()))
 
 
 def run_restore(args: argparse.Namespace) -> None:
-    """Bring back what was recorded."""
+    """Restore a recorded revision."""
     from mergemoe.workflow.ledger.restore import restore_revision
 
     print(restore_revision(Path.cwd(), args.revision))
 
 
 def run_audit(args: argparse.Namespace) -> None:
-    """Print what an audit found, write it as JSON, and end with status 1 unless nothing differs."""
+    """Print an audit's findings and write them as JSON; the exit status is 0 only if nothing differs."""
     from mergemoe.artifacts import atomic
     from mergemoe.workflow.ledger import audit_text
     from mergemoe.workflow.ledger.audit import audit_project
@@ -145,24 +156,24 @@ def run_audit(args: argparse.Namespace) -> None:
     path = Path("logs", "audit", f"{found['revision'][:12]}.json")
     with atomic.atomic(path) as file:
         file.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{audit_text.format_audit(found)}\n({path} has all of it)")
+    print(f"{audit_text.format_audit(found)}\n({path} has all details)")
     if not found["identical"]:
         sys.exit(1)
 
 
 def run_table(args: argparse.Namespace) -> None:
-    """Print the scores."""
+    """Print the scores as a table."""
     from mergemoe.artifacts import paths
     from mergemoe.report import metrics
 
     path = Path(paths.METRICS)
     if not path.is_file():
-        raise UserError(f"{path} is not there: run `snakemake --cores all` first")
+        raise UserError(f"{path} does not exist. Run `snakemake --cores all` first")
     print(metrics.scores_table(json.loads(path.read_text())), end="")
 
 
 def run_export(args: argparse.Namespace) -> None:
-    """Copy a checkpoint that is what was recorded, with the card that has its scores."""
+    """Copy a run's checkpoint with its full model card, after verifying both."""
     from huggingface_hub import ModelCard
 
     from mergemoe.artifacts import atomic, paths, provenance, store
@@ -171,13 +182,13 @@ def run_export(args: argparse.Namespace) -> None:
     if not (source / "provenance.json").is_file() or not card.is_file():
         found = Path(paths.MODELS).glob("*/*/*/*/config.json")
         done = sorted(str(path.parent.relative_to(paths.MODELS)) for path in found)
-        raise UserError(f"no finished run {args.name}; there are: {', '.join(done) or 'none'}")
+        raise UserError(f"{args.name} is not a finished run. Finished runs: {', '.join(done) or 'none'}")
     listed = source / "provenance.json"
     made = json.loads(ModelCard.load(card).data["provenance"])
     if made["inputs"].get(listed.as_posix()) != provenance.content_digest(listed):
-        raise UserError(f"{card} has the scores of another checkpoint: run `snakemake` to the end, then export")
+        raise UserError(f"{card} has the scores of another checkpoint. Run `snakemake` to the end, then export again")
     if Path(args.folder).exists():
-        raise UserError(f"{args.folder} exists: export writes a new folder")
+        raise UserError(f"{args.folder} exists. Name a new folder")
     store.check_files(source, store.read_json(listed)["files"])
     with atomic.atomic(args.folder) as folder:
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".*"))

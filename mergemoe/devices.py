@@ -1,10 +1,10 @@
-"""How numeric code runs: device and threads."""
+"""Set the device and the number of threads for numeric code."""
 
 import torch
 
 
 def set_up_torch(threads: int, device: str = "auto") -> torch.device:
-    """Fix the thread count, ask for deterministic kernels, and return the device; `auto` is CUDA where there is one."""
+    """Set the number of threads, ask for deterministic kernels, return the device; `auto` prefers CUDA to the CPU."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     if device == "auto":

@@ -1,4 +1,4 @@
-"""What a job runs in and takes: versions, platform, threads, node, memory, seconds. A log ends with it, no artifact."""
+"""Describe a job's environment, time and memory, for the last line of its log. No artifact holds them."""
 
 import json
 import os
@@ -16,7 +16,7 @@ _START = time.monotonic()  # `stages` imports this module first, before torch
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return packages, Python and platform of this process."""
+    """Return the package versions, Python and platform of this process."""
     return {
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "processor": _processor(),
@@ -26,9 +26,9 @@ def describe_environment() -> dict[str, Any]:
 
 
 def environment_line() -> str:
-    """Return the line of a log that says what a job ran in, with what threads and GPU, where, and what it took."""
+    """Return the last line of a log: packages, platform, threads, GPU, node, peak memory and seconds of the job."""
     ran: dict[str, Any] = {**describe_environment(), "mkl_cbwr": os.environ.get("MKL_CBWR")}
-    if torch := sys.modules.get("torch"):  # a stage without it computes nothing that hangs on them
+    if torch := sys.modules.get("torch"):  # without torch, nothing that a stage computes depends on threads or the GPU
         ran |= {"threads": torch.get_num_threads()}
         ran |= {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
     ran |= {"node": os.environ.get("SLURMD_NODENAME") or platform.node()}
@@ -38,9 +38,9 @@ def environment_line() -> str:
 
 
 def _peak() -> int | None:
-    """Return the most memory, in MB, that this process had resident so far, pages of mapped files included; on Linux.
+    """Return this process's peak resident memory in MB, pages of mapped files included; None if not on Linux.
 
-    The `ru_maxrss` of getrusage would do but for what it inherits of the process that started this one.
+    getrusage's `ru_maxrss` will not do, because it includes the peak of the process that started this one.
     """
     status = Path("/proc/self/status")
     found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE) if status.is_file() else None
@@ -55,7 +55,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """Return what Linux says of the processor, which the last bits of a number hang on; elsewhere Python's word."""
+    """Return the processor's name, family and model on Linux, else Python's name. Last bits of results depend on it."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.is_file() else ""
     facts = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE))

@@ -1,16 +1,16 @@
-"""Failures that a user can act on; anything else is a bug and keeps its traceback."""
+"""Errors that a user can act on. Any other exception is a bug and keeps its traceback."""
 
 from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake in the parameters or the data; the message says what was seen and what to change."""
+    """A mistake in the parameters or the data. The message names the fact, the reason and the fix."""
 
 
 class ArtifactError(UserError):
-    """A file between two stages is not what its reader needs."""
+    """A file between two stages is missing, damaged or out of date."""
 
 
 def damaged_artifact(path: str | Path, fact: str) -> ArtifactError:
-    """Return the error that names a damaged artifact and the way out."""
-    return ArtifactError(f"{path} {fact}. Delete it and run `snakemake` again: it will be made anew.")
+    """Return the error for a damaged artifact; `fact` completes the sentence that begins with the path."""
+    return ArtifactError(f"{path} {fact}. Delete it and run `snakemake` again, which rebuilds it.")

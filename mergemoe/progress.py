@@ -1,4 +1,4 @@
-"""Progress of long loops: a bar on a terminal, a line every ten seconds in a log."""
+"""Report progress of long loops: a bar on a terminal, or a line every ten seconds in a log."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ EVERY = 10.0  # seconds between two lines of a log
 
 
 class Progress:
-    """How far a piece of work is; `step` after each of its `total` parts (None where that is not known)."""
+    """Progress of one piece of work; call `step` after each of its `total` parts (None if the number is not known)."""
 
     def __init__(self, label: str, total: int | None):
         self.label, self.total, self.done = label, total, 0
@@ -20,7 +20,7 @@ class Progress:
         self.bar = tqdm(desc=label, total=total, leave=False) if sys.stderr.isatty() else None
 
     def step(self) -> None:
-        """Count one part, and say so if it is time."""
+        """Count one part, and report it if the last report is long enough ago."""
         self.done += 1
         now = time.monotonic()
         if self.bar is not None:
@@ -39,7 +39,7 @@ class Progress:
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items, saying how far the loop is."""
+    """Yield the items and report the loop's progress."""
     progress = Progress(label, len(items) if total is None and isinstance(items, Sized) else total)
     for item in items:
         yield item

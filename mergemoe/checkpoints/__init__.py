@@ -1,1 +1,1 @@
-"""A Hugging Face folder on disk: headers, shards, the hub, validation and cost."""
+"""Checkpoint folders in Hugging Face's format: headers, shards, the hub, validation and cost."""

@@ -1,13 +1,13 @@
-"""What a checkpoint costs, counted from its headers: no weight is read, no model is built, nothing is timed.
+"""Count a checkpoint's parameters, bytes and FLOPs from its headers, without reading weights or building a model.
 
-A token is multiplied with every matrix once, but with K of the E experts of a layer only. So, with n the
-numbers in a matrix,
+A token is multiplied with every matrix once, except that only K of a layer's E experts work on it. With n the number of
+elements of a matrix,
 
     flops_per_token = 2 (sum of n over matrices outside the experts + sum over layers of K/E sum of n over experts)
 
-The embedding is looked up, not multiplied; where it is tied it counts once, as the head. Attention scores
-are left out: they depend on the context's length, and compressing experts does not change them. The token is
-one of text: what a multimodal model sees and hears with does not work on it.
+The embedding is looked up, not multiplied; if it is tied, it counts once, as the head. Attention scores are not
+counted: they depend on the context length, and compressing experts does not change them. Vision and audio towers are
+not counted, because the token is a token of text.
 """
 
 import math
@@ -24,17 +24,17 @@ _HEAD = re.compile(r"^head\.weight$|(^|\.)(lm_head|unembed|output|embed_out)\.we
 _EMBEDDING = re.compile(
     r"(^|\.)(embed|embed_in|embed_tokens|embeddings|shared|tok_embeddings|word_embeddings|wte)\.weight$"
 )
-_TABLE = re.compile(r"(^|\.)(embed_tokens_per_layer|ngram_embedding\.\w+)\.weight$")  # never tied: only looked up
+_TABLE = re.compile(r"(^|\.)(embed_tokens_per_layer|ngram_embedding\.\w+)\.weight$")  # only looked up, never tied
 
 
 def count_cost(folder: str | Path, headers: Headers | None = None) -> dict[str, float]:
     """Return the parameters, bytes and FLOPs per token of a checkpoint folder.
 
-    Parameters are the stored floating-point numbers; buffers of whole numbers such as `expert_map` are not. `headers`
-    count in place of the folder's own, as those that a quantized checkpoint will have.
+    Parameters are the stored floating-point numbers; integer buffers such as `expert_map` do not count. `headers`
+    replace the folder's own, for example by those of a quantized checkpoint's plain copy.
 
     Raises:
-        UserError: where the folder is no safetensors checkpoint, or has experts and does not say how many work.
+        UserError: the folder is no safetensors checkpoint, or config.json does not state the experts per token.
     """
     config = read_config(folder)
     headers = {
@@ -43,7 +43,7 @@ def count_cost(folder: str | Path, headers: Headers | None = None) -> dict[str, 
         if "F" in header["dtype"] and header["bytes"]
     }
     if config.get("tie_word_embeddings") and any(map(_EMBEDDING.search, headers)):
-        headers = {key: header for key, header in headers.items() if not _HEAD.search(key)}  # a stored copy
+        headers = {key: header for key, header in headers.items() if not _HEAD.search(key)}  # a copy of the embedding
     shares = _shares(headers, config, folder)
     return {
         "parameters": sum(math.prod(header["shape"]) for header in headers.values()),
@@ -53,10 +53,13 @@ def count_cost(folder: str | Path, headers: Headers | None = None) -> dict[str, 
 
 
 def _shares(headers: Headers, config: Mapping[str, Any], folder: str | Path) -> dict[str, float]:
-    """Return {key: share of it that a token is multiplied with} of every matrix: K/E of routed experts, else all."""
+    """Return {key: the share of the matrix that works on a token}: K/E for routed experts, 1 for the others."""
     held, working = routed_tensors(headers, config), config_top_k(config)
     if held and working is None:
-        raise UserError(f"{folder}/config.json has no num_experts_per_tok: how many experts work on a token?")
+        raise UserError(
+            f"{folder}/config.json: num_experts_per_tok is missing, so the FLOPs of a token are not known. Add the "
+            "number of experts that work on a token"
+        )
     passed = _passed(headers, config, held)
     matrices = {
         key: held.get(key)
@@ -68,7 +71,7 @@ def _shares(headers: Headers, config: Mapping[str, Any], folder: str | Path) -> 
 
 
 def _passed(headers: Headers, config: Mapping[str, Any], held: Mapping[str, RoutedTensor]) -> list[str]:
-    """Return the keys that a token of text passes: no tables, and nothing beside the language model but its head."""
+    """Return the keys of the tensors that work on a token of text: the language model and its head, without tables."""
     tied = not any(map(_HEAD.search, headers))
     keys = [key for key in headers if not _TABLE.search(key) and (tied or not _EMBEDDING.search(key))]
     if not held or not config.keys() & {"vision_config", "audio_config"}:

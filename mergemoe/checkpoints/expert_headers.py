@@ -1,6 +1,6 @@
-"""The routed experts of a checkpoint, told from its headers and config.json alone, whatever its architecture.
+"""Find the routed experts of a checkpoint from its headers and config.json, for any architecture.
 
-Nothing here imports torch or transformers, so that the Snakefile can ask in every job it parses.
+This module imports neither torch nor transformers, because every job parses the Snakefile, which uses it.
 """
 
 import math
@@ -16,8 +16,8 @@ from mergemoe.errors import UserError
 
 Headers = Mapping[str, Mapping[str, Any]]
 
-# After a layer's number either a component `experts` (never `shared_experts`), with the number of one expert or
-# without; or the names under which granitemoe, jetmoe and step3p7 stack a layer's experts.
+# After the layer's number comes either a component `experts` (never `shared_experts`), with or without an expert's
+# number, or the names under which granitemoe, jetmoe and step3p7 stack a layer's experts.
 _KEY = re.compile(
     r"(?P<stack>.+?)\.(?P<layer>\d+)\."
     r"(?:(?:.*\.)?experts\.(?:(?:expert_)?(?P<expert>\d+)\.)?"
@@ -25,7 +25,7 @@ _KEY = re.compile(
     r"|moe\.(?=(?:gate|up|down)_proj\.))"
     r"(?P<name>.+)"
 )
-_FLAT = re.compile(r"mlp\.(w1|v1|w2)")  # dbrx: the experts one after the other, [E * I, H]
+_FLAT = re.compile(r"mlp\.(w1|v1|w2)")  # dbrx stores the experts one after the other, [E * I, H]
 _DOWN = re.compile(r"(?:mlp\.)?(down_proj|down_projs|w2|wo|fc2|output_linear)([._]weight)?")
 
 # The keys of config.json that architectures use for the same number.
@@ -41,9 +41,9 @@ CONFIG_KEYS = {
         "num_selected_experts",
         "top_k",
     ),
-    "hidden_size": ("moe_hidden_size", "moe_latent_size", "d_model", "hidden_size"),  # that the experts see
-    "layers": ("num_layers", "n_layers", "num_hidden_layers"),  # longcat_flash counts its blocks twice in the last
-    "predicting_layers": ("num_nextn_predict_layers",),  # stored after the others, and no part of the model
+    "hidden_size": ("moe_hidden_size", "moe_latent_size", "d_model", "hidden_size"),  # of the experts' inputs
+    "layers": ("num_layers", "n_layers", "num_hidden_layers"),  # in longcat_flash the last is twice the block count
+    "predicting_layers": ("num_nextn_predict_layers",),  # stored after the other layers; not part of the model
     "identity_experts": ("zero_expert_num",),
     "width": ("moe_intermediate_size", "expert_ffn_hidden_size", "ffn_hidden_size", "intermediate_size", "d_ff"),
     "flat_width": ("ffn_hidden_size",),
@@ -53,12 +53,12 @@ CONFIG_KEYS = {
 class RoutedTensor(NamedTuple):
     """A stored tensor of routed experts.
 
-    stack: what comes before the layers' numbers in the key, such as `model.layers`.
-    layer: the layer's number; of an encoder-decoder the decoder's come after the encoder's.
-    experts: how many experts its layer has.
-    form: whether it holds one of them alone, all `stacked` as [E, ...], or all one after the other, `flat`, [E * I, H];
-        `identity` is what longcat_flash stores for experts that give back their input: it is never read.
-    name: what the key says after the experts.
+    stack: the part of the key before the layer's number, such as `model.layers`.
+    layer: the layer's number; in an encoder-decoder, the decoder's layers follow the encoder's.
+    experts: the number of experts in the layer.
+    form: `alone` holds one expert; `stacked` holds all as [E, ...]; `flat` holds all one after the other, [E * I, H];
+        `identity` is what longcat_flash stores for experts that return their input, and is never read.
+    name: the part of the key after the experts.
     """
 
     stack: str
@@ -69,7 +69,7 @@ class RoutedTensor(NamedTuple):
 
 
 def config_values(config: Mapping[str, Any], what: str) -> list[int]:
-    """Return the numbers that a config.json gives for one of the keys of `CONFIG_KEYS`, under all their names."""
+    """Return all numbers that a config.json gives for one key of `CONFIG_KEYS`, under any of its names."""
     language = {**config, **(config.get("text_config") or {}), **(config.get("ffn_config") or {})}
     values = [language.get(name) for name in CONFIG_KEYS[what]]
     values = [max(value) if isinstance(value, list) and value else value for value in values]  # one per layer
@@ -77,12 +77,12 @@ def config_values(config: Mapping[str, Any], what: str) -> list[int]:
 
 
 def config_top_k(config: Mapping[str, Any]) -> int | None:
-    """Return how many experts work on a token; None where config.json does not say."""
+    """Return the number of experts per token, or None if config.json does not state it."""
     return 1 if config.get("model_type") == "switch_transformers" else next(iter(config_values(config, "top_k")), None)
 
 
 def routed_tensors(headers: Headers, config: Mapping[str, Any]) -> dict[str, RoutedTensor]:
-    """Return {key: what it holds} of the tensors of routed experts, whatever these do."""
+    """Return {key: the tensor's place} for all tensors of routed experts, mergeable or not."""
     matches = {key: match for key in headers if (match := _KEY.fullmatch(key))}
     working = min(config_values(config, "experts")) if config_values(config, "identity_experts") else math.inf
     members: dict[tuple[str, int], set[int]] = defaultdict(set)
@@ -99,7 +99,7 @@ def routed_tensors(headers: Headers, config: Mapping[str, Any]) -> dict[str, Rou
             found[key] = RoutedTensor(stack, layer, len(members[stack, number]), form, name)
         elif _FLAT.fullmatch(name):
             found[key] = RoutedTensor(stack, layer, shape[0] // _flat_width(config, key), "flat", name)
-        elif len(shape) > 1:  # else a map, a norm, or a bias of the router
+        elif len(shape) > 1:  # otherwise it is a map, a norm, or a bias of the router
             found[key] = RoutedTensor(stack, layer, shape[0], "stacked", name)
     return found
 
@@ -110,11 +110,17 @@ def _flat_width(config: Mapping[str, Any], key: str) -> int:
         return facts["width"][1]
     for width in config_values(config, "flat_width"):
         return width
-    raise UserError("config.json lacks ffn_config.ffn_hidden_size: where does one expert end in a stored tensor?")
+    raise UserError(
+        "config.json: ffn_config.ffn_hidden_size is missing, so the experts in a stored tensor cannot be separated. "
+        "Add the width of one expert"
+    )
 
 
 def mergeable_tensors(headers: Headers, config: Mapping[str, Any]) -> dict[str, RoutedTensor]:
-    """Return those that can be merged: no mixture of attention heads (jetmoe), no layers that predict more tokens."""
+    """Return the tensors of experts that can be merged.
+
+    Mixtures of attention heads (jetmoe) and layers that predict further tokens are left out.
+    """
     return {
         key: held
         for key, held in routed_tensors(headers, config).items()
@@ -123,9 +129,9 @@ def mergeable_tensors(headers: Headers, config: Mapping[str, Any]) -> dict[str, 
 
 
 def expert_sizes(headers: Headers, config: Mapping[str, Any]) -> dict[int, dict[str, int]]:
-    """Return {layer: its number of experts, their width I, and the parameters and bytes of all of them}."""
+    """Return {layer: {experts: their number, width: I, parameters, bytes: of all experts}} of every MoE layer."""
     layers: dict[int, dict[str, int]] = {}
-    # Layers beyond the model's own are stored, too, where they predict more tokens.
+    # Some checkpoints also store layers after the model's own, which predict further tokens.
     beyond = (
         min(config_values(config, "layers"), default=math.inf) if not config.get("is_encoder_decoder") else math.inf
     )
@@ -146,23 +152,23 @@ def count_experts(folder: str | Path) -> dict[int, int]:
     """Return {layer: number of routed experts} of every MoE layer.
 
     Raises:
-        UserError: where no layer has experts.
+        UserError: no layer has experts.
     """
     config = read_config(folder)
     counts = {layer: size["experts"] for layer, size in expert_sizes(read_headers(folder), config).items()}
     if not counts:
         raise UserError(
-            f"{folder} ({config.get('model_type')}) has no layer with experts: a dense model has nothing to merge. "
-            "Point `model.<name>.path` at a Mixture-of-Experts checkpoint"
+            f"{folder} ({config.get('model_type')}): no layer has experts. A dense model has nothing to merge. Set "
+            "`model.<name>.path` to a Mixture-of-Experts checkpoint"
         )
     return counts
 
 
 def read_plain_headers(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Return the headers of a checkpoint, those of its plain copy where it is quantized."""
+    """Return the headers of a checkpoint; for a quantized one, those of its plain copy."""
     return quantization.dequantized_headers(model_folder.read_headers(path))
 
 
 def read_expert_sizes(path: str | Path) -> dict[int, dict[str, int]]:
-    """Return expert_headers.expert_sizes of a checkpoint, of its plain copy where it is quantized."""
+    """Return the expert sizes of a checkpoint folder; for a quantized one, those of its plain copy."""
     return expert_sizes(read_plain_headers(path), model_folder.read_config(path))

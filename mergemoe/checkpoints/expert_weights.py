@@ -1,4 +1,4 @@
-"""Read the experts of one layer with safetensors and torch alone, as the layout says where they lie."""
+"""Read the experts and the router of one layer, from the places in the layout, with safetensors and torch alone."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,10 +20,10 @@ def read_experts(
     """Return all experts of a layer, in the stored dtype.
 
     Args:
-        layout: what layout.describe_layout returned.
+        layout: the model's layout, from layout.describe_layout.
         layer: the number of a MoE layer.
-        device: where the tensors go.
-        folder: a compressed checkpoint of the same model, in place of the model itself.
+        device: the device for the tensors.
+        folder: a compressed checkpoint of the same model to read instead of the model itself.
     """
     folder = Path(folder) if folder else model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
     entry = layer_entry(layout, layer)
@@ -42,37 +42,37 @@ def read_experts(
 def read_router(
     layout: Layout, layer: int, device: torch.device | str = "cpu", folder: str | Path | None = None
 ) -> dict[str, Tensor]:
-    """Return a layer's `router` [N, H] and, if it has one, `router_bias` [N], of a family in router_headers.ROUTERS.
+    """Return a layer's `router` [N, H] and, if it has one, its `router_bias` [N].
 
     Raises:
-        UserError: where it does not.
+        UserError: the family is not in router_headers.ROUTERS.
     """
     folder = Path(folder) if folder else model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
     entry = layer_entry(layout, layer)["router"]
     if not entry["keys"]:
         raise UserError(
-            f"{layout['model_type']}: this version does not know how {entry['class']} chooses, so its rows can be "
-            "neither deleted nor joined: take a method that keeps the routing (docs/models.md)"
+            f"{layout['model_type']}: the routing rule of {entry['class']} is not known to this version, so rows of "
+            "the router can be neither deleted nor joined. Use a method that keeps the routing (docs/models.md)"
         )
     with StoredTensors(folder) as stored:
         return {name: stored[key].to(device) for name, key in entry["keys"].items()}
 
 
 def read_expert_map(layout: Layout, layer: int, folder: str | Path) -> list[int]:
-    """Return a compressed checkpoint's expert_map [N]; a layer that was left as it is has the identity."""
+    """Return the expert_map [N] of a layer in a compressed checkpoint; an unchanged layer has the identity map."""
     with StoredTensors(Path(folder)) as stored:
         return _expert_map(layer_entry(layout, layer), stored)
 
 
 def is_rerouted(layout: Layout, layer: int, folder: str | Path) -> bool:
-    """Tell whether a compressed checkpoint's router has fewer rows than the original's in a layer."""
+    """Return whether the layer's router has fewer rows in the compressed checkpoint than in the original."""
     entry = layer_entry(layout, layer)
     keys = entry["router"]["keys"]
     return bool(keys) and model_folder.read_headers(folder)[keys["router"]]["shape"][0] < entry["experts"]
 
 
 def _count(entry: LayerLayout, stored: "StoredTensors") -> int:
-    """Return how many experts a checkpoint holds: a stock one may have fewer than the original, too."""
+    """Return the number of stored experts; a compressed checkpoint may hold fewer than the original."""
     if entry["expert_map"]["key"] in stored.headers:
         return max(_expert_map(entry, stored)) + 1
     facts = entry["roles"]["up"]
@@ -88,7 +88,7 @@ def _expert_map(entry: LayerLayout, stored: "StoredTensors") -> list[int]:
 
 
 class StoredTensors:
-    """The tensors of a checkpoint folder by key, each read when it is asked for."""
+    """The tensors of a checkpoint folder by key; each is read when it is used."""
 
     def __init__(self, folder: Path):
         """Read the headers."""

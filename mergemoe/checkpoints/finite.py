@@ -1,4 +1,4 @@
-"""Weights that are no numbers: NaN or infinity, found before anything is computed from them."""
+"""Find NaN and infinity in a checkpoint's weights before anything is computed from them."""
 
 import math
 from pathlib import Path
@@ -11,14 +11,14 @@ from mergemoe.errors import UserError
 from mergemoe.progress import track
 
 _FLOATS = {"BF16", "F16", "F32", "F64"}
-_CHUNK = 1 << 25  # numbers looked at together: a stacked tensor of all experts may have billions
+_CHUNK = 1 << 25  # elements checked at a time, because a stacked tensor of all experts may have billions
 
 
 def check_finite(folder: str | Path) -> None:
     """Read every stored floating-point number once, a chunk at a time.
 
     Raises:
-        UserError: where a tensor holds NaN or infinity, with its key and how many.
+        UserError: a tensor holds NaN or infinity; the message gives its key and the counts.
     """
     headers = {key: e for key, e in model_folder.read_headers(folder).items() if e["dtype"] in _FLOATS and e["bytes"]}
     bad: dict[str, tuple[int, int]] = {}
@@ -32,13 +32,13 @@ def check_finite(folder: str | Path) -> None:
         key, (nan, infinite) = next(iter(bad.items()))
         raise UserError(
             f"{folder}: {key} holds {nan:,} NaN and {infinite:,} infinite numbers ({len(bad)} tensors hold some). A "
-            "merge would spread them: the checkpoint is damaged, or overflowed when it was saved as float16. Compare "
-            "its sha256 with the source's, or take another"
+            "merge would spread them. The checkpoint is damaged, or it overflowed when it was saved as float16. "
+            "Compare its sha256 with the source's, or use another checkpoint"
         )
 
 
 def _count(file: safe_open, key: str, shape: list[int]) -> tuple[int, int]:
-    """Return how many NaN and how many infinite numbers a tensor holds."""
+    """Return the numbers of NaN and of infinite elements of a tensor."""
     if not shape:
         return _count_in(file.get_tensor(key))
     whole, rows = file.get_slice(key), max(1, _CHUNK * shape[0] // math.prod(shape))
@@ -47,7 +47,7 @@ def _count(file: safe_open, key: str, shape: list[int]) -> tuple[int, int]:
 
 
 def _count_in(tensor: Tensor) -> tuple[int, int]:
-    lowest, highest = tensor.aminmax()  # both are NaN if one number is
+    lowest, highest = tensor.aminmax()  # both are NaN if one element is
     if bool(lowest.isfinite() & highest.isfinite()):
-        return 0, 0  # forty times as fast as a look at each number by itself
+        return 0, 0  # forty times as fast as checking each element
     return int(tensor.isnan().sum()), int(tensor.isinf().sum())

@@ -1,8 +1,8 @@
-"""Models of the Hugging Face hub: brought at one commit into the hub's ordinary cache, checked, and written down.
+"""Download models of the Hugging Face hub at one commit into huggingface_hub's cache, check and record them.
 
-huggingface_hub gives up what it has of a file when it is killed, and shards have gigabytes. So weights are received
-here, into a file beside the cache's blobs that the next fetch goes on with; the rest, and the links that make the
-blobs a folder, are huggingface_hub's own. It is imported on use.
+A killed download of huggingface_hub starts a file again from zero (huggingface_hub issue #4196), and shards have
+gigabytes. So this module downloads the shards itself, into files beside the cache's blobs, and the next fetch continues
+them. huggingface_hub downloads the other files and links the blobs into a folder. It is imported on use.
 """
 
 import hashlib
@@ -23,24 +23,24 @@ from mergemoe.progress import track
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
-_AT_ONCE = 4  # shards received side by side
-_PART = ".mergemoe.incomplete"  # the end of what huggingface_hub, too, knows as half a file
+_AT_ONCE = 4  # shards downloaded in parallel
+_PART = ".mergemoe.incomplete"  # huggingface_hub, too, treats names that end in .incomplete as partial files
 
 
 def fetch_model(model: str, revision: str | None) -> Path:
-    """Bring what a run needs of a model, check every file, write the record; return the record's path.
+    """Download the files of a model that a run needs, check each, write the record and return its path.
 
-    What is there is not brought again; where all of it is, and recorded, the hub is not asked.
+    Existing files are not downloaded again. If all exist and are recorded, no request goes to the hub.
 
     Args:
         model: the id, such as Qwen/Qwen3-30B-A3B.
         revision: the full commit hash.
 
     Raises:
-        UserError: where the model, the commit or safetensors are missing, the hub does not answer, or a file differs.
+        UserError: the model, the commit or safetensors are missing, the hub does not answer, or a file differs.
     """
     if not hub_cache.HUB_ID.fullmatch(model):
-        raise UserError(f"{model!r} is no id of a hub model, such as Qwen/Qwen3-30B-A3B")
+        raise UserError(f"{model!r} is not the id of a hub model. Give one like Qwen/Qwen3-30B-A3B")
     if revision is None or not hub_cache.COMMIT.fullmatch(revision):
         raise UserError(_commit_of(model, revision or "main"))
     path, folder = hub_cache.fetch_record_path(model, revision), hub_cache.snapshot_folder(model, revision)
@@ -57,7 +57,7 @@ def fetch_model(model: str, revision: str | None) -> Path:
         as_listed = name not in listed or _is(file, sha256, listed[name])
         if not as_listed or known.get(name, {}).get("sha256", sha256) != sha256:
             raise UserError(
-                f"{file} has sha256 {sha256}, which is not what {path if as_listed else 'the hub'} says; nothing was "
+                f"{file}: its sha256 is {sha256}, but {path if as_listed else 'the hub'} states another. Nothing was "
                 f"recorded. Delete {file.resolve()} and run `{hub_cache.fetch_command(model, revision)}` again"
             )
         files[name] = {"size": file.stat().st_size, "sha256": sha256}
@@ -69,7 +69,7 @@ def fetch_model(model: str, revision: str | None) -> Path:
 
 
 def _is(file: Path, sha256: str, listed: "RepoFile") -> bool:
-    """Tell whether a file is what the hub lists: by sha256, or by git's hash where it is small and lies in git."""
+    """Return whether a file is the one that the hub lists, by its sha256, or by git's hash if the file is in git."""
     if listed.lfs is not None:
         return sha256 == listed.lfs.sha256
     content = file.read_bytes()
@@ -77,46 +77,50 @@ def _is(file: Path, sha256: str, listed: "RepoFile") -> bool:
 
 
 def _commit_of(model: str, revision: str) -> str:
-    """Return what to say of a revision that is no full commit hash: which one it is now."""
+    """Return the message for a revision that is no full commit hash, with the hash that it has now."""
     from huggingface_hub import HfApi
 
-    text = f"{model} needs `--revision` with a full commit hash, 40 hexadecimal digits: a branch or tag can move"
+    text = f"{model}: `--revision` must be a full commit hash (40 hexadecimal digits), because a branch or tag can move"
     reason = None
     for name in dict.fromkeys((revision, "main")):
         try:
             with _asking(model, name):
                 commit = HfApi().model_info(model, revision=name).sha or ""
-            return f"{text}. `{name}` is this one now: `{hub_cache.fetch_command(model, commit)}`"
+            return f"{text}. For the commit that `{name}` is now: `{hub_cache.fetch_command(model, commit)}`"
         except UserError as error:
             reason = error
-    return f"{text}. Which one it is now is not known: {reason}"
+    return f"{text}. The current commit is not known: {reason}"
 
 
 @contextmanager
 def _asking(model: str, revision: str) -> Iterator[None]:
-    """Turn what goes wrong between here and the hub into a UserError."""
+    """Turn the hub's errors into a UserError."""
     from huggingface_hub import constants, errors
 
     try:
         yield
     except errors.RevisionNotFoundError:
-        raise UserError(f"{model} has no revision {revision} on the hub: see its page, `Files`, `History`") from None
+        raise UserError(
+            f"{model}: the hub has no revision {revision}. See `Files`, then `History` on the model's page"
+        ) from None
     except errors.GatedRepoError:
-        raise UserError(f"{model} is gated: accept its conditions on its page, `hf auth login`, run again") from None
+        raise UserError(
+            f"{model} is gated. Accept the conditions on the model's page, run `hf auth login`, then run this again"
+        ) from None
     except errors.RepositoryNotFoundError:
         raise UserError(
-            f"{constants.ENDPOINT} has no model {model}: check the spelling; if it is private, `hf auth login`"
+            f"{constants.ENDPOINT} has no model {model}. Check the spelling; if it is private, run `hf auth login`"
         ) from None
     except (errors.HTTPError, OSError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"{model} could not be brought from {constants.ENDPOINT} ({reason}). What has come is kept: the same "
-            "command goes on from there"
+            f"{model} could not be downloaded from {constants.ENDPOINT} ({reason}). Partial files are kept. Run the "
+            "same command again to continue"
         ) from None
 
 
 def _bring(model: str, revision: str) -> tuple[dict[str, "RepoFile"], dict[str, str]]:
-    """Bring what is missing; return {file: what the hub lists of it}, and {shard: sha256} of what was received now."""
+    """Download missing files; return {file: the hub's entry}, and {shard: sha256} of the shards downloaded now."""
     from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
     from huggingface_hub.hf_api import RepoFile
     from huggingface_hub.utils import WeakFileLock
@@ -128,12 +132,15 @@ def _bring(model: str, revision: str) -> tuple[dict[str, "RepoFile"], dict[str, 
         index = hf_hub_download(model, model_folder.INDEX, revision=revision)
         weights = sorted(set(model_folder.read_weight_map(Path(index).parent).values()))
     if missing := [name for name in weights if name not in listed]:
-        raise UserError(f"{model} at {revision} lacks {missing[0]}, which its {model_folder.INDEX} names")
+        raise UserError(
+            f"{model} at {revision}: {missing[0]} is missing on the hub, but {model_folder.INDEX} names it. Use "
+            "another revision"
+        )
     others = [name for name in listed if model_folder.is_beside_weights(name)]
     wanted = {name: listed[name] for name in [*others, *weights]}
     blobs = hub_cache.snapshot_folder(model, revision).parents[1] / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
-    ours = [name for name in weights if listed[name].size <= constants.MAX_HTTP_DOWNLOAD_SIZE]  # larger: hf_xet's
+    ours = [name for name in weights if listed[name].size <= constants.MAX_HTTP_DOWNLOAD_SIZE]  # hf_xet has the others
     with WeakFileLock(blobs.parent / "mergemoe.lock"), ThreadPool(_AT_ONCE) as pool:  # one fetch of a model at a time
         todo = {name: f for name in ours if (f := listed[name]).lfs and not (blobs / f.lfs.sha256).exists()}
         _check_space(model, blobs, todo)
@@ -145,16 +152,18 @@ def _bring(model: str, revision: str) -> tuple[dict[str, "RepoFile"], dict[str, 
 
 def _check_kind(model: str, listed: Mapping[str, "RepoFile"]) -> None:
     if "config.json" not in listed:
-        raise UserError(f"{model} has no config.json: it is no checkpoint of transformers")
+        raise UserError(f"{model} has no config.json, so it is not in transformers' format. Use another repository")
     if model_folder.INDEX in listed or model_folder.SINGLE in listed:
         return
     if pickled := [name for name in listed if name.endswith(model_folder.PICKLES)]:
         raise UserError(
-            f"{model} has pickled weights only ({pickled[0]}), which can run any code when they are read: refused. "
-            "Look for a commit, or a copy, with *.safetensors; or convert it yourself and name the folder"
+            f"{model} has only pickled weights ({pickled[0]}). A pickle can run any code when it is read, so it is "
+            "never opened here. Use a commit or a copy with *.safetensors, or convert the model yourself and name the "
+            "folder"
         )
     raise UserError(
-        f"{model} has neither {model_folder.SINGLE} nor {model_folder.INDEX}: no weights that can be read here"
+        f"{model} has neither {model_folder.SINGLE} nor {model_folder.INDEX}, so it has no weights in a format that is "
+        "read here. Use a repository with safetensors"
     )
 
 
@@ -163,12 +172,12 @@ def _check_space(model: str, blobs: Path, todo: Mapping[str, "RepoFile"]) -> Non
     needed, free = sum(f.size for f in todo.values()) - come, shutil.disk_usage(blobs).free
     said = f"{model} needs {needed / 1e9:.1f} GB more in {blobs}, where {free / 1e9:.1f} GB are free"
     if needed > free:
-        raise UserError(f"{said}: make room, or name another place with HF_HOME")
+        raise UserError(f"{said}. Make room, or set HF_HOME to another folder")
     print(said, file=sys.stderr)
 
 
 def _receive(model: str, revision: str, file: "RepoFile", blobs: Path) -> tuple[str, str]:
-    """Receive a shard from where an earlier fetch stopped; return its name and sha256 once it is a blob."""
+    """Download a shard, continuing an earlier fetch, and move it to the blobs; return its name and sha256."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
@@ -181,8 +190,9 @@ def _receive(model: str, revision: str, file: "RepoFile", blobs: Path) -> tuple[
     if (found := digests.sha256(part)) != sha256:
         part.unlink()
         raise UserError(
-            f"{file.path} of {model} came with sha256 {found} where the hub states {sha256}; it was dropped, nothing "
-            "was recorded. Run the same command again; if it stays so, something between here and the hub changes files"
+            f"{file.path} of {model} was downloaded with sha256 {found}, but the hub states {sha256}. The file was "
+            "deleted, and nothing was recorded. Run the same command again. If this repeats, something between this "
+            "machine and the hub changes files"
         )
     part.rename(blobs / sha256)
     return file.path, sha256

@@ -1,6 +1,6 @@
-"""What a fetch wrote down of a model of the hub, which every later reading of its files must find again.
+"""Read a fetch record and check a hub model's files against it.
 
-{"model": id, "revision": commit, "files": {name: {"size": bytes, "sha256": digest}}}, kept in git.
+The record is kept in git: {"model": id, "revision": commit, "files": {name: {"size": bytes, "sha256": digest}}}.
 """
 
 import json
@@ -13,22 +13,22 @@ from mergemoe.errors import UserError
 
 
 def read_fetch_record(path: Path) -> dict[str, Any]:
-    """Return {file: its size and sha256} of a record; nothing where there is none.
+    """Return {file: its size and sha256} from a record; an empty dictionary if the record does not exist.
 
     Raises:
-        UserError: where it is no such record.
+        UserError: the file is not such a record.
     """
     try:
         return json.loads(path.read_text())["files"] if path.is_file() else {}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}): restore it with git, or delete it and fetch again") from None
+        raise UserError(f"{path} is damaged ({error!r}). Restore it with git, or delete it and fetch again") from None
 
 
 def check_fetch_record(model: str, revision: str | None, digests: Mapping[str, str]) -> None:
-    """Check {file: sha256} of a checkpoint against the record of its fetch, where there is one.
+    """Check {file: sha256} of a checkpoint against the record of its fetch, if there is one.
 
     Raises:
-        UserError: where a file differs, or only one of the two has it.
+        UserError: a file differs, or only one of the two names it.
     """
     if revision is None or not (recorded := read_fetch_record(path := hub_cache.fetch_record_path(model, revision))):
         return
@@ -37,6 +37,6 @@ def check_fetch_record(model: str, revision: str | None, digests: Mapping[str, s
         if found != said:
             file = hub_cache.snapshot_folder(model, revision) / name
             raise UserError(
-                f"{file} (sha256: {found}) is not what {path} says (sha256: {said}). Delete {file.resolve()} and run "
+                f"{file}: its sha256 is {found}, but {path} states {said}. Delete {file.resolve()} and run "
                 f"`{hub_cache.fetch_command(model, revision)}`"
             )

@@ -1,6 +1,6 @@
-"""What a checkpoint folder says of itself: configuration and safetensors headers, all of it JSON.
+"""Read a checkpoint folder's configuration, index and safetensors headers, all of them JSON.
 
-Nothing here imports torch or transformers, so that the Snakefile can ask in every job it parses.
+This module imports neither torch nor transformers, because every job parses the Snakefile, which uses it.
 """
 
 import json
@@ -15,24 +15,27 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 BESIDE = (".json", ".model", ".jinja", ".txt")  # configuration, tokenizer, chat template
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
-_AGAIN = "the copy is damaged or not complete: bring the checkpoint again (`mergemoe fetch` for a model of the hub)"
+_AGAIN = (
+    "The copy is damaged or incomplete. Download the checkpoint again (with `mergemoe fetch` if it is a model of the "
+    "hub)"
+)
 
 
 def locate_checkpoint(path: str | Path, revision: str | None = None) -> Path:
     """Return the folder of a checkpoint.
 
     Args:
-        path: a folder; with `revision` the id of a model of the hub.
-        revision: its full commit hash.
+        path: a folder; with `revision`, the id of a model of the hub.
+        revision: the full commit hash.
 
     Raises:
-        UserError: where a model of the hub was not fetched.
+        UserError: a model of the hub was not fetched.
     """
     if revision is None:
         return Path(path)
     folder = snapshot_folder(path, revision)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{path} at {revision} is not in {cache_folder()}: run `{fetch_command(path, revision)}`")
+        raise UserError(f"{path} at {revision} is not in {cache_folder()}. Run `{fetch_command(path, revision)}`")
     return folder
 
 
@@ -40,7 +43,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """Return config.json as a dictionary.
 
     Raises:
-        UserError: where it is missing, or no JSON object.
+        UserError: the file is missing or is no JSON object.
     """
     return _read_object(Path(folder, "config.json"))
 
@@ -48,23 +51,23 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
-            f"{path.parent}: no {path.name} there; `model.<name>.path` must name a checkpoint folder. If it is the id "
-            "of a model of the hub, add `revision`, its full commit hash"
+            f"{path.parent}: there is no {path.name}. `model.<name>.path` must name a checkpoint folder. If it is the "
+            "id of a model of the hub, add `revision` with a full commit hash"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): {_AGAIN}") from None
+        raise UserError(f"{path} is not JSON ({error}). {_AGAIN}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not an object of names and values: {_AGAIN}")
+        raise UserError(f"{path} holds a {type(content).__name__}, not a JSON object. {_AGAIN}")
     return content
 
 
 def shard_files(folder: str | Path) -> list[Path]:
-    """Return the safetensors files that transformers reads: those that the index names, or model.safetensors.
+    """Return the safetensors files that transformers reads: the files named in the index, or model.safetensors.
 
     Raises:
-        UserError: where the folder or a file is missing, or it cannot be told which files belong together.
+        UserError: the folder or a file is missing, or the files may belong to two checkpoints.
     """
     folder = Path(folder)
     read_config(folder)
@@ -75,12 +78,13 @@ def shard_files(folder: str | Path) -> list[Path]:
     named = sorted(set(read_weight_map(folder).values()))
     if (folder / SINGLE).is_file() and named != [SINGLE]:
         raise UserError(
-            f"{folder} holds both {SINGLE} and {INDEX}, which names {len(named)} other files: two checkpoints in one "
-            "folder. Move the one that you do not mean elsewhere"
+            f"{folder} holds both {SINGLE} and {INDEX}, which names {len(named)} other files. These are two "
+            "checkpoints in one folder. Move one of them elsewhere"
         )
     if missing := [name for name in named if not (folder / name).is_file()]:
         raise UserError(
-            f"{folder} lacks {len(missing)} of {len(named)} shards that {INDEX} names, such as {missing[0]}: {_AGAIN}"
+            f"{folder}: {len(missing)} of the {len(named)} shards in {INDEX} are missing, such as {missing[0]}. "
+            f"{_AGAIN}"
         )
     return [folder / name for name in named]
 
@@ -89,36 +93,36 @@ def _without_weights(folder: Path) -> str:
     if found := sorted(folder.glob("*.safetensors")):
         return (
             f"holds {len(found)} safetensors files, such as {found[0].name}, but neither {SINGLE} nor {INDEX}, which "
-            "says what lies where: bring that file, too"
+            "maps tensors to files. Download that file, too"
         )
     if pickled := sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES):
         return (
-            f"holds pickled weights only ({pickled[0]}). A pickle can run any code when it is read, so it is never "
+            f"holds only pickled weights ({pickled[0]}). A pickle can run any code when it is read, so it is never "
             "opened here. If you trust its source, convert it once: "
             f"AutoModelForCausalLM.from_pretrained({str(folder)!r}, dtype='auto').save_pretrained('NEW'), and copy the "
-            "tokenizer's files to NEW"
+            "files of the tokenizer to NEW"
         )
-    return f"holds no *.safetensors file: {_AGAIN}"
+    return f"holds no *.safetensors file. {_AGAIN}"
 
 
 def read_weight_map(folder: Path) -> dict[str, str]:
-    """Return {key: file} of the index of a checkpoint in shards."""
+    """Return {key: file} from the index of a sharded checkpoint."""
     stored_in = _read_object(folder / INDEX).get("weight_map")
     if not isinstance(stored_in, dict) or not stored_in:
-        raise UserError(f"{folder / INDEX} has no weight_map, which says what lies where: {_AGAIN}")
+        raise UserError(f"{folder / INDEX} has no weight_map, which maps tensors to files. {_AGAIN}")
     if not all(isinstance(name, str) for name in stored_in.values()):
-        raise UserError(f"{folder / INDEX}: its weight_map does not name a file for every tensor: {_AGAIN}")
+        raise UserError(f"{folder / INDEX}: weight_map does not name a file for every tensor. {_AGAIN}")
     return stored_in
 
 
 def checkpoint_files(folder: str | Path) -> list[Path]:
-    """Return the files that make a checkpoint's numbers: configuration, tokenizer, weights."""
+    """Return the files that a model's outputs depend on: configuration, tokenizer and weights."""
     weights = shard_files(folder)
     return sorted(weights + [path for path in Path(folder).iterdir() if is_beside_weights(path.name)])
 
 
 def is_beside_weights(name: str) -> bool:
-    """Tell whether a file of this name makes a checkpoint's numbers beside its weights."""
+    """Return whether a model's outputs depend on a file of this name, weights excluded."""
     return name.endswith(BESIDE) and not name.endswith(".bin.index.json")
 
 
@@ -126,15 +130,15 @@ def read_headers(folder: str | Path) -> dict[str, dict[str, Any]]:
     """Return {key: {dtype, shape, file, bytes}} of every stored tensor.
 
     Raises:
-        UserError: where a shard is not complete, holds a key that another holds, or is not what the index says.
+        UserError: a shard is incomplete, two shards hold the same key, or the index names another shard for a key.
     """
     headers: dict[str, dict[str, Any]] = {}
     for path in shard_files(folder):
         for key, entry in _header(path).items():
             if key in headers:
                 raise UserError(
-                    f"{folder}: both {headers[key]['file']} and {path.name} hold {key}: shards of different "
-                    "checkpoints lie in one folder. Bring the checkpoint into an empty one"
+                    f"{folder}: both {headers[key]['file']} and {path.name} hold {key}. The folder holds shards of "
+                    "different checkpoints. Download the checkpoint into an empty folder"
                 )
             start, stop = entry["data_offsets"]
             headers[key] = {"dtype": entry["dtype"], "shape": entry["shape"], "file": path.name, "bytes": stop - start}
@@ -150,34 +154,35 @@ def _header(path: Path) -> dict[str, dict[str, Any]]:
         length = int.from_bytes(first, "little")
         if first.startswith((b"version", b"<")):
             raise UserError(
-                f"{path} is text and no safetensors file: a pointer of git-LFS, or a page that was downloaded in its "
-                "place. Run `git lfs pull` there, or bring the file itself"
+                f"{path} is text, not a safetensors file. It is a pointer of git-LFS, or a web page that was "
+                "downloaded instead of the file. Run `git lfs pull` in its folder, or download the file itself"
             )
         if size < 8 + length:
-            raise UserError(f"{path} has {size:,} bytes and is truncated inside its header of {length:,}: {_AGAIN}")
+            raise UserError(f"{path} has {size:,} bytes and is truncated inside its header of {length:,}. {_AGAIN}")
         try:
             entries = json.loads(file.read(length))
             entries.pop("__metadata__", None)
             promised = 8 + length + max(_stop(entry) for entry in entries.values())
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} does not begin with a safetensors header ({error!r}): {_AGAIN}") from None
+            raise UserError(f"{path} does not begin with a safetensors header ({error!r}). {_AGAIN}") from None
     if size != promised:
-        raise UserError(f"{path} has {size:,} bytes where its header promises {promised:,}: {_AGAIN}")
+        raise UserError(f"{path} has {size:,} bytes, but its header promises {promised:,}. {_AGAIN}")
     return entries
 
 
 def _stop(entry: Mapping[str, Any]) -> int:
-    """Return where a tensor ends; raise where its entry is not complete."""
+    """Return the offset at which a tensor ends; raise KeyError or TypeError if its entry is incomplete."""
     return (entry["dtype"], entry["shape"], entry["data_offsets"][1])[2]
 
 
 def _check_index(folder: Path, headers: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check that every tensor lies where the index says; what the index leaves out does no harm."""
+    """Check that every tensor of the index is in the shard that the index names. Further tensors do no harm."""
     wrong = [(key, name) for key, name in read_weight_map(folder).items() if headers.get(key, {}).get("file") != name]
     if wrong:
         key, name = wrong[0]
         where = headers[key]["file"] if key in headers else "in no shard"
         raise UserError(
-            f"{folder / INDEX} disagrees with the shards in {len(wrong)} tensors: {key} should lie in {name} and lies "
-            f"{where if key not in headers else f'in {where}'}. Index and shards are of different versions: {_AGAIN}"
+            f"{folder / INDEX} and the shards disagree on {len(wrong)} tensors: {key} should be in {name} and is "
+            f"{where if key not in headers else f'in {where}'}. The index and the shards belong to different versions. "
+            f"{_AGAIN}"
         )

@@ -1,6 +1,6 @@
-"""Which quantized checkpoints can be used, and what their tensors are once dequantized: asked of JSON alone.
+"""Check quantized checkpoints and describe their tensors after dequantization, from JSON alone.
 
-Nothing here imports torch, so that the Snakefile can refuse a checkpoint when it is parsed.
+This module does not import torch, so that a checkpoint is refused when the Snakefile is parsed.
 """
 
 from collections.abc import Mapping
@@ -8,19 +8,19 @@ from typing import Any
 
 from mergemoe.errors import UserError
 
-# Those that transformers turns back while it loads, on any device and without another package.
+# The methods that transformers dequantizes while loading, on any device and without another package.
 METHODS = ("fp8", "mxfp8", "mxfp4")
 
 Headers = Mapping[str, Mapping[str, Any]]
 
 
 def quantization_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the `quantization_config` of a config.json, or its text model's; None where nothing is quantized."""
+    """Return the `quantization_config` of a config.json or of its text model; None if nothing is quantized."""
     return config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
 
 
 def unquantized_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config.json without its `quantization_config` and its text model's, and without a dtype."""
+    """Return a config.json without `quantization_config` and dtype, its text model included."""
     after = {key: value for key, value in config.items() if key not in {"quantization_config", "dtype", "torch_dtype"}}
     if isinstance(after.get("text_config"), Mapping):
         after["text_config"] = unquantized_config(after["text_config"])
@@ -28,35 +28,36 @@ def unquantized_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_quantization(config: Mapping[str, Any], dequantize: bool) -> None:
-    """Check that a checkpoint can be used as a choice of `model` says.
+    """Check that a choice of `model` says `dequantize: true` exactly if its checkpoint is quantized.
 
     Raises:
-        UserError: where it is quantized and the choice does not say `dequantize: true`, or says it in vain.
+        UserError: it does not, or transformers cannot dequantize the method.
     """
     found = quantization_settings(config)
     if found is None and dequantize:
-        raise UserError("`dequantize: true`, but its config.json has no quantization_config: leave the key out")
+        raise UserError("`dequantize: true` is set, but config.json has no quantization_config. Remove the key")
     if found is None:
         return
     method = found.get("quant_method", "an unnamed method") if isinstance(found, Mapping) else found
     if method not in METHODS:
         raise UserError(
-            f"quantized by {method}; transformers dequantizes {', '.join(METHODS)} without another package, and not "
-            "this. Name the checkpoint that it was made from, or make a plain one with that method's own package "
-            "(docs/models.md says how)"
+            f"the checkpoint is quantized by {method}. Without another package, transformers dequantizes only "
+            f"{', '.join(METHODS)}. Use the checkpoint that it was made from, or make a plain copy with that method's "
+            "own package (docs/models.md)"
         )
     if not dequantize:
         raise UserError(
-            f"quantized ({method}). With `dequantize: true` beside `path` the run begins with a plain copy in "
-            "results/convert/ (16 bits a weight), and compresses that"
+            f"the checkpoint is quantized ({method}). Quantized weights cannot be merged. Set `dequantize: true` "
+            "beside `path`: the run then first writes a plain copy to results/convert/ (16 bits per weight) and "
+            "compresses that"
         )
 
 
 def dequantized_headers(headers: Headers) -> dict[str, dict[str, Any]]:
-    """Return the headers that a checkpoint has once it is dequantized to 16 bits; others are given back as they are.
+    """Return the headers of a checkpoint after dequantization to 16 bits; plain tensors keep their entries.
 
-    fp8: `weight` and its scales become `weight`. mxfp4: `<p>_blocks` [E, R, G, 16], 32 numbers each, and `<p>_scales`
-    [E, R, G] become `<p>` [E, 32 G, R].
+    fp8: `weight` and its scales become `weight`. mxfp4: `<p>_blocks` [E, R, G, 16], in which 16 bytes hold 32 numbers,
+    and `<p>_scales` [E, R, G] become `<p>` [E, 32 G, R].
     """
     after = {}
     for key, entry in headers.items():

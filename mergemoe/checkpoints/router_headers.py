@@ -1,4 +1,4 @@
-"""Routers told from a checkpoint's headers: families, sizes, and which of them may lose rows."""
+"""Find routers in a checkpoint's headers, and check which of them may lose rows."""
 
 import math
 import re
@@ -6,7 +6,7 @@ import re
 from mergemoe.checkpoints.expert_headers import Headers
 from mergemoe.errors import UserError
 
-# Families whose routers are a linear map and the rule of router_rule.Rule, by how they score.
+# {family: its score function}, for routers that are a linear map followed by the rule of router_rule.Rule.
 ROUTERS = {
     "qwen2_moe": "softmax",
     "qwen3_moe": "softmax",
@@ -21,7 +21,7 @@ _ROUTER = re.compile(r"model\.layers\.(\d+)\.(?:mlp|block_sparse_moe)\.gate\.(?:
 
 
 def router_sizes(headers: Headers) -> dict[int, dict[str, int]]:
-    """Return {layer: the parameters and bytes of its router}, of the families in `ROUTERS`."""
+    """Return {layer: the parameters and bytes of its router}; only routers of families in `ROUTERS` are found."""
     found: dict[int, dict[str, int]] = {}
     for key in headers:
         if match := _ROUTER.fullmatch(key):
@@ -32,38 +32,38 @@ def router_sizes(headers: Headers) -> dict[int, dict[str, int]]:
 
 
 def check_router(model_type: str, routing: str, kept: int, top_k: int, groups: int, top_groups: int) -> None:
-    """Check that a router of M rows is one that its family can have.
+    """Check that the model's family can have a router of M rows.
 
     Args:
-        model_type: of the model.
+        model_type: the model's model_type.
         routing: pruned or folded.
-        kept: M.
-        top_k: K.
-        groups: of experts, among which the router chooses first; 1 where it does not.
-        top_groups: of them, in which a token's K experts stand.
+        kept: the number M of rows.
+        top_k: the number K of experts per token.
+        groups: the number of groups among which the router chooses first; 1 if it has no groups.
+        top_groups: the number of groups that hold a token's K experts.
 
     Raises:
-        UserError: with the reason, and what to change.
+        UserError: it cannot; the message gives the reason and the change to make.
     """
     if model_type not in ROUTERS:
         raise UserError(
-            f"this version does not know how {model_type} chooses experts, so rows of its routers can be neither "
-            "deleted nor joined: take a method that keeps the routing (docs/models.md)"
+            f"the routing rule of {model_type} is not known to this version, so rows of the routers can be neither "
+            "deleted nor joined. Use a method that keeps the routing (docs/models.md)"
         )
     if kept < top_k:
-        raise UserError(f"{kept} experts are kept and {top_k} work on a token: keep at least {top_k}")
+        raise UserError(f"{kept} experts are kept, but {top_k} work on a token. Keep at least {top_k}")
     if groups > 1 and routing == "folded":
         raise UserError(
-            f"the router chooses among {groups} groups of experts first, and what is merged may stand in several of "
-            "them: no row can be in all. Take `routing: pruned` or `preserved`"
+            f"the router first chooses among {groups} groups of experts. A merged expert may have members in several "
+            "groups, but its row can be in one only. Use `routing: pruned` or `preserved`"
         )
     if groups > 1 and (kept % groups or kept < 2 * groups):
         raise UserError(
-            f"the router chooses among {groups} groups of experts by the two best of each, so {kept} kept experts must "
-            f"be a multiple of {groups}, and two or more a group"
+            f"{kept} experts are kept, but the router chooses among {groups} groups by the two best experts of each. "
+            f"Keep a multiple of {groups}, at least two per group"
         )
     if kept // groups * top_groups < top_k:
         raise UserError(
-            f"{top_k} experts work on a token, and they stand in {top_groups} of {groups} groups, which hold "
-            f"{kept // groups * top_groups} of {kept} kept experts: keep at least {-(-top_k // top_groups) * groups}"
+            f"{top_k} experts work on a token and come from {top_groups} of {groups} groups, which hold "
+            f"{kept // groups * top_groups} of {kept} kept experts. Keep at least {-(-top_k // top_groups) * groups}"
         )

@@ -1,4 +1,4 @@
-"""Write a checkpoint's tensors into shards, and the names of the files carried along."""
+"""Write a checkpoint's tensors into shards, and list the other files that a checkpoint needs."""
 
 import json
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-# Files that go along with the weights, by how their names begin.
+# Beginnings of the names of the files that are copied beside the weights.
 CARRIED = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template", "generation_config")
 
 
@@ -18,7 +18,7 @@ CARRIED += ("tekken", "LICENSE")
 
 
 def write_shards(tensors: Iterable[tuple[str, Tensor]], out: Path, shard_bytes: int) -> None:
-    """Write named tensors into as many safetensors files as it takes, with their index where there are several."""
+    """Write named tensors into safetensors files of at most `shard_bytes`, and an index if there are several files."""
     weight_map: dict[str, Path] = {}
     pending: dict[str, Tensor] = {}
     total = 0

@@ -1,7 +1,7 @@
-"""What makes a checkpoint unusable, told before any long step: from JSON alone, so at every parse of the Snakefile.
+"""Check a checkpoint before any long step, from JSON alone, so that every parse of the Snakefile can do it.
 
-Files that are missing, damaged or do not fit together are found by model_folder.py while it reads them; weights that
-are no numbers by checkpoints/finite.py, which must read them.
+checkpoints/model_folder.py finds missing, damaged and mismatched files while it reads them. checkpoints/finite.py reads
+the weights and finds NaN and infinity.
 """
 
 import re
@@ -14,27 +14,32 @@ from mergemoe.checkpoints import expert_headers, model_folder, quantization
 from mergemoe.errors import UserError
 
 _FLOATS = {"BF16", "F16", "F32", "F64"}
+_MISMATCH = (
+    "config.json and the weights belong to different checkpoints, or shards are missing. Download the whole checkpoint "
+    "again"
+)
 
 
 def check_checkpoint(folder: str | Path, dequantize: bool = False) -> None:
-    """Check what config.json and the headers say, each by itself and together.
+    """Check config.json and the headers of a checkpoint, each alone and against the other.
 
     Args:
-        folder: a checkpoint.
-        dequantize: whether it is quantized and a plain copy will be made.
+        folder: a checkpoint folder.
+        dequantize: whether the checkpoint is quantized and a plain copy will be made.
 
     Raises:
-        UserError: with what was found and the way out.
+        UserError: the checkpoint cannot be used; the message gives the reason and the fix.
     """
     config = model_folder.read_config(folder)
     if not isinstance(config.get("model_type"), str):
         raise UserError(
-            f"{folder}/config.json names no model_type, so no architecture: it is not the configuration of a "
-            "transformers checkpoint, or was damaged"
+            f"{folder}/config.json has no model_type, so the architecture is not known. It is not the configuration "
+            "of a transformers checkpoint, or it is damaged. Use the config.json that belongs to the weights"
         )
     if "mergemoe" in config:
         raise UserError(
-            f"{folder} is compressed already: name the original checkpoint here; mergemoe.load reads this one"
+            f"{folder} is a compressed checkpoint. Only an original can be compressed. Name the original here; "
+            "mergemoe.load reads this one"
         )
     try:
         quantization.check_quantization(config, dequantize)
@@ -58,15 +63,16 @@ def _check_dtypes(
     for layer, dtypes in sorted(layers.items()):
         if foreign := sorted(dtypes.keys() - _FLOATS):
             raise UserError(
-                f"{folder}: {dtypes[foreign[0]]} is stored as {foreign[0]}, and config.json has no quantization_config "
-                f"that says what its numbers mean; experts can be merged as {', '.join(sorted(_FLOATS))}. Bring the "
-                "config.json that belongs to these weights, or the checkpoint that they were quantized from"
+                f"{folder}: {dtypes[foreign[0]]} is stored as {foreign[0]}, but config.json has no "
+                "quantization_config for it. Experts can be merged if they are stored as "
+                f"{', '.join(sorted(_FLOATS))}. Use the config.json that belongs to these weights, or the checkpoint "
+                "that they were quantized from"
             )
         if len(dtypes) > 1:
             both = " and ".join(f"{dtype} ({key})" for dtype, key in sorted(dtypes.items()))
             raise UserError(
-                f"{folder}: the experts of layer {layer} are stored as {both}: shards of different checkpoints, or a "
-                "conversion that stopped midway. Load and save the checkpoint in one dtype"
+                f"{folder}: the experts of layer {layer} are stored as {both}. The shards belong to different "
+                "checkpoints, or a conversion stopped midway. Load and save the checkpoint in one dtype"
             )
 
 
@@ -76,7 +82,7 @@ def _check_layers(
     config: Mapping[str, Any],
     found: Mapping[str, expert_headers.RoutedTensor],
 ) -> None:
-    """Compare the number of layers in config.json with the layers, of any kind, beside those with experts."""
+    """Compare the number of layers in config.json with the stored layers of all kinds."""
     said = expert_headers.config_values(config, "layers")
     if not said or not found:
         return
@@ -84,10 +90,7 @@ def _check_layers(
     stored = 1 + max(int(match[1]) for key in headers if (match := re.match(rf"{stack}\.(\d+)\.", key)))
     spare = max(expert_headers.config_values(config, "predicting_layers"), default=0)
     if not any(number <= stored <= number + spare for number in said):
-        raise UserError(
-            f"{folder}: config.json says {said[0]} layers, the tensors are of {stored}: configuration and weights are "
-            "of different checkpoints, or shards are missing"
-        )
+        raise UserError(f"{folder}: config.json states {said[0]} layers, but the tensors have {stored}. {_MISMATCH}")
 
 
 def _check_counts(
@@ -97,12 +100,12 @@ def _check_counts(
     fewest = min((held.experts for held in found.values()), default=0)
     if working and 0 < fewest < working:
         raise UserError(
-            f"{folder}: config.json says that {working} experts work on a token, and a layer has {fewest}: "
-            "configuration and weights are of different checkpoints"
+            f"{folder}: config.json states that {working} experts work on a token, but a layer has {fewest}. "
+            f"{_MISMATCH}"
         )
     for key, held in found.items():
         if said and held.experts not in said:
             raise UserError(
-                f"{folder}: config.json says {said[0]} experts, layer {held.layer} stores {held.experts} ({key}): "
-                "configuration and weights are of different checkpoints, or shards are missing"
+                f"{folder}: config.json states {said[0]} experts, but layer {held.layer} stores {held.experts} "
+                f"({key}). {_MISMATCH}"
             )

@@ -1,1 +1,1 @@
-"""Scores of a model: fidelity to the full one, generation and lm-eval."""
+"""Scores of a model: fidelity to the full model, generation and lm-eval."""

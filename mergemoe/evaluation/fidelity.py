@@ -1,9 +1,10 @@
-"""How near a compressed model is to the full one, on held-out text.
+"""Measure the fidelity of a compressed model: its distance from the full model on held-out text.
 
-perplexity; mean KL(full || compressed) per token in nats; share of equal top-1 tokens; and per layer the relative
-squared error of the routed output on the full model's own inputs. Standard errors are over sequences, since
-the tokens of one sequence are not independent. The full model's final hidden states are kept; logits are made
-from them in chunks. Of a model with an encoder, all of this is over what its decoder reads (models/stacks.py).
+The scores are perplexity, mean KL(full || compressed) per token in nats, the share of equal top-1 tokens, and for each
+layer the relative squared error of the routed output on the full model's own inputs. Standard errors are over
+sequences, because the tokens of one sequence are not independent. The full model's final hidden states are kept, and
+logits are computed from them in chunks. If the model has an encoder, only the decoder's part of the text is scored
+(models/stacks.py).
 """
 
 import math
@@ -37,12 +38,12 @@ def language_scores(
     """Return perplexity and, against `full_hidden`, KL and top-1 agreement, each with its standard error.
 
     Args:
-        head: final hidden states to logits.
+        head: a function from final hidden states to logits.
         hidden: [S, L, H] final hidden states of the model that is measured.
         ids: [S, L] tokens.
-        mask: [S, L] 1 on tokens.
-        device: where the head is.
-        full_hidden: [S, L, H] of the full model.
+        mask: [S, L], 1 on tokens.
+        device: the head's device.
+        full_hidden: [S, L, H] final hidden states of the full model.
     """
     per_sequence: dict[str, list[tuple[float, int]]] = {"nll": [], "kl": [], "top1": []}
     for row in track(range(len(ids)), "logits of sequences"):
@@ -63,14 +64,14 @@ def language_scores(
 
 
 class _Final(BaseModelOutput):
-    """What a decoder answers: its final hidden states, and nothing under any other name."""
+    """A decoder's output that has final hidden states; every other attribute is None."""
 
     def __getattr__(self, name: str) -> None:
         return None
 
 
 def logits_function(model: Any) -> Callable[[Tensor], Tensor]:
-    """Return what makes a model's logits [n, V] of final hidden states [n, H], with any scale or cap on the way."""
+    """Return a function from final hidden states [n, H] to logits [n, V], with the model's own scales and caps."""
     decoder = layer_stacks(model)[-1].module
 
     def logits(hidden: Tensor) -> Tensor:
@@ -89,7 +90,7 @@ def logits_function(model: Any) -> Callable[[Tensor], Tensor]:
 
 
 def _mean(sums: Sequence[tuple[float, int]]) -> tuple[float, float]:
-    """Return the mean per token, and its standard error with sequences as the units (a ratio estimate)."""
+    """Return the mean per token and its standard error over sequences (a ratio estimate)."""
     tokens = sum(count for _, count in sums)
     mean = sum(total for total, _ in sums) / tokens
     residual = sum((total - mean * count) ** 2 for total, count in sums)
@@ -100,7 +101,7 @@ def _mean(sums: Sequence[tuple[float, int]]) -> tuple[float, float]:
 def layer_errors(
     layout: Layout, folder: str | Path, reference: str | Path, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Return {layer_007: {output_error}} of the compressed layers, on the full model's own inputs."""
+    """Return {"layer_007": {"output_error": error}} of the compressed layers, on the full model's own inputs."""
     errors = {}
     for entry in layout["layers"]:
         layer, name = entry["layer"], f"layer_{entry['layer']:03d}"

@@ -1,7 +1,8 @@
-"""How a model goes on by itself: greedy continuations of held-out prompts, and what is wrong with them.
+"""Score greedy continuations of held-out prompts: loops, distinct n-grams, length and perplexity.
 
-A compressed model can be near the full one token by token and still fall into a loop once it reads its own words, so
-this is measured beside fidelity. A continuation is the tokens behind the prompt, the end token included where it came.
+A compressed model can be close to the full model token by token and still run into a loop when it reads its own output,
+so generation is measured beside fidelity. A continuation is the tokens after the prompt, including the end token if the
+model produced it.
 """
 
 import math
@@ -18,27 +19,27 @@ from mergemoe.evaluation import fidelity
 from mergemoe.progress import track
 
 UNIT = 12  # tokens of the longest unit that counts as a loop
-TURNS = 3  # times that it must follow itself
-SPAN = 24  # tokens that the repetition must cover, so that "no, no, no" is none
+TURNS = 3  # least number of times that the unit must occur
+SPAN = 24  # least number of tokens in the repetition, so that "no, no, no" is not a loop
 
 
 def take_prompts(ids: Tensor, mask: Tensor, count: int, tokens: int) -> Tensor:
-    """Return the first `tokens` tokens [count, tokens] of the first `count` sequences that have as many.
+    """Return the first `tokens` tokens [count, tokens] of the first `count` sequences that are long enough.
 
     Args:
         ids: [S, L] tokens, padded on the right.
-        mask: [S, L] 1 on tokens.
-        count: prompts.
-        tokens: of each prompt.
+        mask: [S, L], 1 on tokens.
+        count: the number of prompts.
+        tokens: the number of tokens of each prompt.
 
     Raises:
-        UserError: where too few sequences are long enough.
+        UserError: too few sequences are long enough.
     """
     enough = mask.sum(1) >= tokens
     if enough.sum() < count:
         raise UserError(
-            f"evaluate.generation asks for {count} prompts of {tokens} tokens, and {int(enough.sum())} of the "
-            f"{len(ids)} held-out sequences are as long: raise `samples` or `length` of evaluate.heldout, or lower "
+            f"evaluate.generation: {count} prompts of {tokens} tokens are needed, but only {int(enough.sum())} of the "
+            f"{len(ids)} held-out sequences are long enough. Raise `samples` or `length` of evaluate.heldout, or lower "
             "`prompts` or `prompt_tokens`"
         )
     return ids[enough][:count, :tokens]
@@ -52,15 +53,15 @@ def greedy_continuations(
     Args:
         model: a decoder.
         starts: [P, T] prompts.
-        new_tokens: of the longest continuation.
-        end: the token that ends one; None if the tokenizer has none.
-        batch_tokens: of one batch, prompts and continuations.
-        device: the model's.
+        new_tokens: the number of tokens of the longest continuation.
+        end: the end token; None if the tokenizer has none.
+        batch_tokens: the number of tokens in a batch, prompts and continuations together.
+        device: the model's device.
     """
     settings = GenerationConfig(
         do_sample=False, use_cache=True, max_new_tokens=new_tokens, eos_token_id=end, pad_token_id=end or 0
     )
-    model.generation_config = settings  # generate fills what we leave open from here, else from the checkpoint's file
+    model.generation_config = settings  # otherwise generate fills open settings from the checkpoint's file
     continued: list[list[int]] = []
     size = max(1, batch_tokens // (starts.shape[1] + new_tokens))
     for batch in track(starts.long().split(size), "generation: batches"):
@@ -71,14 +72,14 @@ def greedy_continuations(
 
 
 def _to_end(row: list[int], end: int | None) -> list[int]:
-    """Cut off what pads a continuation that ended before the others of its batch."""
+    """Cut off the padding after the end token: a continuation may end before the others of its batch."""
     return row[: row.index(end) + 1] if end in row else row
 
 
 def continuation_scores(continued: Sequence[Sequence[int]], end: int | None) -> dict[str, float]:
-    """Return loops, distinct1 to distinct3 and length, means over continuations, each with its standard error.
+    """Return the means of loops, distinct1 to distinct3 and length over continuations, each with its standard error.
 
-    The end token is no word of the text, so none of them counts it.
+    The end token is not part of the text, so no score counts it.
     """
     texts = [row[:-1] if row and row[-1] == end else row for row in continued]
     each = {
@@ -95,10 +96,11 @@ def continuation_scores(continued: Sequence[Sequence[int]], end: int | None) -> 
 
 
 def ends_in_loop(text: Sequence[int]) -> bool:
-    """Return whether a text ends in a loop: a unit of at most `UNIT` tokens is repeated to its end.
+    """Return whether a text ends in a loop: a unit of at most `UNIT` tokens is repeated up to the end.
 
-    With a unit of u tokens, each of the last n - u tokens equals the one u before it, n = max(`SPAN`, `TURNS` u): the
-    last n tokens are the unit over and over, `TURNS` times at least. Where in the unit the text breaks off is all one.
+    Let u be the number of tokens of the unit and n = max(`SPAN`, `TURNS` u). The text ends in a loop if each of its
+    last n - u tokens equals the token u places before it: its last n tokens repeat the unit at least `TURNS` times. The
+    text may break off inside the unit.
     """
     for unit in range(1, UNIT + 1):
         tail = text[-max(SPAN, TURNS * unit) :]
@@ -108,7 +110,7 @@ def ends_in_loop(text: Sequence[int]) -> bool:
 
 
 def distinct_share(text: Sequence[int], n: int) -> float:
-    """Return the share of a text's n-grams that are distinct; 1 where there is none, since nothing repeats."""
+    """Return the share of a text's n-grams that are distinct; 1 if there is no n-gram, because nothing repeats."""
     grams = list(zip(*(text[start:] for start in range(n)), strict=False))
     return len(set(grams)) / len(grams) if grams else 1.0
 
@@ -118,7 +120,7 @@ def continuation_perplexity(
 ) -> dict[str, float]:
     """Return exp of the mean NLL per token of the continuations under the full model, and its standard error.
 
-    The end token counts, for it was chosen like any other. As in fidelity, continuations are the units of the error.
+    The end token counts, because the model chose it like any other token. The standard error is over continuations.
     """
     width = max(map(len, continued))
     behind = torch.tensor([[*row, *[0] * (width - len(row))] for row in continued], dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""Scores from lm-eval, the real one, on a model in memory."""
+"""Score a model in memory with lm-eval."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from mergemoe.errors import UserError
 from mergemoe.evaluation.lm_eval_tasks import LmEvalTask
 
-# What lm-eval and `datasets` raise over rows that are no JSON, cut off, none at all, or without a field.
+# Exceptions of lm-eval and `datasets` if rows are not JSON, cut off, missing, or without a field.
 UNREADABLE = (DatasetGenerationError, EOFError, LookupError, StopIteration, UndefinedError, json.JSONDecodeError)
 
 
@@ -26,38 +26,38 @@ def score_task(
     Args:
         model: a transformers model.
         tokenizer: its tokenizer.
-        task: what lm-eval is asked to run.
-        fewshot: examples in the prompt; None is the task's own number.
-        limit: examples per (sub)task; None is all.
-        batch_size: sequences of one forward pass.
+        task: the task to run.
+        fewshot: the number of examples in the prompt; None is the task's own number.
+        limit: the number of examples per (sub)task; None is all.
+        batch_size: the number of sequences in a forward pass.
 
     Returns:
-        version, samples, shots (examples in the prompt), note, scores (with their standard errors), and the same per
-        subtask in `parts`.
+        version, samples, shots (examples in the prompt), note, scores (with their standard errors), and the scores of
+        each subtask in `parts`.
 
     Raises:
-        UserError: where the task's data cannot be had, or memory does not suffice.
+        UserError: the task's data cannot be loaded, or memory is too small.
     """
     try:
         results = _run(model, tokenizer, task, fewshot, limit, batch_size)
-    except (RuntimeError, MemoryError) as error:  # a GPU's has a class of its own, a CPU's in torch has not
+    except (RuntimeError, MemoryError) as error:  # torch has a class for a GPU out of memory, but none for a CPU
         if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
             raise
         raise UserError(
-            f"evaluate.tasks.{task.name}: out of memory with batch_size {batch_size} ({error}): lower `batch_size`"
+            f"evaluate.tasks.{task.name}: out of memory with batch_size {batch_size} ({error}). Lower `batch_size`"
         ) from error
-    except (ConnectionError, FileNotFoundError) as error:  # `datasets` says both of a hub that it may not ask
+    except (ConnectionError, FileNotFoundError) as error:  # `datasets` raises either if it is offline
         raise UserError(
-            f"evaluate.tasks.{task.name}: its data cannot be had ({error}). Where the hub can be reached, export "
-            "HF_HUB_OFFLINE=0; where not, give the task `data_files` (docs/tasks.md)"
+            f"evaluate.tasks.{task.name}: its data cannot be loaded ({error}). If this machine reaches the hub, export "
+            "HF_HUB_OFFLINE=0. If not, set `data_files` for the task (docs/tasks.md)"
         ) from error
     except UNREADABLE as error:
         if not task.local:
             raise
         cause = error.__cause__ or error
         raise UserError(
-            f"evaluate.tasks.{task.name}.data_files: lm-eval stopped at the rows ({type(cause).__name__}: {cause}): "
-            "they are JSON lines, with the field names of the data set that the stock task reads (docs/tasks.md)"
+            f"evaluate.tasks.{task.name}.data_files: lm-eval cannot read the rows ({type(cause).__name__}: {cause}). "
+            "They must be JSON lines with the field names of the data set that the stock task reads (docs/tasks.md)"
         ) from error
     counts = {name: n["effective"] for name, n in results["n-samples"].items()}
     parts = {
@@ -79,8 +79,8 @@ def score_task(
 def _run(model: Any, tokenizer: Any, task: LmEvalTask, fewshot: int | None, limit: int | None, batch_size: int) -> Any:
     evaluate: Any = lm_eval.simple_evaluate  # decorators hide the signatures from type checkers
     wrap: Any = HFLM
-    # Else the resamples of a standard error are drawn in as many processes as there are cores, each of which imports
-    # lm-eval; the numbers are the same.
+    # Otherwise lm-eval draws the resamples of a standard error in one process per core, and each imports lm-eval. The
+    # numbers are the same.
     os.environ["DISABLE_MULTIPROC"] = "1"
     return evaluate(
         wrap(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device)),
@@ -90,7 +90,7 @@ def _run(model: Any, tokenizer: Any, task: LmEvalTask, fewshot: int | None, limi
         task_manager=task.manager,
         bootstrap_iters=1000,
         log_samples=False,
-        random_seed=0,  # these are the command line's own: by the last one, examples of a prompt are drawn
+        random_seed=0,  # the seeds of lm-eval's command line; the last one draws the examples of a prompt
         numpy_random_seed=1234,
         torch_random_seed=1234,
         fewshot_random_seed=1234,

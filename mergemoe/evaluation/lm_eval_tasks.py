@@ -1,7 +1,7 @@
-"""lm-eval's tasks by name: where their definitions are, and how a stock one reads local files in place of the hub.
+"""Find the definition of an lm-eval task by name, and let a stock task read local files instead of the hub.
 
-lm-eval's own index reads some 14,000 task files whenever it is made, which takes many times longer than a small task.
-One file is enough for one task: its path is found by its first words, and given to lm-eval as the task.
+lm-eval's own index reads about 14,000 task files each time it is built, which takes much longer than a small task. One
+file is enough for one task: this module finds it by its line `task: <name>` and gives its path to lm-eval.
 """
 
 import re
@@ -20,54 +20,53 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from mergemoe.errors import UserError
 
 STOCK = Path(lm_eval.__file__).parent / "tasks"
-# Tasks that are Python classes with a source of their own: our subclass, and what its scores are to say.
+# {task: our subclass}, for tasks that are Python classes with a data source of their own.
 CLASSES = {"squad_completion": "mergemoe.evaluation.squad.Completion"}
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
 @dataclass(frozen=True)
 class LmEvalTask:
-    """What lm-eval is asked to run."""
+    """A task that lm-eval can run."""
 
     name: str
-    spec: str  # for lm-eval: a name that `manager` knows, or the path of a file
+    spec: str  # for lm-eval: a name that `manager` knows, or the path of a task file
     manager: TaskManager
-    note: str | None  # what a reader of the score must know
-    local: bool = False  # its data are `data_files`
+    note: str | None  # a remark that is printed with the score
+    local: bool = False  # whether the data come from `data_files`
 
 
 @contextmanager
 def open_task(
     name: str, include: str | None, data_files: Mapping[str, str], fewshot: int | None
 ) -> Iterator[LmEvalTask]:
-    """Yield one task; what is written for it, and what `datasets` makes of local files, is gone afterwards.
+    """Yield one task; its temporary task file and the cache of local files are deleted afterwards.
 
     Args:
-        name: as lm-eval has it, or as a file in `include` has it.
-        include: a folder of task files; lm-eval's own are then left aside.
+        name: the task's name in lm-eval or in a file of `include`.
+        include: a folder of task files, used instead of lm-eval's own.
         data_files: {split: path} of local data for a stock task.
-        fewshot: examples in the prompt; None is the task's own number.
+        fewshot: the number of examples in the prompt; None is the task's own number.
 
     Raises:
-        UserError: where the name is not known, takes no examples, or the data lacks a split.
+        UserError: the name is not known, the task takes no examples, or a split is missing in the data.
     """
     if include:
         manager = TaskManager(include_path=include, include_defaults=False)
         if name not in manager.all_tasks:
-            raise UserError(f"evaluate.tasks.{name}: the name is not known in {include}")
+            raise UserError(f"evaluate.tasks.{name}: no file in {include} defines this task. Correct the name")
         yield LmEvalTask(name, name, manager, None)
         return
     path = find_stock_file(name)
     if path is not None and fewshot and load_yaml(path, resolve_func=False).get("num_fewshot") == 0:
         raise UserError(
-            f"evaluate.tasks.{name}.fewshot is {fewshot}: lm-eval's own task takes no examples, whatever is asked for. "
-            "Leave `fewshot` out"
+            f"evaluate.tasks.{name}.fewshot is {fewshot}, but lm-eval's own task never takes examples. Remove `fewshot`"
         )
     if data_files:
         if path is None:
             raise UserError(
-                f"evaluate.tasks.{name}: lm-eval {lm_eval.__version__} has no single task of this name, and "
-                "`data_files` are of one task: name the tasks of a group one by one"
+                f"evaluate.tasks.{name}: lm-eval {lm_eval.__version__} has no single task of this name, but "
+                "`data_files` belong to one task. Name the tasks of a group one by one"
             )
         with tempfile.TemporaryDirectory() as folder:
             text, note = local_task_file(name, path, data_files, fewshot, folder)
@@ -77,14 +76,14 @@ def open_task(
     elif path is not None:
         yield LmEvalTask(name, str(path), TaskManager(include_defaults=False), None)
     else:
-        manager = TaskManager()  # a group, or a tag: its members are found in the index
+        manager = TaskManager()  # for a group or a tag, whose members only the index knows
         if name not in manager.all_tasks:
-            raise UserError(f"evaluate.tasks.{name}: the name is not known to lm-eval {lm_eval.__version__}")
+            raise UserError(f"evaluate.tasks.{name}: lm-eval {lm_eval.__version__} has no such task. Correct the name")
         yield LmEvalTask(name, name, manager, None)
 
 
 def find_stock_file(name: str) -> Path | None:
-    """Return the file of lm-eval's own that defines a single task; None where none does."""
+    """Return lm-eval's own file that defines a single task, or None if there is none."""
     line = re.compile(rf"^[\"']?task[\"']?:[ \t]*[\"']?{re.escape(name)}[\"']?\s*(#.*)?$".encode(), re.MULTILINE)
     word = name.encode()
     for path in sorted(STOCK.rglob("*.yaml")):
@@ -97,12 +96,12 @@ def find_stock_file(name: str) -> Path | None:
 def local_task_file(
     name: str, path: Path, data_files: Mapping[str, str], fewshot: int | None, cache: str
 ) -> tuple[str, str | None]:
-    """Return a task file that is the stock one on local data, and what must be said of its scores.
+    """Return the text of a task file that runs the stock task on local data, and a note for its scores.
 
-    The split that is scored is the stock task's; where `data_files` lacks it and has one file, that file's.
+    The scored split is the stock task's. If `data_files` does not have it and holds one file, that file is scored.
 
     Raises:
-        UserError: where no file is of the split that is scored, or of the one that examples are taken from.
+        UserError: no file has the scored split, or the split of the prompt's examples.
     """
     files = {split: str(Path(file).resolve()) for split, file in data_files.items()}
     stock: dict[str, Any] = load_yaml(path, resolve_func=False)
@@ -114,8 +113,8 @@ def local_task_file(
     if wanted not in files:
         if len(files) > 1:
             raise UserError(
-                f"evaluate.tasks.{name}.data_files has {', '.join(files)}: lm-eval's own task is scored on {wanted!r}. "
-                "Give that split's file, or one file alone, which is scored in its place"
+                f"evaluate.tasks.{name}.data_files has {', '.join(files)}, but lm-eval's own task is scored on "
+                f"{wanted!r}. Give the file of that split, or one file only, which is then scored instead"
             )
         found = next(iter(files))
         splits["test_split"] = found
@@ -124,8 +123,8 @@ def local_task_file(
     wanted_shots = stock.get("num_fewshot", 0) if fewshot is None else fewshot
     if wanted_shots and shots and shots not in files:
         raise UserError(
-            f"evaluate.tasks.{name}: the prompt has {wanted_shots} examples, which come from the split {shots!r}: add "
-            "that split's file to `data_files`, or set `fewshot: 0`"
+            f"evaluate.tasks.{name}: the prompt needs {wanted_shots} examples from the split {shots!r}, which is "
+            "missing. Add the file of that split to `data_files`, or set `fewshot: 0`"
         )
     return yaml.safe_dump(
         {
@@ -141,11 +140,11 @@ def local_task_file(
 
 
 def _of_class(name: str, files: Mapping[str, str]) -> tuple[str, str]:
-    """The same of a task that is a Python class."""
+    """Return the task file and the note for a task that is a Python class."""
     if name not in CLASSES or set(files) != {"validation"}:
         raise UserError(
-            f"evaluate.tasks.{name}.data_files: this task is Python code with a source of its own. Of such tasks local "
-            f"data is read for {', '.join(CLASSES)}, with the one split `validation`"
+            f"evaluate.tasks.{name}.data_files: this task is Python code with its own data source. Among such tasks, "
+            f"only {', '.join(CLASSES)} can read local data. Give its split `validation`"
         )
     from mergemoe.evaluation import squad
 

@@ -1,8 +1,8 @@
-"""lm-eval's task squad_completion on SQuAD's own rows; its stock data is another set, which only the hub has.
+"""Run lm-eval's task squad_completion on SQuAD's own rows; its stock data is another set, which only the hub has.
 
-The stock class, its prompt limits and its score stay: `contains`, whether the continuation has the answer's words. The
-rows are ours, from `context`, `question` and `answers` of SQuAD v1.1: `text` is the context, a line with the question,
-and `Answer:`; `value` is the first answer. So the score does not compare with that of the stock data, and says so.
+The stock class keeps its prompt limits and its score `contains`: whether the continuation contains the answer. The rows
+are built here from `context`, `question` and `answers` of SQuAD v1.1: `text` is the context, a line with the question,
+and `Answer:`; `value` is the first answer. So the score does not compare with the score on the stock data (`NOTE`).
 """
 
 import gzip
@@ -21,7 +21,7 @@ NOTE = "rows built by mergemoe from SQuAD's (docs/tasks.md), not lm-eval's data"
 # A task file in an `include` folder would need this Python, too: lm-eval has no metric `contains` that a file can name.
 # It would also leave `data_files`, the suites' entries and the note on the score to every user.
 class Completion(SQUADCompletion):
-    """The stock task with another source: `dataset_kwargs: {data_files: {validation: FILE}}`."""
+    """The stock task with another data source: `dataset_kwargs: {data_files: {validation: FILE}}`."""
 
     def __init__(self, config: Mapping[str, Any]):
         settings = {"task": config["task"], "dataset_kwargs": config["dataset_kwargs"]}
@@ -33,12 +33,12 @@ class Completion(SQUADCompletion):
         self.dataset: Any = {"validation": Dataset.from_list(made)}
 
     def aggregation(self) -> Any:
-        """Return lm-eval's own mean in place of numpy's: the same number, and one whose standard error it knows."""
+        """Return lm-eval's mean instead of numpy's: the same number, but lm-eval computes its standard error."""
         return {"contains": mean}
 
 
 def row(one: Mapping[str, Any]) -> dict[str, str]:
-    """Return the text that a model goes on from, and the words that it should come to."""
+    """Return a row: `text` is the model's prompt, `value` is the answer that the continuation should contain."""
     text = f"{one['context'].strip()}\nQuestion: {one['question'].strip()}\nAnswer:"
     return {"text": text, "value": one["answers"]["text"][0]}
 

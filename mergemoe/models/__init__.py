@@ -1,1 +1,1 @@
-"""transformers' classes: where their experts lie, layer by layer runs, and plain copies."""
+"""Models of transformers: where their experts lie, runs layer by layer, and plain copies of quantized checkpoints."""

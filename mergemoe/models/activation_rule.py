@@ -1,4 +1,7 @@
-"""How an experts module makes features of gate and up, as a rule that needs no transformers (moe/expert_forward.py)."""
+"""Find the activation rule of an experts module: how it computes features from gate and up.
+
+The rule is one of moe/expert_forward.py and needs no transformers.
+"""
 
 from typing import Any
 
@@ -10,10 +13,12 @@ from mergemoe.moe.expert_forward import FUNCTIONS, RULES, Activation
 
 
 def activation_of(name: str, module: Any, family: Family) -> Activation:
-    """Return the rule that computes what a module's own gate does, found on numbers that reach every limit.
+    """Return the rule that computes the same features as the module does.
+
+    Rules are tried on random numbers from a range that reaches every limit (clamp) that modules use.
 
     Raises:
-        UserError: where none does.
+        UserError: no rule gives the module's features.
     """
     x = torch.linspace(-30, 30, 2 * 241, dtype=torch.float64)
     gate, up = x[torch.randperm(482, generator=torch.Generator().manual_seed(0))].chunk(2)
@@ -37,9 +42,12 @@ def activation_of(name: str, module: Any, family: Family) -> Activation:
             known = Activation(function, rule, **used, norm_eps=norm_eps)
             if torch.allclose(known(up, gate if gated else None).to(expected), expected, rtol=1e-6, atol=1e-6):
                 return known
-    raise UserError(f"{name} ({type(module).__name__}) computes its features in a way that is not known here")
+    raise UserError(
+        f"{name} ({type(module).__name__}): its activation matches no rule of this version. The stages could not "
+        "compute its features. docs/models.md lists the models that work"
+    )
 
 
 def _constant(module: Any, *names: str) -> float | None:
-    """Return a constant of a module under the first of its possible names that is there and not 0."""
+    """Return a constant of the module, by the first of its possible names that is set and not 0."""
     return next((float(value) for name in names if (value := getattr(module, name, None))), None)

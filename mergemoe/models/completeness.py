@@ -1,6 +1,6 @@
-"""Whether the files hold all that a model needs, in the shapes that config.json gives: from headers alone.
+"""Check that the files hold every tensor of a model, in the shapes that config.json gives. Only headers are read.
 
-transformers fills what no file holds with random numbers and a warning. Here that is an error.
+transformers fills missing tensors with random numbers and prints a warning. Here a missing tensor is an error.
 """
 
 import math
@@ -12,7 +12,10 @@ from typing import Any
 from mergemoe.errors import UserError
 from mergemoe.models.stored_keys import STACKED, Source, split_names, stored_keys
 
-_MEANS = "shards are missing, or config.json and weights are of different checkpoints: bring it again, whole"
+_MEANS = (
+    "Shards are missing, or config.json and the weights belong to different checkpoints. Download the whole checkpoint "
+    "again"
+)
 
 
 def check_completeness(model: Any, headers: Mapping[str, Any], folder: str | Path) -> None:
@@ -20,11 +23,11 @@ def check_completeness(model: Any, headers: Mapping[str, Any], folder: str | Pat
 
     Args:
         model: the model, its parameters on any device.
-        headers: model_folder.read_headers of the folder.
-        folder: for the message.
+        headers: the headers of the folder, from model_folder.read_headers.
+        folder: the checkpoint folder, named in messages.
 
     Raises:
-        UserError: where a parameter is in no file, or its stored form does not fit it.
+        UserError: a parameter is in no file, or the stored tensors do not have its shape.
     """
     sources: dict[str, list[tuple[str, Source]]] = {}
     for key, source in stored_keys(model, headers).items():
@@ -33,15 +36,15 @@ def check_completeness(model: Any, headers: Mapping[str, Any], folder: str | Pat
     parameters = dict(model.named_parameters())
     if missing := [name for name in parameters if name not in sources and not _excused(model, name)]:
         raise UserError(
-            f"{folder} lacks {len(missing)} of the {len(parameters)} tensors that the model needs, such as "
-            f"{missing[0]}: {_MEANS}. Where the head is missing alone, config.json may lack `tie_word_embeddings: true`"
+            f"{folder}: {len(missing)} of the {len(parameters)} tensors that the model needs are missing, such as "
+            f"{missing[0]}. {_MEANS}. If only the head is missing, config.json may lack `tie_word_embeddings: true`"
         )
     for name, parameter in parameters.items():
         _check_shape(name, list(parameter.shape), sources.get(name, []), headers, folder)
 
 
 def _excused(model: Any, name: str) -> bool:
-    """Tell whether a parameter is no tensor of its own, or one that its class computes."""
+    """Return whether a parameter need not be stored: it is tied to another one, or its class computes it."""
     tied = model.all_tied_weights_keys
     ignored = model._keys_to_ignore_on_load_missing or ()
     return name in tied or any(re.search(pattern, name) for pattern in ignored)
@@ -54,12 +57,12 @@ def _check_shape(
     operations = {source.operations for _, source in found}
     if operations == {()} and len(stored) == 1 and stored[0][1] != shape:
         key, other = stored[0]
-        raise UserError(f"{folder}: {key} has the shape {other}; by config.json it is {shape}: {_MEANS}")
+        raise UserError(f"{folder}: {key} has the shape {other}, but config.json gives {shape}. {_MEANS}")
     if operations and operations <= STACKED:
         of_part: dict[int, list[int]] = {}
         for (key, source), (_, other) in zip(found, stored, strict=True):
             if (expected := of_part.setdefault(source.part, other)) != other:
-                raise UserError(f"{folder}: {key} has the shape {other}, others like it {expected}: {_MEANS}")
+                raise UserError(f"{folder}: {key} has the shape {other}, but others like it have {expected}. {_MEANS}")
         numbers = sum(math.prod(other) for _, other in stored)
         if numbers != math.prod(shape):
-            raise UserError(f"{folder}: {numbers:,} numbers are stored for {name}, whose shape is {shape}: {_MEANS}")
+            raise UserError(f"{folder}: {numbers:,} numbers are stored for {name}, whose shape is {shape}. {_MEANS}")

@@ -1,12 +1,12 @@
-"""DeepSeekMoE (model_type `deepseek`, arXiv 2401.06066) as the class qwen2_moe, whose arithmetic is the same.
+"""Convert DeepSeekMoE (model_type `deepseek`, arXiv 2401.06066) to the class qwen2_moe, which computes the same.
 
-transformers has no class of its own for it, and code that comes with a checkpoint is never run. What differs:
+transformers has no class for DeepSeekMoE, and code that comes with a checkpoint is never run. The differences:
 
-- DeepSeekMoE adds the shared experts as they are; qwen2_moe multiplies them by sigmoid(w x). With w = 0 that is
-  1/2 exactly, and the shared down-projection is stored doubled: a power of two, so no bit of the product changes.
-- The first layers are dense (`first_k_dense_replace`): qwen2_moe's `mlp_only_layers`.
+- DeepSeekMoE adds the output of the shared experts; qwen2_moe first multiplies it by sigmoid(w x). With w = 0 this
+  factor is exactly 1/2, so the shared down-projection is stored doubled: a power of two changes no bit of the product.
+- The first layers are dense (`first_k_dense_replace`); in qwen2_moe they are listed in `mlp_only_layers`.
 - No projection of the attention has a bias: `qkv_bias` is false.
-- One expert per token keeps its weight below 1 even where `norm_topk_prob` is true.
+- If one expert works on a token, its weight stays below 1 even when `norm_topk_prob` is true.
 """
 
 import json
@@ -24,7 +24,7 @@ from mergemoe.checkpoints.shards import write_shards
 from mergemoe.errors import UserError
 from mergemoe.progress import track
 
-# What the arithmetic of qwen2_moe is fixed to; a missing key has this value in DeepSeekMoE, too.
+# Values that qwen2_moe's arithmetic assumes. They are DeepSeekMoE's defaults, too, so a key may be missing.
 _FIXED = {
     "scoring_func": "softmax",
     "moe_layer_freq": 1,
@@ -33,7 +33,7 @@ _FIXED = {
     "rope_scaling": None,
     "hidden_act": "silu",
 }
-# Under the same name in both; qwen2_moe's own defaults are other sizes, so these must be there.
+# Sizes with the same name in both. qwen2_moe has other defaults, so config.json must state them.
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -58,30 +58,36 @@ _SAME = (
 )
 _RENAMED = ("n_routed_experts", "n_shared_experts", "torch_dtype")
 _DEFAULTS = {"first_k_dense_replace": 0, "norm_topk_prob": False, "rope_theta": 10000.0}
-# Of the file, of training, and of the code that is not run.
+# Keys about the file, the training, and code that is not run.
 _UNUSED = ("architectures", "model_type", "transformers_version", "_name_or_path", "aux_loss_alpha", "seq_aux")
 _UNUSED += ("auto_map",)
 
 
 def qwen2_moe_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of qwen2_moe that computes what a DeepSeekMoE configuration says.
+    """Return the qwen2_moe configuration that computes the same as a DeepSeekMoE configuration.
 
     Raises:
-        UserError: where a key asks for what qwen2_moe does not compute, is missing, or is not known.
+        UserError: a key is missing or unknown, or has a value that qwen2_moe does not support.
     """
     config = {"torch_dtype": config["dtype"], **config} if "dtype" in config else dict(config)
     known = {*_FIXED, *_SIZES, *_SAME, *_RENAMED, *_DEFAULTS, *_UNUSED, "dtype"}
     if unknown := sorted(config.keys() - known):
         raise UserError(
-            f"config.json of this DeepSeekMoE has {unknown[0]}: {config[unknown[0]]!r}, which the published model "
-            "does not have; it may change what the model computes, so it is not left out silently"
+            f"config.json of this DeepSeekMoE has an unknown key, {unknown[0]}: {config[unknown[0]]!r}. The published "
+            "model does not have it, and it may change what the model computes. This checkpoint cannot be converted"
         )
     for key, value in _FIXED.items():
         if config.get(key, value) != value:
-            raise UserError(f"config.json of this DeepSeekMoE has {key}: {config[key]!r}; only {value!r} is known here")
+            raise UserError(
+                f"config.json of this DeepSeekMoE has {key}: {config[key]!r}. Only {value!r} is supported, because "
+                "qwen2_moe computes nothing else. This checkpoint cannot be converted"
+            )
     for key in (*_SIZES, *_RENAMED):
         if not config.get(key):
-            raise UserError(f"config.json of this DeepSeekMoE has {key}: {config.get(key)!r}; it must say how it is")
+            raise UserError(
+                f"config.json of this DeepSeekMoE has {key}: {config.get(key)!r}. A size is needed. Add the value that "
+                "the model was trained with"
+            )
     config = _DEFAULTS | config
     return {
         "architectures": ["Qwen2MoeForCausalLM"],
@@ -100,15 +106,15 @@ def qwen2_moe_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def qwen2_moe_key(key: str) -> str:
-    """Return the name that a stored tensor has in qwen2_moe."""
+    """Return the key of a stored tensor in qwen2_moe."""
     return key.replace(".mlp.shared_experts.", ".mlp.shared_expert.")
 
 
 def convert_deepseek(folder: str | Path, out: Path) -> None:
-    """Write a DeepSeekMoE checkpoint as one of qwen2_moe; only the shared experts' tensors differ.
+    """Write a DeepSeekMoE checkpoint as a qwen2_moe checkpoint; only the tensors of the shared experts differ.
 
     Raises:
-        UserError: where its configuration asks for what qwen2_moe does not compute.
+        UserError: qwen2_moe does not support its configuration.
     """
     folder = Path(folder)
     config = qwen2_moe_config(model_folder.read_config(folder))
@@ -123,7 +129,7 @@ def convert_deepseek(folder: str | Path, out: Path) -> None:
 
 def _tensors(stored: StoredTensors) -> Iterator[tuple[str, Tensor]]:
     for key in stored.headers:
-        if key.endswith("rotary_emb.inv_freq"):  # older files hold this table; the class computes it
+        if key.endswith("rotary_emb.inv_freq"):  # a table in older files; the class computes it
             continue
         tensor, name = stored[key], qwen2_moe_key(key)
         if name.endswith(".shared_expert.down_proj.weight"):

@@ -1,7 +1,7 @@
-"""A plain copy of a quantized checkpoint, made by transformers' own dequantization, one decoder layer at a time.
+"""Dequantize a checkpoint with transformers' own code, one decoder layer at a time.
 
-A layer is loaded as `from_pretrained` with `dequantize=True` loads the whole model, and written in the form in which
-transformers saves that family. Bit-equal to it (tests), except for blocks cut off at an edge: see `_CutBlocks`.
+Each layer is loaded as `from_pretrained(..., dequantize=True)` loads the whole model, and written in the form that
+transformers saves for the family. The tests compare the bits; only blocks cut off at an edge differ (`_CutBlocks`).
 """
 
 import json
@@ -35,16 +35,18 @@ from mergemoe.models.layered_model import LayeredModel
 from mergemoe.models.stacks import layer_stacks
 from mergemoe.progress import track
 
+_AGAIN = "Index, config.json and shards may belong to different checkpoints. Download the whole checkpoint again"
+
 
 def dequantize_checkpoint(folder: str | Path, out: Path) -> None:
-    """Write a plain checkpoint: a shard per decoder layer, one of all else, and every other file of the original.
+    """Write a plain checkpoint: a shard per decoder layer, one for the other tensors, and copies of all other files.
 
     Args:
         folder: a checkpoint with a `quantization_config` whose method is one of quantization.METHODS.
         out: a new folder.
 
     Raises:
-        UserError: where it is not quantized so, or tensors are missing or do not fit.
+        UserError: the checkpoint is not quantized by such a method, or tensors are missing or have wrong shapes.
     """
     config = model_folder.read_config(folder)
     quantization.check_quantization(config, dequantize=True)
@@ -67,7 +69,7 @@ def dequantize_checkpoint(folder: str | Path, out: Path) -> None:
 
 
 def plain_dtype(config: dict[str, Any]) -> str:
-    """Return the dtype that a config.json names, where it is one of plain weights; else bfloat16."""
+    """Return the dtype in config.json if plain weights can have it, else bfloat16."""
     text = config.get("text_config") or {}
     named = [settings.get(key) for settings in (config, text) for key in ("dtype", "torch_dtype")]
     return next((name for name in named if name in {"bfloat16", "float16", "float32"}), "bfloat16")
@@ -78,7 +80,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 class QuantizedModel(LayeredModel):
-    """A quantized checkpoint whose parameters are dequantized as they are loaded, by name."""
+    """A quantized checkpoint: parameters are loaded by name and dequantized on the way."""
 
     def __init__(self, folder: str | Path, dtype: torch.dtype):
         super().__init__(folder, dtype, torch.device("cpu"))
@@ -89,11 +91,11 @@ class QuantizedModel(LayeredModel):
         self.parameter_of = self._parameters()
 
     def _mapping(self) -> list[Any]:
-        """Return transformers' conversions of this model, fresh: they hold state."""
+        """Return transformers' conversions of this model; new ones at each call, because they hold state."""
         return list(get_model_conversion_mapping(self.model, hf_quantizer=self.quantizer))
 
     def _parameters(self) -> dict[str, str]:
-        """Return {stored key: parameter it becomes, or is a scale of}; say which keys have none."""
+        """Return {stored key: its parameter}; a scale has the parameter that it scales. Print the keys without one."""
         own, mapping = self.model.state_dict(), self._mapping()
         renamings = [t for t in mapping if isinstance(t, WeightRenaming)]
         converters = [t for t in mapping if isinstance(t, WeightConverter)]
@@ -104,17 +106,17 @@ class QuantizedModel(LayeredModel):
                 found[key] = name if name in own else key
         if left := sorted(self.headers.keys() - found.keys()):
             print(
-                f"{self.folder}: left out, as transformers has no parameter for them in {type(self.model).__name__}: "
-                f"{len(left)} stored tensors, such as {left[0]}",
+                f"{self.folder}: {len(left)} stored tensors are left out, such as {left[0]}: "
+                f"{type(self.model).__name__} has no parameter for them",
                 file=sys.stderr,
             )
         return found
 
     def load(self, wanted: Callable[[str], bool]) -> None:
-        """Fill the parameters whose name in the model is `wanted`, dequantized.
+        """Load and dequantize the parameters whose name in the model is `wanted`.
 
         Raises:
-            UserError: where stored tensors are missing, do not fit together, or stay quantized.
+            UserError: stored tensors are missing, have wrong shapes, or stay quantized.
         """
         keys = [key for key, name in self.parameter_of.items() if wanted(name)]
         with ExitStack() as stack:
@@ -131,7 +133,8 @@ class QuantizedModel(LayeredModel):
                 hf_quantizer=self.quantizer,
             )
             info, _ = convert_and_load_state_dict_in_model(self.model, slices, settings, None)
-        del self.model._weight_conversions  # reversed they quantize; without them _stored takes the plain family's
+        # Reversed, these conversions would quantize. Without them `_stored` uses those of the plain family.
+        del self.model._weight_conversions
         missing = {name for name in info.missing_keys if wanted(name)}
         self.model.tie_weights(missing_keys=missing, recompute_mapping=False)
         self._check(info, missing, wanted)
@@ -139,24 +142,32 @@ class QuantizedModel(LayeredModel):
     def _check(self, info: Any, missing: set[str], wanted: Callable[[str], bool]) -> None:
         for name, problem in sorted(info.conversion_errors.items()):
             reason = problem.partition("\nError")[0].splitlines()[-1]
-            raise UserError(f"{self.folder}: {name} cannot be dequantized: {reason}")
+            raise UserError(f"{self.folder}: {name} cannot be dequantized ({reason}). {_AGAIN}")
         if info.mismatched_keys:
             name, shape, expected = min(info.mismatched_keys)
-            raise UserError(f"{self.folder}: {name} is {list(shape)} once dequantized; by config.json {list(expected)}")
+            raise UserError(
+                f"{self.folder}: {name} has the shape {list(shape)} after dequantization, but config.json gives "
+                f"{list(expected)}. {_AGAIN}"
+            )
         if missing:
-            raise UserError(f"{self.folder}: no stored tensor for {len(missing)} parameters, such as {min(missing)}")
+            raise UserError(
+                f"{self.folder}: {len(missing)} parameters have no stored tensor, such as {min(missing)}. {_AGAIN}"
+            )
         for name, tensor in self.model.state_dict().items():
             if wanted(name) and tensor.is_floating_point() and tensor.element_size() < 2:
-                raise UserError(f"{self.folder}: {name} is {tensor.dtype} and its scales are missing")
+                raise UserError(f"{self.folder}: {name} is {tensor.dtype}, and its scales are missing. {_AGAIN}")
 
     def parts(self) -> list[Callable[[str], bool]]:
-        """Return what is loaded at a time: all that lies outside the layers, then each layer."""
+        """Return the parts that are loaded one at a time: all parameters outside the layers, then each layer.
+
+        A part is a function that takes a parameter's name and returns whether the parameter belongs to it.
+        """
         layers = tuple(f"{stack.prefix}{i}." for stack in layer_stacks(self.model) for i in range(len(stack.layers)))
         each = [lambda name, layer=layer: name.startswith(layer) for layer in layers]
         return [lambda name: not name.startswith(layers), *each]
 
     def write(self, wanted: Callable[[str], bool], path: Path) -> dict[str, int]:
-        """Load parameters, write their tensors to a file, drop them; return {stored key: bytes}."""
+        """Load the wanted parameters, write them to a file and free them; return {stored key: bytes}."""
         self.load(wanted)
         tensors = self._stored(wanted)
         save_file(tensors, path, metadata={"format": "pt"})
@@ -166,7 +177,7 @@ class QuantizedModel(LayeredModel):
         return sizes
 
     def _stored(self, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-        """Return what is loaded under the keys, and in the form, that transformers saves it in."""
+        """Return the loaded tensors with the keys and in the form that transformers saves."""
         ignored = set(self.model._keys_to_ignore_on_save or ())
         state = {name: t for name, t in self.model.state_dict().items() if wanted(name) and name not in ignored}
         state = remove_tied_weights_from_state_dict(state, self.model)
@@ -174,10 +185,10 @@ class QuantizedModel(LayeredModel):
 
 
 class _CutBlocks(Fp8Dequantize):
-    """Fp8Dequantize, right also where the block size does not divide a matrix (kv_a_proj_with_mqa of DeepSeek-V3).
+    """Fp8Dequantize for matrices whose size is no multiple of the block size (kv_a_proj_with_mqa of DeepSeek-V3).
 
-    There the last blocks are cut off at the edge. Stock code divides the matrix evenly among its scales: it raises for
-    576 rows with 5 scales, and takes 192 rows with 2 scales for blocks of 96, where they are 128 and 64.
+    The last blocks of such a matrix are cut off at the edge. Stock code divides the matrix evenly among its scales: it
+    raises for 576 rows with 5 scales, and reads 192 rows with 2 scales as blocks of 96 instead of 128 and 64.
     """
 
     def _dequantize_one(self, quantized: Tensor, scales: Tensor, output_dtype: torch.dtype | None = None) -> Tensor:

@@ -1,7 +1,7 @@
-"""What differs between the experts modules of transformers, as data.
+"""Families: how each experts class of transformers stores its weights.
 
-Modules that carry transformers' decorator say of themselves how they hold their weights; the few that do not have a
-row of their own. All else (layout, capture, the compressed layer) asks here.
+Classes with transformers' decorator carry flags, from which `_decorated` reads the family. The few classes without it
+have a row in `_OWN`. The layout, the capture and the compressed layer all use this table.
 """
 
 from dataclasses import dataclass
@@ -21,22 +21,23 @@ from mergemoe.checkpoints import expert_headers
 from mergemoe.errors import UserError
 from mergemoe.moe.packing import Stacking
 
-Roles = dict[str, tuple[str, Stacking]]  # role -> (parameter of the module, where in it)
+Roles = dict[str, tuple[str, Stacking]]  # role -> (parameter of the module, its place in the parameter)
 
 ALONE, GATE, UP = Stacking(), Stacking(0, 2), Stacking(1, 2)
 
 
 @dataclass(frozen=True)
 class Family:
-    """How one class of experts modules holds its experts.
+    """The way in which one class of experts modules holds its experts.
 
-    roles: where each role lies in the module's parameters; with {} in its name, every expert has one of its own.
-    experts, identity: attributes with the number of experts, and of those that give back their input, after them.
-    activation: attribute of the activation function.
-    routed_by: attribute of the module itself that routes, where not its parent does.
-    logits: which output of the router are the logits.
-    top_k: how many experts work on a token, where the configuration does not say.
-    expert_map: where the compressed module keeps its map.
+    roles: the place of each role in the module's parameters; a name with {} stands for one parameter per expert.
+    experts: the attribute with the number of experts.
+    identity: the attribute with the number of identity experts, which follow the others and return their input.
+    activation: the attribute with the activation function.
+    routed_by: the attribute with the router, if the module holds it itself and not its parent.
+    logits: the position of the logits among the router's outputs.
+    top_k: the number of experts per token, if the configuration does not state it.
+    expert_map: the attribute for the map in the compressed module.
     """
 
     roles: Roles
@@ -58,7 +59,7 @@ def _joined(down: Stacking = ALONE, **how: bool) -> Roles:
 
 
 def _decorated(module: Any) -> Family:
-    """Read the flags that transformers' decorator sets."""
+    """Return the family given by the flags that transformers' decorator sets."""
     how = {"transposed": module.is_transposed, "interleaved": not module.is_concatenated}
     down = Stacking(transposed=module.is_transposed)
     roles = _joined(down, **how) if module.has_gate else {"up": ("up_proj", down), "down": ("down_proj", down)}
@@ -103,11 +104,11 @@ _OWN = {
 }
 
 REFUSED = {
-    "DogeCDMoE": "its experts are rows of an embedding, picked by product keys: there is nothing to merge",
-    "NllbMoeExperts": "its top-2 routing drops tokens over a capacity shared by the batch, which no adapter covers yet",
-    "DiffusionGemmaTextExperts": "it denoises blocks of tokens, and a pass over text is not what its experts see",
-    "Ernie4_5_VLMoeMoeExperts": "a layer has two sets of experts, of different widths, for text and for images",
-    "Inkling2Experts": "its layers read the outputs of earlier ones, which the pass layer by layer does not carry",
+    "DogeCDMoE": "the experts are rows of an embedding, picked by product keys, so there is nothing to merge",
+    "NllbMoeExperts": "its top-2 routing drops tokens above a capacity shared by the batch, which is not supported yet",
+    "DiffusionGemmaTextExperts": "the model denoises blocks of tokens, so its experts never see a plain pass over text",
+    "Ernie4_5_VLMoeMoeExperts": "a layer has two sets of experts of different widths, for text and for images",
+    "Inkling2Experts": "a layer reads outputs of earlier layers, which the run layer by layer does not keep",
 }
 
 _AUTO = {
@@ -118,72 +119,75 @@ _AUTO = {
 
 
 def model_class(config: Any) -> Any:
-    """Return the class that transformers has for a model of this configuration that writes text.
+    """Return the class of transformers that generates text with this configuration.
 
     Raises:
-        UserError: where there is none.
+        UserError: transformers has no such class.
     """
     for names in _AUTO.values():
         found = getattr(transformers, names.get(config.model_type, ""), None)
-        if found and isinstance(config, found.config_class):  # else the class is that of its text half alone
+        if found and isinstance(config, found.config_class):  # otherwise the class is for the text part only
             return found
-    raise UserError(f"transformers {transformers.__version__} has no language model for {config.model_type!r}")
+    raise UserError(
+        f"transformers {transformers.__version__} has no language model for the model_type {config.model_type!r}. Only "
+        "language models can be compressed (docs/models.md)"
+    )
 
 
 def auto_class(architecture: str) -> str:
     """Return the name of the auto class that loads a class of transformers.
 
     Raises:
-        UserError: where it is none that writes text.
+        UserError: the class does not generate text.
     """
     for auto, names in _AUTO.items():
         if architecture in names.values():
             return auto
     raise UserError(
-        f"{architecture} is no class of transformers that writes text ({', '.join(_AUTO)}): load the model with one of "
-        "these, so that what is saved can be loaded again"
+        f"{architecture} is not one of transformers' classes that generate text, so a saved copy could not be loaded "
+        f"again. Load the model with {', '.join(_AUTO)}"
     )
 
 
 def family_of(module: nn.Module) -> Family | None:
-    """Return how a module holds experts; None where it is no module of routed experts.
+    """Return the family of a module; None if the module holds no routed experts.
 
     Raises:
-        UserError: where it is one that cannot be merged, with the reason.
+        UserError: experts of this class cannot be merged; the message gives the reason.
     """
     name = type(module).__mro__[1].__name__ if type(module).__name__.startswith("Mapped") else type(module).__name__
     if name in REFUSED:
-        raise UserError(f"experts of class {name} cannot be merged: {REFUSED[name]}")
+        raise UserError(f"experts of class {name} cannot be merged: {REFUSED[name]}. docs/models.md lists what works")
     if name in _OWN:
         return _OWN[name]
     return _decorated(module) if hasattr(module, "_is_expert_parallel") else None
 
 
 def experts_modules(model: nn.Module) -> dict[str, tuple[Any, Family]]:
-    """Return {name: (module, family)} of the routed experts."""
+    """Return {name: (module, family)} for every module of routed experts."""
     found = {name: (module, family_of(module)) for name, module in model.named_modules()}
     return {name: (module, family) for name, (module, family) in found.items() if family is not None}
 
 
 def nested_attribute(module: Any, path: str) -> Any:
-    """Return what a dotted path names."""
+    """Return the attribute that a dotted path names."""
     for name in path.split("."):
         module = getattr(module, name)
     return module
 
 
 def stacked_parameter(module: nn.Module, path: str, experts: int) -> torch.Tensor:
-    """Return the parameter that holds a role of all experts; where each has one of its own, a copy that stacks them."""
+    """Return the parameter that holds one role of all experts; parameters of single experts are stacked into a copy."""
     if "{}" not in path:
         return module.get_parameter(path).detach()
     return torch.stack([module.get_parameter(path.format(expert)).detach() for expert in range(experts)])
 
 
 def router_name(model: PreTrainedModel, name: str, family: Family) -> str:
-    """Return the name of the module that routes to the experts module `name`.
+    """Return the name of the router of the experts module `name`.
 
     Raises:
-        UserError: where the block holds none under the names that transformers uses.
+        UserError: the block has no router under the names that transformers uses.
     """
     if family.routed_by:
         return f"{name}.{family.routed_by}"
@@ -191,15 +195,21 @@ def router_name(model: PreTrainedModel, name: str, family: Family) -> str:
     for router in ("gate", "router"):
         if hasattr(model.get_submodule(block), router):
             return f"{block}.{router}"
-    raise UserError(f"{block} ({type(model.get_submodule(block)).__name__}) has no router named `gate` or `router`")
+    raise UserError(
+        f"{block} ({type(model.get_submodule(block)).__name__}) has no router named `gate` or `router`, as "
+        "transformers' own classes have. This class is not supported (docs/models.md)"
+    )
 
 
 def model_top_k(config: Any, family: Family) -> int:
-    """Return how many experts work on a token.
+    """Return the number of experts per token.
 
     Raises:
-        UserError: where it is not said.
+        UserError: the configuration does not state it.
     """
     if found := family.top_k or expert_headers.config_top_k(config.get_text_config().to_dict()):
         return found
-    raise UserError(f"{config.model_type}: the configuration does not say how many experts work on a token")
+    raise UserError(
+        f"{config.model_type}: the configuration does not state the number of experts per token. Add "
+        "`num_experts_per_tok` to config.json"
+    )

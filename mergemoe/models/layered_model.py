@@ -1,9 +1,9 @@
-"""A checkpoint as a model whose weights come and go, so that no more than a layer of them is in memory.
+"""Load and free a model's weights layer by layer, so that only one layer of them is in memory.
 
-Loading goes through transformers' own converters, so that stored experts of any form arrive as the modules expect
-them; models/layerwise_forward.py runs the layers.
+Tensors are loaded with transformers' own converters, so stored experts of any form get the shape that the modules
+expect. models/layerwise_forward.py runs the layers.
 
-These are internal functions of transformers: its version is pinned, and the test of equality guards it.
+The converters are internal functions of transformers. Its version is pinned, and a test compares the results.
 """
 
 import ctypes
@@ -33,10 +33,10 @@ from mergemoe.models.stored_keys import STACKED, stored_keys
 
 
 def empty_model(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Return the model with parameters on the meta device; buffers are real, since rotary tables are in no file.
+    """Return the model with parameters on the meta device; buffers are real, because no file holds rotary tables.
 
     Raises:
-        UserError: where transformers has no class for it, or refuses what config.json says.
+        UserError: transformers has no class for the model, or does not accept config.json.
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -46,13 +46,16 @@ def empty_model(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrai
             )
     except UserError:
         raise
-    except Exception as error:  # of as many kinds as there are keys
-        raise UserError(f"transformers makes no model of {folder}/config.json: {error!r}") from error
+    except Exception as error:  # each key of config.json can raise an exception of its own kind
+        raise UserError(
+            f"{folder}/config.json: transformers cannot build the model from it ({error!r}). The file is damaged or "
+            "was edited. Download it again"
+        ) from error
     return model.eval()
 
 
 class LayeredModel:
-    """A checkpoint whose parameters are loaded and dropped by name."""
+    """A checkpoint whose parameters are loaded and freed by name."""
 
     def __init__(self, folder: str | Path, dtype: torch.dtype, device: torch.device):
         self.folder, self.dtype, self.device = Path(folder), dtype, device
@@ -64,10 +67,10 @@ class LayeredModel:
         self.sources = stored_keys(self.model, self.headers)
 
     def load(self, wanted: Callable[[str], bool]) -> None:
-        """Fill the parameters whose name in the model is `wanted`.
+        """Load the parameters whose name in the model is `wanted`.
 
         Raises:
-            RuntimeError: where a stored tensor does not fit its parameter.
+            RuntimeError: a stored tensor does not fit its parameter.
         """
         own = {name for name, _ in self.model.named_parameters()}
         keys = [key for key, source in self.sources.items() if wanted(source.parameter)]
@@ -95,9 +98,9 @@ class LayeredModel:
             raise RuntimeError(f"{self.folder}: {info}")
 
     def _stack(self, name: str, slices: Mapping[str, Any]) -> None:
-        """Fill a parameter [E, rows, ...] with what is stored per expert and matrix, one after the other.
+        """Fill a parameter [E, rows, ...] from tensors stored per expert and matrix, one at a time.
 
-        As transformers' MergeModulelist and Concatenate do, which hold it twice meanwhile and other parameters ready.
+        The result is that of transformers' MergeModulelist and Concatenate, which need twice the memory meanwhile.
         """
         owner, _, leaf = name.rpartition(".")
         parameters: Any = self.model.get_submodule(owner)._parameters
@@ -117,21 +120,21 @@ class LayeredModel:
         parameters[leaf] = nn.Parameter(whole, requires_grad=False)
 
     def unload(self, module: nn.Module) -> None:
-        """Send a module's parameters back to the meta device, and the memory back to the system."""
+        """Move a module's parameters to the meta device and give their memory back to the system."""
         for part in module.modules():
             for name, parameter in part._parameters.items():
                 if parameter is not None:
                     empty = torch.empty_like(parameter, device="meta")
                     part._parameters[name] = nn.Parameter(empty, requires_grad=False)
         gc.collect()
-        try:  # without it the peak is about twice as high; glibc only
+        try:  # without this the peak is about twice as high; it works with glibc only
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         except (OSError, AttributeError):
             return
 
 
 class ResidentModel:
-    """A model that is in memory already, in LayeredModel's place."""
+    """A model that is already in memory, with the interface of LayeredModel."""
 
     def __init__(self, model: PreTrainedModel):
         self.model, self.device = model, model.device

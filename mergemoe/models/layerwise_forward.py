@@ -1,8 +1,9 @@
 """Run batches through a model layer by layer, one layer's weights in memory at a time.
 
-Per stack three steps: embeddings, final norm and head are loaded; a dry pass of the stock module, whose layers only
-note their arguments, makes masks, positions and rotary embeddings for every batch, whatever the architecture;
-then the layers run outside, the batches inside. Bit-equal to the ordinary forward (tests).
+Each stack takes three steps. First, embeddings, final norm and head are loaded. Second, a dry pass of the stock module,
+whose layers only record their arguments, makes masks, positions and rotary embeddings for every batch; this works for
+any architecture. Third, the layers run one by one over all batches. The result equals the ordinary forward bit for bit
+(tests).
 """
 
 from collections import deque
@@ -19,13 +20,13 @@ from mergemoe.models.stacks import Batch, Stack, layer_stacks
 
 
 class LayerwiseForward:
-    """Batches on their way through a model.
+    """A forward pass of all batches, one layer at a time.
 
     batches: whole sequences, input_ids and attention_mask [B, L] each.
-    inputs: per batch, what the stack whose turn it is reads of it.
-    hidden: per batch, [B, L', H] what the next layer reads.
-    arguments: per batch, {number of a layer: what else it is called with}.
-    states: per batch, what the last layer handed on to the next beside `hidden`, if anything.
+    inputs: per batch, the inputs of the current stack.
+    hidden: per batch, the input hidden states [B, L', H] of the next layer.
+    arguments: per batch, {layer number: the other arguments of that layer}.
+    states: per batch, the state that the last layer hands to the next one beside `hidden`, or None.
     """
 
     def __init__(self, layered: LayeredModel | ResidentModel, batches: list[Batch]):
@@ -38,11 +39,11 @@ class LayerwiseForward:
     def layers(
         self, first: int = 0, restore: Callable[[int], list[Tensor]] | None = None
     ) -> Iterator[tuple[int, nn.Module]]:
-        """Yield (number, layer), each loaded while it is the loop's turn to change `hidden`.
+        """Yield (number, layer) with the layer's weights loaded; the body of the loop must update `hidden`.
 
         Args:
-            first: the layer to begin with.
-            restore: returns `hidden` behind a layer before it, and puts `states` in place.
+            first: the number of the first layer to run.
+            restore: a function that takes a layer's number, returns its outputs `hidden` and sets `states`.
         """
         before: list[Any] = [None] * len(self.batches)
         every = layer_stacks(self.layered.model)
@@ -63,15 +64,15 @@ class LayerwiseForward:
 
     @torch.no_grad()
     def _enter(self, stack: Stack, before: list[Any]) -> None:
-        """Run a stack's dry pass."""
+        """Run the dry pass of a stack."""
         prefixes = tuple(other.prefix for other in layer_stacks(self.layered.model))
         self.layered.load(lambda name: stack.is_needed_before_layers(name) or not name.startswith(prefixes))
         self.layered.model.tie_weights()
         self.inputs = [stack.stack_inputs(batch, states) for batch, states in zip(self.batches, before, strict=True)]
         if not any(batch["attention_mask"].any() for batch in self.inputs):
             raise UserError(
-                f"{type(stack.module).__name__} reads no token: every sequence ends before its half begins: "
-                "lower `length`, or set `pack: true`"
+                f"{type(stack.module).__name__} reads no token, because every sequence ends before its half begins. "
+                "Lower `length`, or set `pack: true`"
             )
         dry = [_dry_pass(stack, batch) for batch in self.inputs]
         self.hidden, self.arguments = [hidden for hidden, _ in dry], [arguments for _, arguments in dry]
@@ -79,13 +80,16 @@ class LayerwiseForward:
         found, expected = (_tensors(calls) for calls in (_dry_pass(stack, self.inputs[0], 1)[1], self.arguments[0]))
         if len(found) != len(expected) or not all(map(torch.equal, found, expected)):
             raise UserError(
-                f"{type(stack.module).__name__}: its layers read more of those before them than hidden states, which "
-                "a pass layer by layer does not carry: this architecture cannot be captured"
+                f"{type(stack.module).__name__}: a layer reads more from earlier layers than their hidden states. The "
+                "run layer by layer does not keep that, so this architecture is not supported"
             )
 
 
 def _dry_pass(stack: Stack, batch: Batch, shift: float = 0) -> tuple[Tensor, dict[int, tuple[Any, Any]]]:
-    """Return what a stack's first layer reads, and what else each is called with; `shift` changes what they answer."""
+    """Return the first layer's input and {number: other arguments} of all layers.
+
+    Layers return their input plus `shift`: if other arguments change with it, they depend on the layers' outputs.
+    """
     first: list[Tensor] = []
     arguments: dict[int, tuple[Any, Any]] = {}
 
@@ -114,14 +118,14 @@ def _tensors(arguments: Any) -> list[Tensor]:
 
 @torch.no_grad()
 def run_layer(layer: nn.Module, hidden: Tensor, arguments: tuple[Any, Any]) -> Tensor:
-    """Return the layer's output hidden states for one batch."""
+    """Return a layer's output hidden states for one batch."""
     args, kwargs = arguments
     output = layer(hidden, *args, **kwargs)
     return output[0] if isinstance(output, tuple) else output
 
 
 def final_hidden(layered: LayeredModel, batch: Batch, hidden: Tensor) -> Tensor:
-    """Return what the stock decoder makes of its last layer's output: [B, L', H], ready for the head."""
+    """Return the head's input [B, L', H]: the last layer's output after the stock decoder's final steps."""
     stack = layer_stacks(layered.model)[-1]
     return _final(stack, stack.stack_inputs(batch), hidden)
 

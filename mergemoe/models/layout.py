@@ -1,7 +1,7 @@
-"""Where the experts of a checkpoint lie and how they compute: all that later stages know of an architecture.
+"""Describe where the experts of a checkpoint are stored and how they compute. Later stages use only this layout.
 
-`describe` is the one place that asks transformers; what it returns is plain JSON. With it, expert_weights.py reads
-the experts and moe/expert_forward.py computes them with safetensors and torch alone.
+`describe_layout` uses transformers and returns plain JSON. From it, checkpoints/expert_weights.py reads the experts and
+moe/expert_forward.py computes them with safetensors and torch alone.
 """
 
 import re
@@ -26,23 +26,26 @@ from mergemoe.moe.layout_types import HeldRole, LayerLayout, Layout, ModelLayout
 from mergemoe.moe.packing import Stacking
 from mergemoe.progress import track
 
-Stored = dict[str, list[tuple[str, Source]]]  # parameter -> [(stored key, how it comes into the parameter)]
+Stored = dict[str, list[tuple[str, Source]]]  # parameter -> [(stored key, its place in the parameter)]
+
+
+_AGAIN = "config.json and the weights may belong to different checkpoints. Download the whole checkpoint again"
 
 
 def describe_layout(path: str | Path, revision: str | None = None, digests: bool = True) -> Layout:
     """Return the layout of a checkpoint.
 
-    Per MoE layer: `module`, `experts` N, `width` I, `top_k` K, `activation`, `router`, and per role (gate, up,
-    down, their biases) the stored `keys`, the `shape` of all N experts, and how both the stored tensors and the
-    module's `parameter` hold it (moe/packing.py).
+    Each MoE layer has `module`, `experts` N, `width` I, `top_k` K, `activation` and `router`. Each of its roles (gate,
+    up, down and their biases) has the stored `keys`, the `shape` of all N experts, and their packing both in the stored
+    tensors and in the module's `parameter` (moe/packing.py).
 
     Args:
-        path: a folder; with `revision` the id of a hub model, brought by `mergemoe fetch`.
+        path: a folder; with `revision`, the id of a hub model that `mergemoe fetch` has downloaded.
         revision: a full commit hash.
-        digests: whether to hash every file of the checkpoint into `files`.
+        digests: whether to write the sha256 of every file of the checkpoint into `files`.
 
     Raises:
-        UserError: where this version cannot read the experts, with the reason.
+        UserError: this version cannot read the experts; the message gives the reason.
     """
     folder = model_folder.locate_checkpoint(path, revision)
     model, headers = empty_model(folder), model_folder.read_headers(folder)
@@ -55,7 +58,7 @@ def describe_layout(path: str | Path, revision: str | None = None, digests: bool
 
 
 def layout_of_model(model: Any, headers: Mapping[str, Any] | None = None) -> ModelLayout:
-    """Return the layout of a model, its parameters on any device; without headers nothing is said of stored keys."""
+    """Return the layout of a model, its parameters on any device; without headers, the layout has no stored keys."""
     every = layer_stacks(model)
     stored: Stored = {}
     for key, source in stored_keys(model, headers or {}).items():
@@ -68,8 +71,8 @@ def layout_of_model(model: Any, headers: Mapping[str, Any] | None = None) -> Mod
     }
     if not found:
         raise UserError(
-            f"{type(model).__name__} has no experts that this version can read: either they are no feed-forward "
-            "experts, or their class is not one of transformers' own (docs/models.md)"
+            f"{type(model).__name__} has no experts that this version can read. They are not feed-forward experts, or "
+            "their class is not one of transformers' own. docs/models.md lists the models that work"
         )
     text = model.config.get_text_config()
     return {
@@ -116,7 +119,7 @@ def _layer(
 
 
 def _held(module: Any, parameter: str, how: Stacking, count: int) -> HeldRole:
-    """Return where one role lies in the module: the shape of its N experts, and the rows that no expert uses."""
+    """Return the place of one role in the module: the shape of its N experts, and the number of unused rows."""
     whole = stacked_parameter(module, parameter, count)
     spare = 0 if how.flat else len(whole) - count
     shape = list(how.view(whole[: len(whole) - spare], count).shape)
@@ -130,7 +133,7 @@ def _role(parameter: str, role: str, facts: HeldRole, stored: Stored, headers: M
 
 
 def _stored(parameter: str, role: str, facts: HeldRole, stored: Stored, headers: Mapping[str, Any]) -> StoredRole:
-    """Return where one role lies in the files: its keys, and how their tensors hold it."""
+    """Return the place of one role in the files: its keys, and its packing in their tensors."""
     held, shape = Stacking(**facts["held"]), facts["shape"]
     alone = "{}" in parameter
     names = [parameter.format(expert) for expert in range(shape[0])] if alone else [parameter]
@@ -139,21 +142,29 @@ def _stored(parameter: str, role: str, facts: HeldRole, stored: Stored, headers:
     fused = not alone and "MergeModulelist" not in operations
     known = {"Concatenate", "Transpose", "Interleave"} if fused else {"Concatenate", "MergeModulelist"}
     if unknown := operations - known:
-        raise UserError(f"{parameter} is made of stored tensors by {', '.join(sorted(unknown))}: not known here")
+        raise UserError(
+            f"{parameter} is built from stored tensors by {', '.join(sorted(unknown))}, which this version does not "
+            "support (docs/models.md)"
+        )
     joined = len({source.part for _, source in found}) > 1
     keys = [key for key, source in found if not joined or source.part == held.part]
     keys.sort(key=lambda key: [int(number) for number in re.findall(r"\d+", key)])
     count = 1 if fused else shape[0]
     if len(keys) < count:
-        raise UserError(f"{parameter}: {len(keys)} stored keys hold the {role} projections of {shape[0]} experts")
+        raise UserError(
+            f"{parameter}: there are {len(keys)} stored keys for the {role} projections of {shape[0]} experts. {_AGAIN}"
+        )
     how = held if fused and not joined else Stacking()
     if "Interleave" in operations:
         how = replace(how, interleaved=not how.interleaved)
-    if "Transpose" in operations and headers[keys[0]]["shape"] != how.shape(shape):  # it is used where it must be
+    # Some checkpoints of such a family are stored transposed, some are not: the shape tells.
+    if "Transpose" in operations and headers[keys[0]]["shape"] != how.shape(shape):
         how = replace(how, transposed=not how.transposed)
     expected = how.shape(shape) if fused else shape[1:]
     if headers[keys[0]]["shape"] != expected:
-        raise UserError(f"{keys[0]} has the shape {headers[keys[0]]['shape']}; by config.json it is {expected}")
+        raise UserError(
+            f"{keys[0]} has the shape {headers[keys[0]]['shape']}, but config.json gives {expected}. {_AGAIN}"
+        )
     return {
         "keys": keys[:count],
         "identity": [] if fused else keys[count:],

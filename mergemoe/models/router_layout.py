@@ -1,4 +1,4 @@
-"""What a layout says of routers; the rows of some can be deleted or joined (experts.ROUTERS)."""
+"""Describe a router for the layout. Only routers of the families in router_headers.ROUTERS can lose rows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,15 +11,15 @@ _BIAS = "e_score_correction_bias"
 
 
 def describe_router(model: Any, name: str, family: Family, stored: Callable[[str], str]) -> RouterLayout:
-    """Return the layout's facts of the router of one experts module.
+    """Return the entry `router` of a layout, for one experts module.
 
-    `rule`, with `normalized`, `scaling`, `groups`, `top_groups` and the stored `keys`, is None where it is not known.
+    If the family's routing rule is not known, `rule` is None and `keys` is empty.
 
     Args:
         model: the model.
-        name: of the experts module.
-        family: how that holds its experts.
-        stored: the key under which a tensor of the model is saved.
+        name: the name of the experts module.
+        family: the family of the experts module.
+        stored: a function that returns the stored key of a tensor of the model.
     """
     router = router_name(model, name, family)
     module, text = model.get_submodule(router), model.config.get_text_config()

@@ -1,7 +1,7 @@
-"""The stacks of layers that a model is: a decoder, or an encoder and the decoder that reads what the encoder made.
+"""Layer stacks of a model: one decoder, or an encoder followed by a decoder.
 
-Layers are numbered over all stacks, the encoder's first. A model of two stacks is taken as a prefix language
-model: of every sequence the encoder reads the first half, and the decoder is made to continue with the second.
+Layers are numbered over all stacks, the encoder's first. An encoder-decoder model is used as a prefix language model:
+the encoder reads the first half of each sequence, and the decoder predicts the second half.
 """
 
 from collections import deque
@@ -14,7 +14,7 @@ from torch import Tensor
 
 Batch = dict[str, Tensor]
 
-# Layers that hand the next one a state beside the hidden states, and the name under which it takes that.
+# Layer classes that hand the next layer a state beside the hidden states: {class: the argument that takes it}.
 _HANDED_ON = {
     "Glm5NextTextDecoderLayer": "prev_topk_indices",
     "GlmMoeDsaDecoderLayer": "prev_topk_indices",
@@ -26,10 +26,12 @@ _HANDED_ON = {
 
 @dataclass(frozen=True)
 class Stack:
-    """Layers that run one after the other; here those of a decoder that stands alone.
+    """Layers that run one after the other. This class is for a decoder without an encoder.
 
-    module: makes the first layer's inputs, and of the last one's output its own.
-    prefix: of the names of the layers' parameters, each layer's number following.
+    model: the whole model.
+    module: the decoder or encoder: it computes the first layer's inputs, and its output from the last layer's.
+    layers: the layers.
+    prefix: the beginning of the names of the layers' parameters; the layer's number follows.
     first: the number of the first layer.
     """
 
@@ -40,42 +42,42 @@ class Stack:
     first: int = 0
 
     def stack_inputs(self, batch: Batch, before: Tensor | None = None) -> Batch:
-        """Return what the module reads of a batch of whole sequences.
+        """Return the module's inputs for a batch of whole sequences.
 
         Args:
             batch: input_ids and attention_mask [B, L].
-            before: what the stack before this one made of the same batch.
+            before: the output of the stack before this one, for the same batch.
         """
         return batch
 
     def is_needed_before_layers(self, name: str) -> bool:
-        """Return whether a parameter of the layers is needed for what they are called with already."""
+        """Return whether a parameter inside the layers is needed to compute the layers' arguments."""
         return False
 
     def state_for_next_layer(self, hidden: Tensor, arguments: tuple[Any, ...]) -> Any:
-        """Return what a layer called with these inputs and other arguments hands on beside its output."""
+        """Return the state that a layer with these inputs and arguments hands on beside its output, or None."""
         return None
 
     def as_layer_output(self, output: Tensor, shared: Any = None) -> Any:
-        """Return a layer's output as the module expects it."""
+        """Return a layer's output hidden states in the form that the module expects from a layer."""
         return output
 
     @contextmanager
     def hand_on_states(self, layer: Any, states: deque[Any]) -> Iterator[None]:
-        """Let a layer take what the one before it handed on, batch by batch, and leave its own there instead."""
+        """While the layer runs, replace each batch's state in `states` by the layer's own; here there are none."""
         yield
 
 
 class Relay(Stack):
-    """A decoder whose layers hand on a state of their own, as the tokens that an indexer picked."""
+    """A decoder whose layers hand on a state beside the hidden states, such as the tokens that an indexer picked."""
 
     def as_layer_output(self, output: Tensor, shared: Any = None) -> Any:
-        """Return the output and the state."""
+        """Return the pair of output and state."""
         return output, shared
 
     @contextmanager
     def hand_on_states(self, layer: Any, states: deque[Any]) -> Iterator[None]:
-        """Put the state under its name among a layer's arguments, and take the new one from its output."""
+        """Pass the state to the layer as the argument `_HANDED_ON` names, and take the new state from its output."""
         name = _HANDED_ON[type(layer).__name__]
         taking = layer.register_forward_pre_hook(
             lambda _, args, kwargs: (args[:1], {**kwargs, name: states.popleft()}), with_kwargs=True
@@ -89,7 +91,7 @@ class Relay(Stack):
 
 
 class _OfTwo(Stack):
-    """As T5's: the first layer makes the position biases [1, heads, L, L], which the others are handed."""
+    """A stack of T5's kind: the first layer computes the position biases [1, heads, L, L] for all layers."""
 
     def is_needed_before_layers(self, name: str) -> bool:
         return name.endswith(".relative_attention_bias.weight")
@@ -99,22 +101,22 @@ class _OfTwo(Stack):
         return self.layers[0].layer[0].SelfAttention.compute_bias(length, length) if biases is None else biases
 
     def as_layer_output(self, output: Tensor, shared: Any = None) -> Any:
-        return output, shared, None  # cross-attention has no biases: every layer makes its own zeros
+        return output, shared, None  # cross-attention has no biases: every layer creates its own zeros
 
 
 class Encoder(_OfTwo):
-    """Reads the first halves."""
+    """The encoder of an encoder-decoder model. It reads the first half of each sequence."""
 
     def stack_inputs(self, batch: Batch, before: Tensor | None = None) -> Batch:
-        """Return the first halves."""
+        """Return the first halves of the sequences."""
         return {name: rows[:, : rows.shape[1] // 2] for name, rows in batch.items()}
 
 
 class Decoder(_OfTwo):
-    """Reads the second halves, and what the encoder made of the first."""
+    """The decoder of an encoder-decoder model. It reads the second halves and the encoder's output."""
 
     def stack_inputs(self, batch: Batch, before: Tensor | None = None) -> Batch:
-        """Return the second halves behind a start token, so that place j is to tell token j of its half."""
+        """Return the second halves after a start token, so that position j predicts token j of the half."""
         half = {name: rows[:, rows.shape[1] // 2 :] for name, rows in batch.items()}
         half["input_ids"] = self.model._shift_right(half["input_ids"])
         if before is None:
@@ -124,9 +126,9 @@ class Decoder(_OfTwo):
 
 
 def layer_stacks(model: Any) -> list[Stack]:
-    """Return the stacks of a model, in the order in which they run."""
+    """Return the stacks of a model in the order in which they run."""
     decoder = model.get_decoder()
-    if hasattr(decoder, "lm_head"):  # llama4 answers with the model around its decoder
+    if hasattr(decoder, "lm_head"):  # llama4's get_decoder returns the model around its decoder
         decoder = decoder.model
     if not model.config.is_encoder_decoder:
         layers, prefix = _layers(model, decoder)

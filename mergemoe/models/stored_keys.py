@@ -1,4 +1,4 @@
-"""How stored tensors come into a model: parameter, part and operations."""
+"""Map stored keys to a model's parameters, with transformers' own conversion rules."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -11,11 +11,17 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-STACKED = {("MergeModulelist",), ("MergeModulelist", "Concatenate")}  # operations: a tensor per expert and matrix
+# The operations if the file has one tensor per expert and matrix.
+STACKED = {("MergeModulelist",), ("MergeModulelist", "Concatenate")}
 
 
 class Source(NamedTuple):
-    """How a stored tensor comes into a model: parameter, which of the parts joined in it, and by which operations."""
+    """The place of a stored tensor in a model.
+
+    parameter: the name of the parameter; if the tensor is split, the first of its parameters.
+    part: the tensor's number among those that are joined in the parameter.
+    operations: the names of transformers' conversion operations.
+    """
 
     parameter: str
     part: int
@@ -23,7 +29,7 @@ class Source(NamedTuple):
 
 
 def stored_keys(model: PreTrainedModel, headers: Iterable[str]) -> dict[str, Source]:
-    """Return where each stored key goes."""
+    """Return {stored key: its place in the model}."""
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
@@ -38,7 +44,7 @@ def stored_keys(model: PreTrainedModel, headers: Iterable[str]) -> dict[str, Sou
 
 
 def split_names(model: PreTrainedModel, source: Source) -> list[str]:
-    """Return all parameters that one stored tensor is cut into; `source.parameter` is the first."""
+    """Return the names of all parameters that one stored tensor is split into; `source.parameter` is the first."""
     names = [source.parameter]
     for transform in get_model_conversion_mapping(model) if "Chunk" in source.operations else ():
         first, *others = transform.target_patterns

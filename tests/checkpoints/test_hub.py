@@ -262,7 +262,7 @@ def test_without_network_what_is_missing_is_said(served):
     model_folder.locate_checkpoint(MODEL, COMMIT).joinpath("model-00002-of-00002.safetensors").unlink()
     offline = fetch(served, MODEL, "--revision", COMMIT, HF_HUB_OFFLINE="1")
     assert offline.returncode == 1
-    assert "could not be brought" in offline.stderr and "Traceback" not in offline.stderr
+    assert "could not be downloaded" in offline.stderr and "Traceback" not in offline.stderr
 
 
 def test_after_a_cut_connection_the_rest_of_the_file_is_asked_for(served):
@@ -291,7 +291,7 @@ def test_a_killed_fetch_goes_on_in_the_middle_of_a_file(served):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with pytest.raises(UserError, match=rf"run `mergemoe fetch {MODEL} --revision {COMMIT}`"):
+    with pytest.raises(UserError, match=rf"Run `mergemoe fetch {MODEL} --revision {COMMIT}`"):
         model_folder.locate_checkpoint(MODEL, COMMIT)  # half a model is none
     done = fetch(served, MODEL, "--revision", COMMIT)
     assert done.returncode == 0, done.stderr
@@ -321,7 +321,7 @@ def test_a_file_that_changed_in_the_cache_is_named_with_the_record_it_breaks(ser
     shard.write_bytes(content)
     told = fetch(served, MODEL, "--revision", COMMIT, HF_HUB_OFFLINE="1")
     assert told.returncode == 1
-    assert f"which is not what {hub_cache.fetch_record_path(MODEL, COMMIT)} says" in told.stderr
+    assert f", but {hub_cache.fetch_record_path(MODEL, COMMIT)} states another. Nothing was recorded" in told.stderr
     assert f"Delete {shard.resolve()}" in told.stderr
 
 
@@ -330,34 +330,37 @@ def test_the_record_of_a_colleague_binds_what_is_fetched(served):
     assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
     written.write_text(written.read_text().replace(hashlib.sha256(b"a b").hexdigest(), "0" * 64))
     told = fetch(served, MODEL, "--revision", COMMIT)
-    assert told.returncode == 1 and f"merges.txt has sha256 {hashlib.sha256(b'a b').hexdigest()}" in told.stderr
+    assert told.returncode == 1 and f"merges.txt: its sha256 is {hashlib.sha256(b'a b').hexdigest()}" in told.stderr
 
 
 def test_an_unknown_model_or_commit_is_said(served):
-    assert "has no model some-org/other: check the spelling" in refused(served, "some-org/other", "--revision", COMMIT)
+    assert "has no model some-org/other. Check the spelling" in refused(served, "some-org/other", "--revision", COMMIT)
     assert f"has no revision {'f' * 40}" in refused(served, MODEL, "--revision", "f" * 40)
-    assert "no id of a hub model" in refused(served, "tiny-moe", "--revision", COMMIT)
+    assert "is not the id of a hub model" in refused(served, "tiny-moe", "--revision", COMMIT)
 
 
 @pytest.mark.parametrize("args", [[], ["--revision", "main"], ["--revision", COMMIT[:7]]])
 def test_a_revision_that_can_move_is_refused_with_the_commit_that_it_is_now(served, args):
     told = refused(served, MODEL, *args)
-    assert f"`main` is this one now: `mergemoe fetch {MODEL} --revision {COMMIT}`" in told
+    assert f"For the commit that `main` is now: `mergemoe fetch {MODEL} --revision {COMMIT}`" in told
     assert not served.requests
 
 
 def test_a_hub_that_does_not_answer_is_said(served):
     nowhere = {"HF_HUB_OFFLINE": "1"}  # a dead port says the same after 10 seconds of trying
-    assert "could not be brought from http://127.0.0.1" in refused(served, MODEL, "--revision", COMMIT, **nowhere)
-    assert "Which one it is now is not known" in refused(served, MODEL, **nowhere)
+    assert "could not be downloaded from http://127.0.0.1" in refused(served, MODEL, "--revision", COMMIT, **nowhere)
+    assert "The current commit is not known" in refused(served, MODEL, **nowhere)
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"config.json": b"{}", "pytorch_model.bin": b"x"}, "has pickled weights only (pytorch_model.bin)"),
+        ({"config.json": b"{}", "pytorch_model.bin": b"x"}, "has only pickled weights (pytorch_model.bin)"),
         ({"config.json": b"{}", "tiny.gguf": b"x"}, "neither model.safetensors nor"),
-        ({"config.json": b"{}", model_folder.INDEX: b'{"weight_map": {"a": "b.safetensors"}}'}, "lacks b.safetensors"),
+        (
+            {"config.json": b"{}", model_folder.INDEX: b'{"weight_map": {"a": "b.safetensors"}}'},
+            "b.safetensors is missing",
+        ),
         ({"config.json": b"{}", model_folder.INDEX: b"<html>"}, "is not JSON"),
         ({"model.safetensors": b"x"}, "has no config.json"),
     ],
@@ -376,7 +379,7 @@ def test_a_disk_too_small_is_said_before_the_download(tmp_path, monkeypatch):
     file = RepoFile(path="model.safetensors", size=3 * 10**9 + 4, oid="0")
     hub._check_space(MODEL, tmp_path, {file.path: file})
     file.size += 1
-    with pytest.raises(UserError, match=r"needs 3.0 GB more in .* where 3.0 GB are free: make room"):
+    with pytest.raises(UserError, match=r"needs 3.0 GB more in .* where 3.0 GB are free\. Make room"):
         hub._check_space(MODEL, tmp_path, {file.path: file})
 
 
@@ -394,7 +397,7 @@ def test_params_yaml_names_what_to_fetch_and_the_workflow_finds_it_there(served,
     config = params(revision=COMMIT)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(config))
     command = f"`mergemoe fetch {MODEL} --revision {COMMIT}`"
-    with pytest.raises(UserError, match=f"^model.hubbed: .*: run {command}"):
+    with pytest.raises(UserError, match=rf"^model.hubbed: .*\. Run {command}"):
         preflight.check_params(read_params(config))
     done = fetch(served, "--params", "params.yaml")
     assert done.returncode == 0, done.stderr
@@ -428,10 +431,10 @@ def test_the_layout_names_a_model_by_id_and_commit_and_its_files_must_be_those_r
     fewer = {name: file for name, file in files.items() if name != "config.json"}
     for recorded, said in [(other, "0" * 64), (fewer, "not named")]:
         written.write_text(json.dumps({"files": recorded}))
-        with pytest.raises(UserError, match=rf"config.json .* is not what {written} says \(sha256: {said}\)"):
+        with pytest.raises(UserError, match=rf"config.json: its sha256 is .*, but {written} states {said}\."):
             stage.main()
     written.write_text("{}")
-    with pytest.raises(UserError, match=f"{written} is damaged .*: restore it with git"):
+    with pytest.raises(UserError, match=rf"{written} is damaged .*\. Restore it with git"):
         stage.main()
 
 
@@ -468,9 +471,9 @@ def test_every_stage_that_reads_the_model_finds_one_of_the_hub(served, tiny, mon
 
 def test_fetch_says_what_to_name(served, tmp_path):
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    assert "so none is of the hub" in refused(served, "--params", "params.yaml")
-    assert "name one model" in refused(served)
-    assert "name one model" in refused(served, MODEL, "--params", "params.yaml")
+    assert "so there is nothing to download from the hub" in refused(served, "--params", "params.yaml")
+    assert "give either a model and --revision" in refused(served)
+    assert "give either a model and --revision" in refused(served, MODEL, "--params", "params.yaml")
 
 
 @pytest.mark.parametrize(

@@ -141,45 +141,54 @@ def retyped(dtype, key=""):
 
 
 FAULTS = {
-    "a truncated shard": (truncate, r"00002.safetensors has [\d,]+ bytes where its header promises [\d,]+: .* again"),
-    "a shard cut in its header": (truncate_the_header, r"has 100 bytes and is truncated inside its header of [\d,]+:"),
+    "a truncated shard": (truncate, r"00002.safetensors has [\d,]+ bytes, but its header promises [\d,]+\. .* again"),
+    "a shard cut in its header": (truncate_the_header, r"has 100 bytes and is truncated inside its header of [\d,]+\."),
     "a spoilt header": (
         spoil_the_header,
         r"00002.safetensors does not begin with a safetensors header \((JSON|Unicode)",
     ),
-    "a missing shard": (lambda f: (f / SHARDS[1]).unlink(), f"lacks 1 of 2 shards that .* names, such as {SHARDS[1]}"),
-    "a missing tensor": (drop_from_shard, f"disagrees with .* in 1 tensors: {DOWN} .* lies in no shard"),
+    "a missing shard": (
+        lambda f: (f / SHARDS[1]).unlink(),
+        f"1 of the 2 shards in .* are missing, such as {SHARDS[1]}",
+    ),
+    "a missing tensor": (drop_from_shard, f"and the shards disagree on 1 tensors: {DOWN} .* is in no shard"),
     "an index of another version": (
         other_file,
-        f"in 1 tensors: {DOWN} should lie in {SHARDS[0]} and lies in {SHARDS[1]}",
+        f"on 1 tensors: {DOWN} should be in {SHARDS[0]} and is in {SHARDS[1]}",
     ),
     "an index without a map": (lambda f: write_json(f / model_folder.INDEX, {}), "index.json has no weight_map"),
     "a damaged index": (lambda f: (f / model_folder.INDEX).write_text("{"), "index.json is not JSON"),
-    "no index": (lambda f: (f / model_folder.INDEX).unlink(), "holds 2 safetensors files, .* bring that file, too"),
-    "a key in two shards": (one_key_twice, f"both {SHARDS[0]} and {SHARDS[1]} hold {DOWN}: shards of different"),
+    "no index": (lambda f: (f / model_folder.INDEX).unlink(), "holds 2 safetensors files, .* Download that file, too"),
+    "a key in two shards": (
+        one_key_twice,
+        f"both {SHARDS[0]} and {SHARDS[1]} hold {DOWN}. The folder holds shards of different",
+    ),
     "two checkpoints": (
         lambda f: save_file(tensors(0), f / model_folder.SINGLE),
         "holds both .* two checkpoints in one",
     ),
     "pickled weights": (pickles_only, r"pytorch_model.bin\). A pickle .* convert it once: .*save_pretrained\('NEW'\)"),
     "no weights": (nothing_left, r"holds no \*.safetensors file"),
-    "whole numbers": (retyped(torch.int8, "experts"), "is stored as I8, and config.json has no quantization_config"),
-    "8-bit floats": (retyped(torch.float8_e4m3fn, "experts"), "is stored as F8_E4M3, and config.json has no"),
+    "whole numbers": (retyped(torch.int8, "experts"), "is stored as I8, but config.json has no quantization_config"),
+    "8-bit floats": (retyped(torch.float8_e4m3fn, "experts"), "is stored as F8_E4M3, but config.json has no"),
     "two dtypes in a layer": (
         retyped(torch.bfloat16, "down"),
         r"layer 1 are stored as BF16 \(.*\) and F32 \(.*one dtype",
     ),
     "a damaged config.json": (lambda f: (f / "config.json").write_text('{"model'), "config.json is not JSON"),
     "a config.json of another kind": (lambda f: write_json(f / "config.json", []), "config.json holds a list"),
-    "no config.json": (lambda f: (f / "config.json").unlink(), "no config.json there"),
-    "no model_type": (config_without("model_type"), "config.json names no model_type"),
-    "a compressed checkpoint": (config_with(mergemoe={"format": 1}), "is compressed already: name the original"),
-    "another number of experts": (config_with(num_experts=8), "says 8 experts, layer 0 stores 4"),
-    "an expert lost": (drop_an_expert, "says 4 experts, layer 1 stores 3"),
+    "no config.json": (lambda f: (f / "config.json").unlink(), "there is no config.json"),
+    "no model_type": (config_without("model_type"), "config.json has no model_type"),
+    "a compressed checkpoint": (
+        config_with(mergemoe={"format": 1}),
+        "is a compressed checkpoint. .* Name the original",
+    ),
+    "another number of experts": (config_with(num_experts=8), "states 8 experts, but layer 0 stores 4"),
+    "an expert lost": (drop_an_expert, "states 4 experts, but layer 1 stores 3"),
     "more working experts than there are": (config_with(num_experts_per_tok=5), "5 experts work on a token, .* has 4"),
     "a pointer of git-LFS": (
         lambda f: (f / SHARDS[1]).write_text("version https://git-lfs.github.com/spec/v1\n"),
-        "is text and no safetensors file",
+        "is text, not a safetensors file",
     ),
     "a header that is a list": (lambda f: write_header(f, []), r"does not begin with a safetensors header \(Type"),
     "a header without places": (
@@ -190,7 +199,7 @@ FAULTS = {
         lambda f: write_json(f / model_folder.INDEX, {"weight_map": {DOWN: 1}}),
         "weight_map does not name a file for every tensor",
     ),
-    "another number of layers": (config_with(num_hidden_layers=3), "says 3 layers, the tensors are of 2"),
+    "another number of layers": (config_with(num_hidden_layers=3), "states 3 layers, but the tensors have 2"),
 }
 
 
@@ -225,7 +234,7 @@ def test_a_fault_is_told_by_its_own_words_before_the_first_job(fault, folder, mo
 )
 def test_the_number_of_experts_is_compared_under_every_name(stated, folder):
     write_json(folder / "config.json", {"model_type": "qwen3_moe", "num_hidden_layers": 2} | stated)
-    with pytest.raises(UserError, match="says 9 experts, layer 0 stores 4"):
+    with pytest.raises(UserError, match="states 9 experts, but layer 0 stores 4"):
         validation.check_checkpoint(folder)
 
 
@@ -236,7 +245,7 @@ def test_the_number_of_experts_is_compared_under_every_name(stated, folder):
             {"model_type": "newest_moe", "auto_map": {"AutoModel": "modeling_new.Newest"}},
             r"code of its own \(\{'AutoModel': 'modeling_new",
         ),
-        ({"model_type": "newest_moe"}, "newer than this version, or misspelt"),
+        ({"model_type": "newest_moe"}, "newer than this version, or its name in config.json is wrong"),
     ],
 )
 def test_an_architecture_without_code_is_refused_by_the_layout_and_no_code_is_run(config, words, folder, monkeypatch):
@@ -309,6 +318,6 @@ def test_snakemake_stops_at_a_missing_shard_before_a_job_ran(folder, tmp_path):
     (folder / SHARDS[1]).unlink()
     stopped = snakemake(project)
     assert stopped.returncode != 0
-    assert f"model.tiny: {folder} lacks 1 of 2 shards" in stopped.stderr
+    assert f"model.tiny: {folder}: 1 of the 2 shards in" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert not (project / "results").exists() and not (project / "logs").exists()

@@ -154,8 +154,8 @@ def test_a_class_that_could_not_be_loaded_again_is_refused_before_the_model_is_t
 
     for cls, words in (
         (Mine, "Mine is not a class of transformers"),
-        (transformers.Qwen3MoeModel, "no class of transformers that writes text"),
-        (transformers.Qwen3MoeForSequenceClassification, "no class of transformers that writes text"),
+        (transformers.Qwen3MoeModel, "is not one of transformers' classes that generate text"),
+        (transformers.Qwen3MoeForSequenceClassification, "is not one of transformers' classes that generate text"),
     ):
         model = cls.from_pretrained(tiny)
         with pytest.raises(UserError, match=words):

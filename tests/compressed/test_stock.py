@@ -138,9 +138,9 @@ def masked_softmax(router, gone):
 def test_rows_are_joined_only_where_no_groups_of_experts_are_chosen_first(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(architectures.save("deepseek_v3", tmp_path / "full", torch.float32))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    with pytest.raises(UserError, match="among 2 groups of experts first"):
+    with pytest.raises(UserError, match="first chooses among 2 groups of experts"):
         mergemoe.compress(model, drawn(), experts=4, **FOLDED)
-    for kept, why in ((3, "multiple of 2"), (2, "keep at least 3"), (4, "hold 2 of 4 kept experts: keep at least 6")):
+    for kept, why in ((3, "multiple of 2"), (2, "Keep at least 3"), (4, "hold 2 of 4 kept experts. Keep at least 6")):
         with pytest.raises(UserError, match=why):
             mergemoe.compress(model, drawn(), experts=kept, method="reap")
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
@@ -148,7 +148,7 @@ def test_rows_are_joined_only_where_no_groups_of_experts_are_chosen_first(tmp_pa
 
 def test_a_router_that_is_not_known_is_refused(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(architectures.save("gpt_oss", tmp_path / "full", torch.float32))
-    with pytest.raises(UserError, match="does not know how gpt_oss chooses"):
+    with pytest.raises(UserError, match="the routing rule of gpt_oss is not known"):
         mergemoe.compress(model, drawn(), experts=4, method="reap")
 
 

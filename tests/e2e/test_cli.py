@@ -29,7 +29,7 @@ def test_inspect_tells_family_layers_and_what_each_ratio_saves(project):
     told = command(project, "inspect", "tiny-moe")
     assert told.returncode == 0, told.stderr
     assert "qwen3_moe" in told.stdout and "8 per layer, 3 work on a token" in told.stdout
-    assert "2 (numbers 1 to 2)" in told.stdout and "This version can compress it" in told.stdout
+    assert "2 (numbers 1 to 2)" in told.stdout and "This version can compress the model" in told.stdout
     left = int(re.search(r"^0\.5 +([\d,]+)", told.stdout, re.MULTILINE)[1].replace(",", ""))
     assert left == cost.count_cost(project / "results/models/tiny/mixed/half/average")["bytes"]
 

@@ -93,7 +93,9 @@ def test_prompts_are_the_beginnings_of_the_first_sequences_that_are_long_enough(
     mask = torch.ones(4, 5, dtype=torch.uint8)
     mask[1, 2:] = 0
     assert generation.take_prompts(ids, mask, 2, 3).tolist() == [[0, 1, 2], [10, 11, 12]]
-    with pytest.raises(UserError, match="4 prompts of 3 tokens, and 3 of the 4 held-out sequences are as long"):
+    with pytest.raises(
+        UserError, match="4 prompts of 3 tokens are needed, but only 3 of the 4 held-out sequences are long enough"
+    ):
         generation.take_prompts(ids, mask, 4, 3)
 
 

@@ -158,14 +158,14 @@ def opened(name, include=None, data_files=None, fewshot=0):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"name": "no_such_task"}, r"evaluate\.tasks\.no_such_task: the name is not known to lm-eval"),
-        ({"name": "no_such_task", "include": "data/blimp"}, r"no_such_task: the name is not known in data/blimp"),
+        ({"name": "no_such_task"}, r"evaluate\.tasks\.no_such_task: lm-eval .* has no such task"),
+        ({"name": "no_such_task", "include": "data/blimp"}, r"no_such_task: no file in data/blimp defines this task"),
         ({"name": "blimp", "data_files": {"train": "x.jsonl"}}, "no single task of this name"),
-        ({"name": "arc_easy", "data_files": {"train": "a", "dev": "b"}}, r"has train, dev: .* is scored on 'test'"),
-        ({"name": "arc_easy", "data_files": {"test": "a"}, "fewshot": 2}, r"has 2 examples, .* the split 'train'"),
-        ({"name": "gsm8k", "data_files": {"test": "a"}, "fewshot": None}, r"has 5 examples, .* the split 'train'"),
-        ({"name": "truthfulqa_mc1", "fewshot": 2}, "fewshot is 2: lm-eval's own task takes no examples"),
-        ({"name": "squad_completion", "data_files": {"test": "a"}}, "with the one split `validation`"),
+        ({"name": "arc_easy", "data_files": {"train": "a", "dev": "b"}}, r"has train, dev, but .* is scored on 'test'"),
+        ({"name": "arc_easy", "data_files": {"test": "a"}, "fewshot": 2}, r"needs 2 examples from the split 'train'"),
+        ({"name": "gsm8k", "data_files": {"test": "a"}, "fewshot": None}, r"needs 5 examples from the split 'train'"),
+        ({"name": "truthfulqa_mc1", "fewshot": 2}, "fewshot is 2, but lm-eval's own task never takes examples"),
+        ({"name": "squad_completion", "data_files": {"test": "a"}}, "Give its split `validation`"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused_with_the_key(asked, message, monkeypatch):
@@ -177,7 +177,7 @@ def test_what_cannot_be_asked_for_is_refused_with_the_key(asked, message, monkey
 def test_a_stock_task_without_the_hub_says_what_helps(demo):
     with (
         lm_eval_tasks.open_task("arc_easy", None, {}, 0) as task,
-        pytest.raises(UserError, match="give the task `data_files`"),
+        pytest.raises(UserError, match="set `data_files` for the task"),
     ):
         lm_eval_run.score_task(*demo, task, fewshot=0, limit=2, batch_size=2)
 

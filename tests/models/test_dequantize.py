@@ -159,7 +159,7 @@ def test_blocks_cut_off_at_an_edge_keep_their_size(tmp_path, heads):
         ("model.layers.1.self_attn.k_proj.weight", None, "such as model.layers.1.self_attn.k_proj"),
         ("model.norm.weight", None, "such as model.norm.weight"),
         ("model.layers.0.mlp.up_proj.weight_scale_inv", torch.ones(3, 2), "not divisible by scale grid"),
-        ("model.layers.0.mlp.gate_proj.weight", torch.zeros(128, 128).to(torch.float8_e4m3fn), "by config.json"),
+        ("model.layers.0.mlp.gate_proj.weight", torch.zeros(128, 128).to(torch.float8_e4m3fn), "but config.json gives"),
     ],
 )
 def test_what_is_missing_or_does_not_fit_is_named(fp8, tmp_path, key, change, message):
@@ -175,12 +175,12 @@ def test_what_is_missing_or_does_not_fit_is_named(fp8, tmp_path, key, change, me
 @pytest.mark.parametrize(
     ("settings", "choice", "message"),
     [
-        ({"quant_method": "fp8"}, {}, r"quantized \(fp8\)\. With `dequantize: true` beside `path`"),
-        ({"quant_method": "mxfp4"}, {}, r"quantized \(mxfp4\)\. With `dequantize: true` beside `path`"),
-        ({"quant_method": "gptq"}, {}, "quantized by gptq; transformers dequantizes fp8, mxfp8, mxfp4 without"),
-        ({"quant_method": "awq"}, {"dequantize": True}, "quantized by awq; transformers dequantizes"),
-        ({"load_in_4bit": True}, {"dequantize": True}, "quantized by an unnamed method; transformers dequantizes"),
-        (None, {"dequantize": True}, "no quantization_config: leave the key out"),
+        ({"quant_method": "fp8"}, {}, r"quantized \(fp8\)\. .* Set `dequantize: true` beside `path`"),
+        ({"quant_method": "mxfp4"}, {}, r"quantized \(mxfp4\)\. .* Set `dequantize: true` beside `path`"),
+        ({"quant_method": "gptq"}, {}, r"quantized by gptq\. .* transformers dequantizes only fp8, mxfp8, mxfp4\."),
+        ({"quant_method": "awq"}, {"dequantize": True}, r"quantized by awq\. .* transformers dequantizes only"),
+        ({"load_in_4bit": True}, {"dequantize": True}, r"by an unnamed method\. .* transformers dequantizes only"),
+        (None, {"dequantize": True}, "has no quantization_config. Remove the key"),
     ],
 )
 def test_the_refusal_names_the_model_the_method_and_the_way_out(tiny, tmp_path, monkeypatch, settings, choice, message):
@@ -223,7 +223,7 @@ def test_a_hub_models_files_must_be_those_that_were_fetched(fp8, tmp_path, monke
     record.write_text(json.dumps({"files": files | {"config.json": {"size": 1, "sha256": "1"}}}))
     cfg = json.dumps({"path": "some/moe", "revision": commit, "dequantize": True})
     monkeypatch.setattr(sys, "argv", ["stage", "--cfg", cfg, "--code", "0", "--out", str(out)])
-    with pytest.raises(UserError, match=r"config.json .* is not what"):
+    with pytest.raises(UserError, match=r"config.json: its sha256 is .*, but .* states"):
         stage.main()
     assert not out.exists()
     record.write_text(json.dumps({"files": files}))
@@ -248,7 +248,8 @@ def test_the_workflow_refuses_the_checkpoint_or_reads_its_copy_everywhere(tmp_pa
     make_fp8(project / "tiny-moe")
     refused = dry("{path: tiny-moe}")
     assert refused.returncode != 0
-    assert "model.tiny: tiny-moe: quantized (fp8). With `dequantize: true`" in refused.stdout
+    assert "model.tiny: tiny-moe: the checkpoint is quantized (fp8)" in refused.stdout
+    assert "Set `dequantize: true`" in refused.stdout
     assert "Traceback" not in refused.stdout + refused.stderr
     planned = dry("{path: tiny-moe, dequantize: true}")
     assert planned.returncode == 0

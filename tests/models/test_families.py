@@ -111,7 +111,7 @@ def test_layers_that_read_more_of_those_before_them_than_hidden_states_are_notic
     config = architectures.REFUSED["inkling2_text"]()
     model = transformers.Inkling2ForCausalLM(config).eval()
     batch = {"input_ids": torch.arange(3, 27).view(2, 12), "attention_mask": torch.ones(2, 12, dtype=torch.int64)}
-    with pytest.raises(UserError, match="Inkling2TextModel: its layers read more of those before them"):
+    with pytest.raises(UserError, match="Inkling2TextModel: a layer reads more from earlier layers"):
         next(LayerwiseForward(ResidentModel(model), [batch]).layers())
 
 

@@ -381,7 +381,7 @@ def test_fidelity_is_over_the_decoders_half(path, compact):
 def test_sequences_that_end_in_the_encoders_half_are_refused_in_one_line(path):
     ids, mask = tokens()
     mask[:, HALF:] = 0
-    with pytest.raises(UserError, match="reads no token.*lower `length`"):
+    with pytest.raises(UserError, match="reads no token.*Lower `length`"):
         for _ in LayerwiseForward(LayeredModel(path, torch.float32, CPU), batches_of(ids, mask, 50, CPU)).layers():
             pass
 

@@ -43,9 +43,9 @@ def test_preflight_names_what_cannot_run(tiny, tmp_path, monkeypatch):
         (small(tiny, experts=9), r"asks for more experts than the layer has \(8\)"),
         (small(tiny, layers="0"), "contains no MoE layer of tiny. It has 1, 2"),
         (missing_text, "calibrate.mixed.source: data/calibration/none.jsonl: no such file"),
-        (no_model, "data/nowhere: no config.json there"),
-        (no_revision, "Qwen/Qwen3-30B-A3B: no config.json .* hub, add `revision`, its full commit hash"),
-        (no_experts, r"\(qwen3\) has no layer with experts"),
+        (no_model, "data/nowhere: there is no config.json"),
+        (no_revision, "Qwen/Qwen3-30B-A3B: there is no config.json.* hub, add `revision` with a full commit hash"),
+        (no_experts, r"\(qwen3\): no layer has experts"),
     ]:
         with pytest.raises(UserError, match=message):
             preflight.check_params(read_params(config))
@@ -72,11 +72,11 @@ def test_preflight_names_what_cannot_run(tiny, tmp_path, monkeypatch):
         ("qwen3_moe", {"experts": 1, "budget": "error", "max_size": 8}, {}, None),
         ("qwen3_moe", {"experts": 1, "budget": "error", "holdout": 0.0}, {}, "calibrate.mixed.holdout is 0. Set it"),
         ("qwen3_moe", {"experts": 1, "budget": "usage", "holdout": 0.0}, {"ridge": 0.1}, None),
-        ("qwen3_moe", {"experts": 1}, {"routing": "folded"}, "1 experts are kept and 3 work on a token"),
+        ("qwen3_moe", {"experts": 1}, {"routing": "folded"}, "1 experts are kept, but 3 work on a token"),
         ("qwen3_moe", {"layers": "1"}, {"routing": "folded"}, r"would have \[4, 8\] experts"),
         ("qwen3_moe", {"budget": "usage"}, {"routing": "folded"}, "with `budget: usage`, measurements decide"),
-        ("deepseek_v3", {"experts": 6}, {"routing": "folded"}, "chooses among 2 groups of experts first"),
-        ("gpt_oss", {}, {"routing": "folded"}, "does not know how gpt_oss chooses experts"),
+        ("deepseek_v3", {"experts": 6}, {"routing": "folded"}, "first chooses among 2 groups of experts"),
+        ("gpt_oss", {}, {"routing": "folded"}, "the routing rule of gpt_oss is not known"),
         ("gpt_oss", {}, {}, None),
     ],
 )
