@@ -46,7 +46,7 @@ with mistakes.told():
     runs.check()
     resources.check()
     params = read_params(config)
-    preflight.check(params)
+    preflight.check_params(params)
     graph = Graph(params)
 
 

@@ -67,7 +67,7 @@ def run_inspect(args: argparse.Namespace) -> None:
     """Print a checkpoint's family, layers, experts and sizes; or why it cannot be compressed."""
     from mergemoe.workflow.planning import inspect
 
-    print(inspect.inspect(args.model))
+    print(inspect.inspect_checkpoint(args.model))
     from mergemoe.checkpoints import model_folder, validation
     from mergemoe.models import deepseek, layout, supported
 
@@ -105,10 +105,10 @@ def run_plan(args: argparse.Namespace) -> None:
     from mergemoe.workflow.planning import plan, preflight, slurm, slurm_table
 
     params = _read_params(args.params)
-    preflight.check(params)
+    preflight.check_params(params)
     print(plan.plan_text(params, Path("results")))
     if slurm.PROFILE.is_dir():
-        print(f"\n{slurm_table.describe(params)}")
+        print(f"\n{slurm_table.slurm_text(params)}")
 
 
 def _read_params(path: str) -> "Params":
@@ -125,27 +125,27 @@ def run_record(args: argparse.Namespace) -> None:
     """Record what the workflow made."""
     from mergemoe.workflow.ledger import record
 
-    print(record.record(Path.cwd()))
+    print(record.record_run(Path.cwd()))
 
 
 def run_restore(args: argparse.Namespace) -> None:
     """Bring back what was recorded."""
-    from mergemoe.workflow.ledger.restore import restore
+    from mergemoe.workflow.ledger.restore import restore_revision
 
-    print(restore(Path.cwd(), args.revision))
+    print(restore_revision(Path.cwd(), args.revision))
 
 
 def run_audit(args: argparse.Namespace) -> None:
     """Print what an audit found, write it as JSON, and end with status 1 unless nothing differs."""
     from mergemoe.artifacts import atomic
     from mergemoe.workflow.ledger import audit_text
-    from mergemoe.workflow.ledger.audit import audit
+    from mergemoe.workflow.ledger.audit import audit_project
 
-    found = audit(Path.cwd(), args.revision, args.rerun)
+    found = audit_project(Path.cwd(), args.revision, args.rerun)
     path = Path("logs", "audit", f"{found['revision'][:12]}.json")
     with atomic.atomic(path) as file:
         file.write_text(json.dumps(found, indent=1) + "\n")
-    print(f"{audit_text.text(found)}\n({path} has all of it)")
+    print(f"{audit_text.format_audit(found)}\n({path} has all of it)")
     if not found["identical"]:
         sys.exit(1)
 
@@ -158,7 +158,7 @@ def run_table(args: argparse.Namespace) -> None:
     path = Path(paths.METRICS)
     if not path.is_file():
         raise UserError(f"{path} is not there: run `snakemake --cores all` first")
-    print(metrics.table(json.loads(path.read_text())), end="")
+    print(metrics.scores_table(json.loads(path.read_text())), end="")
 
 
 def run_export(args: argparse.Namespace) -> None:

@@ -28,16 +28,16 @@ def main() -> None:
     parser.add_argument("--parts", type=Path, nargs="+", required=True)
     args = parser.parse_args()
 
-    numbers = metrics.gather(args.results, args.cfg["runs"], args.cfg["tasks"])
-    models = study.load(args.results, args.cfg["runs"], args.cfg["tasks"], numbers)
+    numbers = metrics.gather_scores(args.results, args.cfg["runs"], args.cfg["tasks"])
+    models = study.load_study(args.results, args.cfg["runs"], args.cfg["tasks"], numbers)
     made = {"stage": "report", "params": args.cfg, "code": args.code, "payload": digests.digest_json(numbers)}
     whole = {**made, "inputs": study.inputs(args.results, models)}
     texts = {
-        args.metrics: metrics.dump(numbers),
+        args.metrics: metrics.metrics_text(numbers),
         args.quality: tables.quality(models),
         args.errors: tables.errors(models),
-        args.page: page.page(models, numbers, whole),
-        **{path: page.page(models, numbers, whole, part=path.stem) for path in args.parts},
+        args.page: page.render_page(models, numbers, whole),
+        **{path: page.render_page(models, numbers, whole, part=path.stem) for path in args.parts},
     }
     for path, text in texts.items():
         with atomic.atomic(path) as file:

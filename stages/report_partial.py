@@ -17,7 +17,7 @@ from stages.support import command
 
 
 def main() -> None:
-    """Read what is there, name the holes from the logs, write the page."""
+    """Read the results, find the missing ones in the logs, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", type=json.loads, required=True, help="runs and tasks as JSON")
     parser.add_argument("--code", required=True, help="digest of the stage's code, for the provenance")
@@ -27,15 +27,15 @@ def main() -> None:
 
     runs, tasks = args.cfg["runs"], args.cfg["tasks"]
     there = functools.cache(lambda path: verify.is_current(path, command.claims()))
-    missing = missing_results.find(args.results, args.logs, runs, tasks, there)
+    missing = missing_results.find_missing(args.results, args.logs, runs, tasks, there)
     made = [run for run in runs if missing_results.assembled(args.results, run, there)]
-    numbers = metrics.gather(args.results, made, tasks, there)
-    models = study.load(args.results, made, tasks, numbers, there)
+    numbers = metrics.gather_scores(args.results, made, tasks, there)
+    models = study.load_study(args.results, made, tasks, numbers, there)
     shown = {"stage": "report_partial", "params": args.cfg, "code": args.code}
     with atomic.atomic(args.page) as file:
-        file.write_text(page.page(models, numbers, shown, missing))
-    for hole in missing:
-        print(f"{hole.model}/{hole.subject} lacks {hole.missing}: {hole.said}")
+        file.write_text(page.render_page(models, numbers, shown, missing))
+    for one in missing:
+        print(f"{one.model}/{one.subject} lacks {one.missing}: {one.said}")
     print(f"{args.page} shows the rest")
 
 

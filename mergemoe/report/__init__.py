@@ -1,1 +1,1 @@
-"""What the runs left: metrics, the page, model cards."""
+"""The report of a study: metrics, the HTML page, model cards."""

@@ -1,7 +1,6 @@
-"""What the map of a layer's experts shows: how much each one is used and matters, and who became one with whom.
+"""Data of the chart of a layer's experts: usage and saliency of each one, and the groups.
 
-templates/experts.js draws it: a picture for each of a hundred layers and groupings would make a page heavy, its
-numbers do not.
+templates/experts.js draws it, because a figure for each of a hundred layers and groupings would make the page heavy.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""All numbers of a study in one dictionary: what results/metrics.json holds and the page and the cards show.
+"""All numbers of a study in one dictionary, for results/metrics.json, the page and the cards.
 
 {model: {"full": {"<task>/<score>": x, "cost/<what>": x}, "runs": {"<calibrate>/<cluster>/<solve>": {...}}}}
 """
@@ -29,7 +29,7 @@ distinct words (1), pairs (2) and triples (3) of tokens in one, mean length, per
 SAME_SIZE = 0.01  # runs whose bytes are this close, as a share of the smallest, count as one size
 
 
-def gather(
+def gather_scores(
     results: str | Path, runs: Iterable[Sequence[str]], tasks: Sequence[str], there: There | None = None
 ) -> Metrics:
     """Return the scores and counted costs of every run and of the models that were compressed.
@@ -37,16 +37,16 @@ def gather(
     Args:
         results: the folder of all artifacts.
         runs: [model, calibrate, cluster, solve] of each run.
-        tasks: names of the tasks; `fidelity` is one of them where it was measured.
-        there: tells which scores are there; the others are left out. Without it, all must be.
+        tasks: names of the tasks; `fidelity` is one of them if it was measured.
+        there: tells which scores exist; the others are left out. Without it, all must exist.
 
     Raises:
-        ArtifactError: where a file is missing, damaged, or holds a score that is no number.
+        ArtifactError: if a file is missing, damaged, or holds a score that is not a number.
     """
     results, metrics = Path(results), {}
     for model, *run in runs:
         if model not in metrics:
-            layout = read(below(results, paths.LAYOUT, model=model))
+            layout = read_artifact(below(results, paths.LAYOUT, model=model))
             folder = model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
             scores = score_paths(results, model, "full", tasks)
             metrics[model] = {"full": _numbers(scores, folder, there), "runs": {}}
@@ -61,24 +61,24 @@ def score_paths(results: Path, model: str, subject: str, tasks: Sequence[str]) -
     return [below(results, paths.SCORE, model=model, subject=subject, task=task) for task in tasks]
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_artifact(path: Path) -> dict[str, Any]:
     """Read a JSON artifact that the report cannot do without."""
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing: run `snakemake`, which makes it, before the report.")
+        raise ArtifactError(f"{path} is missing. Run `snakemake --cores all`, which makes it, before the report.")
     return store.read_json(path)
 
 
 def _numbers(scores: Sequence[Path], folder: str | Path, there: There | None) -> Scores:
     numbers = {f"cost/{name}": value for name, value in cost.count_cost(folder).items()}
     for path in (path for path in scores if there is None or there(path)):
-        for name, value in read(path)["scores"].items():
+        for name, value in read_artifact(path)["scores"].items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise errors.damaged_artifact(path, f"gives {value!r} for {name}, which is no number")
             numbers[f"{path.stem}/{name}"] = value
     return dict(sorted(numbers.items()))
 
 
-def dump(metrics: Metrics) -> str:
+def metrics_text(metrics: Metrics) -> str:
     """Return the text of results/metrics.json."""
     return json.dumps(metrics, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
@@ -98,12 +98,12 @@ def columns(metrics: Metrics) -> list[str]:
 
 
 def generation(keys: Iterable[str]) -> set[str]:
-    """Return those of generation, standard errors left out."""
+    """Return the scores of generation, without standard errors."""
     return {key for key in keys if key.startswith("generation/") and not key.endswith("_stderr")}
 
 
 def winner(model: Metrics) -> str | None:
-    """Return the run of a model with the lowest KL among the smallest, or None where no KL was measured.
+    """Return the run of a model with the lowest KL among the smallest, or None if no KL was measured.
 
     Smallest: bytes within `SAME_SIZE` of the smallest run's. The text that the KL is measured on chooses
     here, so the winner's own KL is a little optimistic; equal ones are told apart by name.
@@ -117,7 +117,7 @@ def winner(model: Metrics) -> str | None:
 
 
 def shown(value: float | None, error: float | None = None) -> str:
-    """Return a number as people read it: three digits, and its standard error where there is one."""
+    """Return a number as text: three digits, and its standard error if there is one."""
     if value is None:
         return "–"
     text = f"{value:#.3g}".rstrip(".") if 0 < abs(value) < 999.5 else f"{value:,.0f}"
@@ -125,14 +125,14 @@ def shown(value: float | None, error: float | None = None) -> str:
 
 
 def measured(task: str, artifact: Mapping[str, Any]) -> str:
-    """Return what a task's scores were measured on."""
+    """Return a description of the task and the number of samples that scores were measured on."""
     version = f"version {artifact['version']}, " if artifact.get("version") is not None else ""
     shots = f"{'/'.join(map(str, artifact['shots']))}-shot, " if any(artifact.get("shots", ())) else ""
     note = f"; {artifact['note']}" if artifact.get("note") else ""
     return f"{task} ({version}{shots}{artifact['samples']:,} {'tokens' if task == 'fidelity' else 'samples'}{note})"
 
 
-def table(metrics: Metrics) -> str:
+def scores_table(metrics: Metrics) -> str:
     """Return the main numbers as text for a terminal: a line per model, one per run below it."""
     names = columns(metrics)
     rows = [["", "MB", "share", *(name.replace("fidelity/", "") for name in names)]]
@@ -144,7 +144,7 @@ def table(metrics: Metrics) -> str:
     return aligned_table(rows, "<>") + "\n"
 
 
-def markdown(scores: Scores, base: Scores, tasks: Mapping[str, Mapping[str, Any]]) -> str:
+def scores_markdown(scores: Scores, base: Scores, tasks: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the scores of a run beside the full model's, as a section of its card.
 
     Args:

@@ -1,6 +1,6 @@
-"""What a study lacks, where not every job came to its end: which scores and runs, and what their logs say.
+"""Missing scores and runs of a study whose jobs did not all finish, with the last words of their logs.
 
-A run without its model has one hole: the first artifact that is missing on the way to it.
+Of a run without its model, only the first missing artifact on the way to it is named.
 """
 
 import re
@@ -21,8 +21,8 @@ MADE = "made once, and not there now"
 DONE = "CPU time: "  # how a stage that came to its end closes its log
 
 
-class Hole(NamedTuple):
-    """Something that is not there."""
+class Missing(NamedTuple):
+    """A missing score or artifact."""
 
     model: str
     subject: str  # full, or calibrate/cluster/solve
@@ -30,10 +30,10 @@ class Hole(NamedTuple):
     said: str  # the last words of its log
 
 
-def find(
+def find_missing(
     results: Path, logs: Path, runs: Sequence[Sequence[str]], tasks: Sequence[str], there: There = Path.exists
-) -> list[Hole]:
-    """Return every hole of a study, in the order of its runs.
+) -> list[Missing]:
+    """Return everything that a study lacks, in the order of its runs.
 
     Args:
         results: the folder of all artifacts.
@@ -43,7 +43,7 @@ def find(
         there: tells whether an artifact is there, and is what it should be.
     """
     subjects = dict.fromkeys((run[0], subject) for run in runs for subject in ("full", "/".join(run[1:])))
-    return [hole for model, subject in subjects for hole in _of(results, logs, model, subject, tasks, there)]
+    return [one for model, subject in subjects for one in _of(results, logs, model, subject, tasks, there)]
 
 
 def assembled(results: Path, run: Sequence[str], there: There = Path.exists) -> bool:
@@ -51,12 +51,12 @@ def assembled(results: Path, run: Sequence[str], there: There = Path.exists) -> 
     return there(below(results, STAGES["assemble"].finished, **dict(zip(RUN, run, strict=True))))
 
 
-def _of(results: Path, logs: Path, model: str, subject: str, tasks: Sequence[str], there: There) -> Iterator[Hole]:
+def _of(results: Path, logs: Path, model: str, subject: str, tasks: Sequence[str], there: There) -> Iterator[Missing]:
     for stage, names in _way(results, model, subject):
         artifact, told = below(results, stage.finished, **names), _log(logs, stage, names)
         if not there(artifact) and (told.is_file() or not stage.optional):
             job = told.relative_to(logs / stage.name).with_suffix("")
-            yield Hole(model, subject, f"{stage.name} {job}", _said(artifact, told))
+            yield Missing(model, subject, f"{stage.name} {job}", _said(artifact, told))
             return
     for task in tasks:
         names = {"model": model, "subject": subject, "task": task}
@@ -65,7 +65,7 @@ def _of(results: Path, logs: Path, model: str, subject: str, tasks: Sequence[str
             reference = STAGES["reference"]
             if task in RULES and not told.is_file() and not below(results, reference.output, **names).exists():
                 told = _log(logs, reference, names)
-            yield Hole(model, subject, task, _said(score, told))
+            yield Missing(model, subject, task, _said(score, told))
 
 
 def _way(results: Path, model: str, subject: str) -> Iterator[tuple[Stage, dict[str, str]]]:

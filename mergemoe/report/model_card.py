@@ -8,7 +8,7 @@ from huggingface_hub.repocard_data import EvalResult
 from mergemoe.compressed import checkpoint_card
 from mergemoe.report import metrics
 from mergemoe.report.metrics import Scores
-from mergemoe.report.study import Model, Run
+from mergemoe.report.study import ModelResults, RunResults
 from mergemoe.text_table import markdown_table
 
 NAMES = {
@@ -18,7 +18,7 @@ NAMES = {
 }
 
 
-def scored_card(model: Model, run: Run, provenance: str) -> str:
+def scored_card(model: ModelResults, run: RunResults, provenance: str) -> str:
     """Return the card; `provenance` is one of the keys of its front matter."""
     dataset = run.parameters["calibrate"].get("dataset")
     metadata = {
@@ -28,10 +28,10 @@ def scored_card(model: Model, run: Run, provenance: str) -> str:
         "provenance": provenance,
     }
     text = checkpoint_card.unscored_card(run.parameters, run.stock, **metadata)
-    return "\n".join([text, metrics.markdown(run.scores, model.full, model.tasks), _hashes(run.files)])
+    return "\n".join([text, metrics.scores_markdown(run.scores, model.full, model.tasks), _hashes(run.files)])
 
 
-def eval_results(model: Model, run: Run) -> list[EvalResult]:
+def eval_results(model: ModelResults, run: RunResults) -> list[EvalResult]:
     """Return the scores of a run as the Hub reads them."""
     return [
         EvalResult(

@@ -13,9 +13,9 @@ from markupsafe import Markup
 from mergemoe.compressed import checkpoint_card
 from mergemoe.report import plot_style
 from mergemoe.report.metrics import Metrics, shown
-from mergemoe.report.missing_results import Hole
+from mergemoe.report.missing_results import Missing
 from mergemoe.report.sections import SECTIONS, Section, calibration, cost, errors, experts, label, overview, scores
-from mergemoe.report.study import Model
+from mergemoe.report.study import ModelResults
 
 # Plotly.js's bundle of bars and lines, a quarter of the whole; tests hold its version to Python's plotly.
 PLOTLY = Path(__file__).with_name("templates").joinpath("plotly-basic.min.js").read_text()
@@ -30,16 +30,16 @@ PARTS = {
 }
 
 
-def page(
-    models: Sequence[Model],
+def render_page(
+    models: Sequence[ModelResults],
     metrics: Metrics,
     provenance: Mapping[str, Any],
-    holes: Sequence[Hole] | None = None,
+    missing: Sequence[Missing] | None = None,
     part: str | None = None,
 ) -> str:
     """Return the whole page; `metrics` and `provenance` are in it as JSON, too.
 
-    With `holes` it says that it is partial, and what it lacks; `part` has only the sections of `PARTS` by that name.
+    With `missing` it says that it is partial, and what it lacks; `part` has only the sections of `PARTS` by that name.
     """
     env = Environment(
         loader=PackageLoader("mergemoe.report"),
@@ -53,7 +53,7 @@ def page(
     marks = plot_style.marks(run.method for model in models for run in model.runs)
     return env.get_template("page.html").render(
         articles=[_article(env, model, marks, PARTS[part] if part else tuple(SECTIONS)) for model in models],
-        holes=holes,
+        missing=missing,
         metrics=metrics,
         provenance=provenance,
         house=plot_style.HOUSE.to_plotly_json(),
@@ -62,7 +62,7 @@ def page(
 
 
 def _article(
-    env: Environment, model: Model, marks: Mapping[str, plot_style.Mark], sections: Sequence[Section]
+    env: Environment, model: ModelResults, marks: Mapping[str, plot_style.Mark], sections: Sequence[Section]
 ) -> list[Markup]:
     """Return the sections of a model; one that has nothing to say is left out."""
     contexts = {section: context for section in sections if (context := section(model, marks)) is not None}

@@ -10,7 +10,7 @@ from typing import Any
 from mergemoe.compressed import checkpoint_card
 from mergemoe.report import expert_chart, plot_style, score_plots, token_plots, token_sufficiency
 from mergemoe.report.metrics import SAME_SIZE, generation, measured
-from mergemoe.report.study import Model, Run
+from mergemoe.report.study import ModelResults, RunResults
 
 LABELS = {
     "fidelity/kl": "KL\u00a0↓",
@@ -35,7 +35,7 @@ def label(key: str) -> str:
     return LABELS.get(key, key.replace("/", " ") + ("\u00a0↑" if "acc" in key else ""))
 
 
-def overview(model: Model, marks: Marks) -> Context:
+def overview(model: ModelResults, marks: Marks) -> Context:
     """What was compressed, what came out best, and every score over size."""
     figures = {
         key: score_plots.quality(label(key), key, model.full.get(key), _points(model, key), marks)
@@ -50,7 +50,7 @@ def overview(model: Model, marks: Marks) -> Context:
     }
 
 
-def _points(model: Model, key: str) -> list[score_plots.Point]:
+def _points(model: ModelResults, key: str) -> list[score_plots.Point]:
     return [
         score_plots.Point(
             run=run.name,
@@ -64,7 +64,7 @@ def _points(model: Model, key: str) -> list[score_plots.Point]:
     ]
 
 
-def scores(model: Model, marks: Marks) -> Context:
+def scores(model: ModelResults, marks: Marks) -> Context:
     """Every run's size and scores, to be sorted by any of them."""
     keys = [*model.columns, *(["fidelity/output_error"] if "fidelity" in model.tasks else [])]
     kept = {run.name: _kept(run.solved) for run in model.runs}
@@ -79,7 +79,7 @@ def _kept(solved: Sequence[Mapping[str, Any]]) -> str:
     return f"{sum(layer['experts'] for layer in solved)} → {sum(layer['kept'] for layer in solved)} in all"
 
 
-def errors(model: Model, marks: Marks) -> Context:
+def errors(model: ModelResults, marks: Marks) -> Context:
     """Where the error arises: over the layers, and of all runs at one layer."""
     lines = [
         score_plots.Line(
@@ -108,7 +108,7 @@ def errors(model: Model, marks: Marks) -> Context:
     }
 
 
-def experts(model: Model, marks: Marks) -> Context:
+def experts(model: ModelResults, marks: Marks) -> Context:
     """How often the router chooses each expert, how much it matters, and whom it was merged with."""
     layers = [layer["layer"] for layer in model.layout["layers"]]
     profiles, groupings = {}, {}
@@ -122,12 +122,12 @@ def experts(model: Model, marks: Marks) -> Context:
     return {"map": {"profiles": profiles, "groupings": groupings}, "first": _first(model).grouping}
 
 
-def _first(model: Model) -> Run:
+def _first(model: ModelResults) -> RunResults:
     """Return the run that is shown first: the winner, where one was chosen."""
     return model.winner or model.runs[0]
 
 
-def calibration(model: Model, marks: Marks) -> Context:
+def calibration(model: ModelResults, marks: Marks) -> Context:
     """Whether the calibration tokens were enough, per layer: of each grouping a picture, of each run a table."""
     figures = {name: token_plots.tokens(groupings) for name, groupings in model.groupings.items()}
     return {
@@ -138,7 +138,7 @@ def calibration(model: Model, marks: Marks) -> Context:
     }
 
 
-def texts(model: Model, marks: Marks) -> Context | None:
+def texts(model: ModelResults, marks: Marks) -> Context | None:
     """How the models go on by themselves: the numbers, and the same prompts continued side by side."""
     if not model.texts:
         return None
@@ -154,23 +154,23 @@ def texts(model: Model, marks: Marks) -> Context | None:
     return {"keys": [key for key in LABELS if key in found], "samples": samples}
 
 
-def cost(model: Model, marks: Marks) -> Context:
+def cost(model: ModelResults, marks: Marks) -> Context:
     """What each run costs beside the full model, counted."""
     return {"costs": COSTS}
 
 
-def parameters(model: Model, marks: Marks) -> Context:
+def parameters(model: ModelResults, marks: Marks) -> Context:
     """What each run was made with."""
     return {"stages": checkpoint_card.STAGES}
 
 
-def loading(model: Model, marks: Marks) -> Context:
+def loading(model: ModelResults, marks: Marks) -> Context:
     """The lines that load the winner, or the first run where none was chosen."""
     run = _first(model)
     return {"run": run, "lines": checkpoint_card.loading_lines(run.folder, run.stock)}
 
 
-Section = Callable[[Model, Marks], Context | None]
+Section = Callable[[ModelResults, Marks], Context | None]
 # Of each section, its name in the table of contents.
 SECTIONS: dict[Section, str] = {
     overview: "Overview",

@@ -1,4 +1,4 @@
-"""What the report shows beside the scores: the artifacts of each model and of each run made of it."""
+"""Artifacts that the report shows beside the scores: of each model, and of each run made from it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import Any
 from mergemoe.artifacts import paths, provenance
 from mergemoe.artifacts.paths import below
 from mergemoe.compressed import checkpoint_card
-from mergemoe.report.metrics import Metrics, Scores, There, columns, read, winner
+from mergemoe.report.metrics import Metrics, Scores, There, columns, read_artifact, winner
 
 
 @dataclass(frozen=True)
-class Run:
+class RunResults:
     """One compressed model."""
 
     name: str  # calibrate/cluster/solve
@@ -37,8 +37,8 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Model:
-    """One model, with all that was made of it."""
+class ModelResults:
+    """One model, with all runs made from it."""
 
     name: str
     layout: Mapping[str, Any]
@@ -48,8 +48,8 @@ class Model:
     profiles: Mapping[str, Sequence[Mapping[str, Any]]]  # calibrate -> one per layer
     groupings: Mapping[str, Sequence[Mapping[str, Any]]]  # calibrate/cluster -> one per layer
     texts: Sequence[Mapping[str, str]]  # the full model's continuations, where they were made
-    runs: Sequence[Run]
-    winner: Run | None
+    runs: Sequence[RunResults]
+    winner: RunResults | None
 
     @property
     def layers(self) -> list[str]:
@@ -57,13 +57,13 @@ class Model:
         return _layers(self.layout)
 
 
-def load(
+def load_study(
     results: Path, runs: Sequence[Sequence[str]], tasks: Sequence[str], metrics: Metrics, there: There | None = None
-) -> list[Model]:
-    """Read the artifacts of every model in `metrics`; tasks of which `there` says that a score is not are left out.
+) -> list[ModelResults]:
+    """Read the artifacts of every model in `metrics`; tasks without a score, as `there` tells, are left out.
 
     Raises:
-        ArtifactError: where a file is missing or damaged.
+        ArtifactError: if a file is missing or damaged.
     """
     models = []
     for name in metrics:
@@ -73,16 +73,16 @@ def load(
     return models
 
 
-def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[str], metrics: Metrics) -> Model:
-    layout = read(below(results, paths.LAYOUT, model=name))
+def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[str], metrics: Metrics) -> ModelResults:
+    layout = read_artifact(below(results, paths.LAYOUT, model=name))
     loaded = [_run(results, name, "/".join(run), layout, tasks, metrics) for run in runs]
     best = winner(metrics[name])
-    return Model(
+    return ModelResults(
         name=name,
         layout=layout,
         full=metrics[name]["full"],
         columns=columns({name: metrics[name]}),
-        tasks={task: read(_scores(results, name, runs[:1], task)[1]) for task in tasks},
+        tasks={task: read_artifact(_scores(results, name, runs[:1], task)[1]) for task in tasks},
         profiles={
             calibrate: _of_layers(results, paths.PROFILE, layout, model=name, calibrate=calibrate)
             for calibrate in dict.fromkeys(run[0] for run in runs)
@@ -99,12 +99,12 @@ def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[
 
 def _run(
     results: Path, model: str, name: str, layout: Mapping[str, Any], tasks: Sequence[str], metrics: Metrics
-) -> Run:
+) -> RunResults:
     folder = paths.SUBJECT_MODEL.format(model=model, subject=name)
-    assembled = read(below(results, paths.provenance_of(folder)))
+    assembled = read_artifact(below(results, paths.provenance_of(folder)))
     made = assembled["provenance"]
     solved = _of_layers(results, paths.SOLVE_RECORD, layout, model=model, **_choices(name))
-    return Run(
+    return RunResults(
         name=name,
         folder=folder,
         parameters=made["params"],
@@ -119,7 +119,7 @@ def _run(
 
 def _texts(results: Path, model: str, subject: str, tasks: Sequence[str]) -> list[dict[str, str]]:
     path = below(results, paths.GENERATION, model=model, subject=subject)
-    return read(path)["continuations"] if "generation" in tasks else []
+    return read_artifact(path)["continuations"] if "generation" in tasks else []
 
 
 def _scores(results: Path, model: str, runs: Sequence[Sequence[str]], task: str) -> list[Path]:
@@ -129,7 +129,7 @@ def _scores(results: Path, model: str, runs: Sequence[Sequence[str]], task: str)
 
 
 def _of_layers(results: Path, pattern: str, layout: Mapping[str, Any], **names: str) -> list[dict[str, Any]]:
-    return [read(below(results, pattern, layer=layer, **names)) for layer in _layers(layout)]
+    return [read_artifact(below(results, pattern, layer=layer, **names)) for layer in _layers(layout)]
 
 
 def _layers(layout: Mapping[str, Any]) -> list[str]:
@@ -141,12 +141,12 @@ def _choices(name: str) -> dict[str, str]:
     return dict(zip(("calibrate", "cluster", "solve"), name.split("/"), strict=False))
 
 
-def inputs(results: Path, models: Sequence[Model]) -> dict[str, str]:
+def inputs(results: Path, models: Sequence[ModelResults]) -> dict[str, str]:
     """Return {path: digest of its payload} of the artifacts that `models` and their metrics were read from."""
     return {path: provenance.content(below(results, path)) for model in models for path in _inputs(model)}
 
 
-def _inputs(model: Model) -> Iterator[str]:
+def _inputs(model: ModelResults) -> Iterator[str]:
     subjects = ["full", *(run.name for run in model.runs)]
     yield paths.LAYOUT.format(model=model.name)
     for subject in subjects:

@@ -1,13 +1,13 @@
-"""The numbers behind the pictures as CSV, for DVC's plots, spreadsheets and whoever draws them otherwise."""
+"""Tables of the plotted numbers as CSV, for DVC's plots, spreadsheets and other tools."""
 
 import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from mergemoe.report.study import Model
+from mergemoe.report.study import ModelResults
 
 
-def quality(models: Sequence[Model]) -> str:
+def quality(models: Sequence[ModelResults]) -> str:
     """Return a row per run, and one per full model: its share of the bytes and every score."""
     rows = []
     for model in models:
@@ -18,7 +18,7 @@ def quality(models: Sequence[Model]) -> str:
     return _csv(rows, ["model", "run", "method", "share"])
 
 
-def errors(models: Sequence[Model]) -> str:
+def errors(models: Sequence[ModelResults]) -> str:
     """Return a row per run and layer: its relative squared error on fitted and on held-out tokens."""
     rows = [
         {"model": model.name, "run": run.name, "layer": layer["layer"], **layer["output_error"]}
@@ -30,7 +30,7 @@ def errors(models: Sequence[Model]) -> str:
 
 
 def _csv(rows: Sequence[dict[str, object]], first: Iterable[str]) -> str:
-    """Return the text of a table; what a row lacks is empty, and so is null."""
+    """Return the text of a table; missing values and null are empty."""
     columns = dict.fromkeys([*first, *sorted({key for row in rows for key in row})])
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

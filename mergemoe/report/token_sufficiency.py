@@ -1,11 +1,11 @@
-"""Whether the calibration tokens were enough for a layer, by what its solve says of itself (docs/method.md)."""
+"""Check from the record of a solve whether a layer had enough calibration tokens (docs/method.md)."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 
 def worst(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how well the tokens pin a layer's solution down: of its groups, the worst of each figure."""
+    """Return how well the tokens determine a layer's solution: the worst of its groups in each figure."""
     groups, error = layer["groups"], layer["output_error"]
     wholes = [(group["layer_tokens"], group["layer_unknowns"]) for group in groups if "layer_tokens" in group]
     fits = wholes or [(group["tokens"], group["unknowns"]) for group in groups if group.get("unknowns")]

@@ -6,7 +6,7 @@ from typing import Any
 
 from mergemoe.workflow.config.params import Params
 from mergemoe.workflow.planning import slurm
-from mergemoe.workflow.planning.slurm import Asked
+from mergemoe.workflow.planning.slurm import Request
 
 
 def check() -> None:
@@ -16,7 +16,7 @@ def check() -> None:
         UserError: where it is not valid.
     """
     if slurm.PROFILE.is_dir():
-        slurm.cluster()
+        slurm.read_partitions()
 
 
 def asked(params: Params, stage: str) -> dict[str, Callable[[Any, int], int]]:
@@ -25,10 +25,10 @@ def asked(params: Params, stage: str) -> dict[str, Callable[[Any, int], int]]:
         return {}
 
     @functools.cache
-    def of_job(names: tuple[tuple[str, str], ...], attempt: int) -> Asked:
-        return slurm.asked(params, stage, dict(names), attempt)
+    def of_job(names: tuple[tuple[str, str], ...], attempt: int) -> Request:
+        return slurm.job_request(params, stage, dict(names), attempt)
 
     def resource(key: str) -> Callable[[Any, int], int]:
         return lambda wildcards, attempt: getattr(of_job(tuple(wildcards.items()), attempt), key)
 
-    return {key: resource(key) for key in Asked._fields}
+    return {key: resource(key) for key in Request._fields}

@@ -117,25 +117,25 @@ def test_the_largest_difference_of_numbers_is_relative(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     write(one, 2.0)
     write(other, 2.5)
-    found = {one.path: (one.largest, one.payload) for one in compare.compare(one, other)[1]}
+    found = {one.path: (one.largest, one.payload) for one in compare.compare_results(one, other)[1]}
     assert found == {"results/a.json": (0.25, True), "results/a.safetensors": (0.125, True)}  # .5 / 2; .5 / 4
     write(other, 2.0, code="2")
-    assert compare.compare(one, other) == (
+    assert compare.compare_results(one, other) == (
         0,
         [compare.Difference(f"results/a.{kind}", 0.0, payload=False) for kind in ("json", "safetensors")],
     )
     write(other, 2.0, name="b")
-    assert [(one.path, one.largest) for one in compare.compare(one, other)[1]] == [("results/a.json", None)]
+    assert [(one.path, one.largest) for one in compare.compare_results(one, other)[1]] == [("results/a.json", None)]
     write(other, 2.0)
     (other / "results/more.csv").write_text("x")
-    assert compare.compare(one, other) == (2, [compare.Difference("results/more.csv", None, payload=True)])
-    assert compare.compare(one, other, known={"results/more.csv"}) == (3, [])
+    assert compare.compare_results(one, other) == (2, [compare.Difference("results/more.csv", None, payload=True)])
+    assert compare.compare_results(one, other, known={"results/more.csv"}) == (3, [])
 
 
 def test_a_number_beside_zero_is_infinitely_far(tmp_path):
     write(tmp_path / "one", 2.0)
     write(tmp_path / "other", 2.0, extra=1e-9)
-    assert compare.compare(tmp_path / "one", tmp_path / "other")[1][0].largest == float("inf")
+    assert compare.compare_results(tmp_path / "one", tmp_path / "other")[1][0].largest == float("inf")
 
 
 def test_a_folder_has_dvcs_hash(tmp_path):
@@ -143,7 +143,7 @@ def test_a_folder_has_dvcs_hash(tmp_path):
     for name, text in {"b/x.txt": "one", "b.txt": "two", "a": "three"}.items():
         (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "out" / name).write_text(text)
-    before = dvc_lock.digest(tmp_path / "out")
+    before = dvc_lock.dvc_digest(tmp_path / "out")
     (tmp_path / "out" / ".snakemake_timestamp").touch()
-    assert dvc_lock.digest(tmp_path / "out") == before == "08d7f7d18d9449c6ec95773e3be426cb.dir"
-    assert dvc_lock.digest(tmp_path / "nothing") is None
+    assert dvc_lock.dvc_digest(tmp_path / "out") == before == "08d7f7d18d9449c6ec95773e3be426cb.dir"
+    assert dvc_lock.dvc_digest(tmp_path / "nothing") is None

@@ -395,11 +395,11 @@ def test_params_yaml_names_what_to_fetch_and_the_workflow_finds_it_there(served,
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(config))
     command = f"`mergemoe fetch {MODEL} --revision {COMMIT}`"
     with pytest.raises(UserError, match=f"^model.hubbed: .*: run {command}"):
-        preflight.check(read_params(config))
+        preflight.check_params(read_params(config))
     done = fetch(served, "--params", "params.yaml")
     assert done.returncode == 0, done.stderr
     read = read_params(config)
-    preflight.check(read)
+    preflight.check_params(read)
     graph = Graph(read)
     assert graph.layers == {"hubbed": [0, 1]}
     wildcards = type("Wildcards", (dict,), {"__getattr__": dict.__getitem__})(model="hubbed", subject="full")
@@ -408,7 +408,7 @@ def test_params_yaml_names_what_to_fetch_and_the_workflow_finds_it_there(served,
     assert json.loads(graph.plain_choice(wildcards))["revision"] == COMMIT
     hub_cache.fetch_record_path(MODEL, COMMIT).unlink()
     with pytest.raises(UserError, match=f"says what was fetched, is missing: run {command}"):
-        preflight.check(read)
+        preflight.check_params(read)
 
 
 def test_the_layout_names_a_model_by_id_and_commit_and_its_files_must_be_those_recorded(served, tiny, monkeypatch):

@@ -47,7 +47,7 @@ def test_results_made_anew_by_another_machine_say_how_they_compare(drifting, tmp
     done, found = audited(clone)
     assert done.returncode == 1
     assert (
-        "verdict: made anew: the provenance holds, and the bytes are not the recorded ones from the stage solve on"
+        "verdict: rebuilt since recording: provenance is valid, but files differ from dvc.lock from stage solve on"
         in (done.stdout)
     )
     assert [name for name, one in found["stages"].items() if not one["as_recorded"]][0] == "solve"
@@ -65,5 +65,5 @@ def test_what_cannot_be_audited_is_refused(drifting, tmp_path):
     clone = tmp_path / "clone"
     run(tmp_path, "git", "clone", "--quiet", str(drifting), str(clone))
     (clone / "dvc.lock").unlink()
-    assert "dvc.lock is not there: nothing was recorded yet" in run(clone, "mergemoe", "audit", ok=False).stderr
+    assert "dvc.lock is missing: nothing was recorded yet" in run(clone, "mergemoe", "audit", ok=False).stderr
     assert "dvc.lock differs from it: commit" in run(clone, "mergemoe", "audit", "--rerun", ok=False).stderr

@@ -76,4 +76,4 @@ def test_the_plan_foretells_the_bytes_of_every_run(monkeypatch):
 
 def test_the_readme_shows_the_committed_table():
     shown = re.search(r"<!-- table: mergemoe table -->\n```\n(.*?)```\n", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert shown[1] == metrics.table(json.loads(COMMITTED.read_text()))
+    assert shown[1] == metrics.scores_table(json.loads(COMMITTED.read_text()))

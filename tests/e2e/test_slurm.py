@@ -86,7 +86,7 @@ def check_memory(cluster, params, peaks):
     """Every stage ran, and asked for once to twice of what its largest job took, Snakemake in it included."""
     asked, taken = Counter(), Counter()
     for stage, names in jobs.every_job(params):
-        asked[stage] = max(asked[stage], slurm.asked(params, stage, names).mem_mb)
+        asked[stage] = max(asked[stage], slurm.job_request(params, stage, names).mem_mb)
     kinds = dict(line.split() for line in cluster.ask("squeue", "-h", "-t", "all", "-o", "%i %k").splitlines())
     for job, peak in peaks.items():
         stage = kinds[job].split("_")[1].removesuffix("s")  # of rule_solve_wildcards_..., rule_solves_solve

@@ -189,7 +189,7 @@ def test_the_refusal_names_the_model_the_method_and_the_way_out(tiny, tmp_path, 
     config = model_folder.read_config(folder) | ({"quantization_config": settings} if settings else {})
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=f"^model.mine: {folder}: .*{message}"):
-        preflight.check(params_on(folder, **choice))
+        preflight.check_params(params_on(folder, **choice))
 
 
 def test_a_quantized_text_model_is_seen():

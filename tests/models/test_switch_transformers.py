@@ -397,13 +397,13 @@ def test_tasks_of_lm_eval_and_generation_are_refused_before_the_first_job(path, 
         "evaluate": {"heldout": text},
         "runs": "all",
     }
-    preflight.check(read_params(content))
+    preflight.check_params(read_params(content))
     content["evaluate"]["tasks"] = {"blimp": {}}
     with pytest.raises(UserError, match="evaluate.tasks: model.switch has an encoder"):
-        preflight.check(read_params(content))
+        preflight.check_params(read_params(content))
     content["evaluate"] = {"heldout": text, "generation": {"prompts": 4, "prompt_tokens": 8}}
     with pytest.raises(UserError, match="evaluate.generation: model.switch has an encoder"):
-        preflight.check(read_params(content))
+        preflight.check_params(read_params(content))
 
 
 def test_a_configuration_alone_names_the_class():

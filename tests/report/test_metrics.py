@@ -16,7 +16,7 @@ def results(tmp_path):
 
 @pytest.fixture
 def gathered(results):
-    return metrics.gather(results, synthetic.RUNS, synthetic.TASKS)
+    return metrics.gather_scores(results, synthetic.RUNS, synthetic.TASKS)
 
 
 def test_every_score_and_cost_is_there_and_nothing_else(gathered):
@@ -36,7 +36,7 @@ def test_every_score_and_cost_is_there_and_nothing_else(gathered):
 
 
 def test_the_text_is_sorted_and_reads_back_the_same(gathered):
-    text = metrics.dump(gathered)
+    text = metrics.metrics_text(gathered)
     assert json.loads(text) == gathered
     assert text.endswith("}\n")
     assert text.index('"blimp/acc"') < text.index('"cost/bytes"') < text.index('"fidelity/kl"')
@@ -46,13 +46,13 @@ def test_a_missing_score_is_named(results):
     path = results / "scores/demo/mixed/half/average/blimp.json"
     path.unlink()
     with pytest.raises(UserError, match=f"{path} is missing"):
-        metrics.gather(results, synthetic.RUNS, synthetic.TASKS)
+        metrics.gather_scores(results, synthetic.RUNS, synthetic.TASKS)
 
 
 def test_a_score_that_is_no_number_is_named(results):
     synthetic.score(results / "scores/demo/full", {"acc": None}, {"perplexity": 81.93})
     with pytest.raises(UserError, match="full/blimp.json gives None for acc"):
-        metrics.gather(results, synthetic.RUNS, synthetic.TASKS)
+        metrics.gather_scores(results, synthetic.RUNS, synthetic.TASKS)
 
 
 def test_the_winner_has_the_lowest_kl_among_the_smallest():
@@ -78,8 +78,8 @@ def test_generation_is_no_column():
 def test_a_card_explains_generation_where_it_was_measured(gathered):
     run, full = gathered["demo"]["runs"]["mixed/half/mergemoe"], gathered["demo"]["full"]
     tasks = {"fidelity": {"samples": 9}}
-    assert "`generation`" not in metrics.markdown(run, full, tasks)
-    text = metrics.markdown(run | {"generation/loops": 0.25}, full, tasks | {"generation": {"samples": 4}})
+    assert "`generation`" not in metrics.scores_markdown(run, full, tasks)
+    text = metrics.scores_markdown(run | {"generation/loops": 0.25}, full, tasks | {"generation": {"samples": 4}})
     assert "| generation/loops | – | 0.250 |" in text
     assert "`generation` continues held-out prompts greedily" in text
 
@@ -103,7 +103,7 @@ def test_numbers_are_shown_with_three_digits(value, error, text):
 
 
 def test_the_table_has_a_line_per_model_and_run(gathered):
-    head, full, *runs = metrics.table(gathered).splitlines()
+    head, full, *runs = metrics.scores_table(gathered).splitlines()
     assert head.split() == ["MB", "share", "kl", "perplexity", "top1", "blimp/acc"]
     assert full.split() == ["demo", "0.00186", "100%", "–", "81.9", "–", "0.701", "±", "0.013"]
     assert [run.split()[0] for run in runs] == list(gathered["demo"]["runs"])

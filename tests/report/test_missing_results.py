@@ -25,7 +25,8 @@ def log(results, path, text):
 
 def found(results):
     return [
-        tuple(hole) for hole in missing_results.find(results, results.parent / "logs", synthetic.RUNS, synthetic.TASKS)
+        tuple(one)
+        for one in missing_results.find_missing(results, results.parent / "logs", synthetic.RUNS, synthetic.TASKS)
     ]
 
 
@@ -99,7 +100,7 @@ def test_a_log_without_an_error_is_told_for_what_it_is(whole, text, said):
 
 def test_what_is_there_is_gathered_and_what_is_not_is_left_out(whole):
     (whole / f"scores/demo/{RUN}/blimp.json").unlink()
-    numbers = metrics.gather(whole, synthetic.RUNS, synthetic.TASKS, Path.exists)
+    numbers = metrics.gather_scores(whole, synthetic.RUNS, synthetic.TASKS, Path.exists)
     assert "blimp/acc" not in numbers["demo"]["runs"][RUN] and "fidelity/kl" in numbers["demo"]["runs"][RUN]
     assert "blimp/acc" in numbers["demo"]["full"]
-    assert list(study.load(whole, synthetic.RUNS, synthetic.TASKS, numbers, Path.exists)[0].tasks) == ["fidelity"]
+    assert list(study.load_study(whole, synthetic.RUNS, synthetic.TASKS, numbers, Path.exists)[0].tasks) == ["fidelity"]

@@ -51,7 +51,7 @@ def test_twice_made_is_the_same_to_the_byte(made):
 
 def test_the_page_holds_the_numbers_of_metrics_json(made, page):
     gathered = json.loads((made / "first/metrics.json").read_text())
-    assert gathered == metrics.gather(made / "results", synthetic.RUNS, synthetic.TASKS)
+    assert gathered == metrics.gather_scores(made / "results", synthetic.RUNS, synthetic.TASKS)
     assert block(page, 'id="metrics"') == gathered
     perplexity = view(page, "quality-demo-2", "fidelity/perplexity")
     drawn = {trace["name"]: trace["y"][0] for trace in perplexity["data"]}

@@ -25,7 +25,7 @@ def small(tiny, **changes):
 
 def test_preflight_passes_what_can_run(tiny, monkeypatch):
     monkeypatch.chdir(ROOT)
-    preflight.check(read_params(small(tiny)))
+    preflight.check_params(read_params(small(tiny)))
     preflight_texts.check_texts(read_params(small(tiny)))
 
 
@@ -41,18 +41,18 @@ def test_preflight_names_what_cannot_run(tiny, tmp_path, monkeypatch):
     no_experts["model"]["tiny"]["path"] = str(dense)
     for config, message in [
         (small(tiny, experts=9), r"asks for more experts than the layer has \(8\)"),
-        (small(tiny, layers="0"), "holds no MoE layer of tiny; it has 1, 2"),
+        (small(tiny, layers="0"), "contains no MoE layer of tiny. It has 1, 2"),
         (missing_text, "calibrate.mixed.source: data/calibration/none.jsonl: no such file"),
         (no_model, "data/nowhere: no config.json there"),
         (no_revision, "Qwen/Qwen3-30B-A3B: no config.json .* hub, add `revision`, its full commit hash"),
         (no_experts, r"\(qwen3\) has no layer with experts"),
     ]:
         with pytest.raises(UserError, match=message):
-            preflight.check(read_params(config))
+            preflight.check_params(read_params(config))
     unknown = small(tiny)
     unknown["evaluate"]["tasks"] = {"blimpp": {"include": "data/blimp"}}
-    with pytest.raises(UserError, match="evaluate.tasks.blimpp: no .* in data/blimp says `task: blimpp`"):
-        preflight.check(read_params(unknown))
+    with pytest.raises(UserError, match="evaluate.tasks.blimpp: no .* in data/blimp has `task: blimpp`"):
+        preflight.check_params(read_params(unknown))
     mute = tmp_path / "mute"
     shutil.copytree(tiny, mute, ignore=shutil.ignore_patterns("tokenizer*"))
     nothing = small(tiny)
@@ -70,11 +70,11 @@ def test_preflight_names_what_cannot_run(tiny, tmp_path, monkeypatch):
     [
         ("qwen3_moe", {"max_size": 2, "experts": 3}, {}, "`max_size: 2` is too small for 3 groups of 8 experts"),
         ("qwen3_moe", {"experts": 1, "budget": "error", "max_size": 8}, {}, None),
-        ("qwen3_moe", {"experts": 1, "budget": "error", "holdout": 0.0}, {}, "calibrate.mixed.holdout is 0: set it"),
+        ("qwen3_moe", {"experts": 1, "budget": "error", "holdout": 0.0}, {}, "calibrate.mixed.holdout is 0. Set it"),
         ("qwen3_moe", {"experts": 1, "budget": "usage", "holdout": 0.0}, {"ridge": 0.1}, None),
         ("qwen3_moe", {"experts": 1}, {"routing": "folded"}, "1 experts are kept and 3 work on a token"),
         ("qwen3_moe", {"layers": "1"}, {"routing": "folded"}, r"would have \[4, 8\] experts"),
-        ("qwen3_moe", {"budget": "usage"}, {"routing": "folded"}, "with `budget: usage`, what layers measure says"),
+        ("qwen3_moe", {"budget": "usage"}, {"routing": "folded"}, "with `budget: usage`, measurements decide"),
         ("deepseek_v3", {"experts": 6}, {"routing": "folded"}, "chooses among 2 groups of experts first"),
         ("gpt_oss", {}, {"routing": "folded"}, "does not know how gpt_oss chooses experts"),
         ("gpt_oss", {}, {}, None),
@@ -89,17 +89,17 @@ def test_a_budget_and_a_routing_fit_the_model(family, cluster, solve, message, t
     config["solve"] = {"joint": {"method": "joint", **solve}}
     config["evaluate"]["tasks"] = {}
     if message is None:
-        preflight.check(read_params(config))
+        preflight.check_params(read_params(config))
     else:
         with pytest.raises(UserError, match=message):
-            preflight.check(read_params(config))
+            preflight.check_params(read_params(config))
 
 
 @pytest.mark.parametrize(
     ("cluster", "message"),
     [
         ({"share": 0.25, "max_size": 2}, None),
-        ({"share": 0.01}, "0.01 of 8 experts of width 24 leaves no size"),
+        ({"share": 0.01}, "0.01 of 8 experts of width 24 is too small"),
         ({"share": 0.5}, None),
     ],
 )
@@ -109,10 +109,10 @@ def test_a_share_leaves_a_size(cluster, message, tiny, monkeypatch):
     config["cluster"] = {"half": {"by": "selection", **cluster}}
     config["solve"] = {"sized": {"method": "select", "width": "auto"}}
     if message is None:
-        preflight.check(read_params(config))
+        preflight.check_params(read_params(config))
     else:
         with pytest.raises(UserError, match=message):
-            preflight.check(read_params(config))
+            preflight.check_params(read_params(config))
 
 
 def test_one_size_for_all_layers_needs_one_that_is_common(tiny, monkeypatch):
@@ -122,9 +122,9 @@ def test_one_size_for_all_layers_needs_one_that_is_common(tiny, monkeypatch):
     config["cluster"] = {"half": {"by": "selection", "share": 0.5}}
     monkeypatch.setattr(preflight, "_experts", lambda *_: {1: 8, 2: 17})
     with pytest.raises(UserError, match="have no size in common"):
-        preflight.check(read_params(config))
+        preflight.check_params(read_params(config))
     config["cluster"]["half"]["per"] = "layer"
-    preflight.check(read_params(config))
+    preflight.check_params(read_params(config))
 
 
 @pytest.mark.parametrize("solve", [{"method": "joint"}, {"method": "routed"}])
@@ -134,14 +134,14 @@ def test_auto_needs_held_out_sequences(solve, tiny, monkeypatch):
     config["calibrate"]["mixed"]["holdout"] = 0.0
     config["solve"] = {"chosen": solve}
     with pytest.raises(UserError, match=r"solve.chosen.ridge is auto.*calibrate.mixed.holdout is 0"):
-        preflight.check(read_params(config))
+        preflight.check_params(read_params(config))
     config["solve"]["chosen"] = {**solve, "ridge": 0.1}
-    preflight.check(read_params(config))
+    preflight.check_params(read_params(config))
 
 
 def test_what_no_layer_is_measured_at_is_not_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = small(make_tiny(tmp_path / "many", num_experts=24))
     config["cluster"]["half"] |= {"experts": 2, "budget": "error"}
-    with pytest.raises(UserError, match="2 of 24 experts are kept, and `budget: error` measures no layer below 3"):
-        preflight.check(read_params(config))
+    with pytest.raises(UserError, match="2 of 24 experts are kept, but `budget: error` measures no layer below 3"):
+        preflight.check_params(read_params(config))

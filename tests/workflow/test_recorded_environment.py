@@ -27,27 +27,27 @@ def test_jobs_of_a_stage_are_counted_with_their_seconds_and_every_place_once(tmp
     log(tmp_path, "solve/m/c/half/a/layer_002.log", seconds=1.25, peak_mb=500)
     log(tmp_path, "report.log", python="3.99.0")
     (tmp_path / "logs/solve/killed.log").write_text("x\n")
-    recorded_environment.renew(tmp_path)
-    stages = recorded_environment.read(tmp_path)
+    recorded_environment.renew_recorded(tmp_path)
+    stages = recorded_environment.read_recorded(tmp_path)
     assert {name: (one["jobs"], one["seconds"], one["peak_mb"]) for name, one in stages.items()} == {
         "layout": (1, 2.5, 300),
         "solve": (2, 3.8, 500),
         "report": (1, 2.5, 300),
     }
     assert all(len(one["ran_in"]) == 1 for one in stages.values())
-    assert recorded_environment.differences(tmp_path) == [
+    assert recorded_environment.environment_differences(tmp_path) == [
         f"python: 3.99.0 when recorded, {environment.describe_environment()['python']} here"
     ]
 
 
 def test_a_stage_without_logs_keeps_what_was_said_of_it(tmp_path):
     log(tmp_path, "capture/m/c.log", processor="another")
-    recorded_environment.renew(tmp_path)
+    recorded_environment.renew_recorded(tmp_path)
     (tmp_path / "logs/capture/m/c.log").unlink()
     log(tmp_path, "report.log")
-    recorded_environment.renew(tmp_path)
-    assert recorded_environment.read(tmp_path)["capture"]["ran_in"][0]["processor"] == "another"
-    assert recorded_environment.read(tmp_path)["report"]["jobs"] == 1
+    recorded_environment.renew_recorded(tmp_path)
+    assert recorded_environment.read_recorded(tmp_path)["capture"]["ran_in"][0]["processor"] == "another"
+    assert recorded_environment.read_recorded(tmp_path)["report"]["jobs"] == 1
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="only Linux says it there")

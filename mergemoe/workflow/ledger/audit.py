@@ -1,7 +1,7 @@
-"""Audit: is what was published what was recorded, and does it come out again?
+"""Audit of a recorded run: compare published files with the record, and optionally compute them again.
 
-Without a revision the tree is audited as it lies there; with one, a clone of it in a temporary folder. With a rerun,
-everything is computed again in another clone, from the checkpoint and the text alone, and compared file by file.
+Without a revision the working tree is audited; with one, a clone of it in a temporary folder. With a rerun, everything
+is computed again in another clone, from the checkpoint and the text alone, and compared file by file.
 """
 
 import json
@@ -13,42 +13,43 @@ from mergemoe.artifacts.paths import METRICS
 from mergemoe.errors import UserError
 from mergemoe.report import missing_results
 from mergemoe.workflow.ledger import commands, compare, dvc_lock, record, recorded_environment, verify_results
-from mergemoe.workflow.ledger.clone import bring, clone
+from mergemoe.workflow.ledger.clone import checkout_artifacts, temporary_clone
 
 
-def audit(root: Path, revision: str | None = None, rerun: bool = False) -> dict[str, Any]:
-    """Return all that an audit found; `identical` in it says whether nothing at all differs.
+def audit_project(root: Path, revision: str | None = None, rerun: bool = False) -> dict[str, Any]:
+    """Return the findings of an audit; `identical` tells whether nothing at all differs.
 
     Raises:
-        UserError: where there is nothing to audit, or the recomputation fails.
+        UserError: if there is nothing to audit, or the recomputation fails.
     """
     record.check_project(root)
     commit = record.recorded_commit(root, revision) if revision else record.commit_of(root, "HEAD")
-    if rerun and not revision and (dirty := commands.run(root, "git", "status", "--porcelain", "-uno").splitlines()):
+    dirty = commands.run_program(root, "git", "status", "--porcelain", "-uno").splitlines()
+    if rerun and not revision and dirty:
         raise UserError(
-            f"--rerun computes the commit again, and {dirty[0][3:]} differs from it: commit, or name a revision"
+            f"--rerun computes the commit again, but {dirty[0][3:]} differs from it. Commit it, or name a revision"
         )
     if revision is None:
         found = _audit(root, root, commit, rerun)
     else:
-        with clone(root, commit) as tree:
-            bring(tree)
+        with temporary_clone(root, commit) as tree:
+            checkout_artifacts(tree)
             found = _audit(root, tree, commit, rerun)
-    return {"revision": commit, "environment": recorded_environment.differences(root), **found}
+    return {"revision": commit, "environment": recorded_environment.environment_differences(root), **found}
 
 
 def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
-    locked = dvc_lock.read(tree)
+    locked = dvc_lock.read_lock(tree)
     kept_out = commands.kept_out(tree)
-    faults = verify_results.check(tree, commands.ledger(tree)["claims"], kept_out)
-    rules = commands.rules(tree)
+    faults = verify_results.check_results(tree, commands.ask_ledger(tree)["claims"], kept_out)
+    rules = commands.stage_rules(tree)
     stages = {
         name: _stage(name, tree, locked, [f for f in faults if f.stage in rules[name]], kept_out) for name in locked
     }
     strays = [fault.fact for fault in faults if not fault.stage]
     found: dict[str, Any] = {"stages": stages, "strays": strays, "edited": _edited(tree, locked)}
     if rerun:
-        with clone(root, commit) as again:
+        with temporary_clone(root, commit) as again:
             _compute(again)
             found |= _rerun(stages, tree, again, locked)
             found["metrics"] = _metrics(root, commit, again)
@@ -61,11 +62,11 @@ def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
 
 
 def _compute(tree: Path) -> None:
-    """Run a clone's workflow from nothing; where it fails, say what the logs say, for the clone is gone then."""
-    for path in verify_results.files(tree):  # metrics.json and its tables, which git has
+    """Run a clone's workflow from nothing; if it fails, the error quotes the logs, because the clone is deleted."""
+    for path in verify_results.result_files(tree):  # metrics.json and its tables, which git has
         (tree / path).unlink()
     try:
-        commands.run(tree, "snakemake", "--cores", "all", "--quiet", "host", "rules", "reason", shown=True)
+        commands.run_program(tree, "snakemake", "--cores", "all", "--quiet", "host", "rules", "reason", shown=True)
     except UserError as error:
         said = dict.fromkeys(map(missing_results.last_words, sorted((tree / "logs").rglob("*.log"))))
         told = [words for words in said if not words.startswith(missing_results.MADE)]
@@ -75,14 +76,13 @@ def _compute(tree: Path) -> None:
 def _stage(
     name: str, tree: Path, locked: dict[str, Any], faults: Sequence[verify_results.Fault], kept_out: Collection[str]
 ) -> dict[str, Any]:
-    """Return what one stage's outputs are, beside what dvc.lock and provenance say of them."""
-    outs = list(dvc_lock.entries({name: locked[name]}, "outs"))
-    data = [entry for entry in dvc_lock.entries({name: locked[name]}, "deps") if not _is_code(entry.path)]
+    """Return how one stage's outputs compare with dvc.lock and with their provenance."""
+    outs = list(dvc_lock.lock_entries({name: locked[name]}, "outs"))
+    data = [entry for entry in dvc_lock.lock_entries({name: locked[name]}, "deps") if not _is_code(entry.path)]
     here = [entry for entry in [*outs, *data] if entry.path not in kept_out]
-    wrong = [entry.path for entry in here if dvc_lock.digest(tree / entry.path) != entry.md5]
-    files = [
-        tree / path for path in verify_results.files(tree) if verify_results.below(path, [entry.path for entry in outs])
-    ]
+    wrong = [entry.path for entry in here if dvc_lock.dvc_digest(tree / entry.path) != entry.md5]
+    own = [entry.path for entry in outs]
+    files = [tree / path for path in verify_results.result_files(tree) if verify_results.is_below(path, own)]
     return {
         "files": len(files),
         "bytes": sum(path.stat().st_size for path in files),
@@ -98,24 +98,24 @@ def _is_code(path: str) -> bool:
 
 
 def _edited(tree: Path, locked: dict[str, Any]) -> list[str]:
-    """Return the code that reads otherwise than when it was recorded; whether it does otherwise, provenance tells."""
-    code = {entry.path: entry.md5 for entry in dvc_lock.entries(locked, "deps") if _is_code(entry.path)}
-    return [path for path, md5 in code.items() if dvc_lock.digest(tree / path) != md5]
+    """Return the code whose text was edited since recording; provenance tells whether its behaviour changed."""
+    code = {entry.path: entry.md5 for entry in dvc_lock.lock_entries(locked, "deps") if _is_code(entry.path)}
+    return [path for path, md5 in code.items() if dvc_lock.dvc_digest(tree / path) != md5]
 
 
 def _rerun(stages: dict[str, Any], tree: Path, again: Path, locked: dict[str, Any]) -> dict[str, Any]:
-    """Add to every stage how its files came out again; return the first stage where they are others."""
+    """Add the comparison with the rerun to every stage; return the first stage whose results differ."""
     kept_out = {path for one in stages.values() for path in one["kept_out"]}
     same = {
         e.path
-        for e in dvc_lock.entries(locked, "outs")
-        if e.path in kept_out and dvc_lock.digest(again / e.path) == e.md5
+        for e in dvc_lock.lock_entries(locked, "outs")
+        if e.path in kept_out and dvc_lock.dvc_digest(again / e.path) == e.md5
     }
-    identical, differences = compare.compare(tree, again, same)
-    outs = [(entry.stage, entry.path) for entry in dvc_lock.entries(locked, "outs")]
+    identical, differences = compare.compare_results(tree, again, same)
+    outs = [(entry.stage, entry.path) for entry in dvc_lock.lock_entries(locked, "outs")]
     for name, one in stages.items():
         own = [path for stage, path in outs if stage == name]
-        differ = [d for d in differences if verify_results.below(d.path, own)]
+        differ = [d for d in differences if verify_results.is_below(d.path, own)]
         sizes = [d.largest for d in differ if d.largest is not None]
         one |= {
             "differ": [d.path for d in differ],
@@ -127,9 +127,9 @@ def _rerun(stages: dict[str, Any], tree: Path, again: Path, locked: dict[str, An
 
 
 def _metrics(root: Path, commit: str, tree: Path) -> dict[str, Any]:
-    """Return the numbers of metrics.json that are not those of the commit, with their standard errors."""
-    known = commands.run(root, "git", "ls-tree", commit, METRICS)
-    committed = _flat(json.loads(commands.run(root, "git", "show", f"{commit}:{METRICS}"))) if known else {}
+    """Return the numbers of metrics.json that differ from the commit's, with their standard errors."""
+    known = commands.run_program(root, "git", "ls-tree", commit, METRICS)
+    committed = _flat(json.loads(commands.run_program(root, "git", "show", f"{commit}:{METRICS}"))) if known else {}
     path = tree / METRICS
     found = _flat(json.loads(path.read_text())) if path.is_file() else {}
     keys = sorted(committed.keys() | found.keys())

@@ -1,4 +1,4 @@
-"""What an audit found, as a table that a reviewer reads."""
+"""Text of an audit's findings, for a terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,23 +9,23 @@ from mergemoe.text_table import aligned_table
 LISTED = 12  # facts of one kind
 
 
-def text(found: Mapping[str, Any]) -> str:
+def format_audit(found: Mapping[str, Any]) -> str:
     """Return an audit's findings (workflow/ledger/audit.py) for a terminal."""
     parts = [f"audit of {found['revision'][:12]}", _table(found), *_facts(found), f"verdict: {verdict(found)}"]
     return "\n\n".join(parts)
 
 
 def verdict(found: Mapping[str, Any]) -> str:
-    """Return the end of it all in a sentence."""
+    """Return the conclusion of an audit in a sentence."""
     again, other = found.get("again"), [name for name, one in found["stages"].items() if not one["as_recorded"]]
     if found["identical"] and again:
         return f"identical. All {again['identical']} files came out again, byte for byte."
     if found["identical"]:
         return "identical. Every byte is as recorded, and the provenance holds."
     if found["strays"] or any(one["faults"] for one in found["stages"].values()):
-        return "NOT as recorded: what stands above does not hold."
+        return "NOT as recorded: the artifacts above fail their checks."
     if other:
-        return f"made anew: the provenance holds, and the bytes are not the recorded ones from the stage {other[0]} on."
+        return f"rebuilt since recording: provenance is valid, but files differ from dvc.lock from stage {other[0]} on."
     if found.get("parts_at"):
         return f"as recorded, but a rerun gives other results, from the stage {found['parts_at']} on."
     if again and again["differ"]:

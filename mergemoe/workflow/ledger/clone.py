@@ -11,14 +11,16 @@ from mergemoe.workflow.ledger import commands, dvc_lock
 
 
 @contextmanager
-def clone(root: Path, commit: str) -> Iterator[Path]:
+def temporary_clone(root: Path, commit: str) -> Iterator[Path]:
     """Yield a temporary clone at a commit, with the DVC cache and the remotes of `root`."""
     with tempfile.TemporaryDirectory(prefix="mergemoe-") as folder:
         tree = Path(folder, "project")
-        commands.run(root, "git", "clone", "--quiet", "--no-checkout", str(root), str(tree))
-        commands.run(tree, "git", "checkout", "--quiet", "--detach", commit)
+        commands.run_program(root, "git", "clone", "--quiet", "--no-checkout", str(root), str(tree))
+        commands.run_program(tree, "git", "checkout", "--quiet", "--detach", commit)
         _configure(root, tree)
-        for entry in dvc_lock.entries(dvc_lock.read(tree), "deps"):  # a checkpoint or a text that git has not
+        for entry in dvc_lock.lock_entries(
+            dvc_lock.read_lock(tree), "deps"
+        ):  # a checkpoint or a text that is not in git
             ours, its = root / entry.path, tree / entry.path
             if not entry.path.startswith("results/") and not its.exists() and ours.exists():
                 its.parent.mkdir(parents=True, exist_ok=True)
@@ -27,61 +29,60 @@ def clone(root: Path, commit: str) -> Iterator[Path]:
 
 
 def _configure(root: Path, tree: Path) -> None:
-    """Let a clone take artifacts from where `root` does; its configuration may name paths relative to itself."""
+    """Give a clone the cache and the remotes of `root`, whose configuration may have paths relative to itself."""
     found, whole = (configparser.ConfigParser(interpolation=None) for _ in range(2))
     found.read([root / ".dvc" / name for name in ("config", "config.local")])
     for name, section in found.items():
         url = section.get("url", "")
         path = "" if "://" in url or Path(url).is_absolute() else str((root / ".dvc" / url).resolve())
         whole.read_dict({name: {**section, **({"url": path} if url and path else {})}})
-    whole.read_dict({"cache": {"dir": str(cache(root))}})
+    whole.read_dict({"cache": {"dir": str(cache_folder(root))}})
     with (tree / ".dvc" / "config.local").open("w") as file:
         whole.write(file)
 
 
-def cache(root: Path) -> Path:
+def cache_folder(root: Path) -> Path:
     """Return the folder of DVC's cache."""
-    return (root / commands.run(root, "dvc", "cache", "dir").strip()).resolve()
+    return (root / commands.run_program(root, "dvc", "cache", "dir").strip()).resolve()
 
 
-def fetch(tree: Path) -> None:
-    """Bring what a tree's dvc.lock has into DVC's cache, from the remote where it is not there yet.
+def fetch_artifacts(tree: Path) -> None:
+    """Fetch the artifacts of a tree's dvc.lock from the remote into DVC's cache, if they are not there yet.
 
     Raises:
-        UserError: where something is in neither; what dvc.yaml keeps out of pushes may be.
+        UserError: if an artifact is in neither, unless dvc.yaml keeps it out of pushes.
     """
-    kept, failed = cache(tree), ""
+    kept, failed = cache_folder(tree), ""
     if _missing(tree, kept):
         try:
-            commands.run(tree, "dvc", "fetch")
+            commands.run_program(tree, "dvc", "fetch")
         except UserError as error:
             failed = f"\n{error}"
     if lost := _missing(tree, kept) - commands.unpushed(tree):
         raise UserError(
-            f"{', '.join(sorted(lost))}: not in DVC's cache, and not in a remote. Run `dvc push` where it was "
-            f"recorded, and give this project the remote{failed}"
+            f"{', '.join(sorted(lost))}: neither in DVC's cache nor in a remote. Run `dvc push` on the machine that "
+            f"recorded it, and add the remote to this project{failed}"
         )
 
 
 def _missing(tree: Path, kept: Path) -> set[str]:
-    in_git = set(commands.run(tree, "git", "ls-files", "results").splitlines())
-    return {
-        entry.path for entry in dvc_lock.outs(tree) if entry.path not in in_git and not dvc_lock.cached(kept, entry.md5)
-    }
+    in_git = set(commands.run_program(tree, "git", "ls-files", "results").splitlines())
+    outs = [entry for entry in dvc_lock.locked_outs(tree) if entry.path not in in_git]
+    return {entry.path for entry in outs if not dvc_lock.is_cached(kept, entry.md5)}
 
 
-def bring(tree: Path) -> None:
+def checkout_artifacts(tree: Path) -> None:
     """Put the artifacts of a tree's dvc.lock in place, and check every byte.
 
     Raises:
-        UserError: where some cannot be had, or are not what was recorded.
+        UserError: if some are not available, or are not what was recorded.
     """
-    fetch(tree)
-    commands.run(tree, "dvc", "checkout", "--allow-missing")
+    fetch_artifacts(tree)
+    commands.run_program(tree, "dvc", "checkout", "--allow-missing")
     kept_out = commands.kept_out(tree)
-    for entry in dvc_lock.outs(tree):
-        if entry.path not in kept_out and dvc_lock.digest(tree / entry.path) != entry.md5:
+    for entry in dvc_lock.locked_outs(tree):
+        if entry.path not in kept_out and dvc_lock.dvc_digest(tree / entry.path) != entry.md5:
             raise UserError(
-                f"{entry.path} is not what dvc.lock says, though DVC has just put it there: its cache is damaged. "
-                "Delete .dvc/cache and run this again, which takes all from the remote"
+                f"{entry.path} differs from dvc.lock, although DVC has just put it there. Its cache is damaged. "
+                "Delete .dvc/cache and run this again: it fetches everything from the remote"
             )

@@ -1,4 +1,4 @@
-"""The programs that the ledger is kept with: git, dvc and snakemake, called as a user would call them."""
+"""Run git, dvc and snakemake as programs, as a user would call them."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from mergemoe.errors import UserError
 PYTHON = Path(sys.executable)
 
 
-def run(root: Path, *command: str, shown: bool = False) -> str:
+def run_program(root: Path, *command: str, shown: bool = False) -> str:
     """Run a program in a project's folder and return what it printed.
 
     Args:
@@ -24,7 +24,7 @@ def run(root: Path, *command: str, shown: bool = False) -> str:
         shown: whether its messages appear while it runs.
 
     Raises:
-        UserError: where it is not there, or ends with a status that is not 0; with the last lines that it said.
+        UserError: if it is not installed, or its exit status is not 0; with the last lines of its output.
     """
     if command[0] in {"dvc", "snakemake"}:
         command = (str(PYTHON), "-m", *command)
@@ -32,7 +32,7 @@ def run(root: Path, *command: str, shown: bool = False) -> str:
     try:
         done = subprocess.run(command, cwd=root, env=_environment(), stdout=subprocess.PIPE, stderr=errors, text=True)
     except FileNotFoundError:
-        raise UserError(f"`{command[0]}` is not there: install it") from None
+        raise UserError(f"`{command[0]}` is not installed. Install it") from None
     if done.returncode != 0:
         name = " ".join(command[2:] if command[1] == "-m" else command)
         said = f"{done.stdout}\n{done.stderr or ''}".strip().splitlines()[-12:]  # Snakemake says why in either
@@ -45,19 +45,19 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}", "DVC_NO_ANALYTICS": "1"}
 
 
-def pending(root: Path) -> dict[str, int]:
+def pending_jobs(root: Path) -> dict[str, int]:
     """Return how many jobs of each rule Snakemake would run."""
-    said = run(root, "snakemake", "--cores", "1", "--dry-run", "--quiet", "rules")
+    said = run_program(root, "snakemake", "--cores", "1", "--dry-run", "--quiet", "rules")
     counts = re.findall(r"^(\w+) +(\d+)$", said, re.MULTILINE)
     return {rule: int(count) for rule, count in counts if rule not in {"all", "total"}}
 
 
-def ledger(root: Path) -> dict[str, Any]:
-    """Return the claims of every artifact and the text of dvc.yaml, by a project's own code and params.yaml."""
-    return json.loads(run(root, str(PYTHON), "-m", "stages.ledger"))
+def ask_ledger(root: Path) -> dict[str, Any]:
+    """Return the expected provenance of every artifact and the text of dvc.yaml, from a project's own code."""
+    return json.loads(run_program(root, str(PYTHON), "-m", "stages.ledger"))
 
 
-def rules(root: Path) -> dict[str, set[str]]:
+def stage_rules(root: Path) -> dict[str, set[str]]:
     """Return the Snakemake rules that each stage of dvc.yaml runs."""
     commands = {name: stage["cmd"] for name, stage in _stages(root).items()}
     found = {name: re.search(r"--allowed-rules (.+) stage_", command) for name, command in commands.items()}
@@ -75,5 +75,5 @@ def _stages(root: Path) -> dict[str, Any]:
 
 
 def kept_out(root: Path) -> set[str]:
-    """Return those that are not here for that reason: a clone knows only their hashes."""
+    """Return the outputs that are missing because of that: a clone knows only their hashes."""
     return {path for path in unpushed(root) if not (root / path).exists()}

@@ -1,4 +1,4 @@
-"""Two folders of results, artifact by artifact: the same bytes, the same payload, or how far the numbers are apart.
+"""Compare two folders of results, artifact by artifact: same bytes, same payload, or the difference of the numbers.
 
 The difference of two arrays is max |a - b| / max |a|, of two numbers |a - b| / |a|.
 """
@@ -19,17 +19,17 @@ class Difference(NamedTuple):
     """Two files of one path that differ."""
 
     path: str
-    largest: float | None  # relative difference of the numbers inside; None where something else differs
-    payload: bool  # whether what the artifact says differs, and not only what it says of its making
+    largest: float | None  # relative difference of the numbers inside; None if something else differs
+    payload: bool  # whether the payload differs, and not only the provenance
 
 
-def compare(before: Path, after: Path, known: Collection[str] = ()) -> tuple[int, list[Difference]]:
+def compare_results(before: Path, after: Path, known: Collection[str] = ()) -> tuple[int, list[Difference]]:
     """Return the number of identical results below two project folders, and every other.
 
     Folders in `known` are known to be the same by their hashes; `before` may lack them.
     """
-    paths = sorted({*verify_results.files(before), *verify_results.files(after)})
-    compared = [path for path in paths if not verify_results.below(path, known)]
+    paths = sorted({*verify_results.result_files(before), *verify_results.result_files(after)})
+    compared = [path for path in paths if not verify_results.is_below(path, known)]
     found = [_file(before, after, path) for path in track(compared, "artifacts compared")]
     differences = [one for one in found if one is not None]
     return len(paths) - len(differences), differences
@@ -42,7 +42,7 @@ def _file(before: Path, after: Path, path: str) -> Difference | None:
     if digests.sha256(one) == digests.sha256(other):
         return None
     try:
-        # Of an artifact the payload's digest comes first: made by other code, it may say the same.
+        # The payload's digest comes first: other code may have made the same payload.
         if provenance.of(one) is not None and provenance.content(one) == provenance.content(other):
             return Difference(path, 0.0, payload=False)
         return Difference(path, _largest(one, other), payload=True)
@@ -82,7 +82,7 @@ def _of_arrays(ones: dict[str, Any], others: dict[str, Any]) -> float | None:
 
 
 def _of_values(one: Any, other: Any) -> float | None:
-    """Return the largest difference of the numbers in two JSON values; None where they differ in more than numbers."""
+    """Return the largest difference of the numbers in two JSON values; None if they differ in more than numbers."""
     if _number(one) and _number(other):
         return _ratio(abs(one - other), abs(one))
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():

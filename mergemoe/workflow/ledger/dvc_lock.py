@@ -1,7 +1,9 @@
-"""A dvc.lock against the bytes on disk, without DVC and without its cache of states.
+"""Compare dvc.lock with the bytes on disk, without DVC and without its cache of states.
 
-DVC trusts a file's size and time, so it can miss a changed byte; this reads every byte. The hashes are DVC's: md5 of a
-file; of a folder, md5 of the JSON list of its files with theirs, sorted by their paths as text.
+DVC trusts a file's size and time, so it can miss a changed byte; this reads every byte. `dvc status` with an empty
+`DVC_SITE_CACHE_DIR` reads every byte, too, but of an output that DVC's cache lacks it only says "not in cache", and it
+gives no hash of a single file, which `restore` needs. The hashes are DVC's: md5 of a file; of a folder, md5 of the JSON
+list of its files with their md5, sorted by their paths as text.
 """
 
 import hashlib
@@ -18,7 +20,7 @@ IGNORED = {".snakemake_timestamp"}  # Snakemake's mark of a folder; .dvcignore h
 
 
 class Entry(NamedTuple):
-    """What the lock says of one path."""
+    """A path in the lock."""
 
     stage: str
     kind: str  # deps or outs
@@ -26,35 +28,35 @@ class Entry(NamedTuple):
     md5: str
 
 
-def read(root: Path) -> dict[str, Any]:
+def read_lock(root: Path) -> dict[str, Any]:
     """Return {stage: its record} of the lock.
 
     Raises:
-        UserError: where there is none, or it cannot be read.
+        UserError: if there is none, or it cannot be read.
     """
     path = root / "dvc.lock"
     if not path.is_file():
-        raise UserError(f"{path} is not there: nothing was recorded yet. `mergemoe record` writes it after a run")
+        raise UserError(f"{path} is missing: nothing was recorded yet. Run `mergemoe record` after a finished run")
     try:
         return dict(yaml.safe_load(path.read_text())["stages"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): bring it back with git") from error
+        raise UserError(f"{path} cannot be read ({error}). Restore it with `git checkout dvc.lock`") from error
 
 
-def entries(lock: dict[str, Any], kind: str) -> Iterator[Entry]:
+def lock_entries(lock: dict[str, Any], kind: str) -> Iterator[Entry]:
     """Yield the lock's outputs (`outs`) or what they depend on (`deps`), in its order."""
     for stage, record in lock.items():
         for one in record.get(kind, []):
             yield Entry(stage, kind, one["path"], one["md5"])
 
 
-def outs(root: Path) -> list[Entry]:
+def locked_outs(root: Path) -> list[Entry]:
     """Return the outputs that a project's dvc.lock has."""
-    return list(entries(read(root), "outs"))
+    return list(lock_entries(read_lock(root), "outs"))
 
 
-def digest(path: Path) -> str | None:
-    """Return DVC's hash of a file or folder; None where there is nothing."""
+def dvc_digest(path: Path) -> str | None:
+    """Return DVC's hash of a file or folder; None if there is nothing."""
     if path.is_dir():
         found = [file for file in path.rglob("*") if file.is_file() and file.name not in IGNORED]
         names = sorted(file.relative_to(path).as_posix() for file in found)
@@ -63,12 +65,12 @@ def digest(path: Path) -> str | None:
     return _md5(path) if path.exists() else None
 
 
-def cached(cache: Path, md5: str) -> bool:
+def is_cached(cache: Path, md5: str) -> bool:
     """Tell whether DVC's cache has an output, with every file of a folder."""
     path = cache / "files" / "md5" / md5[:2] / md5[2:]
     if not path.is_file() or not md5.endswith(".dir"):
         return path.is_file()
-    return all(cached(cache, file["md5"]) for file in json.loads(path.read_text()))
+    return all(is_cached(cache, file["md5"]) for file in json.loads(path.read_text()))
 
 
 def _md5(path: Path) -> str:

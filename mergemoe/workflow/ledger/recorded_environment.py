@@ -1,4 +1,4 @@
-"""envs/recorded.json: what the jobs that made a recorded run ran in, and for how long. Git has it; no artifact does.
+"""envs/recorded.json: environment, time and memory of the jobs of a recorded run. It is in git, not in an artifact.
 
 {"stages": {stage: {"jobs": n, "seconds": s, "peak_mb": most, "ran_in": [versions, platform, threads]}}}
 """
@@ -14,22 +14,22 @@ from mergemoe.artifacts import atomic
 FILE = Path("envs", "recorded.json")
 
 
-def read(root: Path) -> dict[str, Any]:
-    """Return what stands there of each stage; nothing where there is no file."""
+def read_recorded(root: Path) -> dict[str, Any]:
+    """Return the record of each stage; nothing if there is no file."""
     return json.loads((root / FILE).read_text())["stages"] if (root / FILE).is_file() else {}
 
 
-def renew(root: Path) -> None:
-    """Write it anew from the logs; a stage that has none, because its artifacts were restored, keeps what is said."""
+def renew_recorded(root: Path) -> None:
+    """Write the file from the logs; a stage without logs, because its artifacts were restored, keeps its record."""
     path = root / FILE
     path.parent.mkdir(exist_ok=True)
-    text = json.dumps({"stages": {**read(root), **gather(root / "logs")}}, sort_keys=True, indent=1)
+    text = json.dumps({"stages": {**read_recorded(root), **gather_logs(root / "logs")}}, sort_keys=True, indent=1)
     with atomic.atomic(path) as file:
         file.write_text(f"{text}\n")
 
 
-def gather(logs: Path) -> dict[str, Any]:
-    """Return {stage: its jobs, seconds, highest peak of memory, all that they ran in} of the logs below a folder."""
+def gather_logs(logs: Path) -> dict[str, Any]:
+    """Return {stage: jobs, seconds, highest peak of memory, environments} from the logs below a folder."""
     stages: dict[str, Any] = {}
     for path in sorted(logs.rglob("*.log")):
         lines = re.findall(rf"^{environment.MARK}(.*)$", path.read_text(errors="replace"), re.MULTILINE)
@@ -48,11 +48,11 @@ def gather(logs: Path) -> dict[str, Any]:
     return stages
 
 
-def differences(root: Path) -> list[str]:
-    """Return in words what differs between what recorded jobs ran in and this process: versions, platform."""
+def environment_differences(root: Path) -> list[str]:
+    """Return the differences between the recorded environment and this process, as text: versions, platform."""
     now = _flat(environment.describe_environment())
     found = {}
-    for place in (_flat(ran) for stage in read(root).values() for ran in stage["ran_in"]):
+    for place in (_flat(ran) for stage in read_recorded(root).values() for ran in stage["ran_in"]):
         apart = (key for key in now if place.get(key) != now[key])
         found |= {f"{key}: {place.get(key)} when recorded, {now[key]} here": None for key in apart}
     return list(found)

@@ -1,8 +1,8 @@
-"""Whether every file below results/ is what its path and params.yaml say, all the way back to checkpoint and text.
+"""Verify every file below results/ against its path and params.yaml, back to checkpoint and text.
 
-An artifact holds where its payload has the digest that it carries, its provenance is the one that is claimed
-(provenance.py), and what it was made from is what lies there now. A file without provenance of its own, such as the
-weights of a checkpoint or a page, is listed with its sha256 in a provenance.json.
+An artifact is valid if its payload has the digest that it carries, its provenance is the expected one (provenance.py),
+and its inputs are the files that are there now. A file without provenance of its own, such as the weights of a
+checkpoint or a page, is listed with its sha256 in a provenance.json.
 """
 
 import os
@@ -20,24 +20,24 @@ from mergemoe.progress import track
 
 
 class Fault(NamedTuple):
-    """Something that does not hold."""
+    """An artifact that fails a check, or is missing."""
 
     stage: str  # of the claim; empty for a file that no run makes
     path: str  # relative to the project
     fact: str
 
 
-def check(root: Path, claims: Claims, kept_out: Collection[str] = ()) -> list[Fault]:
-    """Return every fault of the artifacts below `root`/results, those that are missing first.
+def check_results(root: Path, claims: Claims, kept_out: Collection[str] = ()) -> list[Fault]:
+    """Return every fault of the artifacts below `root`/results, missing ones first.
 
     Args:
         root: the project's folder.
-        claims: what every artifact must say.
-        kept_out: folders that are not here, and need not be, for they are kept out of pushes.
+        claims: the expected provenance of every artifact.
+        kept_out: folders that may be missing, because they are kept out of pushes.
     """
-    found = files(root)
+    found = result_files(root)
     listed, known = _listed(root, found), {}
-    missing = [path for path in claims if not (root / path).exists() and not below(path, kept_out)]
+    missing = [path for path in claims if not (root / path).exists() and not is_below(path, kept_out)]
     missing += [path for path in listed if not (root / path).is_file()]
     faults = [_fault(path, f"{path} is missing", claims, listed) for path in missing]
     for path in track(found, "artifacts checked"):
@@ -52,13 +52,13 @@ def check(root: Path, claims: Claims, kept_out: Collection[str] = ()) -> list[Fa
     return faults
 
 
-def files(root: Path) -> list[str]:
+def result_files(root: Path) -> list[str]:
     """Return the files below `root`/results, sorted; temporaries and Snakemake's own marks have hidden names."""
     paths = (path.relative_to(root) for path in (root / "results").rglob("*") if path.is_file())
     return sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))
 
 
-def below(path: str, folders: Collection[str]) -> bool:
+def is_below(path: str, folders: Collection[str]) -> bool:
     """Tell whether a path is one of `folders`, or lies in one."""
     return any(Path(path).is_relative_to(folder) for folder in folders)
 
@@ -87,7 +87,7 @@ def _check(path: str, root: Path, claims: Claims, known: dict[str, str], kept_ou
     made = provenance.of(file)
     verify.check_claim(path, made, claims)
     assert made is not None  # a claim is of an artifact
-    inputs = {name: digest for name, digest in made["inputs"].items() if not below(name, kept_out)}
+    inputs = {name: digest for name, digest in made["inputs"].items() if not is_below(name, kept_out)}
     verify.check_links(path, inputs, root, known)
     layer = int(digits[1]) if (digits := re.fullmatch(r"layer_(\d+)", file.stem)) else None
     if file.suffix == ".json":

@@ -1,1 +1,1 @@
-"""The jobs of a run: what they are, what they take, and what SLURM is asked for."""
+"""The jobs of a run, the resources that they need, and their requests to SLURM."""

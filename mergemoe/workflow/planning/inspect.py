@@ -1,4 +1,4 @@
-"""Describe a checkpoint: family, layers, experts, and what each share of them would weigh."""
+"""Describe a checkpoint: family, layers, experts, and its size for each share of experts that is kept."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ from mergemoe.checkpoints.expert_headers import read_expert_sizes, read_plain_he
 from mergemoe.moe import layer_sizes
 
 
-def inspect(path: str | Path) -> str:
-    """Return what a checkpoint is and what each share of its experts would weigh.
+def inspect_checkpoint(path: str | Path) -> str:
+    """Return the description of a checkpoint as text.
 
     Raises:
-        UserError: where it cannot be compressed, as far as its headers and config.json tell.
+        UserError: if its headers or config.json show that it cannot be compressed.
     """
     validation.check_checkpoint(path)
     layers = expert_headers.count_experts(path)

@@ -1,4 +1,4 @@
-"""Every job of the workflow, from params.yaml and the headers of its models, if nothing was done yet."""
+"""List every job of the workflow, from params.yaml and the headers of its models, as if nothing was done yet."""
 
 import itertools
 from collections.abc import Iterator, Sequence

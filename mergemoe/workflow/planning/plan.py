@@ -16,7 +16,7 @@ from mergemoe.workflow.planning.model_counts import ModelCounts, model_counts
 
 
 def kept_per_layer(params: Params, run: Run) -> dict[int, tuple[int, int]]:
-    """Return {layer: (N, M)} of a run; of a budget as if it were spent evenly, on experts of full width."""
+    """Return {layer: (N, M)} of a run; a budget counts as spent evenly, on experts of full width."""
     chosen = params.cluster[run.cluster]
     first, last = chosen.bounds()
     kept = {}
@@ -104,7 +104,7 @@ def plan_text(params: Params, results: Path) -> str:
 
 
 def _tokens(params: Params, results: Path) -> list[str]:
-    """Say what each grouping's solve needs and what its calibration gives."""
+    """Return lines with the tokens that each grouping's solve needs and has."""
     lines = ["tokens that a solve must exceed, with margin (group: those routed to it; joint: those of the layer)"]
     seen = set[tuple[Any, ...]]()
     for run in params.all_runs():
@@ -135,7 +135,7 @@ def _tokens(params: Params, results: Path) -> list[str]:
 
 
 def _smallest_group(results: Path, run: Run, layers: list[int], kept: int) -> int | None:
-    """Return the fewest tokens routed to any group; None before the layers are clustered so."""
+    """Return the fewest tokens routed to any group; None before the layers are clustered."""
     names = run._asdict()
     files = [paths.below(results, paths.CLUSTER, **names, layer=paths.layer_name(layer)) for layer in layers]
     if not all(path.is_file() for path in files):

@@ -10,7 +10,7 @@ def check_texts(params: Params) -> None:
     """Draw every local text once with each model's tokenizer, if transformers knows the model.
 
     Raises:
-        UserError: where it does not, a text is too short, or a row lacks its field.
+        UserError: if it does not, if a text is too short, or if a row lacks its field.
     """
     from transformers import AutoTokenizer  # slow to import: once per run, not once per parse
 
@@ -23,8 +23,8 @@ def check_texts(params: Params) -> None:
             raise UserError(f"model.{model}: {error}") from None
         except (OSError, ValueError) as error:
             raise UserError(
-                f"model.{model}: transformers can read no tokenizer in {folder} ({str(error).partition(chr(10))[0]}). "
-                "Code that a checkpoint brings for its own is never run: put a tokenizer.json there"
+                f"model.{model}: {folder} has no tokenizer for transformers ({str(error).partition(chr(10))[0]}). "
+                "Code inside a checkpoint is never run. Add a tokenizer.json"
             ) from None
         chosen = params.calibrate[calibrate]
         token_sequences.heldout_rows(chosen.samples, chosen.holdout, chosen.seed)

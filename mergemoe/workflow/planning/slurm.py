@@ -1,4 +1,7 @@
-"""What profiles/slurm says of a cluster, and what jobs ask it for: their needs, more on each retry, within limits."""
+"""Requests of jobs to SLURM: memory, GPU memory, disk and minutes, more on each retry, within the cluster's limits.
+
+The limits are in profiles/slurm/partitions.yaml, GPUs and groups of layers in profiles/slurm/config.yaml.
+"""
 
 import functools
 import math
@@ -18,13 +21,13 @@ PROFILE = Path("profiles", "slurm")
 START = 5.0  # minutes: of Snakemake and imports, on a file system that answers slowly
 FILES = 6000.0  # MB a minute that a job reads or writes, assumed of a shared file system
 MARGIN = 2.0  # of time that is asked for, over what is computed at the assumed speed
-JOB_MB = 500  # of Snakemake in a job, two processes of 210 MB: tests/e2e/test_slurm.py adds up what jobs hold
+JOB_MB = 500  # of Snakemake in a job, two processes of 210 MB: tests/e2e/test_slurm.py measures the sum
 
 Limit = Annotated[int, Field(gt=0)]
 
 
 class Partition(BaseModel):
-    """A partition's limits, as Snakemake's SLURM plugin spells them; it has more of them than are needed here."""
+    """A partition's limits, as Snakemake's SLURM plugin spells them; it has more than are needed here."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -42,8 +45,8 @@ class Speed(BaseModel):
     gpu: float = Field(gt=0)
 
 
-class Cluster(BaseModel):
-    """All of partitions.yaml."""
+class Partitions(BaseModel):
+    """The whole of partitions.yaml."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -52,8 +55,8 @@ class Cluster(BaseModel):
     gflops: Speed
 
 
-class Asked(NamedTuple):
-    """What a job asks for: MB of memory, of one GPU and of disk, and minutes."""
+class Request(NamedTuple):
+    """Resources that a job asks for: MB of memory, of one GPU and of disk, and minutes."""
 
     mem_mb: int
     gpu_mem_mb: int
@@ -62,15 +65,15 @@ class Asked(NamedTuple):
 
 
 @functools.cache
-def cluster() -> Cluster:
-    """Return what partitions.yaml says.
+def read_partitions() -> Partitions:
+    """Return partitions.yaml.
 
     Raises:
-        UserError: where it is not valid, with every mistake.
+        UserError: if it is not valid, with every mistake.
     """
     path = PROFILE / "partitions.yaml"
     try:
-        return Cluster.model_validate(yaml.safe_load(path.read_text()))
+        return Partitions.model_validate(yaml.safe_load(path.read_text()))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
@@ -79,46 +82,46 @@ def cluster() -> Cluster:
 
 
 @functools.cache
-def profile() -> Mapping[str, Any]:
-    """Return what config.yaml says."""
+def read_profile() -> Mapping[str, Any]:
+    """Return config.yaml."""
     return yaml.safe_load((PROFILE / "config.yaml").read_text())
 
 
 def on_gpu(stage: str) -> bool:
-    """Tell whether the profile asks a GPU for a stage."""
-    return "gpu" in profile().get("set-resources", {}).get(stage, {})
+    """Tell whether the profile asks for a GPU for a stage."""
+    return "gpu" in read_profile().get("set-resources", {}).get(stage, {})
 
 
-def together(stage: str) -> int:
-    """Return how many layers of a stage share one job of SLURM, where they take turns and their times add up."""
-    group = profile().get("groups", {}).get(stage)
-    return profile().get("group-components", {}).get(group, 1)
+def layers_per_job(stage: str) -> int:
+    """Return how many layers of a stage share one SLURM job; they take turns in it, so their times add up."""
+    group = read_profile().get("groups", {}).get(stage)
+    return read_profile().get("group-components", {}).get(group, 1)
 
 
-def wanted(params: Params, stage: str, names: Mapping[str, Any]) -> Asked:
-    """Return what one job needs, Snakemake in it included, whatever it may ask for."""
+def uncapped_request(params: Params, stage: str, names: Mapping[str, Any]) -> Request:
+    """Return the resources that one job needs, Snakemake in it included, without the limits."""
     need, gpu = job_resources.job_need(params, stage, names), on_gpu(stage)
-    return Asked(need.memory + JOB_MB, need.gpu if gpu else 0, need.disk, math.ceil(minutes(need, gpu)))
+    return Request(need.memory + JOB_MB, need.gpu if gpu else 0, need.disk, math.ceil(job_minutes(need, gpu)))
 
 
-def asked(params: Params, stage: str, names: Mapping[str, Any], attempt: int = 1) -> Asked:
-    """Return what one job asks for: with each attempt once more of memory and time, within the limits.
+def job_request(params: Params, stage: str, names: Mapping[str, Any], attempt: int = 1) -> Request:
+    """Return the request of one job: memory and time times the attempt, within the limits.
 
-    Layers that share a job of SLURM share the time that it may ask for.
+    Layers that share a SLURM job share its time limit.
     """
-    want, limits = wanted(params, stage, names), cluster()
+    want, limits = uncapped_request(params, stage, names), read_partitions()
     every = list(limits.partitions.values())
     of_kind = [one for one in every if bool(one.max_gpu) == on_gpu(stage)] or every
     most = {key: max(getattr(one, key) or math.inf for one in of_kind) for key in ("max_mem_mb", "max_runtime")}
-    return Asked(
+    return Request(
         mem_mb=int(min(attempt * want.mem_mb, most["max_mem_mb"])),
         gpu_mem_mb=min(attempt * want.gpu_mem_mb, limits.gpu_mem_mb),
         disk_mb=want.disk_mb,
-        runtime=int(min(attempt * want.runtime, most["max_runtime"] / together(stage))),
+        runtime=int(min(attempt * want.runtime, most["max_runtime"] / layers_per_job(stage))),
     )
 
 
-def minutes(need: Need, gpu: bool) -> float:
+def job_minutes(need: Need, gpu: bool) -> float:
     """Return the minutes that a job needs at the speed that is assumed."""
-    speed = cluster().gflops.gpu if gpu else cluster().gflops.cpu
+    speed = read_partitions().gflops.gpu if gpu else read_partitions().gflops.cpu
     return START + (need.read + need.disk) / FILES + MARGIN * need.flops / (60e9 * speed)

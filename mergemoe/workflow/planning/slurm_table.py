@@ -1,4 +1,4 @@
-"""What `mergemoe plan` says of a cluster, before anything is submitted: the same figures that the jobs ask for."""
+"""Table of `mergemoe plan` for a cluster: the requests of all jobs, before anything is submitted."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from mergemoe.text_table import aligned_table
 from mergemoe.workflow.config.params import Params
 from mergemoe.workflow.planning import jobs, slurm
-from mergemoe.workflow.planning.slurm import Asked
+from mergemoe.workflow.planning.slurm import Request
 
 HEAD: tuple[str, ...] = (
     "stage",
@@ -22,29 +22,35 @@ HEAD: tuple[str, ...] = (
 
 
 class Job(NamedTuple):
-    """One job, what it needs, and what it asks for at first."""
+    """One job, the resources that it needs, and its first request."""
 
     stage: str
     names: dict[str, str]
-    wanted: Asked
-    asked: Asked
+    wanted: Request
+    asked: Request
 
 
-def describe(params: Params) -> str:
-    """Return the table, and which jobs would not fit into what partitions.yaml allows."""
-    limits = slurm.cluster()
+def slurm_text(params: Params) -> str:
+    """Return the table, and the jobs that would not fit into the limits of partitions.yaml."""
+    limits = slurm.read_partitions()
     every = [
-        Job(stage, names, slurm.wanted(params, stage, names), slurm.asked(params, stage, names))
+        Job(stage, names, slurm.uncapped_request(params, stage, names), slurm.job_request(params, stage, names))
         for stage, names in jobs.every_job(params)
     ]
     rows, hours = [HEAD], {True: 0.0, False: 0.0}
     for stage in dict.fromkeys(job.stage for job in every):
         of_stage = [job.asked for job in every if job.stage == stage]
-        most = Asked(*map(max, zip(*of_stage, strict=True)))
+        most = Request(*map(max, zip(*of_stage, strict=True)))
         gpu, total = slurm.on_gpu(stage), sum(job.runtime for job in of_stage) / 60
         hours[gpu] += total
         gpu_memory = f"{most.gpu_mem_mb:,} MB" if gpu else ""
-        row = (stage, f"{len(of_stage)}", f"{slurm.together(stage)}", "GPU" if gpu else "CPU", f"{most.mem_mb:,} MB")
+        row = (
+            stage,
+            f"{len(of_stage)}",
+            f"{slurm.layers_per_job(stage)}",
+            "GPU" if gpu else "CPU",
+            f"{most.mem_mb:,} MB",
+        )
         rows.append((*row, gpu_memory, f"{most.disk_mb:,} MB", f"{most.runtime:,}", f"{total:,.1f}"))
     lines = [
         f"on a cluster ({slurm.PROFILE}): what the largest job of each stage asks for (estimates)",
@@ -57,13 +63,13 @@ def describe(params: Params) -> str:
 
 
 def _too_large(every: Sequence[Job]) -> list[str]:
-    """Say which jobs need more than they may ask for; layers of one stage and choice in one line."""
+    """Return lines that name the jobs over the limits; layers of one stage and choice share a line."""
     found: dict[tuple[str, ...], list[int]] = {}
     for job in every:
         said = {
             "mem_mb": f"{job.wanted.mem_mb:,} MB of memory",
             "gpu_mem_mb": f"{job.wanted.gpu_mem_mb:,} MB of a GPU",
-            "runtime": _long(job.wanted.runtime, slurm.together(job.stage)),
+            "runtime": _long(job.wanted.runtime, slurm.layers_per_job(job.stage)),
         }
         lacking = [text for key, text in said.items() if getattr(job.wanted, key) > getattr(job.asked, key)]
         if lacking:
