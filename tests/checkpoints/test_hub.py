@@ -407,7 +407,7 @@ def test_params_yaml_names_what_to_fetch_and_the_workflow_finds_it_there(served,
     assert graph.folder(wildcards) == MODEL  # not where this machine keeps it
     assert json.loads(graph.plain_choice(wildcards))["revision"] == COMMIT
     hub_cache.fetch_record_path(MODEL, COMMIT).unlink()
-    with pytest.raises(UserError, match=f"says what was fetched, is missing: run {command}"):
+    with pytest.raises(UserError, match=f"the record of the fetched files, is missing. Run {command}"):
         preflight.check_params(read)
 
 

@@ -85,7 +85,7 @@ def _check_holdout(params: Params, run: Run) -> None:
         raise UserError(f"cluster.{run.cluster} spends its budget by the error on held-out tokens, but {empty}")
     if getattr(params.solve[run.solve], "ridge", None) == "auto":
         raise UserError(
-            f"solve.{run.solve}.ridge is auto, which needs held-out sequences, but {empty}, or set the ridge to a number"
+            f"solve.{run.solve}.ridge is auto, which needs held-out sequences, but {empty}, or the ridge to a number"
         )
 
 
