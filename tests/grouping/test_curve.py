@@ -60,5 +60,5 @@ def test_without_held_out_tokens_it_says_what_to_set():
     nothing = replace(
         problem, reader=problems.Given(problem.reader.parts[False], problems.draw_tokens(0, 6, 7, 2, None))
     )
-    with pytest.raises(UserError, match="calibrate.holdout"):
+    with pytest.raises(UserError, match="`holdout` of `calibrate`"):
         list(curve.error_curve("weights", [(3, 5)], nothing, {"usage": [1] * 6}, None))
