@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from mergemoe.artifacts.stage import Stage
 from mergemoe.artifacts.stages import STAGES
 from mergemoe.moe import layer_sizes
 from mergemoe.workflow.config.base import Text
@@ -48,7 +49,7 @@ class Need(NamedTuple):
 def job_need(params: Params, stage: str, names: Mapping[str, str]) -> Need:
     """Return the resources of the job of a stage; `names` are its rule's wildcards."""
     row, job = STAGES[stage], _Job(params, dict(names.items()))  # Snakemake's are a list, whose `in` looks at values
-    held: Held = getattr(job, stage.removesuffix("_partial"))()
+    held: Held = getattr(job, stage.removesuffix("_partial"), lambda: job.unmeasured(row))()
     return Need(
         memory=math.ceil(MARGIN * (row.holds.base + (held.tensors + held.host) / 1e6)),
         gpu=0 if row.device == "cpu" else GPU_ALLOWANCE + math.ceil(MARGIN * held.tensors / 1e6),
@@ -59,7 +60,7 @@ def job_need(params: Params, stage: str, names: Mapping[str, str]) -> Need:
 
 
 class _Job:
-    """A job; a method for each stage returns what it holds."""
+    """A job; the method with the name of its stage returns what it holds."""
 
     def __init__(self, params: Params, names: Mapping[str, str]):
         self.params, self.names = params, names
@@ -172,8 +173,11 @@ class _Job:
         layers = [layer["experts"] for folder in profiled for layer in model_counts(folder).routed.values()]
         return Held(host=sum(100 * n**2 for n in layers), disk=20e6)
 
-    def budget(self) -> Held:
-        return Held()
+    def unmeasured(self, stage: Stage) -> Held:
+        """Return what a stage without a method of its own holds: four times what it reads of a checkpoint."""
+        layer = self.names.get("layer")
+        read = self.model.routed[int(layer)]["bytes"] if layer else self.model.bytes
+        return Held() if stage.checkpoint == "none" else Held(4 * read)
 
     def _layer(self) -> Layer:
         """Return the job's layer, and what becomes of it; nothing, before a grouping and outside its range."""
