@@ -75,7 +75,7 @@ def _link(found: re.Match[str], unknown: list[str]) -> str:
     mention, target = found[1], None
     if FILE.fullmatch(mention) or PYTHON.fullmatch(mention):
         path = next((base / mention for base in (ROOT, ROOT / "mergemoe") if (base / mention).exists()), None)
-        target = names().get(module_of(path)) if path and path.is_file() and "/" in mention else None
+        target = names().get(module_of(path)) if path and path.suffix == ".py" and "/" in mention else None
         known = path is not None or mention in WRITTEN
     elif DOTTED.fullmatch(mention) and not DATA.fullmatch(mention):
         ends = [name for name in names() if name.endswith(f".{mention}")]
