@@ -84,7 +84,7 @@ def metrics_text(metrics: Metrics) -> str:
 
 
 def columns(metrics: Metrics) -> list[str]:
-    """Return the scores worth a column, fidelity first: of a task its `acc`, or all where it has none.
+    """Return the scores worth a column, fidelity first: of a task its `acc`, or all scores if it has none.
 
     Generation has a table of its own: its figures are good or bad beside the full model's alone.
     """

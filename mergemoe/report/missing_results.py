@@ -14,7 +14,7 @@ from mergemoe.artifacts.stage import Stage
 from mergemoe.artifacts.stages import STAGES
 from mergemoe.report.metrics import There
 
-RULES = {"fidelity": "fidelity", "generation": "generate"}  # what is no task of lm-eval has a rule of its own
+RULES = {"fidelity": "fidelity", "generation": "generate"}  # these are not tasks of lm-eval and have their own rules
 RUN = ("model", "calibrate", "cluster", "solve")
 BAR = re.compile(r"\d+%\|")  # of a progress bar
 MADE = "made once, and not there now"
@@ -91,7 +91,7 @@ def _said(artifact: Path, log: Path) -> str:
     said = last_words(log)
     if not artifact.exists():
         return said
-    old = "what is there was made with other parameters, inputs or code"
+    old = "the artifact was made with other parameters, inputs or code"
     return old if said.startswith(MADE) else f"{old}; {said}"
 
 

@@ -1,4 +1,4 @@
-"""How every picture of the report looks: plotly figures of plain lists, so that the same numbers give the same bytes.
+"""Style of the report's figures: plotly figures of plain lists, so that the same numbers give the same bytes.
 
 One colour and one symbol per method, the same in every picture of a page. Text and grid take their colours
 from the page's style, so that they follow it into the dark.
@@ -70,7 +70,7 @@ def marks(methods: Iterable[str]) -> dict[str, Mark]:
 
 
 def switched(figures: Mapping[str, go.Figure]) -> dict[str, Any]:
-    """Return figures that one place of the page shows in turn: `views` names them, what is equal is there once.
+    """Return figures that the page shows in one place in turn: `views` names them, equal ones are stored once.
 
     `layout` is what all of them share. The template is left out; the page has it once.
     """
@@ -97,7 +97,7 @@ def layer_axis(layers: Sequence[int]) -> dict[str, Any]:
 
 
 def logarithmic(values: Iterable[float | None]) -> dict[str, Any]:
-    """Return an axis whose ticks say 0.02 and 0.05 where plotly's own say 2 and 5."""
+    """Return an axis with ticks such as 0.02 and 0.05; plotly's own would be labelled 2 and 5."""
     low, high = _ends(values)
     steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if high < 8 * low else (1, 2, 5) if high < 200 * low else (1,)
     ticks = [float(f"{step}e{power}") for power in range(-12, 13) for step in steps]

@@ -1,4 +1,4 @@
-"""Pictures of how good the runs are: each score over size, and the error of every layer."""
+"""Figures of the runs' quality: each score over size, and the error of every layer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

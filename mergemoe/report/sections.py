@@ -1,7 +1,7 @@
 """The sections of a model's article, in the order of `SECTIONS`.
 
 A section is one function here, which chooses the numbers, and one template of the same name, which lays them out; to
-add one, add both. A function returns None where a study has nothing for its section.
+add one, add both. A function returns None if a study has nothing for its section.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -72,7 +72,7 @@ def scores(model: ModelResults, marks: Marks) -> Context:
 
 
 def _kept(solved: Sequence[Mapping[str, Any]]) -> str:
-    """Return the experts per layer before and after: one pair, or the totals where layers differ."""
+    """Return the experts per layer before and after: one pair, or the totals if layers differ."""
     pairs = {(layer["experts"], layer["kept"]) for layer in solved}
     if len(pairs) == 1:
         return "{} → {}".format(*pairs.pop())
@@ -123,7 +123,7 @@ def experts(model: ModelResults, marks: Marks) -> Context:
 
 
 def _first(model: ModelResults) -> RunResults:
-    """Return the run that is shown first: the winner, where one was chosen."""
+    """Return the run that is shown first: the winner, if one was chosen."""
     return model.winner or model.runs[0]
 
 
@@ -165,7 +165,7 @@ def parameters(model: ModelResults, marks: Marks) -> Context:
 
 
 def loading(model: ModelResults, marks: Marks) -> Context:
-    """The lines that load the winner, or the first run where none was chosen."""
+    """Return the lines that load the winner, or the first run if none was chosen."""
     run = _first(model)
     return {"run": run, "lines": checkpoint_card.loading_lines(run.folder, run.stock)}
 

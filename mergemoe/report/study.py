@@ -23,7 +23,7 @@ class RunResults:
     stock: bool  # whether transformers loads it without code of ours
     solved: Sequence[Mapping[str, Any]]  # one per layer
     scores: Scores
-    texts: Sequence[Mapping[str, str]]  # continuations as text, where they were made
+    texts: Sequence[Mapping[str, str]]  # continuations as text, if they were made
 
     @property
     def grouping(self) -> str:
@@ -47,7 +47,7 @@ class ModelResults:
     tasks: Mapping[str, Mapping[str, Any]]  # version and samples of each
     profiles: Mapping[str, Sequence[Mapping[str, Any]]]  # calibrate -> one per layer
     groupings: Mapping[str, Sequence[Mapping[str, Any]]]  # calibrate/cluster -> one per layer
-    texts: Sequence[Mapping[str, str]]  # the full model's continuations, where they were made
+    texts: Sequence[Mapping[str, str]]  # the full model's continuations, if they were made
     runs: Sequence[RunResults]
     winner: RunResults | None
 

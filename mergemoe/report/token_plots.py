@@ -1,4 +1,4 @@
-"""The picture of a calibration: the tokens of every group over the layers, beside those that a fit needs."""
+"""Figure of a calibration: the tokens of every group over the layers, beside the tokens that a fit needs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

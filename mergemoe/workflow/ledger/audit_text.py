@@ -79,7 +79,7 @@ def _list(name: str, facts: list[str]) -> str:
 
 def _metrics(metrics: Mapping[str, Any]) -> str:
     apart = [abs(b - a) / error for a, b, error in metrics["differ"].values() if error and None not in (a, b)]
-    most = f", by at most {max(apart):.2g} standard errors where they have one" if apart else ""
+    most = f", by at most {max(apart):.2g} standard errors if they have one" if apart else ""
     return f"metrics.json: {len(metrics['differ'])} of {metrics['numbers']} numbers are not the committed ones{most}"
 
 

@@ -20,7 +20,7 @@ from mergemoe.workflow.planning.job_resources import Need
 PROFILE = Path("profiles", "slurm")
 START = 5.0  # minutes: of Snakemake and imports, on a file system that answers slowly
 FILES = 6000.0  # MB a minute that a job reads or writes, assumed of a shared file system
-MARGIN = 2.0  # of time that is asked for, over what is computed at the assumed speed
+MARGIN = 2.0  # requested time over the computed time at the assumed speed
 JOB_MB = 500  # of Snakemake in a job, two processes of 210 MB: tests/e2e/test_slurm.py measures the sum
 
 Limit = Annotated[int, Field(gt=0)]
