@@ -109,7 +109,7 @@ def test_what_was_made_with_other_parameters_is_not_shown_and_named(kept_going, 
     page = (project / "scratch/report_partial/index.html").read_text()
     rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td><td class="said">(.*?)</td>', page)
     stale = {
-        (subject, missing) for subject, missing, said in rows if said.startswith("what is there was made with other")
+        (subject, missing) for subject, missing, said in rows if said.startswith("the artifact was made with other")
     }
     runs = {("tiny/mixed/half/average", "fidelity"), ("tiny/mixed/half/mergemoe", "fidelity")}
     assert stale == runs | {("tiny/full", "generation"), *((subject, "generation") for subject, _ in runs)}
