@@ -27,6 +27,12 @@ def functions(text):
     return {node.name: ast.dump(node) for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
 
 
+@pytest.fixture
+def project(finished, tmp_path):
+    """A finished project of this test's own."""
+    return shutil.copytree(finished, tmp_path / "project")
+
+
 @pytest.mark.parametrize("file", ["mergemoe/methods/dominant.py", "stages/balance.py"])
 def test_a_diff_applies(file):
     apply(diff_that_adds(file), ROOT, "--check")
@@ -46,29 +52,29 @@ def test_the_method_is_the_example_and_its_row_gives_the_table_of_the_documentat
 
 @pytest.mark.full
 @pytest.mark.workflow
-def test_the_method_runs_and_nothing_else_does(finished):
-    shutil.copytree(ROOT / "docs", finished / "docs")
-    apply(diff_that_adds("mergemoe/methods/dominant.py"), finished)
-    assert planned(finished) == {}
-    params = finished / "params.yaml"
+def test_the_method_runs_and_nothing_else_does(project):
+    shutil.copytree(ROOT / "docs", project / "docs")
+    apply(diff_that_adds("mergemoe/methods/dominant.py"), project)
+    assert planned(project) == {}
+    params = project / "params.yaml"
     params.write_text(params.read_text().replace("evaluate:\n", "  dominant: {method: dominant}\nevaluate:\n", 1))
     one_run = {"solve": 2, "assemble": 1, "fidelity": 1, "generate": 1, "evaluate": 1, "report": 1}
-    assert planned(finished) == one_run
+    assert planned(project) == one_run
     record = "results/solve/tiny/mixed/half/dominant/layer_001.json"
-    done = snakemake(finished, record)
+    done = snakemake(project, record)
     assert done.returncode == 0, done.stderr
-    assert 0 < json.loads((finished / record).read_text())["output_error"]["heldout"] < 2
+    assert 0 < json.loads((project / record).read_text())["output_error"]["heldout"] < 2
 
 
 @pytest.mark.full
 @pytest.mark.workflow
-def test_the_stage_runs_and_only_the_report_reruns(finished):
-    apply(diff_that_adds("stages/balance.py"), finished)
-    assert planned(finished) == {"balance": 2, "report": 1}
-    done = snakemake(finished)
+def test_the_stage_runs_and_only_the_report_reruns(project):
+    apply(diff_that_adds("stages/balance.py"), project)
+    assert planned(project) == {"balance": 2, "report": 1}
+    done = snakemake(project)
     assert done.returncode == 0, done.stderr
-    usage = json.loads((finished / "results/profile/tiny/mixed/layer_001.json").read_text())["usage"]
-    written = json.loads((finished / "results/balance/tiny/mixed/layer_001.json").read_text())
+    usage = json.loads((project / "results/profile/tiny/mixed/layer_001.json").read_text())["usage"]
+    written = json.loads((project / "results/balance/tiny/mixed/layer_001.json").read_text())
     assert 1 < written["effective"] < len(usage)
     assert written["provenance"]["stage"] == "balance"
-    assert planned(finished) == {}
+    assert planned(project) == {}
