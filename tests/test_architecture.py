@@ -25,8 +25,8 @@ CODE = {  # the packages that the code digest of a stage may cover
     "fidelity": GROUND | {"calibration", "models", "moe", "compressed", "evaluation"},
     "generate": GROUND | {"calibration", "models", "moe", "compressed", "evaluation"},
     "evaluate": GROUND | {"models", "moe", "compressed", "evaluation"},
-    "report": GROUND | {"compressed", "report"},
-    "report_partial": GROUND | {"compressed", "report"},
+    "report": GROUND | {"moe", "compressed", "report"},
+    "report_partial": GROUND | {"moe", "compressed", "report"},
 }
 
 

@@ -3,15 +3,16 @@
 templates/experts.js draws it, because a figure for each of a hundred layers and groupings would make the page heavy.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from mergemoe.moe.records import Grouping, Profile
 from mergemoe.report.plot_style import rounded
 
 Json = dict[str, Any]
 
 
-def profiled(profile: Mapping[str, Any]) -> Json:
+def profiled(profile: Profile) -> Json:
     """Return each expert's share of all choices, and its saliency."""
     total = sum(profile["usage"]) or 1
     return {
@@ -20,7 +21,7 @@ def profiled(profile: Mapping[str, Any]) -> Json:
     }
 
 
-def grouped(grouping: Mapping[str, Any], usage: Sequence[float]) -> Json:
+def grouped(grouping: Grouping, usage: Sequence[float]) -> Json:
     """Return the members of each group, the most used first in it and among groups, and the pruned experts."""
     groups = sorted(grouping["groups"], key=lambda group: (-group["share"], group["centre"]))
     return {

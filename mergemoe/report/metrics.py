@@ -61,7 +61,7 @@ def score_paths(results: Path, model: str, subject: str, tasks: Sequence[str]) -
     return [below(results, paths.SCORE, model=model, subject=subject, task=task) for task in tasks]
 
 
-def read_artifact(path: Path) -> dict[str, Any]:
+def read_artifact(path: Path) -> Any:
     """Read a JSON artifact that the report cannot do without."""
     if not path.is_file():
         raise ArtifactError(f"{path} is missing. Run `snakemake --cores all`, which makes it, before the report.")

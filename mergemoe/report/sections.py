@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mergemoe.compressed import checkpoint_card
+from mergemoe.moe.records import LayerSolve
 from mergemoe.report import expert_chart, plot_style, score_plots, token_plots, token_sufficiency
 from mergemoe.report.metrics import SAME_SIZE, generation, measured
 from mergemoe.report.study import ModelResults, RunResults
@@ -71,7 +72,7 @@ def scores(model: ModelResults, marks: Marks) -> Context:
     return {"keys": keys, "kept": kept, "measured": measured, "same_size": SAME_SIZE}
 
 
-def _kept(solved: Sequence[Mapping[str, Any]]) -> str:
+def _kept(solved: Sequence[LayerSolve]) -> str:
     """Return the experts per layer before and after: one pair, or the totals if layers differ."""
     pairs = {(layer["experts"], layer["kept"]) for layer in solved}
     if len(pairs) == 1:

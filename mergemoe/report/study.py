@@ -8,6 +8,8 @@ from typing import Any
 from mergemoe.artifacts import paths, provenance
 from mergemoe.artifacts.paths import below
 from mergemoe.compressed import checkpoint_card
+from mergemoe.moe.layout_types import Layout
+from mergemoe.moe.records import LayerGrouping, LayerProfile, LayerSolve
 from mergemoe.report.metrics import Metrics, Scores, There, columns, read_artifact, winner
 
 
@@ -21,7 +23,7 @@ class RunResults:
     code: Mapping[str, str]  # stage -> digest
     files: Mapping[str, str]  # of the checkpoint: name -> sha256
     stock: bool  # whether transformers loads it without code of ours
-    solved: Sequence[Mapping[str, Any]]  # one per layer
+    solved: Sequence[LayerSolve]  # one per layer
     scores: Scores
     texts: Sequence[Mapping[str, str]]  # continuations as text, if they were made
 
@@ -41,12 +43,12 @@ class ModelResults:
     """One model, with all runs made from it."""
 
     name: str
-    layout: Mapping[str, Any]
+    layout: Layout
     full: Scores
     columns: Sequence[str]
     tasks: Mapping[str, Mapping[str, Any]]  # version and samples of each
-    profiles: Mapping[str, Sequence[Mapping[str, Any]]]  # calibrate -> one per layer
-    groupings: Mapping[str, Sequence[Mapping[str, Any]]]  # calibrate/cluster -> one per layer
+    profiles: Mapping[str, Sequence[LayerProfile]]  # calibrate -> one per layer
+    groupings: Mapping[str, Sequence[LayerGrouping]]  # calibrate/cluster -> one per layer
     texts: Sequence[Mapping[str, str]]  # the full model's continuations, if they were made
     runs: Sequence[RunResults]
     winner: RunResults | None
@@ -97,9 +99,7 @@ def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[
     )
 
 
-def _run(
-    results: Path, model: str, name: str, layout: Mapping[str, Any], tasks: Sequence[str], metrics: Metrics
-) -> RunResults:
+def _run(results: Path, model: str, name: str, layout: Layout, tasks: Sequence[str], metrics: Metrics) -> RunResults:
     folder = paths.SUBJECT_MODEL.format(model=model, subject=name)
     assembled = read_artifact(below(results, paths.provenance_of(folder)))
     made = assembled["provenance"]
@@ -128,11 +128,11 @@ def _scores(results: Path, model: str, runs: Sequence[Sequence[str]], task: str)
     return [below(results, paths.SCORE, model=model, subject=subject, task=task) for subject in subjects]
 
 
-def _of_layers(results: Path, pattern: str, layout: Mapping[str, Any], **names: str) -> list[dict[str, Any]]:
+def _of_layers(results: Path, pattern: str, layout: Layout, **names: str) -> list[Any]:
     return [read_artifact(below(results, pattern, layer=layer, **names)) for layer in _layers(layout)]
 
 
-def _layers(layout: Mapping[str, Any]) -> list[str]:
+def _layers(layout: Layout) -> list[str]:
     return [paths.layer_name(layer["layer"]) for layer in layout["layers"]]
 
 

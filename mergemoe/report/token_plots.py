@@ -1,10 +1,11 @@
 """Figure of a calibration: the tokens of every group over the layers, beside the tokens that a fit needs."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import plotly.graph_objects as go
 
+from mergemoe.moe.records import LayerGrouping
 from mergemoe.report.plot_style import COLOURS, GREY, HOUSE, layer_axis, logarithmic
 
 # How each number of tokens is drawn, and its sign in the legend.
@@ -25,7 +26,7 @@ class _Dot(NamedTuple):
     enough: bool
 
 
-def tokens(layers: Sequence[Mapping[str, Any]]) -> go.Figure:
+def tokens(layers: Sequence[LayerGrouping]) -> go.Figure:
     """Draw the calibration tokens of every group over the layers, beside the numbers that a least squares needs."""
     numbers = [layer["layer"] for layer in layers]
     figure = go.Figure(layout={"template": HOUSE, "margin": {"t": 12}})
@@ -61,7 +62,7 @@ def tokens(layers: Sequence[Mapping[str, Any]]) -> go.Figure:
     return figure
 
 
-def _dots(layer: Mapping[str, Any]) -> list[_Dot]:
+def _dots(layer: LayerGrouping) -> list[_Dot]:
     """Return the groups of a layer, side by side around its number, those with the most tokens first."""
     groups = sorted(layer["groups"], key=lambda group: (-group["routed_tokens"], group["centre"]))
     need = layer["needed_tokens"]["group"]
