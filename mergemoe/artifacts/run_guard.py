@@ -1,4 +1,4 @@
-"""Whether this job's Snakemake run is still going: a job whose run has ended must not write (see job_cache.py)."""
+"""Tell a job that its Snakemake run has ended. Such a job must not write (see job_cache.py)."""
 
 import os
 from pathlib import Path

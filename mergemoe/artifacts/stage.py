@@ -1,4 +1,4 @@
-"""What one row of the table of stages says (stages.py)."""
+"""One row of the table of stages (stages.py)."""
 
 from dataclasses import dataclass
 from string import Formatter

@@ -113,7 +113,7 @@ def run_batches(
 
 
 def _residual(forward: LayerwiseForward) -> dict[str, Tensor]:
-    """Return what the next layer reads; a function, so that nothing holds these tensors while it runs."""
+    """Return the next layer's inputs. This is a function so that nothing holds these tensors while it runs."""
     residual = {f"{b:06d}": h for b, h in enumerate(forward.hidden)}
     residual |= {f"{b:06d}.handed": s for b, s in enumerate(forward.states) if s is not None}
     return {key: tensor.cpu().contiguous() for key, tensor in residual.items()}

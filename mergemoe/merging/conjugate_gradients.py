@@ -31,7 +31,7 @@ class Blocks:
 
     @classmethod
     def factor(cls, gram: Tensor) -> "Blocks":
-        """Return those of the blocks [M, P, P], which are overwritten."""
+        """Return the factors of G's diagonal blocks [M, P, P], which are overwritten."""
         values, diagonal = gram.new_zeros(gram.shape[:2]), gram.diagonal(dim1=1, dim2=2).flatten().clone()
         for i, block in enumerate(gram):
             found, vectors = eigh(block)

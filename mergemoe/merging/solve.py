@@ -81,7 +81,7 @@ def solve(
 
 
 def untouched(experts: Experts, reader: Activations) -> tuple[dict[str, Tensor], SolveRecord]:
-    """Return what `solve` returns, for a layer that no method works on: no merged group and no error."""
+    """Return the result of `solve` for a layer that no method works on: no merged group and no error."""
     fit, heldout = reader.count(), reader.count(heldout=True)
     record: SolveRecord = {
         "method": None,

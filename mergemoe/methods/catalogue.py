@@ -103,7 +103,7 @@ def conflict(options: Mapping[str, Any]) -> str | None:
 
 
 def routing(method: str, options: Mapping[str, Any]) -> str:
-    """Return what a method does to the router: preserved, pruned or folded."""
+    """Return a method's routing mode: preserved, pruned or folded."""
     return complete(method, options).get("routing", "preserved")
 
 

@@ -96,7 +96,7 @@ def _said(artifact: Path, log: Path) -> str:
 
 
 def last_words(log: Path) -> str:
-    """Return what a log ends with: the error, or that there is none."""
+    """Return the last line of a log: its error, or a text that tells how far the job came."""
     if not log.is_file():
         return "not run"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]

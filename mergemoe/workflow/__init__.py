@@ -1,1 +1,1 @@
-"""What the Snakefile, the stages and the command line need: configuration, planning, the ledger."""
+"""Configuration, planning and the ledger, for the Snakefile, the stages and the command line."""

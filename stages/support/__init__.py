@@ -1,1 +1,1 @@
-"""What the stages and the Snakefile share; no rule runs these modules."""
+"""Modules that the stages and the Snakefile share; no rule runs them."""

@@ -1,4 +1,4 @@
-"""What a source file does, as text: its syntax tree without what only people read.
+"""Write a source file's behaviour as text: its syntax tree without the parts that only people read.
 
 Left out are docstrings and the texts of messages: in `raise` and `assert`, in calls of an error class, `print`, `track`
 or `warning`. So rewording a message changes no digest of code. Texts that choose behaviour stay everywhere: keys,
@@ -72,7 +72,7 @@ class _Message(ast.NodeTransformer):
 
 
 def _without_message(raised: ast.expr) -> ast.expr:
-    """Return what is raised with the texts that it is made with emptied."""
+    """Return the raised expression with empty texts."""
     if isinstance(raised, ast.Call):
         raised.args = [_Message().visit(arg) for arg in raised.args]
     return raised

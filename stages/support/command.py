@@ -1,4 +1,4 @@
-"""What all stages share: arguments, provenance, reuse of finished work, and plain messages for errors.
+"""The command line of all stages: arguments, provenance, reuse of finished work, and plain messages for errors.
 
 artifacts/job_cache.py says which accidents the reuse covers.
 """

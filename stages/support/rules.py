@@ -1,4 +1,4 @@
-"""What all rules of the Snakefile share: command line, log, benchmark, threads, resources, digest of the code.
+"""The parts that all rules of the Snakefile share: command line, log, benchmark, threads, resources, code digest.
 
 The Snakefile calls `prepare` once. From there on a rule that has the name of a stage gets them by that name, as if they
 were written in it. A rule says only what is its own: named inputs and outputs, each an option of the command; unnamed
@@ -88,7 +88,7 @@ def complete_rules(workflow: Any, graph: Graph) -> None:
 
 
 def _directives(workflow: Any, graph: Graph, stage: Stage, info: Any) -> list[Callable[[Any], Any]]:
-    """Return what completes the rule of a stage; `info` is what its own directives say."""
+    """Return the directives that complete the rule of a stage; `info` holds the rule's own directives."""
     own = info.params[1] if info.params else {}
     found = [
         workflow.log(stage.log),

@@ -69,7 +69,7 @@ class _Listed(NamedTuple):
 
 
 def _listed(root: Path, found: Sequence[str]) -> dict[str, _Listed]:
-    """Return what each provenance.json among `found` lists."""
+    """Return {file: its entry} of the files that the provenance.json files among `found` list."""
     listed = {}
     for path in found:
         if Path(path).name == "provenance.json":

@@ -90,7 +90,7 @@ class _Job:
         return self._layer_by_layer(self.params.evaluate.heldout, self.params.evaluate)
 
     def _layer_by_layer(self, text: Text, how: Capture | Evaluate) -> Held:
-        """Return what a forward holds: a decoder layer, stored and loaded, embeddings, and all hidden states."""
+        """Return the memory of a forward: a decoder layer, stored and loaded, embeddings, and all hidden states."""
         tokens, size, model = _tokens(text), _size(how.dtype), self.model
         states = tokens * model.hidden * size
         written = 2 * plan.captured_bytes(model, how.dtype, tokens) + 3 * states  # in scratch/ and in results/.tmp
@@ -140,7 +140,7 @@ class _Job:
         return self._loaded(states + max(logits, layer), 3 * _tokens(text) * model.flops)
 
     def generate(self) -> Held:
-        """Return what generation holds: the subject, and then the full model, which judges, with keys and values."""
+        """Return the memory of generation: the subject, then the full model that scores it, with keys and values."""
         how, model = self.params.evaluate, self.model
         assert how.generation is not None
         length, size = how.generation.prompt_tokens + how.generation.new_tokens, _size(how.dtype)
@@ -159,7 +159,7 @@ class _Job:
         return self._loaded(work, TASK_TOKENS * shots * self.model.flops)
 
     def _loaded(self, work: float, flops: float) -> Held:
-        """Return what a loaded checkpoint and the work with it hold.
+        """Return the memory of a loaded checkpoint and of the work with it.
 
         Before the work, its files are mapped, and a layer's gates and ups are there once more.
         """
@@ -168,13 +168,13 @@ class _Job:
         return Held(size * subject["parameters"] + work, max(0, subject["bytes"] + twice - work), flops=flops)
 
     def report(self) -> Held:
-        """Return what a page holds: the profiles' numbers, N by N of each layer, as text and as Python's objects."""
+        """Return the memory of a page: the profiles' numbers, N by N per layer, as text and as Python's objects."""
         profiled = {self.params.model[model].folder() for model, *_ in self.params.all_runs()}
         layers = [layer["experts"] for folder in profiled for layer in model_counts(folder).routed.values()]
         return Held(host=sum(100 * n**2 for n in layers), disk=20e6)
 
     def unmeasured(self, stage: Stage) -> Held:
-        """Return what a stage without a method of its own holds: four times what it reads of a checkpoint."""
+        """Return the memory of a stage that no method here estimates: four times the checkpoint bytes that it reads."""
         layer = self.names.get("layer")
         read = self.model.routed[int(layer)]["bytes"] if layer else self.model.bytes
         return Held() if stage.checkpoint == "none" else Held(4 * read)

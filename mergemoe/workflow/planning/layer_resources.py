@@ -60,12 +60,12 @@ class Layer(NamedTuple):
         return 100 * self.hidden * min(self.tokens, CHUNK)
 
     def grams(self, matrices: int, size: int) -> Held:
-        """Return what Gram matrices [size, size] and cross moments [size, H] hold, with what is made of them."""
+        """Return the memory of Gram matrices [size, size] and cross moments [size, H] and what is made of them."""
         entries = matrices * size * (size + self.hidden)
         return Held(8 * GRAM * entries, flops=entries * (2 * self.tokens * self.top_k / self.experts + 10 * size))
 
     def pools(self) -> Held:
-        """Return what the Gram matrices of all neurons of groups hold, as many at once as fit a batch."""
+        """Return the memory of the Gram matrices of all neurons of groups, as many at once as fit a batch."""
         size = self.width * self.largest
         at_once = min(self.kept, max(1, layer_sizes.GRAM_BYTES // (8 * size**2)))
         mean = round(self.width * self.experts / self.kept)
@@ -74,7 +74,7 @@ class Layer(NamedTuple):
 
 
 def solve_held(layer: Layer, method: str, options: Mapping[str, Any]) -> Held:
-    """Return what a solve holds: experts and features; then its Gram matrices, or the result and its check."""
+    """Return the memory of a solve: experts and features; then its Gram matrices, or the result and its check."""
     result, share = 1.3, layer.kept_width / layer.width
     written = layer.kept if share < 1 or "memory" in options else min(layer.kept, layer.experts - layer.kept)
     if "memory" in options:
@@ -97,7 +97,7 @@ def solve_held(layer: Layer, method: str, options: Mapping[str, Any]) -> Held:
 
 
 def _joint_grams(layer: Layer, options: Mapping[str, Any]) -> Held:
-    """Return what a solve of all groups at once holds besides experts; it is iterative if it would exceed `memory`."""
+    """Return the memory of a solve of all groups at once, besides experts. Above `memory` the solve is iterative."""
     columns, memory = layer.kept * layer.kept_width, 1e9 * options["memory"]
     grams, rows = layer.grams(1, columns), 8 * columns * layer.hidden
     if grams.tensors <= memory:
