@@ -73,6 +73,6 @@ def test_where_nothing_was_pushed_restore_says_so_and_changes_nothing(without_ca
     run(tmp_path, "git", "clone", "--quiet", str(without_captures), str(elsewhere))
     refused = run(elsewhere, "mergemoe", "restore", "main", ok=False)
     assert refused.returncode != 0
-    assert "results/solve" in refused.stderr and "not in DVC's cache, and not in a remote" in refused.stderr
-    assert "results/capture" not in refused.stderr.partition(":")[2].partition("not in")[0]
+    assert "results/solve" in refused.stderr and "neither in DVC's cache nor in a remote" in refused.stderr
+    assert "results/capture" not in refused.stderr.partition(":")[2].partition("neither in")[0]
     assert not (elsewhere / "results/solve").exists()
