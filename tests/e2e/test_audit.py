@@ -66,4 +66,4 @@ def test_what_cannot_be_audited_is_refused(drifting, tmp_path):
     run(tmp_path, "git", "clone", "--quiet", str(drifting), str(clone))
     (clone / "dvc.lock").unlink()
     assert "dvc.lock is missing: nothing was recorded yet" in run(clone, "mergemoe", "audit", ok=False).stderr
-    assert "dvc.lock differs from it: commit" in run(clone, "mergemoe", "audit", "--rerun", ok=False).stderr
+    assert "dvc.lock differs from it. Commit it" in run(clone, "mergemoe", "audit", "--rerun", ok=False).stderr
