@@ -103,7 +103,7 @@ rule profile:
 
 
 rule curve:
-    """What one layer loses at other sizes, if a budget over all layers is spent by that."""
+    """One layer's error at each possible size; used only to divide a budget by error."""
     input:
         layout=paths.LAYOUT,
         capture=paths.CAPTURE,
@@ -237,7 +237,7 @@ rule report:
 
 
 rule report_partial:
-    """A page of what `--keep-going` finished, and of what is missing. It has no output, so it is never recorded."""
+    """A page of what `--keep-going` finished, and of what is missing. It declares no output to Snakemake, so it is never recorded."""
     params:
         out=paths.PARTIAL_PAGE,
         results=graph.results,

@@ -1,4 +1,4 @@
-"""Merge the groups of one layer; imports neither transformers nor lm-eval nor datasets.
+"""Merge the groups of one layer. Starts fast because it imports neither transformers nor lm-eval nor datasets.
 
 python -m stages.solve --cfg JSON --code DIGEST --layer N --layout LAYOUT.json --capture LAYER.h5
     --profile LAYER.json --cluster LAYER.json --out LAYER.safetensors

@@ -3,8 +3,8 @@
 Snakemake deletes the outputs of a job before it starts and after it failed, and a cluster may run a job twice. The
 accidents that can follow, and what covers each:
 
-* A run is killed. The next one deletes the outputs of every job that had not been noted as finished, and starts them
-  again. A finished job also has hard links to its outputs below results/.finished, which take no disk of their own;
+* A run is killed. The next one deletes the outputs of every job that Snakemake had not yet marked finished, and starts
+  them again. A finished job also has hard links to its outputs below results/.finished, which take no disk of their own;
   its second copy puts them back (take) and ends.
 * One job of a SLURM group fails. Snakemake deletes the outputs of the whole group, finished ones too. As above.
 * SLURM believes that a node is dead, and starts its jobs a second time while the first copies still run. Each file is
@@ -44,7 +44,7 @@ def run_once(
     Args:
         work: writes the outputs; it may return a scratch folder, which is deleted when nothing can be lost.
         outs: its outputs.
-        made: their provenance, but for what their writer adds.
+        made: their provenance without payload and seal, which are added on writing.
         complete: whether the provenance names all that the job reads; if not, finished work cannot be recognized.
         guarded: whether the job belongs to a run of Snakemake.
 
@@ -62,9 +62,8 @@ def run_once(
         if not overtaken:
             raise
     in_results = atomic.results_above(outs[0]) is not None  # else it is no output of Snakemake's
-    if (
-        overtaken and guarded and in_results
-    ):  # Snakemake would put a new date on outputs that others may have read by now
+    # An error here stops Snakemake from touching files that others may have read.
+    if overtaken and guarded and in_results:
         raise UserError(f"{outs[0]} is whole: another copy of this job has finished it meanwhile")
     if complete:
         keep(outs, made)
@@ -73,7 +72,7 @@ def run_once(
 
 
 def keep(outs: Sequence[Path], made: Mapping[str, Any]) -> None:
-    """Link all that a job has written, and replace what could not be taken."""
+    """Hard-link a job's outputs into results/.finished, replacing an older or damaged copy."""
     place = _place(outs, made)
     if place is None:
         return
@@ -104,14 +103,14 @@ def take(outs: Sequence[Path], made: Mapping[str, Any]) -> bool:
 
 
 def sweep(results: str | Path, claims: Claims) -> None:
-    """Forget what no job will ask for, which may hold much disk: what was made otherwise than the claims say."""
+    """Delete kept outputs whose provenance matches no expected artifact; they can be large."""
     for place in Path(results, ".finished").glob("*"):
         if not any(_claimed(file, claims) for file in place.rglob("[!.]*")):
             shutil.rmtree(place)
 
 
 def clear(results: str | Path) -> None:
-    """Forget all, because the whole run has ended well; and temporary files of killed jobs of any host."""
+    """Delete all kept outputs after a run that made everything, and temporary files of killed jobs of any host."""
     for name in (".finished", ".tmp"):
         shutil.rmtree(Path(results, name), ignore_errors=True)
 
@@ -125,7 +124,7 @@ def is_whole(path: Path, made: Mapping[str, Any]) -> bool:
 
     Args:
         path: path of an artifact.
-        made: its provenance, but for what its writer adds: payload, seal, the layer of a folder's file.
+        made: its provenance without payload and seal (and a folder's file's layer), which are added on writing.
     """
     files = [path / name for name in _files(path)]
     try:

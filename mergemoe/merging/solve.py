@@ -34,7 +34,7 @@ def solve(
 ) -> tuple[dict[str, Tensor], SolveRecord]:
     """Merge the groups of one layer.
 
-    Only the groups that the method returns are written; all other experts keep their bytes.
+    Tensors hold merged groups only; every other kept expert is copied unchanged later.
 
     Args:
         experts: all N experts, in the stored dtype.
@@ -46,12 +46,12 @@ def solve(
         routing: preserved, pruned or folded.
         method: a file of mergemoe/methods.
         scratch: a folder that belongs to exactly this solve; a killed solve continues from it.
-        options: all its keys in params.yaml besides `routing`.
+        options: the method's options, except `method`, `threads` and `routing`.
 
     Returns:
         tensors: per role [G', ., .] in the stored dtype, `groups` [G'] their numbers, `expert_map` [N];
-        `router` [M, H] (and `router_bias` [M]) if the routing changes. Experts of another width than before have
-        it in every group.
+        `router` [M, H] (and `router_bias` [M]) if the routing changes. If the width changes, it is the
+        same in every group.
         record: errors, rank and tokens; `output_error` is ||y' - y||^2 / ||y||^2 of the layer's routed output, with
         the weights as stored.
     """

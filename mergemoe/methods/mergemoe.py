@@ -1,9 +1,10 @@
 """MergeMoE (arXiv 2510.14436): usage-weighted features, least squares for the down-projection.
 
 A group with weights w_j = f_j / sum f (Theorem 1) gets gate and up projections sum_j w_j W^j (T2, T3, eq. 4), and the
-down-projection W_D' T1, T1 = Q P^+ (eqs. 5, 6), over ALL calibration tokens. T1 is never formed: W_D' Q is the
-weighted output of the members, so sums over tokens are enough (docs/method.md). A family's norm after the
-down-projection is left out on both sides: least squares covers the linear part only.
+down-projection W_D' T1, T1 = Q P^+ (eqs. 5, 6). W_D' are the members' down-projections w_j W_D^j side by side, Q their
+features stacked, and P the features of the merged expert, over all fitted tokens, also those not routed to the group.
+T1 is never formed: W_D' Q is the weighted output of the members, so sums over tokens are enough (docs/method.md). A
+family's norm after the down-projection is left out on both sides: least squares covers the linear part only.
 """
 
 import torch
@@ -46,7 +47,7 @@ def merge(problem: Problem, ridge: float) -> list[Merged]:
 
 
 def usage_weights(problem: Problem) -> Tensor:
-    """Return w_j [N]: they take the place of routing weights, the same on all tokens."""
+    """Return w_j [N]: constant weights used instead of each token's routing weights."""
     weights = torch.zeros(len(problem.experts), dtype=torch.float64, device=problem.experts.down.device)
     for group in problem.groups:
         weights[group.members] = group.weights.to(weights)
