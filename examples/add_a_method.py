@@ -21,7 +21,7 @@ from mergemoe.moe.tokens import Remembered
 
 def merge(problem: Problem) -> list[Merged]:
     """Return, per group of several experts, its most used expert unchanged."""
-    return [Merged(group, problem.experts[[group.members[group.dominant]]], {}) for group in problem.several]
+    return [Merged(group, problem.experts[[group.members[group.dominant]]], {}) for group in problem.merged_groups]
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from mergemoe.moe.records import MethodRecord
 
 def merge(problem: Problem, ridge: float) -> list[Merged]:
     """Return, per group, the merged expert and how well the tokens pin it down."""
-    groups = problem.several
+    groups = problem.merged_groups
     if not groups:
         return []
     averaged = usage_mean(problem, groups)

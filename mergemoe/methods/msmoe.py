@@ -10,5 +10,5 @@ from mergemoe.moe.problem import Merged, Problem
 
 def merge(problem: Problem) -> list[Merged]:
     """Return, per group, the aligned usage-weighted mean."""
-    groups = problem.several
+    groups = problem.merged_groups
     return [Merged(group, expert, {}) for group, expert in zip(groups, aligned_mean(problem, groups), strict=True)]

@@ -19,7 +19,7 @@ from mergemoe.moe.problem import Group, Merged, Problem
 
 def merge(problem: Problem) -> list[Merged]:
     """Return, for every group of the layer, the expert of all its neurons; nothing if no group has several members."""
-    if not problem.several:
+    if not problem.merged_groups:
         return []
     largest = max(len(group.members) for group in problem.groups)
     width = largest * problem.experts.up.shape[1]

@@ -26,7 +26,7 @@ def merge(
 ) -> list[Merged]:
     """Return, per group, the expert with those features and its own least squares."""
     kept = kept_width(width, problem.experts.up.shape[1])
-    groups = problem.groups if width < 1 else problem.several
+    groups = problem.groups if width < 1 else problem.merged_groups
     if not groups:
         return []
     experts = feature_rules.merged_experts(problem, groups, features, kept)

@@ -10,6 +10,6 @@ from mergemoe.moe.problem import Merged, Problem
 
 def merge(problem: Problem, features: feature_rules.Features, width: float) -> list[Merged]:
     """Return, per group, the expert with those features."""
-    groups = problem.groups if width < 1 else problem.several
+    groups = problem.groups if width < 1 else problem.merged_groups
     experts = feature_rules.merged_experts(problem, groups, features, kept_width(width, problem.experts.up.shape[1]))
     return [Merged(group, expert, {}) for group, expert in zip(groups, experts, strict=True)]

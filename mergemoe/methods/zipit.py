@@ -9,5 +9,5 @@ from mergemoe.moe.problem import Merged, Problem
 
 def merge(problem: Problem) -> list[Merged]:
     """Return, per group, the expert of its joined neurons."""
-    groups = problem.several
+    groups = problem.merged_groups
     return [Merged(group, expert, {}) for group, expert in zip(groups, zipped_experts(problem, groups), strict=True)]

@@ -49,8 +49,8 @@ class Problem:
     scratch: Path | None = None
 
     @property
-    def several(self) -> list[Group]:
-        """Return the groups of several experts; a method that leaves an expert of its own alone solves only these."""
+    def merged_groups(self) -> list[Group]:
+        """Return the groups of more than one expert; a method that leaves single experts alone solves only these."""
         return [group for group in self.groups if len(group.members) > 1]
 
     def chunks(self, heldout: bool) -> Iterable[Tokens]:

@@ -50,8 +50,8 @@ def test_how_groups_are_batched_changes_no_sum(biased, slots, padding, monkeypat
 
 def test_the_sums_repeat_to_the_bit():
     problem = problems.problem()
-    pools = joined([neuron_selection.pool(problem, group) for group in problem.several])
-    one, other = (group_moments.group_sums(problem, problem.several, pools, heldout=False) for _ in range(2))
+    pools = joined([neuron_selection.pool(problem, group) for group in problem.merged_groups])
+    one, other = (group_moments.group_sums(problem, problem.merged_groups, pools, heldout=False) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
 
 

@@ -35,7 +35,7 @@ def explicit(p, y, width, always=()):
 def test_the_neurons_are_those_of_an_explicit_greedy_search(case, panel, monkeypatch):
     monkeypatch.setattr(neuron_selection, "PANEL", panel)
     problem = problems.problem(**case)
-    for group in problem.several:
+    for group in problem.merged_groups:
         pool = neuron_selection.pool(problem, group)
         p, y = problems.written_out(problem, [pool], group.members)
         neurons = pool.up.shape[1]
@@ -48,7 +48,7 @@ def test_the_neurons_are_those_of_an_explicit_greedy_search(case, panel, monkeyp
 
 def test_a_pool_computes_what_its_members_do_side_by_side():
     problem = problems.problem(biased=True)
-    group = problem.several[0]
+    group = problem.merged_groups[0]
     pool = neuron_selection.pool(problem, group)
     for x, _ in itertools.islice(problems.each_token(problem), 5):
         members = torch.cat([problems.features(problem.experts, j, x) for j in group.members])

@@ -53,14 +53,14 @@ def test_the_sums_are_those_of_a_loop_over_tokens(problem):
 @pytest.mark.parametrize("features", ["plain", "usage", "aligned"])
 @pytest.mark.parametrize("ridge", [0.0, 0.1])
 def test_routed_is_least_squares_of_each_group_on_its_own_tokens(problem, features, ridge):
-    experts = feature_rules.merged_experts(problem, problem.several, features, 5)
+    experts = feature_rules.merged_experts(problem, problem.merged_groups, features, 5)
     written = [
         problems.written_out(problem, [expert], group.members)
-        for group, expert in zip(problem.several, experts, strict=True)
+        for group, expert in zip(problem.merged_groups, experts, strict=True)
     ]
     scale = np.quantile(np.concatenate([(p**2).sum(0) for p, _ in written]), 0.5, method="lower")
     results = merge(routed, problem, features=features, ridge=ridge)
-    assert [result.group.number for result in results] == [group.number for group in problem.several]
+    assert [result.group.number for result in results] == [group.number for group in problem.merged_groups]
     for result, expert, (p, y) in zip(results, experts, written, strict=True):
         expected = damped(p, y, down_of(expert).numpy(), ridge * scale)
         close(down_of(result.expert), expected)
@@ -137,8 +137,8 @@ def test_a_group_with_few_tokens_is_told_by_every_method(caplog):
 
 def test_a_penalty_below_rounding_is_none():
     problem = problems.problem(tokens=6)
-    experts = joined(feature_rules.merged_experts(problem, problem.several, "usage", 5))
-    moments = group_sums(problem, problem.several, experts, heldout=False)
+    experts = joined(feature_rules.merged_experts(problem, problem.merged_groups, "usage", 5))
+    moments = group_sums(problem, problem.merged_groups, experts, heldout=False)
     priors = torch.zeros_like(moments.cross)
     expected = ridge_regression.solve_toward_prior(moments, priors, 0.0)
     found = ridge_regression.solve_toward_prior(

@@ -56,7 +56,7 @@ def test_weights_of_a_group_are_shares_of_usage_or_equal_without_any():
 def test_groups_come_in_the_order_of_their_numbers_with_those_of_several_named():
     groups = groups_of([0, 1, 0, 2], [1, 1, 1, 1])
     assert [(group.number, group.members) for group in groups] == [(0, [0, 2]), (1, [1]), (2, [3])]
-    assert Problem(None, groups, None, SILU).several == groups[:1]
+    assert Problem(None, groups, None, SILU).merged_groups == groups[:1]
 
 
 def test_average_is_the_plain_mean_of_the_three_matrices(experts, reader):
@@ -115,9 +115,9 @@ def test_an_untouched_layer_gives_what_a_method_without_groups_gives(experts, re
 
 def test_least_squares_is_no_worse_than_the_averaged_down_projection(experts, reader):
     problem = Problem(single(experts), groups_of(MAP, USAGE), reader, SILU)
-    averaged = [problem.experts[group.members].map(group.mean) for group in problem.several]
+    averaged = [problem.experts[group.members].map(group.mean) for group in problem.merged_groups]
     fitted = group_sums(
-        problem, problem.several, joined(averaged), heldout=False, weights=mergemoe.usage_weights(problem)
+        problem, problem.merged_groups, joined(averaged), heldout=False, weights=mergemoe.usage_weights(problem)
     )
     results = merge(mergemoe, problem)
     solved, before = (

@@ -53,7 +53,7 @@ def written_out(problem, group):
 def test_the_units_are_those_of_an_explicit_search_on_mean_features(case, seed):
     problem = problems.problem(expert_map=(0, 0, 1, 0, 1, 2), seed=seed, **case)
     results = zipit.merge(problem)
-    assert [result.group for result in results] == problem.several
+    assert [result.group for result in results] == problem.merged_groups
     for result in results:
         expected = written_out(problem, result.group)
         assert result.expert.roles().keys() == expected.keys()
@@ -123,17 +123,17 @@ def test_features_that_never_vary_go_with_any_other_by_zero():
 
 def test_passes_bound_what_is_held_and_change_nothing(monkeypatch):
     problem = problems.problem()
-    expected = zipped_experts(problem, problem.several)
+    expected = zipped_experts(problem, problem.merged_groups)
     monkeypatch.setattr(neuron_selection, "GRAM_BYTES", 1)
-    assert [len(batch) for batch in neuron_selection.passes(problem, problem.several)] == [1, 1]
-    for found, expert in zip(zipped_experts(problem, problem.several), expected, strict=True):
+    assert [len(batch) for batch in neuron_selection.passes(problem, problem.merged_groups)] == [1, 1]
+    for found, expert in zip(zipped_experts(problem, problem.merged_groups), expected, strict=True):
         assert torch.equal(found.up, expert.up) and torch.equal(found.down, expert.down)
 
 
 def test_relu_neurons_that_never_fire_are_zipped_without_a_nan():
     problem = replace(problems.problem(gated=False), act=Activation("relu"))
     problem.experts.up[:, 0] = 0
-    for expert in zipped_experts(problem, problem.several):
+    for expert in zipped_experts(problem, problem.merged_groups):
         assert all(part.isfinite().all() for part in expert.roles().values())
 
 

@@ -39,19 +39,19 @@ METHODS = {
 def test_the_means_are_those_taken_by_hand(biased):
     problem = problems.problem(biased=biased)
     for function, result in ((averaging.plain_mean, average), (averaging.usage_mean, hcsmoe)):
-        for group, expert in zip(problem.several, function(problem, problem.several), strict=True):
+        for group, expert in zip(problem.merged_groups, function(problem, problem.merged_groups), strict=True):
             used = group.weights if result is hcsmoe else torch.full_like(group.weights, 1 / len(group.members))
             for role, matrices in problem.experts.roles().items():
                 expected = sum(w * matrices[j] for w, j in zip(used, group.members, strict=True))
                 torch.testing.assert_close(expert.roles()[role][0], expected, rtol=1e-12, atol=1e-12)
     for method in (average, hcsmoe):
-        assert [result.group for result in merge(method, problem)] == problem.several
+        assert [result.group for result in merge(method, problem)] == problem.merged_groups
 
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_alignment_is_the_best_of_all_permutations(gated):
     problem = problems.problem(width=4, gated=gated)
-    for group, mean in zip(problem.several, aligned_mean(problem, problem.several), strict=True):
+    for group, mean in zip(problem.merged_groups, aligned_mean(problem, problem.merged_groups), strict=True):
         members = problem.experts[group.members]
         roles = [members.up, members.down.mT] + ([members.gate] if gated else [])
         orders = []

@@ -144,7 +144,7 @@ def test_a_bias_behind_the_down_projection_is_solved_as_the_weight_of_a_feature_
         g = np.minimum(x @ gate.T + gate_bias, limit)
         return g / (1 + np.exp(-alpha * g)) * (np.clip(x @ up.T + up_bias, -limit, limit) + 1)
 
-    for group, merged in zip(problem.several, merge(mergemoe, problem), strict=True):
+    for group, merged in zip(problem.merged_groups, merge(mergemoe, problem), strict=True):
         share = group.weights.numpy()
         first = ("gate", "gate_bias", "up", "up_bias")
         mean = {role: np.tensordot(share, w[role][group.members], 1) for role in first}
@@ -164,7 +164,7 @@ def test_a_bias_behind_the_down_projection_is_solved_as_the_weight_of_a_feature_
 
 def test_plain_averages_are_those_of_the_biases_too(gpt_oss):
     problem = gpt_oss[0]
-    for group, merged in zip(problem.several, average.merge(problem), strict=True):
+    for group, merged in zip(problem.merged_groups, average.merge(problem), strict=True):
         roles = problem.experts.roles()
         assert roles.keys() == {"gate", "up", "down", "gate_bias", "up_bias", "down_bias"}
         for role, matrices in roles.items():
