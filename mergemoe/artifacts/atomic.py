@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mergemoe.artifacts.digests import sha256
-from mergemoe.artifacts.run_guard import LEFT, OVER, run_is_over
+from mergemoe.artifacts.run_guard import OVER, UNCHANGED, run_is_over
 from mergemoe.errors import UserError
 
 
@@ -49,7 +49,7 @@ def _put(temporary: Path, path: Path) -> None:
     if run_is_over():
         raise UserError(f"{path} is not written: {OVER}")
     if path.exists() and sha256(path) == sha256(temporary):
-        LEFT.add(path)
+        UNCHANGED.add(path)
         return
     try:
         os.replace(temporary, path)

@@ -4,20 +4,20 @@ Snakemake deletes the outputs of a job before it starts and after it failed, and
 accidents that can follow, and what covers each:
 
 * A run is killed. The next one deletes the outputs of every job that Snakemake had not yet marked finished, and starts
-  them again. A finished job also has hard links to its outputs below results/.finished, which take no disk of their own;
-  its second copy puts them back (take) and ends.
+  them again. A finished job also has hard links to its outputs below results/.finished, which take no disk of their
+  own; its second copy puts them back (restore_outputs) and ends.
 * One job of a SLURM group fails. Snakemake deletes the outputs of the whole group, finished ones too. As above.
 * SLURM believes that a node is dead, and starts its jobs a second time while the first copies still run. Each file is
   renamed into place whole (atomic.py). If the same content is there already, the file stays, with its date, because
-  others may be reading it (run_guard.LEFT), and the job ends with an error, so that Snakemake does not touch it.
+  others may be reading it (run_guard.UNCHANGED), and the job ends with an error, so that Snakemake does not touch it.
 * A job outlives its run, which ended or was replaced. The Snakefile writes the expected provenance of each run to a
   file that it deletes at the end (stages/support/runs.py). A job without that file neither deletes nor writes.
 * A job could not be submitted. Snakemake, told to keep incomplete files, keeps outputs of an earlier run and notes them
   as new. runs.end_failed_run deletes those whose provenance is not the expected one.
 * A job is killed while it writes. Its temporary files lie in results/.tmp, and the next run sweeps them.
 
-Each run forgets kept outputs that no job of its params.yaml will ask for (sweep); a run that ends well with everything
-made forgets all (clear). On a file system without hard links nothing is kept, and the log says so.
+Each run first deletes kept outputs that no job of its params.yaml will ask for (delete_unclaimed). A run that ends well
+with everything made deletes all (delete_all). On a file system without hard links nothing is kept, and the log says so.
 """
 
 import json
@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe.artifacts import atomic, digests, provenance, store
-from mergemoe.artifacts.run_guard import LEFT
+from mergemoe.artifacts.run_guard import UNCHANGED
 from mergemoe.artifacts.verify import Claims
 from mergemoe.errors import ArtifactError, UserError
 
-LISTED = "listed.json"  # of a place: {output: its files}, so that a folder counts only with all of them
+FILE_LIST = "listed.json"  # of a place: {output: its files}; a folder counts only with all of them
 
 
 def run_once(
@@ -51,12 +51,12 @@ def run_once(
     Raises:
         UserError: if another copy finished while this one worked.
     """
-    if complete and (_all_whole(outs, made) or take(outs, made)):
+    if complete and (_all_whole(outs, made) or restore_outputs(outs, made)):
         print(f"{outs[0]}: another copy of this job has finished it, and it holds", file=sys.stderr)
         return
     scratch = None
     try:
-        scratch, overtaken = work(), not LEFT.isdisjoint(outs)
+        scratch, overtaken = work(), not UNCHANGED.isdisjoint(outs)
     except Exception:
         overtaken = complete and _all_whole(outs, made)
         if not overtaken:
@@ -66,12 +66,12 @@ def run_once(
     if overtaken and guarded and in_results:
         raise UserError(f"{outs[0]} is whole: another copy of this job has finished it meanwhile")
     if complete:
-        keep(outs, made)
+        keep_outputs(outs, made)
     if scratch:
         shutil.rmtree(scratch, ignore_errors=True)  # another copy may write there
 
 
-def keep(outs: Sequence[Path], made: Mapping[str, Any]) -> None:
+def keep_outputs(outs: Sequence[Path], made: Mapping[str, Any]) -> None:
     """Hard-link a job's outputs into results/.finished, replacing an older or damaged copy."""
     place = _place(outs, made)
     if place is None:
@@ -83,17 +83,17 @@ def keep(outs: Sequence[Path], made: Mapping[str, Any]) -> None:
             folder.mkdir()
             for path in outs:
                 _link(path, folder / path.name)
-            (folder / LISTED).write_text(json.dumps(listed))
+            (folder / FILE_LIST).write_text(json.dumps(listed))
     except OSError as error:  # a file system without hard links, and a copy would take disk
         print(f"{place}: {error}. The outputs of this job are lost if another copy of it fails", file=sys.stderr)
 
 
-def take(outs: Sequence[Path], made: Mapping[str, Any]) -> bool:
+def restore_outputs(outs: Sequence[Path], made: Mapping[str, Any]) -> bool:
     """Put the outputs of another copy of a job in place, and tell whether there are any; damaged ones do not count."""
     place = _place(outs, made)
-    if place is None or not (place / LISTED).is_file():
+    if place is None or not (place / FILE_LIST).is_file():
         return False
-    listed = json.loads((place / LISTED).read_text())
+    listed = json.loads((place / FILE_LIST).read_text())
     if any(_files(place / path.name) != listed[path.name] or not is_whole(place / path.name, made) for path in outs):
         return False
     for path in outs:
@@ -102,14 +102,14 @@ def take(outs: Sequence[Path], made: Mapping[str, Any]) -> bool:
     return True
 
 
-def sweep(results: str | Path, claims: Claims) -> None:
+def delete_unclaimed(results: str | Path, claims: Claims) -> None:
     """Delete kept outputs whose provenance matches no expected artifact; they can be large."""
     for place in Path(results, ".finished").glob("*"):
         if not any(_claimed(file, claims) for file in place.rglob("[!.]*")):
             shutil.rmtree(place)
 
 
-def clear(results: str | Path) -> None:
+def delete_all(results: str | Path) -> None:
     """Delete all kept outputs after a run that made everything, and temporary files of killed jobs of any host."""
     for name in (".finished", ".tmp"):
         shutil.rmtree(Path(results, name), ignore_errors=True)
@@ -124,13 +124,13 @@ def is_whole(path: Path, made: Mapping[str, Any]) -> bool:
 
     Args:
         path: path of an artifact.
-        made: its provenance without payload and seal (and a folder's file's layer), which are added on writing.
+        made: its provenance without payload and seal (and the layer, in a folder's file), added on writing.
     """
     files = [path / name for name in _files(path)]
     try:
         listed = store.read_json(path / "provenance.json")["files"] if (path / "provenance.json").is_file() else {}
         store.check_files(path, listed)
-        return bool(files) and all(_says(file, made) for file in files if file.name not in listed)
+        return bool(files) and all(_has_provenance(file, made) for file in files if file.name not in listed)
     except ArtifactError:
         return False
 
@@ -144,17 +144,17 @@ def _files(path: Path) -> list[str]:
 
 def _claimed(file: Path, claims: Claims) -> bool:
     try:
-        said = provenance.read_provenance(file)
+        found = provenance.read_provenance(file)
     except ArtifactError:
         return False
-    claim = claims.get(said["path"]) if said else None
-    return said is not None and claim is not None and all(said[key] == value for key, value in claim.items())
+    claim = claims.get(found["path"]) if found else None
+    return found is not None and claim is not None and all(found[key] == value for key, value in claim.items())
 
 
-def _says(file: Path, made: Mapping[str, Any]) -> bool:
-    said = provenance.read_provenance(file)
-    same = said is not None and all(said.get(key) == value for key, value in made.items())
-    return said is not None and same and store.matches_seal(said, digests.digest_artifact(file))
+def _has_provenance(file: Path, made: Mapping[str, Any]) -> bool:
+    found = provenance.read_provenance(file)
+    same = found is not None and all(found.get(key) == value for key, value in made.items())
+    return found is not None and same and store.matches_seal(found, digests.digest_artifact(file))
 
 
 def _place(outs: Sequence[Path], made: Mapping[str, Any]) -> Path | None:

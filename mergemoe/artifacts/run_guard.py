@@ -5,7 +5,7 @@ from pathlib import Path
 
 RUN = "MERGEMOE_CLAIMS"  # environment variable: the file of a run's expected provenance, deleted when the run ends
 OVER = "this job belongs to a Snakemake run that has ended, or was killed and replaced by another"
-LEFT = set[Path]()  # outputs that this process did not write because the same content was there
+UNCHANGED = set[Path]()  # outputs that this process did not write because the same content was there
 
 
 def run_is_over() -> bool:

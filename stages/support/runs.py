@@ -29,7 +29,7 @@ def begin_run(graph: Graph) -> None:
     """
     claims = expected.every_claim(graph)
     atomic.sweep(paths.RESULTS)
-    job_cache.sweep(paths.RESULTS, claims)
+    job_cache.delete_unclaimed(paths.RESULTS, claims)
     _end_run()
     path = FOLDER / f"{uuid.uuid4()}.json"
     with atomic.atomic(path) as file:
@@ -42,7 +42,7 @@ def end_successful_run(graph: Graph) -> None:
     """End the run. If it has made everything, not some targets only, clear the job cache."""
     _end_run()
     if verify.is_current(paths.REPORTED, expected.every_claim(graph)):
-        job_cache.clear(paths.RESULTS)
+        job_cache.delete_all(paths.RESULTS)
 
 
 def end_failed_run(graph: Graph, failed: Iterable[Any]) -> None:

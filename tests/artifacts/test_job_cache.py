@@ -10,8 +10,7 @@ import pytest
 import torch
 from tiny_project import snakemake
 
-from mergemoe.artifacts import atomic, digests, run_guard, store
-from mergemoe.artifacts import job_cache as kept
+from mergemoe.artifacts import atomic, digests, job_cache, run_guard, store
 from mergemoe.errors import UserError
 from stages.support import command
 
@@ -28,11 +27,11 @@ def outs(tmp_path):
 
 
 def test_what_was_deleted_comes_back_as_the_same_files(outs):
-    kept.keep(outs, MADE)
+    job_cache.keep_outputs(outs, MADE)
     inodes = [path.stat().st_ino for path in outs]
     for path in outs:
         path.unlink()
-    assert kept.take(outs, MADE)
+    assert job_cache.restore_outputs(outs, MADE)
     assert [path.stat().st_ino for path in outs] == inodes
 
 
@@ -40,24 +39,24 @@ def test_what_was_deleted_comes_back_as_the_same_files(outs):
     "key, value", [("params", {"ridge": 1.0}), ("code", "d"), ("inputs", {"x": "y"}), ("path", "results/b")]
 )
 def test_a_job_of_other_parameters_code_or_inputs_takes_nothing(outs, key, value):
-    kept.keep(outs, MADE)
-    assert not kept.take(outs, MADE | {key: value})
-    assert kept.is_whole(outs[0], MADE) and not kept.is_whole(outs[0], MADE | {key: value})
+    job_cache.keep_outputs(outs, MADE)
+    assert not job_cache.restore_outputs(outs, MADE | {key: value})
+    assert job_cache.is_whole(outs[0], MADE) and not job_cache.is_whole(outs[0], MADE | {key: value})
 
 
 def test_half_of_a_pair_is_not_finished_and_a_flipped_bit_is_found(outs):
-    kept.keep(outs, MADE)
+    job_cache.keep_outputs(outs, MADE)
     place = outs[0].parent / ".finished" / digests.digest_json(MADE)
     (place / outs[1].name).unlink()
-    assert not kept.take(outs, MADE)
+    assert not job_cache.restore_outputs(outs, MADE)
     os.link(outs[1], place / outs[1].name)
-    assert kept.take(outs, MADE)
+    assert job_cache.restore_outputs(outs, MADE)
     content = bytearray(outs[0].read_bytes())
     content[-2] ^= 1
     with outs[0].open("r+b") as file:  # the same file under both names
         file.write(content)
-    assert not kept.is_whole(outs[0], MADE)
-    assert not kept.take(outs, MADE)
+    assert not job_cache.is_whole(outs[0], MADE)
+    assert not job_cache.restore_outputs(outs, MADE)
 
 
 def test_a_folder_counts_only_with_all_of_its_files(tmp_path):
@@ -65,11 +64,11 @@ def test_a_folder_counts_only_with_all_of_its_files(tmp_path):
     out = tmp_path / "results" / "one"
     for layer in (1, 2):
         store.write_json(out / f"layer_{layer}.json", {"layer": layer}, made)
-    kept.keep([out], made)
+    job_cache.keep_outputs([out], made)
     (out.parent / ".finished" / digests.digest_json(made) / "one" / "layer_2.json").unlink()
-    assert not kept.take([out], made)
-    kept.keep([out], made)
-    assert kept.take([out], made)
+    assert not job_cache.restore_outputs([out], made)
+    job_cache.keep_outputs([out], made)
+    assert job_cache.restore_outputs([out], made)
 
 
 def test_where_links_cannot_be_made_nothing_is_kept_and_the_log_says_so(outs, monkeypatch, capsys):
@@ -77,27 +76,27 @@ def test_where_links_cannot_be_made_nothing_is_kept_and_the_log_says_so(outs, mo
         raise PermissionError("no links here")
 
     monkeypatch.setattr(os, "link", link)
-    kept.keep(outs, MADE)
-    assert not kept.take(outs, MADE)
+    job_cache.keep_outputs(outs, MADE)
+    assert not job_cache.restore_outputs(outs, MADE)
     assert "no links here" in capsys.readouterr().err
 
 
 def test_a_run_that_ended_well_forgets_it_and_what_is_half_written(outs):
-    kept.keep(outs, MADE)
+    job_cache.keep_outputs(outs, MADE)
     left = outs[0].parent / ".tmp" / "a.safetensors.gn7.123"
     left.write_text("half")
-    kept.clear(outs[0].parent)
+    job_cache.delete_all(outs[0].parent)
     assert not left.exists()
-    assert not kept.take(outs, MADE)
+    assert not job_cache.restore_outputs(outs, MADE)
 
 
 def test_what_params_yaml_no_longer_asks_for_is_forgotten_when_a_run_begins(outs):
     claim = {key: MADE[key] for key in ("stage", "params", "code")}
-    kept.keep(outs, MADE)
-    kept.sweep(outs[0].parent, {MADE["path"]: claim})
-    assert kept.take(outs, MADE)
-    kept.sweep(outs[0].parent, {MADE["path"]: claim | {"params": {"ridge": 1.0}}})
-    assert not kept.take(outs, MADE)
+    job_cache.keep_outputs(outs, MADE)
+    job_cache.delete_unclaimed(outs[0].parent, {MADE["path"]: claim})
+    assert job_cache.restore_outputs(outs, MADE)
+    job_cache.delete_unclaimed(outs[0].parent, {MADE["path"]: claim | {"params": {"ridge": 1.0}}})
+    assert not job_cache.restore_outputs(outs, MADE)
 
 
 @pytest.mark.full
@@ -121,12 +120,12 @@ def test_a_folder_is_whole_where_every_file_is_what_is_listed(finished, tmp_path
     folder = shutil.copytree(finished / "results/models/tiny/mixed/half/mergemoe", tmp_path / "results" / "model")
     made = store.read_json(folder / "provenance.json")["provenance"]
     del made["payload"], made["seal"]
-    assert kept.is_whole(folder, made)
-    assert not kept.is_whole(folder, made | {"code": "other"})
+    assert job_cache.is_whole(folder, made)
+    assert not job_cache.is_whole(folder, made | {"code": "other"})
     captured = finished / "results" / "capture" / "tiny" / "mixed"
-    assert not kept.is_whole(captured, made)
+    assert not job_cache.is_whole(captured, made)
     (folder / "config.json").write_text("{}")
-    assert not kept.is_whole(folder, made)
+    assert not job_cache.is_whole(folder, made)
 
 
 def stage(outs, work, monkeypatch, **options):
@@ -139,12 +138,12 @@ def fails(args: argparse.Namespace) -> None:
 
 
 def test_a_stage_does_not_work_again_for_what_is_finished(outs, monkeypatch):
-    kept.keep(outs, MADE)
+    job_cache.keep_outputs(outs, MADE)
     outs[0].unlink()
     stage(outs, fails, monkeypatch)
-    assert kept.is_whole(outs[0], MADE)
+    assert job_cache.is_whole(outs[0], MADE)
     with pytest.raises(OSError, match="scratch is gone"):
-        kept.clear(outs[0].parent)
+        job_cache.delete_all(outs[0].parent)
         outs[0].unlink()
         stage(outs, fails, monkeypatch)
 
@@ -175,7 +174,7 @@ def in_a_run(tmp_path, monkeypatch):
 def test_a_copy_that_is_overtaken_leaves_what_is_there_and_ends_well_by_hand_alone(outs, tmp_path, monkeypatch):
     stage(outs, writes_again(outs), monkeypatch)
     in_a_run(tmp_path, monkeypatch)
-    kept.clear(outs[0].parent)
+    job_cache.delete_all(outs[0].parent)
     with pytest.raises(UserError, match="another copy of this job has finished it"):
         stage(outs, writes_again(outs), monkeypatch)
 
@@ -204,7 +203,7 @@ def test_its_snakefile_ends_before_snakemake_deletes_anything(finished, tmp_path
 
 
 def test_a_stage_that_reads_more_than_it_says_always_works(outs, monkeypatch):
-    kept.keep(outs, MADE)
+    job_cache.keep_outputs(outs, MADE)
     with pytest.raises(OSError, match="scratch is gone"):
         stage(outs, fails, monkeypatch, hashed=False)
 
