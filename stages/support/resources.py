@@ -1,4 +1,4 @@
-"""Memory, time and disk that a rule's jobs ask a cluster for. On one machine nobody asks."""
+"""Memory and time that a rule's jobs ask SLURM for, and their disk, only planned. On one machine nobody asks."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,6 @@
-"""Requests of jobs to SLURM: memory, GPU memory, disk and minutes, more on each retry, within the cluster's limits.
+"""Requests of jobs to SLURM: memory, GPU memory and minutes, more on each retry, within the cluster's limits.
+
+Disk is computed too, for `mergemoe plan`; SLURM is not asked for it. The profile's plugin asks for a core per thread.
 
 The limits are in profiles/slurm/partitions.yaml, GPUs and groups of layers in profiles/slurm/config.yaml.
 """
@@ -56,7 +58,7 @@ class Partitions(BaseModel):
 
 
 class Request(NamedTuple):
-    """Resources that a job asks for: MB of memory, of one GPU and of disk, and minutes."""
+    """What a job needs: MB of memory and of one GPU, MB of disk (SLURM is not asked for them), and minutes."""
 
     mem_mb: int
     gpu_mem_mb: int
