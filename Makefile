@@ -7,7 +7,7 @@
 # make docs    build the documentation into scratch/site; a broken link or an unknown function fails
 # make lock    write envs/*.txt again with the newest versions that pins.txt allows
 #
-# Each target first installs the locked requirements into .venv if they changed. You need git, make and Python >= 3.11 with
+# Each target but lock first installs the locked requirements into .venv if they changed. You need git, make and Python >= 3.11 with
 # venv. PYTHON=python3.12 makes .venv with that interpreter. TORCH_INDEX=URL takes torch from that index, for example
 # https://download.pytorch.org/whl/cpu, which has a small build for CPUs only.
 
