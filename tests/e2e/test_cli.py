@@ -87,7 +87,7 @@ def test_export_gives_a_folder_that_loads_with_its_scores_on_the_card(project, t
     again = command(project, "export", "tiny/mixed/half/mergemoe", str(tmp_path / "out"))
     assert again.returncode != 0 and "exists" in again.stderr
     unknown = command(project, "export", "tiny/mixed/half/magic", str(tmp_path / "else"))
-    assert "no finished run tiny/mixed/half/magic; there are: tiny/mixed/half/average" in unknown.stderr
+    assert "tiny/mixed/half/magic is not a finished run. Finished runs: tiny/mixed/half/average" in unknown.stderr
 
 
 def test_plan_does_not_call_another_groupings_tokens_exact(project, tmp_path):
