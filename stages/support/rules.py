@@ -118,7 +118,7 @@ def _options(info: Any, own: dict[str, Any]) -> Callable[..., str]:
         given: dict[str, Any] = {name: names[name] for name in TOLD if name in names}
         for name in inputs:
             given[name] = INSIDE[name].format(**names) if name in INSIDE and "layer" in names else input[name]
-        given |= {name: value(wildcards) if callable(value) else value for name, value in own.items()}
+        given |= {name: value(wildcards) if callable(value) else value.format(**names) for name, value in own.items()}
         given |= {name: output[name] for name in outputs}
         given.setdefault("out", next(iter(output), None))
         words = [[f"--{name}", *([value] if isinstance(value, str) else value)] for name, value in given.items()]
