@@ -37,5 +37,5 @@ def test_a_layer_in_memory_is_the_same_problem(described, reader):
 
 
 def test_the_activations_of_another_layer_are_refused(described, captured):
-    with pytest.raises(ArtifactError, match="of layer 2, not 1"), open_layer(described, 1, captured[2], CPU):
+    with pytest.raises(ArtifactError, match="belongs to layer 2, not 1"), open_layer(described, 1, captured[2], CPU):
         pass
