@@ -148,7 +148,7 @@ def test_a_missing_intermediate(project):
 
 
 def test_code_edited_after_the_run(project):
-    change(project, "    results = []", "    results: list = []", "mergemoe/methods/mergemoe.py")
+    change(project, "    averaged = ", "    averaged: list = ", "mergemoe/methods/mergemoe.py")
     assert "jobs are pending (" in refused(project, "record")
     run(project, "snakemake", "--touch", "--forceall")
     assert nothing_to_do(project)
@@ -158,7 +158,7 @@ def test_code_edited_after_the_run(project):
 
 
 def test_a_comment_after_the_run_changes_no_result(project):
-    change(project, "    results = []", "    # a remark\n    results = []", "mergemoe/methods/mergemoe.py")
+    change(project, "    averaged = ", "    # a remark\n    averaged = ", "mergemoe/methods/mergemoe.py")
     said = run(project, "mergemoe", "audit").stdout
     assert "verdict: identical" in said
     assert "code that was edited since:\n  mergemoe/methods/mergemoe.py" in said
@@ -263,7 +263,7 @@ def test_a_record_that_fails_changes_nothing(project):
 def test_a_lock_that_is_not_of_the_bytes_is_seen(project):
     file = project / "results/errors.csv"
     file.write_text(file.read_text() + "\n")
-    with pytest.raises(UserError, match="DVC remembers other bytes of results/errors.csv than there are"):
+    with pytest.raises(UserError, match="results/errors.csv has other bytes than DVC remembers"):
         record._check_lock(project)
 
 
