@@ -26,11 +26,16 @@ LIMITS = {
     "max_gpu: 4": "max_gpu: 2",
 }  # what its nodes claim to have
 
-# The `python` of the jobs. Before a module it does what FAULTS/MODULE says, once; the file's new name has its pid.
+# The `python` of a run. Before a module it does what FAULTS/MODULE says, once; the file's new name has its pid.
+# Snakemake takes it for the interpreter that it runs in, and starts its jobs with it.
 PYTHON = """\
 #!/bin/sh
 fault="FAULTS/$2"
 if [ -f "$fault" ] && mv "$fault" "$fault.$$" 2> /dev/null; then . "$fault.$$"; fi
+if [ "$2" = snakemake ]; then
+    shift 2
+    exec PYTHON -c "import sys; sys.executable = 'FAULTS/bin/python'; from snakemake.cli import main; main()" "$@"
+fi
 exec PYTHON "$@"
 """
 HOLD = "kill -STOP $$"
@@ -114,8 +119,9 @@ class Project:
 
     def start(self, *args: str) -> subprocess.Popen[Any]:
         """Start a run; what it says goes to said.log."""
-        env = {**self.cluster.env, "PATH": f"{self.faults}/bin:{self.cluster.env['PATH']}", "HOME": str(self.folder)}
-        command = [sys.executable, "-m", "snakemake", "--workflow-profile", "profiles/slurm", "--jobs", "4"]
+        env = {**self.cluster.env, "HOME": str(self.folder)}
+        python = str(self.faults / "bin" / "python")
+        command = [python, "-m", "snakemake", "--workflow-profile", "profiles/slurm", "--jobs", "4"]
         command += ["--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "10", *args]
         log = (self.folder / "said.log").open("a")
         return subprocess.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=log, preexec_fn=_default_signals)
