@@ -1,6 +1,6 @@
 # make demo    run the workflow on the model in data/demo-moe and print the results
-# make test    run the tests that a change needs, 5 minutes
-# make test-all    run all tests but those on SLURM, 16 minutes; TESTS="full and not slurm" leaves out those of `make test`
+# make test    run the tests that a change needs, 3 minutes
+# make test-all    run all tests but those on SLURM, 9 minutes; TESTS="full and not slurm" leaves out those of `make test`
 # make test-slurm    run the SLURM tests on a cluster on this machine, 15 minutes; SLURM_TESTS="a or b" selects some
 # make bench   compare all methods at equal size, hours; BENCH="demo few" selects comparisons of benchmarks/methods.py
 # make check   check style, formats, types and imports
