@@ -48,7 +48,7 @@ def commands(finished):
 def run(project, command, python=None, **options):
     """Run a job's command line, in a fork of a warm process unless `python` names a real interpreter."""
     environment = {**os.environ, "PATH": f"{os.path.dirname(python or warm.python())}:{os.environ['PATH']}"}
-    return subprocess.run(command, shell=True, cwd=project, env=environment, capture_output=True, text=True, **options)
+    return subprocess.run(shlex.split(command), cwd=project, env=environment, capture_output=True, text=True, **options)
 
 
 @pytest.mark.full
