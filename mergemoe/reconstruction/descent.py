@@ -1,0 +1,132 @@
+"""The descent: Adam on batches of fitted tokens, judged by the error on held-out tokens.
+
+The weights are fitted in float32, or in the dtype of the layer that is given. What is judged, and kept if it is the
+best so far, is what would be stored. A killed descent goes on from its last saved state and ends in the same bytes.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mergemoe.artifacts import store
+from mergemoe.errors import ArtifactError
+from mergemoe.moe.typed_torch import floats, ints
+from mergemoe.progress import Progress
+from mergemoe.reconstruction.kept_tokens import Batch, KeptTokens
+from mergemoe.reconstruction.objective import Approximation
+
+SAVE_EVERY = 60.0  # seconds
+BETAS = (0.9, 0.98)
+WARM_UP = 20  # steps
+LAST = 1e-3  # of the rate, after the last step of the cosine
+MEASURE_EVERY = 25  # steps
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to descend; the names are those of options.LAYER."""
+
+    steps: int
+    batch: int
+    rate: float
+    seed: int
+    dtype: str
+
+
+class Descent:
+    """The state of a descent.
+
+    step: steps taken. best: the solved layer with the least held-out error, after `best_step` steps; None while that is
+    the start. history: (step, mean fitted error of the batches since the last measurement, held-out
+    error) of each measurement; the first has the held-out error of the start.
+    """
+
+    def __init__(self, layer: Approximation, fitted: KeptTokens, heldout: KeptTokens, settings: Settings):
+        """Take a layer before its first step, the tokens that it is fitted to, and the tokens that judge."""
+        self.layer, self.fitted, self.heldout, self.settings = layer, fitted, heldout, settings
+        self.adam = torch.optim.Adam(list(layer.weights.values()), lr=settings.rate, betas=BETAS, fused=True)
+        self.step = self.best_step = 0
+        self.best: dict[str, Tensor] | None = None
+        self.history: list[tuple[int, float, float]] = []
+        self.losses: list[float] = []
+
+    def run(self, scratch: Path | None) -> None:
+        """Take all steps; go on from the state in the folder `scratch`, and save there once a minute."""
+        path = None if scratch is None else scratch / "state.safetensors"
+        if path:
+            self._resume(path)
+        steps, saved = self.settings.steps, time.monotonic()
+        progress = Progress("steps of the reconstruction", steps - self.step)
+        for batch in self.fitted.drawn(self.settings.batch, self.settings.seed, self.step):
+            if self.step % MEASURE_EVERY == 0 or self.step == steps:
+                self._measure()
+            if self.step == steps or self.history[0][2] == 0:  # nothing is left to gain
+                return
+            self._advance(batch)
+            progress.step()
+            if path and time.monotonic() - saved >= SAVE_EVERY:
+                store.write_tensors(path, self._state(), {})
+                saved = time.monotonic()
+
+    def _advance(self, batch: Batch) -> None:
+        for group in self.adam.param_groups:
+            group["lr"] = self.settings.rate * pace(self.step, self.settings.steps)
+        self.adam.zero_grad()
+        low, device = self.settings.dtype == "bfloat16", batch.target.device.type
+        with torch.enable_grad():
+            with torch.autocast(device, torch.bfloat16, enabled=low):
+                y = self.layer.output(batch.tokens)
+            loss = (y - batch.target).square().sum() / (len(y) * self.fitted.energy)
+            loss.backward()
+        self.adam.step()
+        self.losses.append(float(loss.detach()))
+        self.step += 1
+
+    def _measure(self) -> None:
+        tensors = self.layer.solved()
+        error = self.heldout.error(Approximation(self.layer.problem, tensors).output)
+        if self.history and error < min(before for *_, before in self.history):
+            self.best, self.best_step = tensors, self.step
+        self.history.append((self.step, sum(self.losses) / max(1, len(self.losses)), error))
+        self.losses.clear()
+
+    def _state(self) -> dict[str, Tensor]:
+        """Return all that a resumed descent needs for the same bytes."""
+        moments = {
+            f"{name}.{key}": value
+            for name, weight in self.layer.weights.items()
+            for key, value in self.adam.state[weight].items()
+        }
+        best = {f"best.{name}": part for name, part in (self.best or {}).items()}
+        numbers = {
+            "steps": torch.tensor([self.step, self.best_step]),
+            "history": torch.tensor(self.history, dtype=torch.float64),
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+        }
+        weights = {name: weight.detach() for name, weight in self.layer.weights.items()}
+        return {name: part.cpu() for name, part in {**weights, **moments, **best, **numbers}.items()}
+
+    def _resume(self, path: Path) -> None:
+        """Take the saved state, if there is one; a damaged one counts as none."""
+        try:
+            saved = store.read_tensors(path)
+        except ArtifactError:
+            return
+        for name, weight in self.layer.weights.items():
+            weight.detach().copy_(saved[name])
+            like = {key: saved[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            self.adam.state[weight] = {key: part.to(weight.device) for key, part in like.items()}
+        best = {name.removeprefix("best."): part for name, part in saved.items() if name.startswith("best.")}
+        self.step, self.best_step = ints(saved["steps"])
+        self.best = best or None
+        self.history = [(int(step), fit, heldout) for step, fit, heldout in saved["history"].tolist()]
+        self.losses = floats(saved["losses"])
+
+
+def pace(step: int, steps: int) -> float:
+    """Return the share of the rate at a step: it rises linearly, then falls along a cosine."""
+    return min(1.0, (step + 1) / WARM_UP) * (0.5 * (1 + math.cos(math.pi * step / steps)) + LAST)

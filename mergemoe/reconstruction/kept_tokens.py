@@ -1,0 +1,122 @@
+"""The fitted or the held-out tokens of a layer with their targets, where any row can be read at once.
+
+A capture is compressed in chunks of rows, and a step of the descent draws rows from everywhere. So its rows are copied
+once, into files that have no name (the system deletes them when the job ends, however it ends) and that are mapped, so
+the system keeps in memory what fits. Nothing is read from an earlier job.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mergemoe.moe.expert_forward import routed_output
+from mergemoe.moe.problem import Problem
+from mergemoe.moe.tokens import Tokens
+
+ROWS = 4096  # of a chunk, when all tokens are read in order
+
+
+class Batch(NamedTuple):
+    """Some tokens, and the layer's original routed output y [n, H]."""
+
+    tokens: Tokens
+    target: Tensor
+
+
+class KeptTokens:
+    """Tokens of one kind. `energy` is the mean of ||y||^2 over them."""
+
+    def __init__(self, problem: Problem, heldout: bool, folder: Path | None, targets: str):
+        """Copy the tokens, and compute their targets.
+
+        Args:
+            problem: the layer.
+            heldout: which tokens.
+            folder: where the files without a name lie; None keeps the rows in memory.
+            targets: kept, or recomputed whenever they are needed, which halves the disk.
+
+        Raises:
+            OSError: if the disk is too small, before anything is computed.
+        """
+        self.problem, self.count, self.energy = problem, problem.reader.count(heldout), 0.0
+        self.hidden = self.index = self.weight = self.target = torch.empty(0)
+        start = 0
+        for tokens in problem.chunks(heldout):
+            if not start:
+                self.hidden, self.index, self.weight = (
+                    _rows(self.count, part, folder) for part in (tokens.hidden, tokens.index, tokens.weight)
+                )
+                self.target = _rows(self.count if targets == "kept" else 0, tokens.hidden, folder)
+            rows = slice(start, start := start + len(tokens.hidden))
+            y = self._compute(tokens)
+            self.energy += float(y.double().square().sum()) / self.count
+            self.hidden[rows], self.index[rows], self.weight[rows] = tokens.hidden, tokens.index, tokens.weight
+            if targets == "kept":
+                self.target[rows] = y
+
+    def _compute(self, tokens: Tokens) -> Tensor:
+        return routed_output(tokens.hidden, tokens.index, tokens.weight, self.problem.experts, self.problem.act)
+
+    def read(self, rows: Tensor) -> Batch:
+        """Return some rows [n], on the device of the experts."""
+        device = self.problem.experts.up.device
+        hidden, index, weight = (part[rows].to(device) for part in (self.hidden, self.index, self.weight))
+        tokens = Tokens(hidden, index, weight, logits=hidden.new_empty(len(rows), 0))
+        return Batch(tokens, self.target[rows].to(device) if len(self.target) else self._compute(tokens))
+
+    def in_order(self) -> Iterator[Batch]:
+        """Yield all tokens in their order."""
+        return self._ahead(iter(torch.arange(self.count).split(ROWS)))
+
+    def drawn(self, batch: int, seed: int, step: int) -> Iterator[Batch]:
+        """Yield batches without end, from a step on; each pass over the tokens has an order of its own."""
+        return self._ahead(batch_rows(self.count, batch, seed, step))
+
+    @torch.no_grad()
+    def error(self, approximation: Callable[[Tokens], Tensor]) -> float:
+        """Return ||y' - y||^2 / ||y||^2 over all tokens, y' [n, H] being the approximation's output."""
+        squared = (approximation(batch.tokens).sub(batch.target).square().sum() for batch in self.in_order())
+        return sum(float(part) for part in squared) / (self.count * self.energy)
+
+    def _ahead(self, wanted: Iterator[Tensor]) -> Iterator[Batch]:
+        """Yield the batches of these rows; the next one is read while the caller computes."""
+        with ThreadPoolExecutor(1) as pool:
+            rows = next(wanted, None)
+            coming = None if rows is None else pool.submit(self.read, rows)
+            while coming:
+                ready, rows = coming.result(), next(wanted, None)
+                coming = None if rows is None else pool.submit(self.read, rows)
+                yield ready
+
+
+def batch_rows(count: int, batch: int, seed: int, step: int) -> Iterator[Tensor]:
+    """Yield the rows of the batches of a descent from `step` on: each pass is a permutation, and its rest is left out.
+
+    A batch's rows stand in the order of the file.
+    """
+    batch = min(batch, count)
+    in_pass = count // batch
+    while True:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step // in_pass)
+        order = torch.randperm(count, generator=generator)
+        for place in range(step % in_pass, in_pass):
+            yield order[place * batch : (place + 1) * batch].sort().values
+        step += in_pass - step % in_pass
+
+
+def _rows(count: int, like: Tensor, folder: Path | None) -> Tensor:
+    """Return `count` empty rows of the shape and dtype of `like` [n, ...]."""
+    shape = (count, *like.shape[1:])
+    if folder is None or not count:
+        return torch.empty(shape, dtype=like.dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    size = like[0].numel() * count
+    with NamedTemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size * like.element_size())  # a disk that is full is said here
+        return torch.from_file(file.name, shared=True, size=size, dtype=like.dtype).view(shape)

@@ -1,0 +1,175 @@
+"""The descent against a plain loop of PyTorch; its best state; a descent that is killed."""
+
+import pytest
+import torch
+from problems import merge, problem
+from torch import nn
+
+from mergemoe.artifacts import store
+from mergemoe.methods import average
+from mergemoe.moe.router_rule import Router, Rule
+from mergemoe.moe.solved import solved_tensors
+from mergemoe.reconstruction import descent
+from mergemoe.reconstruction.descent import Descent, Settings, pace
+from mergemoe.reconstruction.kept_tokens import KeptTokens, batch_rows
+from mergemoe.reconstruction.objective import Approximation
+
+PARTS = ["gate", "up", "down"]
+SETTINGS = Settings(steps=20, batch=16, rate=0.02, seed=3, dtype="float32")
+MAP = [0, 0, 1, 2, 1, 3]
+
+
+def start(layer):
+    return solved_tensors(layer.experts, MAP, merge(average, layer))
+
+
+def begun(layer, settings=SETTINGS, parts=PARTS):
+    kept = [KeptTokens(layer, heldout, None, "kept") for heldout in (False, True)]
+    return Descent(Approximation(layer, start(layer), parts), *kept, settings)
+
+
+class Plain(nn.Module):
+    """Four experts in place of six, in float64, written with modules and without any function of the library."""
+
+    def __init__(self, solved, layer):
+        super().__init__()
+        self.layer = layer
+        rows = {int(group): row for row, group in enumerate(solved["groups"])}
+        for role in PARTS:
+            old = getattr(layer.experts, role)
+            stack = [solved[role][rows[g]] if g in rows else old[MAP.index(g)] for g in range(4)]
+            setattr(self, role, nn.ParameterList([nn.Parameter(part.clone()) for part in stack]))
+
+    def forward(self, x, index, weight):
+        y = []
+        for token, experts, weights in zip(x, index.tolist(), weight, strict=True):
+            parts = []
+            for expert, g in zip(experts, weights, strict=True):
+                i = MAP[expert]
+                gate, up = self.gate[i] @ token, self.up[i] @ token
+                parts.append(g * (self.down[i] @ (gate * torch.sigmoid(gate) * up)))
+            y.append(sum(parts))
+        return torch.stack(y)
+
+
+def test_twenty_steps_are_those_of_a_plain_loop():
+    layer = problem()
+    found = begun(layer)
+    found.run(None)
+    tokens, plain, before = layer.reader.parts[False], *(Plain(start(layer), layer) for _ in range(2))
+    with torch.no_grad():
+        y = plain_original(layer, tokens)
+    adam = torch.optim.Adam(plain.parameters(), lr=1.0, betas=descent.BETAS)
+    rows = batch_rows(len(y), SETTINGS.batch, SETTINGS.seed, 0)
+    energy = y.square().sum(1).mean()
+    for step in range(20):
+        chosen = next(rows)
+        for group in adam.param_groups:
+            group["lr"] = SETTINGS.rate * pace(step, 20)
+        loss = (plain(tokens.hidden[chosen], tokens.index[chosen], tokens.weight[chosen]) - y[chosen]).square()
+        adam.zero_grad(set_to_none=False)  # a group without a token has a gradient, too: 0
+        (loss.sum(1).mean() / energy).backward()
+        adam.step()
+    for role in PARTS:
+        for i, weight in enumerate(getattr(plain, role)):
+            torch.testing.assert_close(found.layer.weights[f"{role}.{i}"][0], weight, rtol=1e-6, atol=1e-6)
+            assert (weight - before.get_parameter(f"{role}.{i}")).abs().max() > 0.02
+
+
+def plain_original(layer, tokens):
+    def expert(e, x):
+        gate = layer.experts.gate[e] @ x
+        return layer.experts.down[e] @ (gate * torch.sigmoid(gate) * (layer.experts.up[e] @ x))
+
+    rows = zip(tokens.hidden, tokens.index.tolist(), tokens.weight, strict=True)
+    return torch.stack([sum(g * expert(e, x) for e, g in zip(es, gs, strict=True)) for x, es, gs in rows])
+
+
+def test_the_best_state_is_the_one_with_the_least_error_as_it_is_stored(monkeypatch):
+    monkeypatch.setattr(descent, "MEASURE_EVERY", 5)
+    layer = problem()
+    found = begun(layer)
+    found.run(None)
+    assert [step for step, *_ in found.history] == [0, 5, 10, 15, 20]
+    errors = {step: error for step, _, error in found.history}
+    assert found.best_step == min(errors, key=errors.get) > 0
+    again = found.heldout.error(Approximation(layer, found.best).output)
+    assert again == pytest.approx(errors[found.best_step], rel=1e-12)
+    assert all(fit > 0 for _, fit, _ in found.history[1:])
+
+
+def test_no_state_is_kept_if_none_is_better_than_the_start():
+    found = begun(problem(), Settings(steps=20, batch=16, rate=30.0, seed=0, dtype="float32"))
+    found.run(None)
+    assert found.best is None and found.best_step == 0 and found.step == 20
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("at", [1, 7, 12, 19])
+@pytest.mark.parametrize("router", [False, True])
+def test_a_killed_descent_goes_on_to_the_same_bytes(tmp_path, monkeypatch, at, router):
+    monkeypatch.setattr(descent, "MEASURE_EVERY", 5)
+    monkeypatch.setattr(descent, "SAVE_EVERY", 0.0)
+    layer, parts = problem(), PARTS
+    if router:
+        rows = torch.randn(4, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        layer, parts = layer.with_router(Router(Rule("softmax", 2, True), rows)), [*PARTS, "router"]
+
+    def begin():
+        tensors = start(layer) | ({"router": layer.changed.rows} if router else {})
+        kept = [KeptTokens(layer, heldout, None, "kept") for heldout in (False, True)]
+        return Descent(Approximation(layer, tensors, parts), *kept, SETTINGS)
+
+    whole, killed, resumed = begin(), begin(), begin()
+    whole.run(None)
+    advance = killed._advance
+
+    def advance_or_die(batch):
+        if killed.step == at:
+            raise Killed
+        advance(batch)
+
+    monkeypatch.setattr(killed, "_advance", advance_or_die)
+    with pytest.raises(Killed):
+        killed.run(tmp_path)
+    steps = []
+    monkeypatch.setattr(
+        resumed, "_advance", lambda batch: (steps.append(resumed.step), Descent._advance(resumed, batch))
+    )
+    resumed.run(tmp_path)
+    assert steps[0] == at  # not from the start
+    assert resumed.history == whole.history and resumed.best_step == whole.best_step
+    assert resumed.best.keys() == whole.best.keys()
+    assert all(torch.equal(part, whole.best[name]) for name, part in resumed.best.items())
+    assert all(torch.equal(weight, whole.layer.weights[name]) for name, weight in resumed.layer.weights.items())
+
+
+def test_a_damaged_state_counts_as_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(descent, "SAVE_EVERY", 0.0)
+    whole, first, resumed = (begun(problem()) for _ in range(3))
+    whole.run(None)
+    first.run(tmp_path)
+    path = tmp_path / "state.safetensors"
+    assert store.read_tensors(path)["steps"].tolist()[0] == 20
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    resumed.run(tmp_path)
+    assert resumed.history == whole.history
+
+
+def test_products_in_bfloat16_come_near_to_those_in_float32():
+    layer = problem()
+    layer = type(layer)(layer.experts.map(lambda m: m.float()), layer.groups, layer.reader, layer.act)
+    layer.reader.parts = {
+        part: type(tokens)(tokens.hidden.float(), tokens.index, tokens.weight.float(), tokens.logits.float())
+        for part, tokens in layer.reader.parts.items()
+    }
+    single, half = (begun(layer, Settings(20, 16, 0.02, 3, dtype)) for dtype in ("float32", "bfloat16"))
+    single.run(None)
+    half.run(None)
+    assert single.history[-1] != half.history[-1]
+    assert half.history[-1][2] == pytest.approx(single.history[-1][2], rel=0.05)
+    assert half.history[-1][2] < 0.99 * half.history[0][2]
+    assert half.layer.weights["up.0"].dtype == torch.float32
