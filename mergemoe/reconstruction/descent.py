@@ -8,6 +8,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class Descent:
     def __init__(self, layer: Approximation, fitted: KeptTokens, heldout: KeptTokens, settings: Settings):
         """Take a layer before its first step, the tokens that it is fitted to, and the tokens that judge."""
         self.layer, self.fitted, self.heldout, self.settings = layer, fitted, heldout, settings
-        self.adam = torch.optim.Adam(list(layer.weights.values()), lr=settings.rate, betas=BETAS, fused=True)
+        self.adam: Any = torch.optim.Adam(list(layer.weights.values()), lr=settings.rate, betas=BETAS, fused=True)
         self.step = self.best_step = 0
         self.best: dict[str, Tensor] | None = None
         self.history: list[tuple[int, float, float]] = []
@@ -81,7 +82,7 @@ class Descent:
             with torch.autocast(device, torch.bfloat16, enabled=low):
                 y = self.layer.output(batch.tokens)
             loss = (y - batch.target).square().sum() / (len(y) * self.fitted.energy)
-            loss.backward()
+            torch.autograd.backward(loss)
         self.adam.step()
         self.losses.append(float(loss.detach()))
         self.step += 1
@@ -123,7 +124,7 @@ class Descent:
         best = {name.removeprefix("best."): part for name, part in saved.items() if name.startswith("best.")}
         self.step, self.best_step = ints(saved["steps"])
         self.best = best or None
-        self.history = [(int(step), fit, heldout) for step, fit, heldout in saved["history"].tolist()]
+        self.history = [(int(row[0]), float(row[1]), float(row[2])) for row in saved["history"]]
         self.losses = floats(saved["losses"])
 
 

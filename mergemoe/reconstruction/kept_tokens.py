@@ -72,7 +72,7 @@ class KeptTokens:
 
     def in_order(self) -> Iterator[Batch]:
         """Yield all tokens in their order."""
-        return self._ahead(iter(torch.arange(self.count).split(ROWS)))
+        return self._ahead(iter(torch.split(torch.arange(self.count), ROWS)))
 
     def drawn(self, batch: int, seed: int, step: int) -> Iterator[Batch]:
         """Yield batches without end, from a step on; each pass over the tokens has an order of its own."""

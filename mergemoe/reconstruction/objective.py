@@ -79,7 +79,7 @@ def merged_output(x: Tensor, shares: Tensor, experts: Sequence[Experts], act: Ac
     place, row = torch.where(shares.detach().mT != 0)
     counts = ints(torch.bincount(place, minlength=len(experts)))
     y = torch.zeros_like(x)
-    for i, (expert, rows) in enumerate(zip(experts, row.split(counts), strict=True)):
+    for i, (expert, rows) in enumerate(zip(experts, torch.split(row, counts), strict=True)):
         part = shares[rows, i, None] * output(x[rows], expert, 0, act)
         y = y.index_add_(0, rows, part.to(y.dtype))
     return y
