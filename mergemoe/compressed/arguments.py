@@ -13,9 +13,11 @@ from mergemoe.compressed import stock
 from mergemoe.errors import UserError
 from mergemoe.methods import catalogue
 from mergemoe.methods.catalogue import METHODS
+from mergemoe.methods.options import Option
 from mergemoe.models.families import auto_class
 from mergemoe.moe import layer_sizes
 from mergemoe.moe.layout_types import ModelLayout
+from mergemoe.reconstruction.options import LAYER, misfit
 
 
 def kept_by_layer(
@@ -94,27 +96,56 @@ def method_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     if method not in METHODS:
         raise UserError(f"no method {method!r}; there are: {', '.join(METHODS)}")
-    options = METHODS[method].options
-    if unknown := sorted(given.keys() - options.keys()):
-        raise UserError(f"method {method} has no option {', '.join(unknown)}; it has: {', '.join(options) or 'none'}")
-    for name, option in options.items():
-        if name == "width":
-            option = replace(option, words=())  # auto is the width of a `share`, which only params.yaml has
-        if name not in given and option.default is None:
-            raise UserError(f"method {method} needs `{name}`, the {option.text}: {option.allowed}")
-        if name in given and not option.allows(given[name]):
-            raise UserError(f"method {method}, `{name}`: got {given[name]!r}; it must be {option.allowed}")
-    if why := catalogue.conflict(complete := catalogue.complete(method, given)):
+    table = dict(METHODS[method].options)
+    if "width" in table:
+        table["width"] = replace(table["width"], words=())  # auto is the width of a `share`, which only params.yaml has
+    complete = _checked(f"method {method}", table, given)
+    if why := catalogue.conflict(complete):
         raise UserError(f"method {method}: {why}")
     return complete
 
 
-def check_heldout(method: str, ridge: float | str, heldout: Tensor) -> None:
-    """Check that there are held-out sequences if a method chooses its ridge by them; heldout [S]."""
-    if ridge == "auto" and not heldout.any():
+def _checked(owner: str, table: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of a table: those that are given, and the defaults of the others."""
+    if unknown := sorted(given.keys() - table.keys()):
+        raise UserError(f"{owner} has no option {', '.join(unknown)}; it has: {', '.join(table) or 'none'}")
+    for name, option in table.items():
+        if name not in given and option.default is None:
+            raise UserError(f"{owner} needs `{name}`, the {option.text}: {option.allowed}")
+        if name in given and not option.allows(given[name]):
+            raise UserError(f"{owner}, `{name}`: got {given[name]!r}; it must be {option.allowed}")
+    return {name: given.get(name, option.default) for name, option in table.items()}
+
+
+def refine_options(refine: str | Mapping[str, Any] | None, routing: str) -> dict[str, Any] | None:
+    """Return all options of a refine, those that are given checked against their table; None without a refine.
+
+    Raises:
+        UserError: if there is no such option or value, or the router is to be fitted although it stays.
+    """
+    if refine is None:
+        return None
+    if isinstance(refine, str) and refine != "auto":
+        raise UserError(f'`refine` must be "auto", or a mapping of its options; got {refine!r}')
+    complete = _checked("refine", LAYER, {} if isinstance(refine, str) else refine)
+    if why := misfit(complete, routing):
+        raise UserError(f"refine: {why}")
+    return complete
+
+
+def check_heldout(method: str, ridge: float | str, refined: Mapping[str, Any] | None, heldout: Tensor) -> None:
+    """Check that there are held-out sequences [S], if a ridge or the best state of a refine is chosen by them."""
+    if heldout.any():
+        return
+    if ridge == "auto":
         raise UserError(
             f"method {method} chooses its ridge by held-out sequences, and there are none. Give `holdout` a share "
             "above 0, or `ridge` a number such as 0.01"
+        )
+    if refined:
+        raise UserError(
+            "refine keeps the weights with the least error on held-out sequences, and there are none. Give `holdout` "
+            "a share above 0"
         )
 
 

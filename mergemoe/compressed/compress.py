@@ -23,9 +23,10 @@ from mergemoe.models.layered_model import ResidentModel
 from mergemoe.models.layerwise_forward import LayerwiseForward
 from mergemoe.moe import layer_sizes
 from mergemoe.moe.layout_types import LayerLayout
-from mergemoe.moe.router_rule import layer_router
+from mergemoe.moe.router_rule import Router, layer_router
 from mergemoe.moe.tokens import Remembered
 from mergemoe.progress import Progress
+from mergemoe.reconstruction.refine import refine as refine_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,6 +44,7 @@ def compress(
     seed: int = 0,
     holdout: float = 0.125,
     batch_tokens: int = 16384,
+    refine: str | Mapping[str, Any] | None = None,
     **options: Any,
 ) -> "PreTrainedModel":
     """Merge the experts of a model in place, and return it.
@@ -60,6 +62,8 @@ def compress(
         seed: draws the sequences that are held out from every fit.
         holdout: their share.
         batch_tokens: tokens of one forward batch.
+        refine: "auto", or keys of a `refine` choice in params.yaml: then gate, up and down of the merged experts are
+            fitted to each layer's original output, after the method. None: they are not.
         options: of the method, as in params.yaml (docs/method.md lists them).
 
     Raises:
@@ -76,7 +80,8 @@ def compress(
     config = arguments.stock_config(model, described, kept, width, routing)
     ids, mask = arguments.ids_and_mask(tokens)
     heldout = torch.tensor(heldout_rows(len(ids), holdout, seed))
-    arguments.check_heldout(method, options.get("ridge", 0.0), heldout)
+    refined = arguments.refine_options(refine, routing)
+    arguments.check_heldout(method, options.get("ridge", 0.0), refined, heldout)
     resident = ResidentModel(model)
     batches = batches_of(ids, mask, batch_tokens, model.device)
     with _workflow_settings(model):
@@ -95,7 +100,7 @@ def compress(
                 if recorder:
                     recorder.remove()
             if entry:
-                solved[i] = _solve_layer(model, entry, kept[i], Remembered(rows, heldout), method, options)
+                solved[i] = _solve_layer(model, entry, kept[i], Remembered(rows, heldout), method, options, refined)
     replace_layers(model, described, solved, config)
     return model
 
@@ -121,7 +126,13 @@ def _set_kernel(model: Any, kernel: str | None) -> None:
 
 
 def _solve_layer(
-    model: Any, entry: LayerLayout, kept: int, tokens: Remembered, method: str, options: Mapping[str, Any]
+    model: Any,
+    entry: LayerLayout,
+    kept: int,
+    tokens: Remembered,
+    method: str,
+    options: Mapping[str, Any],
+    refined: Mapping[str, Any] | None,
 ) -> dict[str, Tensor]:
     layer = OpenLayer(entry, experts_of(model, entry), tokens)
     profiled = profile_layer(tokens, layer.experts, layer.act)
@@ -130,10 +141,15 @@ def _solve_layer(
     by = catalogue.usual_grouping(method, routing)
     problem, router_groups = layer.problem(), entry["router"]["groups"]
     expert_map = cluster.group_experts(by, kept, problem, profiled, width, router_groups=router_groups)
-    router = None
-    if routing != "preserved":
-        found = model.get_submodule(entry["router"]["module"]).state_dict()
-        tensors = {"router": found["weight"], "router_bias": found.get("e_score_correction_bias")}
-        router = layer_router(entry, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    router = None if routing == "preserved" else _router(model, entry)
     usage = profiled["usage"]
-    return solve(layer.experts, expert_map, usage, tokens, layer.act, router=router, method=method, **options)[0]
+    solved = solve(layer.experts, expert_map, usage, tokens, layer.act, router=router, method=method, **options)[0]
+    if refined is None:
+        return solved
+    return refine_layer(layer.experts, solved, tokens, layer.act, router=router, **refined)[0]
+
+
+def _router(model: Any, entry: LayerLayout) -> Router:
+    found = model.get_submodule(entry["router"]["module"]).state_dict()
+    tensors = {"router": found["weight"], "router_bias": found.get("e_score_correction_bias")}
+    return layer_router(entry, {name: tensor for name, tensor in tensors.items() if tensor is not None})

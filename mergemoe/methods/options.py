@@ -2,8 +2,9 @@
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from mergemoe.text_table import markdown_table
 
@@ -12,17 +13,20 @@ from mergemoe.text_table import markdown_table
 class Option:
     """One key of a method in params.yaml, and one keyword of `mergemoe.compress`.
 
-    Its value is one of `words`, or a number if a bound is given.
+    Its value is one of `words`, or a number if a bound is given; with `several` it is a list of some of `words`.
 
-    text: the meaning, in one sentence; default: None if the option must be given; above, at_least, at_most: the bounds.
+    text: the meaning, in one sentence; default: None if the option must be given; above, at_least, at_most: the bounds;
+    whole: whether the number is an integer; several: whether the value is a list, not empty and without repeats.
     """
 
     text: str
-    default: float | str | None = None
+    default: float | str | tuple[str, ...] | None = None
     words: tuple[str, ...] = ()
     above: float | None = None
     at_least: float | None = None
     at_most: float | None = None
+    whole: bool = False
+    several: bool = False
 
     @property
     def takes_numbers(self) -> bool:
@@ -32,16 +36,22 @@ class Option:
     @property
     def allowed(self) -> str:
         """Return the allowed values in words."""
+        if self.several:
+            return f"a list of one or more of {', '.join(self.words)}"
         named = {"above": self.above, "at least": self.at_least, "at most": self.at_most}
         bounds = [f"{name} {bound:g}" for name, bound in named.items() if bound is not None]
-        number = f"a number {' and '.join(bounds)}" if bounds else ""
+        number = f"a {'whole ' * self.whole}number {' and '.join(bounds)}" if bounds else ""
         return ", or ".join(filter(None, [", ".join(self.words), number]))
 
     def allows(self, value: object) -> bool:
         """Tell whether a value is allowed."""
+        if self.several:
+            named = cast("Sequence[object]", value) if isinstance(value, list | tuple) else ()
+            return bool(named) and all(one in self.words for one in named) and len(set(named)) == len(named)
         if isinstance(value, str):
             return value in self.words
-        if not self.takes_numbers or isinstance(value, bool) or not isinstance(value, numbers.Real):
+        kind = numbers.Integral if self.whole else numbers.Real
+        if not self.takes_numbers or isinstance(value, bool) or not isinstance(value, kind):
             return False
         number = float(value)
         low = self.above is None or number > self.above
@@ -78,4 +88,6 @@ def markdown(methods: Mapping[str, Method]) -> str:
 
 
 def _default(option: Option) -> str:
-    return "must be given" if option.default is None else f"`{option.default}`"
+    if option.default is None:
+        return "must be given"
+    return f"`{', '.join(option.default) if isinstance(option.default, tuple) else option.default}`"

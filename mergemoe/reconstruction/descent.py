@@ -5,6 +5,7 @@ best so far, is what would be stored. A killed descent goes on from its last sav
 """
 
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,8 @@ class Descent:
     """The state of a descent.
 
     step: steps taken. best: the solved layer with the least held-out error, after `best_step` steps; None while that is
-    the start. history: (step, mean fitted error of the batches since the last measurement, held-out
-    error) of each measurement; the first has the held-out error of the start.
+    the start. history: (step, mean fitted error of the batches since the last measurement, held-out error) of each
+    measurement; the first is of the start, without a fitted error.
     """
 
     def __init__(self, layer: Approximation, fitted: KeptTokens, heldout: KeptTokens, settings: Settings):
@@ -63,9 +64,9 @@ class Descent:
         steps, saved = self.settings.steps, time.monotonic()
         progress = Progress("steps of the reconstruction", steps - self.step)
         for batch in self.fitted.drawn(self.settings.batch, self.settings.seed, self.step):
-            if self.step % MEASURE_EVERY == 0 or self.step == steps:
-                self._measure()
-            if self.step == steps or self.history[0][2] == 0:  # nothing is left to gain
+            if (self.step % MEASURE_EVERY == 0 or self.step == steps) and not self._measure():
+                return
+            if self.step == steps:
                 return
             self._advance(batch)
             progress.step()
@@ -87,13 +88,22 @@ class Descent:
         self.losses.append(float(loss.detach()))
         self.step += 1
 
-    def _measure(self) -> None:
+    def _measure(self) -> bool:
+        """Measure the held-out error, and tell whether to go on: there is an error left, and it is a number."""
         tensors = self.layer.solved()
         error = self.heldout.error(Approximation(self.layer.problem, tensors).output)
+        if not math.isfinite(error):
+            print(
+                f"the held-out error is {error} after step {self.step}: the descent ends, and the best state before is "
+                "kept. This usually means that `rate` is too high",
+                file=sys.stderr,
+            )
+            return False
         if self.history and error < min(before for *_, before in self.history):
             self.best, self.best_step = tensors, self.step
         self.history.append((self.step, sum(self.losses) / max(1, len(self.losses)), error))
         self.losses.clear()
+        return error > 0
 
     def _state(self) -> dict[str, Tensor]:
         """Return all that a resumed descent needs for the same bytes."""

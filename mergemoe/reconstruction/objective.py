@@ -39,7 +39,7 @@ class Approximation:
         """
         self.problem, self.origin, self.weights = problem, solved, dict[str, Tensor]()
         roles = {role for part in parts for role in PARTS.get(part, ())}
-        experts = compact_experts(problem.experts, solved)
+        experts = compact_experts(problem.experts, solved).map(lambda part: part.detach())
         self.experts = [self._one(experts[place : place + 1], place, roles) for place in range(len(experts))]
         if problem.changed:
             rows = solved["router"].to(experts.up, copy=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mergemoe.errors import UserError
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Problem, groups_of
@@ -42,9 +43,9 @@ def refine(
         act: the activation.
         router: the layer's original router, if `solved` has one of its own.
         scratch: a folder that belongs to exactly this refine; a killed one continues from it.
-        steps: of the descent.
+        steps: steps of the descent.
         batch: tokens of a step.
-        rate: of Adam.
+        rate: Adam's.
         parts: what is fitted: gate, up and down with their biases, router.
         seed: draws the batches.
         dtype: of products: float32, or bfloat16 with sums in float32.
@@ -53,7 +54,15 @@ def refine(
     Returns:
         tensors: in the form of `solved`; the same tensors if no step makes the held-out error less.
         record: errors before and after, and the history of the descent.
+
+    Raises:
+        UserError: if no calibration sequence is held out.
     """
+    if not reader.count(heldout=True):
+        raise UserError(
+            "no calibration sequence is held out, and refine keeps the weights with the least error on held-out "
+            "tokens. Give `holdout` a share above 0"
+        )
     problem = Problem(
         experts.map(lambda matrices: matrices.float()),
         groups_of(ints(solved["expert_map"]), [1] * len(experts)),

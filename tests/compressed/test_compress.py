@@ -17,7 +17,13 @@ from mergemoe.errors import UserError
 pytestmark = pytest.mark.usefixtures("own_module_cache")
 
 
-HOW = [(torch.float32, "mergemoe"), (torch.bfloat16, "select"), (torch.bfloat16, "oracle")]
+REFINE = {"steps": 8, "batch": 64}
+HOW = [
+    (torch.float32, "mergemoe", None),
+    (torch.bfloat16, "select", None),
+    (torch.bfloat16, "oracle", None),
+    (torch.bfloat16, "mergemoe", REFINE),
+]
 NAMES = ["qwen3_moe", "gpt_oss", "nemotron_h", "dbrx", "longcat_flash", "jetmoe", "llama4_text"]
 
 
@@ -25,13 +31,14 @@ def swept(name):
     return pytest.param(name, marks=() if name == "qwen3_moe" else pytest.mark.full)
 
 
-@pytest.mark.parametrize(("dtype", "method"), HOW)
+@pytest.mark.parametrize(("dtype", "method", "refine"), HOW)
 @pytest.mark.parametrize("name", [swept(name) for name in NAMES])
-def test_the_weights_are_the_workflows_bit_for_bit(name, dtype, method, tmp_path):
+def test_the_weights_are_the_workflows_bit_for_bit(name, dtype, method, refine, tmp_path):
     path = architectures.save(name, tmp_path / "full", dtype)
-    expected = by_workflow(path, drawn(), tmp_path, dtype, method)
+    expected = by_workflow(path, drawn(), tmp_path, dtype, method, refine=refine)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    found = mergemoe.compress(model, drawn(), experts=4, method=method, seed=7, holdout=0.25, batch_tokens=48)
+    how = {"experts": 4, "method": method, "seed": 7, "holdout": 0.25, "batch_tokens": 48, "refine": refine}
+    found = mergemoe.compress(model, drawn(), **how)
     assert found is model
     state = expected.state_dict()
     assert state.keys() == found.state_dict().keys()
@@ -123,6 +130,12 @@ def test_the_kernel_is_what_it_was(tiny):
         ({"method": "joint", "features": "bogus"}, "method joint, `features`: got 'bogus'; it must be plain, usage"),
         ({"method": "routed", "width": 0.5}, "method routed: `width` below 1 needs `features: selected`"),
         ({"holdout": 0.0}, "method select chooses its ridge by held-out sequences.* `holdout`"),
+        ({"refine": "tuned"}, "`refine` must be \"auto\", or a mapping of its options; got 'tuned'"),
+        ({"refine": {"step": 3}}, "refine has no option step; it has: steps, batch"),
+        ({"refine": {"steps": 1.5}}, "refine, `steps`: got 1.5; it must be .*whole number at least 0"),
+        ({"refine": {"parts": ["norm"]}}, r"refine, `parts`: got \['norm'\]; it must be a list"),
+        ({"refine": {"parts": ["up", "router"]}}, "refine: `parts` names the router, but the routing is preserved"),
+        ({"refine": "auto", "ridge": 0.1, "holdout": 0.0}, "refine keeps the weights with the least error on held-out"),
         ({"tokens": torch.arange(9)}, "must be token ids"),
         ({"tokens": torch.rand(2, 9)}, "must be token ids"),
         ({"tokens": {"input_ids": [[1, 2]]}}, "must be token ids"),

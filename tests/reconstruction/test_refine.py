@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from mergemoe.checkpoints.expert_weights import layer_entry, read_experts, read_router
+from mergemoe.errors import UserError
 from mergemoe.merging.solve import solve, untouched
 from mergemoe.methods import catalogue
 from mergemoe.moe import router_rule
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.problem import Problem, groups_of
 from mergemoe.moe.solved import compact_experts, output_error
+from mergemoe.moe.tokens import Remembered
 from mergemoe.reconstruction.refine import refine
 
 SILU = Activation("silu")
@@ -22,6 +24,7 @@ OPTIONS = {
     "dtype": "float32",
     "targets": "kept",
 }
+ROWS = ("hidden", "expert_index", "expert_weight", "router_logits", "sequence")
 PAIRS, PRUNED = [0, 0, 1, 1, 2, 2, 3, 3], [0, 1, -1, 2, -1, 3, -1, -1]
 STARTS = {
     "mergemoe": ("mergemoe", PAIRS, {}),
@@ -124,3 +127,18 @@ def test_all_experts_at_full_width_keep_error_zero_and_the_original_bytes(expert
     start, _ = solve(experts, list(range(8)), [1] * 8, reader, SILU, method="mergemoe", ridge=0.0)
     tensors, record = refine(experts, start, reader, SILU, **OPTIONS)
     assert len(tensors["groups"]) == 0 and record["output_error"] == {"fit": 0.0, "heldout": 0.0}
+
+
+def test_a_descent_that_diverges_ends_with_a_word_and_the_start(experts, reader, router, capsys):
+    start, *_ = solved(experts, reader, router, *STARTS["mergemoe"])
+    tensors, record = refine(experts, start, reader, SILU, **OPTIONS | {"rate": 1e30})
+    assert all(torch.equal(tensors[key], start[key]) for key in start)
+    assert record["steps"] < 30 and record["output_error"] == record["start_error"]
+    assert "`rate` is too high" in capsys.readouterr().err
+
+
+def test_without_held_out_tokens_nothing_is_computed(experts, reader, router):
+    start, *_ = solved(experts, reader, router, *STARTS["mergemoe"])
+    none = Remembered([{name: reader.read(name, 0, 50) for name in ROWS}], torch.zeros(6))
+    with pytest.raises(UserError, match="no calibration sequence is held out.*`holdout`"):
+        refine(experts, start, none, SILU, **OPTIONS)

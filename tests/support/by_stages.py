@@ -17,6 +17,8 @@ from mergemoe.models.layered_model import LayeredModel
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.problem import Problem
 from mergemoe.moe.router_rule import layer_router
+from mergemoe.reconstruction.options import LAYER
+from mergemoe.reconstruction.refine import refine as refine_layer
 
 CPU = torch.device("cpu")
 
@@ -28,8 +30,8 @@ def drawn(rows=8):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def by_workflow(path, tokens, folder, dtype, method, width=1.0, **options):
-    """What the stages compute, called one after the other."""
+def by_workflow(path, tokens, folder, dtype, method, width=1.0, refine=None, **options):
+    """What the stages compute, called one after the other; `refine` are the options of a refine, if there is one."""
     options = catalogue.complete(method, options | ({"width": width} if width < 1 else {}))
     routing = catalogue.routing(method, options)
     changes, by = routing != "preserved", catalogue.usual_grouping(method, routing)
@@ -50,5 +52,12 @@ def by_workflow(path, tokens, folder, dtype, method, width=1.0, **options):
             solved[entry["layer"]], _ = solve(
                 experts, expert_map, usage, reader, act, router=router, method=method, **options
             )
+            if refine:
+                given = {name: refine.get(name, option.default) for name, option in LAYER.items()}
+                scratch, start = folder / "refine", solved[entry["layer"]]
+                solved[entry["layer"]], record = refine_layer(
+                    experts, start, reader, act, router=router, scratch=scratch / str(entry["layer"]), **given
+                )
+                assert record["steps"] == refine["steps"]
     assemble(described, solved, folder / "workflow")
     return mergemoe.load(folder / "workflow", "cpu")
