@@ -52,8 +52,6 @@ rule convert:
         graph.original_files,
     output:
         paths.provenance_of(paths.CONVERTED),
-    params:
-        out=paths.CONVERTED,
     shell:
         SHELL
 
@@ -152,12 +150,25 @@ rule solve:
         SHELL
 
 
+rule refine:
+    """The merged experts of one layer, fitted further to the layer's original output, if a run asks for it."""
+    input:
+        layout=paths.LAYOUT,
+        capture=paths.CAPTURE,
+        solved=paths.SOLVED,
+    output:
+        paths.REFINED,
+        paths.REFINE_RECORD,
+    shell:
+        SHELL
+
+
 rule assemble:
     """The compressed Hugging Face checkpoint of one run."""
     input:
         layout=paths.LAYOUT,
         modeling="mergemoe/compressed/modeling.py",
-        solved=graph.per_layer(paths.SOLVED),
+        solved=graph.finished_layers,
     output:
         directory(paths.MODEL),
     shell:
@@ -183,8 +194,6 @@ rule fidelity:
         reference=paths.REFERENCE,
     output:
         paths.FIDELITY,
-    params:
-        **graph.subject_options,
     shell:
         SHELL
 
@@ -197,8 +206,6 @@ rule generate:
         reference=paths.REFERENCE,
     output:
         paths.GENERATION,
-    params:
-        **graph.subject_options,
     shell:
         SHELL
 
@@ -210,8 +217,6 @@ rule evaluate:
         files=graph.task_files,
     output:
         paths.SCORE,
-    params:
-        **graph.subject_options,
     shell:
         SHELL
 
@@ -219,8 +224,7 @@ rule evaluate:
 rule report:
     """metrics.json, its tables, a card per run, the page, and parts of it that `snakemake --report` shows."""
     input:
-        graph.files("layout", "profile", "cluster", "assemble", "fidelity", "generate", "evaluate"),
-        graph.files("solve", pattern=paths.SOLVE_RECORD),
+        graph.read_by("report"),
         files_below("mergemoe/report/templates"),
     output:
         page_parts(report),
@@ -239,7 +243,6 @@ rule report:
 rule report_partial:
     """A page of what `--keep-going` finished, and of what is missing. It declares no output to Snakemake, so it is never recorded."""
     params:
-        out=paths.PARTIAL_PAGE,
         results=graph.results,
         logs=paths.LOGS,
     shell:

@@ -46,7 +46,7 @@ def main() -> None:
     command.set_defaults(run=run_table)
 
     command = commands.add_parser("export", help="copy a run's checkpoint with its full card")
-    command.add_argument("name", metavar="RUN", help="MODEL/CALIBRATE/CLUSTER/SOLVE")
+    command.add_argument("name", metavar="RUN", help="MODEL/CALIBRATE/CLUSTER/SOLVE, or SOLVE+REFINE at the end")
     command.add_argument("folder", metavar="DIR", help="a new folder")
     command.set_defaults(run=run_export)
 

@@ -40,8 +40,8 @@ SMALL = {"cache": False}  # git has it
 
 
 def stages(graph: Graph) -> dict[str, dict[str, Any]]:
-    """Return the stages of dvc.yaml, in data-flow order."""
-    return {name: _entry(name, graph) for name in dvc_stages()}
+    """Return the stages of dvc.yaml that the runs need, in data-flow order."""
+    return {name: _entry(name, graph) for name in graph.targets()}
 
 
 def _entry(name: str, graph: Graph) -> dict[str, Any]:
@@ -57,14 +57,19 @@ def _entry(name: str, graph: Graph) -> dict[str, Any]:
             *_texts(name, graph),
             *(path.relative_to(tracking.ROOT).as_posix() for path in code),
             *(["mergemoe/report/templates"] if name == "report" else []),
-            *(STAGES[dvc].folder for dvc in dvc_stages() if dvc in read),
+            *(STAGES[dvc].folder for dvc in graph.targets() if dvc in read),
         ],
-        "params": [*dict.fromkeys(section for stage in inside for section in stage.sections), "runs"],
+        "params": [*dict.fromkeys(section for stage in inside for section in _sections(stage, graph)), "runs"],
         "outs": _outs(name, graph),
     }
     if name == "report":
         entry["metrics"] = [{paths.METRICS: SMALL}]
     return entry
+
+
+def _sections(stage: Stage, graph: Graph) -> list[str]:
+    """Return the sections of params.yaml that a stage reads; not one without choices, which may not be in the file."""
+    return [section for section in stage.sections if getattr(graph.params, section)]
 
 
 def _outs(name: str, graph: Graph) -> list[Any]:
@@ -128,6 +133,8 @@ def renewed(text: str, graph: Graph) -> str:
             old[name][key] = value if isinstance(value, str) else _renewed_list(old[name].get(key, []), value)
         for key in old[name].keys() - entry.keys():
             del old[name][key]
+    for name in (name for name in dvc_stages() if name in old and name not in new):
+        del old[name]
     written = io.StringIO()
     yml.dump(document, written)
     return written.getvalue()

@@ -4,7 +4,7 @@ python -m stages.report --cfg '{"runs": [[MODEL, CALIBRATE, CLUSTER, SOLVE], ...
     --code DIGEST --results results --metrics METRICS.json --quality RUNS.csv --errors LAYERS.csv
     --page INDEX.html --cards FOLDER --out PROVENANCE.json
 
-The parts lie beside the page. PROVENANCE.json lists the sha256 of all the others.
+The parts lie beside the page. PROVENANCE.json lists the sha256 of all the others. A refined run has a fifth name.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergemoe.artifacts import atomic, digests, store
+from mergemoe.artifacts.run import Run
 from mergemoe.report import metrics, model_card, page, study, tables
 from stages.support import command
 
@@ -20,7 +21,8 @@ from stages.support import command
 @command.stage("report", __doc__, also=["results", "metrics", "quality", "errors", "page", "cards"], hashed=False)
 def main(args: argparse.Namespace) -> None:
     """Read all artifacts of the runs; write numbers, tables, pages and cards."""
-    results, runs, tasks = Path(args.results), args.cfg["runs"], args.cfg["tasks"]
+    results, tasks = Path(args.results), args.cfg["tasks"]
+    runs = [Run(*names) for names in args.cfg["runs"]]
     numbers = metrics.gather_scores(results, runs, tasks)
     models = study.load_study(results, runs, tasks, numbers)
     made = {"stage": "report", "params": args.cfg, "code": args.code, "payload": digests.digest_json(numbers)}

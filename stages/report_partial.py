@@ -11,6 +11,7 @@ import functools
 from pathlib import Path
 
 from mergemoe.artifacts import atomic, verify
+from mergemoe.artifacts.run import Run
 from mergemoe.report import metrics, missing_results, page, study
 from stages.support import command
 
@@ -18,7 +19,8 @@ from stages.support import command
 @command.stage("report_partial", __doc__, also=["results", "logs"], hashed=False)
 def main(args: argparse.Namespace) -> None:
     """Read what is there, name what is missing from the logs, write the page."""
-    results, runs, tasks = Path(args.results), args.cfg["runs"], args.cfg["tasks"]
+    results, tasks = Path(args.results), args.cfg["tasks"]
+    runs = [Run(*names) for names in args.cfg["runs"]]
     there = functools.cache(lambda path: verify.is_current(path, command.claims()))
     missing = missing_results.find_missing(results, Path(args.logs), runs, tasks, there)
     made = [run for run in runs if missing_results.assembled(results, run, there)]

@@ -1,7 +1,7 @@
 """Every path below results/ and logs/, as a pattern of wildcards such as `{model}`.
 
-A run has four names: model, calibrate, cluster, solve. A subject is scored: `full`, the original model, or the last
-three names of a run joined by `/`.
+run.py says what a run is, and how its choices become parts of paths. A solution is a solve, or a solve and what was
+added to it. A subject is scored: `full`, the original model, or a run by its name.
 """
 
 from pathlib import Path
@@ -20,8 +20,10 @@ BUDGET = "results/budget/{model}/{calibrate}/{cluster}.json"
 CLUSTER = "results/cluster/{model}/{calibrate}/{cluster}/layer_{layer}.json"
 SOLVED = "results/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}.safetensors"
 SOLVE_RECORD = "results/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}.json"
+REFINED = "results/refine/{model}/{calibrate}/{cluster}/{solve}/{refine}/layer_{layer}.safetensors"
+REFINE_RECORD = "results/refine/{model}/{calibrate}/{cluster}/{solve}/{refine}/layer_{layer}.json"
 MODELS = "results/models"
-MODEL = "results/models/{model}/{calibrate}/{cluster}/{solve}"
+MODEL = "results/models/{model}/{calibrate}/{cluster}/{solution}"
 SUBJECT_MODEL = "results/models/{model}/{subject}"  # the same folder
 REFERENCE = "results/scores/{model}/full/reference"
 SCORE = "results/scores/{model}/{subject}/{task}.json"
@@ -35,10 +37,12 @@ REPORTED = "results/report/provenance.json"
 PARTIAL_PAGE = "scratch/report_partial/index.html"
 
 # What each wildcard matches.
+_SOLUTION = r"\w+(?:\+\w+)?"
 PATTERNS = {
-    **dict.fromkeys(("model", "calibrate", "cluster", "solve"), r"\w+"),
+    **dict.fromkeys(("model", "calibrate", "cluster", "solve", "refine"), r"\w+"),
     "layer": r"\d{3}",
-    "subject": r"full|\w+/\w+/\w+",
+    "solution": _SOLUTION,
+    "subject": rf"full|\w+/\w+/{_SOLUTION}",
     "task": r"(?!(?:fidelity|generation)\.json$)\w[\w.-]*",
 }
 

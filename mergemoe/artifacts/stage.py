@@ -65,6 +65,11 @@ class Stage:
         return "/".join(("logs", self.name, *parts)) + ".log"
 
     @property
+    def pair(self) -> bool:
+        """Tell whether a job writes tensors, and JSON of the same name beside them."""
+        return self.record is not None and self.output.endswith(".safetensors")
+
+    @property
     def finished(self) -> str:
         """Return the pattern of the path that is there when a job has finished."""
         return self.record or self.output

@@ -9,6 +9,7 @@ from mergemoe.artifacts.stage import Holds, Stage
 
 _HOW = ("dtype", "batch_tokens", "threads")  # keys of section evaluate: how the models run
 _DRAWN = ("layout", "capture")  # what the stages of one layer read
+_SCORES = ("fidelity", "generate", "evaluate")
 _ROWS = (
     Stage(
         name="convert",
@@ -110,12 +111,25 @@ _ROWS = (
         holds=Holds(base=375),
     ),
     Stage(
+        name="refine",
+        output=paths.REFINED,
+        record=paths.REFINE_RECORD,
+        dvc="refine",
+        reads=(*_DRAWN, "solve"),
+        sections=("refine",),
+        threads="refine",
+        checkpoint="layer",
+        device="gpu",
+        optional=True,
+        holds=Holds(base=375),
+    ),
+    Stage(
         name="assemble",
         output=paths.MODEL,
         record=paths.provenance_of(paths.MODEL),
         dvc="assemble",
-        reads=("layout", "solve"),
-        sections=("model", "calibrate", "capture", "cluster", "solve"),
+        reads=("layout", "solve", "refine"),
+        sections=("model", "calibrate", "capture", "cluster", "solve", "refine"),
         parameters="run_choice",
         checkpoint="whole",
         holds=Holds(base=400),
@@ -173,7 +187,7 @@ _ROWS = (
         name="report",
         output=paths.REPORTED,
         dvc="report",
-        reads=("layout", "profile", "cluster", "solve", "assemble", "fidelity", "generate", "evaluate"),
+        reads=("layout", "profile", "cluster", "solve", "refine", "assemble", *_SCORES),
         sections=("evaluate",),
         parameters="report_choice",
         holds=Holds(base=75),

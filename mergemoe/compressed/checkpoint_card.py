@@ -1,7 +1,7 @@
 """The model card of a compressed checkpoint: its origin, its parameters and how to load it.
 
 `unscored_card` goes beside the weights before anything is measured; report/model_card.py adds the scores to it.
-A run's parameters are {stage: parameters} of the stages in `STAGES`. Those in `CHOICES` have a `name`, too;
+A run's parameters are {stage: parameters} of those stages in `STAGES` that it has. A choice has a `name`, too;
 `model` has a `path`, `solve` a `method`.
 
 The stage assemble imports this module, so code that only the report needs belongs elsewhere.
@@ -14,12 +14,12 @@ from typing import Any
 
 from huggingface_hub.repocard_data import ModelCardData
 
+from mergemoe.artifacts.run import Run
 from mergemoe.text_table import markdown_table
 
 Parameters = Mapping[str, Mapping[str, Any]]
 
-CHOICES = ("model", "calibrate", "cluster", "solve")
-STAGES = ("model", "calibrate", "capture", "cluster", "solve")
+STAGES = ("model", "calibrate", "capture", "cluster", "solve", "refine")
 
 LOADING = """\
 import mergemoe
@@ -83,17 +83,29 @@ def unscored_card(parameters: Parameters, stock: bool, **metadata: Any) -> str:
 
 
 def _body(parameters: Parameters, stock: bool) -> str:
-    made = [[stage, parameters[stage].get("name", ""), listed_parameters(parameters[stage])] for stage in STAGES]
+    stages = stages_of(parameters)
+    made = [[stage, parameters[stage].get("name", ""), listed_parameters(parameters[stage])] for stage in stages]
+    run = Run(**{stage: parameters[stage]["name"] for stage in stages if stage in Run._fields})
     lines = loading_lines("PATH", stock)
     return _BODY.format(
         model=parameters["model"]["name"],
-        run="/".join(parameters[stage]["name"] for stage in CHOICES),
-        method=parameters["solve"]["method"],
+        run=run.name,
+        method=method_of(parameters),
         made=markdown_table(["stage", "choice", "parameters"], made),
         form=STOCK if stock else COMPACT,
         loading=lines[0],
         loading_without=lines[1],
     )
+
+
+def stages_of(parameters: Parameters) -> list[str]:
+    """Return the stages of a run whose parameters its card lists."""
+    return [stage for stage in STAGES if stage in parameters]
+
+
+def method_of(parameters: Parameters) -> str:
+    """Return the method of a run, and what was added to it."""
+    return " + ".join([parameters["solve"]["method"], *(stage for stage in ("refine",) if stage in parameters)])
 
 
 def listed_parameters(choice: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """All numbers of a study in one dictionary, for results/metrics.json, the page and the cards.
 
-{model: {"full": {"<task>/<score>": x, "cost/<what>": x}, "runs": {"<calibrate>/<cluster>/<solve>": {...}}}}
+{model: {"full": {"<task>/<score>": x, "cost/<what>": x}, "runs": {"<calibrate>/<cluster>/<solution>": {...}}}}
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 from mergemoe import errors
 from mergemoe.artifacts import paths, store
 from mergemoe.artifacts.paths import below
+from mergemoe.artifacts.run import Run
 from mergemoe.checkpoints import cost, model_folder
 from mergemoe.errors import ArtifactError
 from mergemoe.text_table import aligned_table, markdown_table
@@ -30,13 +31,13 @@ SAME_SIZE = 0.01  # runs whose bytes are this close, as a share of the smallest,
 
 
 def gather_scores(
-    results: str | Path, runs: Iterable[Sequence[str]], tasks: Sequence[str], there: There | None = None
+    results: str | Path, runs: Iterable[Run], tasks: Sequence[str], there: There | None = None
 ) -> Metrics:
     """Return the scores and counted costs of every run and of the models that were compressed.
 
     Args:
         results: the folder of all artifacts.
-        runs: [model, calibrate, cluster, solve] of each run.
+        runs: the runs.
         tasks: names of the tasks; `fidelity` is one of them if it was measured.
         there: tells which scores exist; the others are left out. Without it, all must exist.
 
@@ -44,13 +45,13 @@ def gather_scores(
         ArtifactError: if a file is missing, damaged, or holds a score that is not a number.
     """
     results, metrics = Path(results), {}
-    for model, *run in runs:
+    for run in runs:
+        model, subject = run.model, run.subject
         if model not in metrics:
             layout = read_artifact(below(results, paths.LAYOUT, model=model))
             folder = model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
             scores = score_paths(results, model, "full", tasks)
             metrics[model] = {"full": _numbers(scores, folder, there), "runs": {}}
-        subject = "/".join(run)
         folder = below(results, paths.SUBJECT_MODEL, model=model, subject=subject)
         metrics[model]["runs"][subject] = _numbers(score_paths(results, model, subject, tasks), folder, there)
     return metrics

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from mergemoe.artifacts import paths, store
 from mergemoe.artifacts.paths import below
+from mergemoe.artifacts.run import Run
 from mergemoe.artifacts.stage import Stage
 from mergemoe.artifacts.stages import STAGES
 from mergemoe.report.metrics import There
 
 RULES = {"fidelity": "fidelity", "generation": "generate"}  # these are not tasks of lm-eval and have their own rules
-RUN = ("model", "calibrate", "cluster", "solve")
 BAR = re.compile(r"\d+%\|")  # of a progress bar
 MADE = "made once, and not there now"
 DONE = "CPU time: "  # how a stage that came to its end closes its log
@@ -25,36 +25,44 @@ class Missing(NamedTuple):
     """A missing score or artifact."""
 
     model: str
-    subject: str  # full, or calibrate/cluster/solve
+    subject: str  # full, or a run by its name
     missing: str  # a task, or the stage that did not end
     said: str  # the last words of its log
 
 
 def find_missing(
-    results: Path, logs: Path, runs: Sequence[Sequence[str]], tasks: Sequence[str], there: There = Path.exists
+    results: Path, logs: Path, runs: Sequence[Run], tasks: Sequence[str], there: There = Path.exists
 ) -> list[Missing]:
     """Return everything that a study lacks, in the order of its runs.
 
     Args:
         results: the folder of all artifacts.
         logs: the folder of Snakemake's logs.
-        runs: [model, calibrate, cluster, solve] of each run.
+        runs: the runs.
         tasks: names of what every model is scored on.
         there: tells whether an artifact is there, and is what it should be.
     """
-    subjects = dict.fromkeys((run[0], subject) for run in runs for subject in ("full", "/".join(run[1:])))
-    return [one for model, subject in subjects for one in _of(results, logs, model, subject, tasks, there)]
+    found = list[Missing]()
+    for model in dict.fromkeys(run.model for run in runs):
+        found += _of(results, logs, {"model": model}, "full", tasks, there)
+        for run in (run for run in runs if run.model == model):
+            found += _of(results, logs, run.wildcards, run.subject, tasks, there)
+    return found
 
 
-def assembled(results: Path, run: Sequence[str], there: There = Path.exists) -> bool:
+def assembled(results: Path, run: Run, there: There = Path.exists) -> bool:
     """Tell whether a run has its model, and so all that comes before it."""
-    return there(below(results, STAGES["assemble"].finished, **dict(zip(RUN, run, strict=True))))
+    return there(below(results, STAGES["assemble"].finished, **run.wildcards))
 
 
-def _of(results: Path, logs: Path, model: str, subject: str, tasks: Sequence[str], there: There) -> Iterator[Missing]:
-    for stage, names in _way(results, model, subject):
+def _of(
+    results: Path, logs: Path, chosen: Mapping[str, str], subject: str, tasks: Sequence[str], there: There
+) -> Iterator[Missing]:
+    model = chosen["model"]
+    for stage, names in _way(results, chosen):
         artifact, told = below(results, stage.finished, **names), _log(logs, stage, names)
-        if not there(artifact) and (told.is_file() or not stage.optional):
+        needed = not stage.optional or stage.name in chosen
+        if not there(artifact) and (told.is_file() or needed):
             job = told.relative_to(logs / stage.name).with_suffix("")
             yield Missing(model, subject, f"{stage.name} {job}", _said(artifact, told))
             return
@@ -68,19 +76,16 @@ def _of(results: Path, logs: Path, model: str, subject: str, tasks: Sequence[str
             yield Missing(model, subject, task, _said(score, told))
 
 
-def _way(results: Path, model: str, subject: str) -> Iterator[tuple[Stage, dict[str, str]]]:
+def _way(results: Path, chosen: Mapping[str, str]) -> Iterator[tuple[Stage, Mapping[str, str]]]:
     """Yield the stages and wildcards of what must be there before a subject can be scored, in the data's order."""
-    names = {"model": model}
-    if subject != "full":
-        names |= dict(zip(RUN[1:], subject.split("/"), strict=True))
     for stage in STAGES.values():
-        if set(stage.wildcards) <= {*names, "layer"} and stage.name != "reference" and stage.wildcards:
+        if set(stage.wildcards) <= {*chosen, "layer"} and stage.name != "reference" and stage.wildcards:
             if "layer" not in stage.wildcards:
-                yield stage, names
+                yield stage, chosen
                 continue
-            layout = store.read_json(below(results, paths.LAYOUT, model=model))
+            layout = store.read_json(below(results, paths.LAYOUT, **chosen))
             for layer in layout["layers"]:
-                yield stage, {**names, "layer": paths.layer_name(layer["layer"])}
+                yield stage, {**chosen, "layer": paths.layer_name(layer["layer"])}
 
 
 def _log(logs: Path, stage: Stage, names: Mapping[str, str]) -> Path:

@@ -88,8 +88,8 @@ def errors(model: ModelResults, marks: Marks) -> Context:
             grouping=run.grouping,
             method=run.method,
             layers=[layer["layer"] for layer in run.solved],
-            fit=plot_style.rounded(layer["output_error"]["fit"] for layer in run.solved),
-            heldout=plot_style.rounded(layer["output_error"]["heldout"] for layer in run.solved),
+            fit=plot_style.rounded(error["fit"] for error in run.errors),
+            heldout=plot_style.rounded(error["heldout"] for error in run.errors),
         )
         for run in model.runs
     ]
@@ -133,7 +133,7 @@ def calibration(model: ModelResults, marks: Marks) -> Context:
     figures = {name: token_plots.tokens(groupings) for name, groupings in model.groupings.items()}
     return {
         "figures": plot_style.switched({run.name: figures[run.grouping] for run in model.runs}),
-        "rows": {run.name: [token_sufficiency.worst(layer) for layer in run.solved] for run in model.runs},
+        "rows": {run.name: list(map(token_sufficiency.worst, run.solved, run.errors)) for run in model.runs},
         "first": _first(model).name,
         "signs": {name: (token_plots.SIGN[name], colour) for name, colour in token_plots.COLOUR.items()},
     }
@@ -162,7 +162,7 @@ def cost(model: ModelResults, marks: Marks) -> Context:
 
 def parameters(model: ModelResults, marks: Marks) -> Context:
     """What each run was made with."""
-    return {"stages": checkpoint_card.STAGES}
+    return {"stages": {run.name: checkpoint_card.stages_of(run.parameters) for run in model.runs}}
 
 
 def loading(model: ModelResults, marks: Marks) -> Context:

@@ -7,9 +7,10 @@ from typing import Any
 
 from mergemoe.artifacts import paths, provenance
 from mergemoe.artifacts.paths import below
+from mergemoe.artifacts.run import Run
 from mergemoe.compressed import checkpoint_card
 from mergemoe.moe.layout_types import Layout
-from mergemoe.moe.records import LayerGrouping, LayerProfile, LayerSolve
+from mergemoe.moe.records import ByPart, LayerGrouping, LayerProfile, LayerRefine, LayerSolve
 from mergemoe.report.metrics import Metrics, Scores, There, columns, read_artifact, winner
 
 
@@ -17,25 +18,36 @@ from mergemoe.report.metrics import Metrics, Scores, There, columns, read_artifa
 class RunResults:
     """One compressed model."""
 
-    name: str  # calibrate/cluster/solve
+    run: Run
     folder: str
     parameters: Mapping[str, Mapping[str, Any]]  # as checkpoint_card.unscored_card takes them
     code: Mapping[str, str]  # stage -> digest
     files: Mapping[str, str]  # of the checkpoint: name -> sha256
     stock: bool  # whether transformers loads it without code of ours
     solved: Sequence[LayerSolve]  # one per layer
+    refined: Sequence[LayerRefine] | None  # one per layer, if the run has a refine
     scores: Scores
     texts: Sequence[Mapping[str, str]]  # continuations as text, if they were made
 
     @property
+    def name(self) -> str:
+        """Its name among the runs of its model."""
+        return self.run.subject
+
+    @property
     def grouping(self) -> str:
         """The choices that grouped the experts: calibrate/cluster."""
-        return self.name.rpartition("/")[0]
+        return f"{self.run.calibrate}/{self.run.cluster}"
 
     @property
     def method(self) -> str:
-        """The method that merged the experts."""
-        return self.parameters["solve"]["method"]  # the record of an untouched layer has no method
+        """The method that merged the experts, and what was added to it."""
+        return checkpoint_card.method_of(self.parameters)  # the record of an untouched layer has no method
+
+    @property
+    def errors(self) -> list[ByPart]:
+        """The output error of each layer, as the checkpoint has it."""
+        return [layer["output_error"] for layer in self.refined or self.solved]
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class ModelResults:
 
 
 def load_study(
-    results: Path, runs: Sequence[Sequence[str]], tasks: Sequence[str], metrics: Metrics, there: There | None = None
+    results: Path, runs: Sequence[Run], tasks: Sequence[str], metrics: Metrics, there: There | None = None
 ) -> list[ModelResults]:
     """Read the artifacts of every model in `metrics`; tasks without a score, as `there` tells, are left out.
 
@@ -69,15 +81,15 @@ def load_study(
     """
     models = []
     for name in metrics:
-        own = [run[1:] for run in runs if run[0] == name]
+        own = [run for run in runs if run.model == name]
         seen = [task for task in tasks if there is None or all(map(there, _scores(results, name, own, task)))]
         models.append(_model(results, name, own, seen, metrics))
     return models
 
 
-def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[str], metrics: Metrics) -> ModelResults:
+def _model(results: Path, name: str, runs: list[Run], tasks: Sequence[str], metrics: Metrics) -> ModelResults:
     layout = read_artifact(below(results, paths.LAYOUT, model=name))
-    loaded = [_run(results, name, "/".join(run), layout, tasks, metrics) for run in runs]
+    loaded = [_run(results, run, layout, tasks, metrics) for run in runs]
     best = winner(metrics[name])
     return ModelResults(
         name=name,
@@ -87,11 +99,11 @@ def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[
         tasks={task: read_artifact(_scores(results, name, runs[:1], task)[1]) for task in tasks},
         profiles={
             calibrate: _of_layers(results, paths.PROFILE, layout, model=name, calibrate=calibrate)
-            for calibrate in dict.fromkeys(run[0] for run in runs)
+            for calibrate in dict.fromkeys(run.calibrate for run in runs)
         },
         groupings={
-            grouping: _of_layers(results, paths.CLUSTER, layout, model=name, **_choices(grouping))
-            for grouping in dict.fromkeys(run.grouping for run in loaded)
+            run.grouping: _of_layers(results, paths.CLUSTER, layout, **run.run.choices)
+            for run in {run.grouping: run for run in loaded}.values()
         },
         texts=_texts(results, name, "full", tasks),
         runs=loaded,
@@ -99,21 +111,25 @@ def _model(results: Path, name: str, runs: list[Sequence[str]], tasks: Sequence[
     )
 
 
-def _run(results: Path, model: str, name: str, layout: Layout, tasks: Sequence[str], metrics: Metrics) -> RunResults:
-    folder = paths.SUBJECT_MODEL.format(model=model, subject=name)
+def _run(results: Path, run: Run, layout: Layout, tasks: Sequence[str], metrics: Metrics) -> RunResults:
+    folder = paths.MODEL.format(**run.wildcards)
     assembled = read_artifact(below(results, paths.provenance_of(folder)))
     made = assembled["provenance"]
-    solved = _of_layers(results, paths.SOLVE_RECORD, layout, model=model, **_choices(name))
+    solved = _of_layers(results, paths.SOLVE_RECORD, layout, **run.choices)
+    refined = _of_layers(results, paths.REFINE_RECORD, layout, **run.choices) if run.refine else None
+    layered = {"solve": solved, **({"refine": refined} if refined else {})}
+    code = {stage: layers[0]["provenance"]["code"] for stage, layers in layered.items()}
     return RunResults(
-        name=name,
+        run=run,
         folder=folder,
         parameters=made["params"],
-        code={"solve": solved[0]["provenance"]["code"], "assemble": made["code"]},
+        code={**code, "assemble": made["code"]},
         files=assembled["files"],
         stock=checkpoint_card.is_stock(assembled["files"]),
         solved=solved,
-        scores=metrics[model]["runs"][name],
-        texts=_texts(results, model, name, tasks),
+        refined=refined,
+        scores=metrics[run.model]["runs"][run.subject],
+        texts=_texts(results, run.model, run.subject, tasks),
     )
 
 
@@ -122,9 +138,9 @@ def _texts(results: Path, model: str, subject: str, tasks: Sequence[str]) -> lis
     return read_artifact(path)["continuations"] if "generation" in tasks else []
 
 
-def _scores(results: Path, model: str, runs: Sequence[Sequence[str]], task: str) -> list[Path]:
+def _scores(results: Path, model: str, runs: Sequence[Run], task: str) -> list[Path]:
     """Return the files of one task's scores: of the full model, then of each run."""
-    subjects = ("full", *("/".join(run) for run in runs))
+    subjects = ("full", *(run.subject for run in runs))
     return [below(results, paths.SCORE, model=model, subject=subject, task=task) for subject in subjects]
 
 
@@ -136,14 +152,10 @@ def _layers(layout: Layout) -> list[str]:
     return [paths.layer_name(layer["layer"]) for layer in layout["layers"]]
 
 
-def _choices(name: str) -> dict[str, str]:
-    """Return the wildcards of a run's name, or of the first part of one."""
-    return dict(zip(("calibrate", "cluster", "solve"), name.split("/"), strict=False))
-
-
 def inputs(results: Path, models: Sequence[ModelResults]) -> dict[str, str]:
     """Return {path: digest of its payload} of the artifacts that `models` and their metrics were read from."""
-    return {path: provenance.content_digest(below(results, path)) for model in models for path in _inputs(model)}
+    read = dict.fromkeys(path for model in models for path in _inputs(model))
+    return {path: provenance.content_digest(below(results, path)) for path in read}
 
 
 def _inputs(model: ModelResults) -> Iterator[str]:
@@ -152,10 +164,9 @@ def _inputs(model: ModelResults) -> Iterator[str]:
     for subject in subjects:
         yield from (paths.SCORE.format(model=model.name, subject=subject, task=task) for task in model.tasks)
     for layer in model.layers:
-        own = {"model": model.name, "layer": layer}
-        yield from (paths.PROFILE.format(**own, calibrate=calibrate) for calibrate in model.profiles)
-        groupings = dict.fromkeys(run.grouping for run in model.runs)
-        yield from (paths.CLUSTER.format(**own, **_choices(grouping)) for grouping in groupings)
-        yield from (paths.SOLVE_RECORD.format(**own, **_choices(run.name)) for run in model.runs)
+        yield from (paths.PROFILE.format(model=model.name, calibrate=one, layer=layer) for one in model.profiles)
+        for run in model.runs:
+            read = [paths.CLUSTER, paths.SOLVE_RECORD, *([paths.REFINE_RECORD] if run.refined else [])]
+            yield from (pattern.format(**run.run.choices, layer=layer) for pattern in read)
     for run in model.runs:
-        yield paths.provenance_of(paths.SUBJECT_MODEL.format(model=model.name, subject=run.name))
+        yield paths.provenance_of(run.folder)

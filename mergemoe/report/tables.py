@@ -21,10 +21,10 @@ def quality(models: Sequence[ModelResults]) -> str:
 def errors(models: Sequence[ModelResults]) -> str:
     """Return a row per run and layer: its relative squared error on fitted and on held-out tokens."""
     rows = [
-        {"model": model.name, "run": run.name, "layer": layer["layer"], **layer["output_error"]}
+        {"model": model.name, "run": run.name, "layer": layer["layer"], **error}
         for model in models
         for run in model.runs
-        for layer in run.solved
+        for layer, error in zip(run.solved, run.errors, strict=True)
     ]
     return _csv(rows, ["model", "run", "layer"])
 

@@ -3,12 +3,15 @@
 from collections.abc import Iterable
 from typing import Any
 
-from mergemoe.moe.records import LayerSolve
+from mergemoe.moe.records import ByPart, LayerSolve
 
 
-def worst(layer: LayerSolve) -> dict[str, Any]:
-    """Return how well the tokens determine a layer's solution: the worst of its groups in each figure."""
-    groups, error = layer["groups"], layer["output_error"]
+def worst(layer: LayerSolve, error: ByPart) -> dict[str, Any]:
+    """Return how well the tokens determine a layer's solution: the worst of its groups in each figure.
+
+    `error` is the layer's output error, after a refine if there is one.
+    """
+    groups = layer["groups"]
     wholes = [(g["layer_tokens"], g["layer_unknowns"]) for g in groups if "layer_tokens" in g and "layer_unknowns" in g]
     parts = [(g["tokens"], g["unknowns"]) for g in groups if "tokens" in g and "unknowns" in g and g["unknowns"]]
     return {

@@ -5,6 +5,7 @@ from typing import Any
 
 from mergemoe.artifacts import paths
 from mergemoe.artifacts.paths import layer_name
+from mergemoe.artifacts.run import Run
 from mergemoe.artifacts.stage import Stage
 from mergemoe.artifacts.stages import STAGES, dvc_stages, stages_of
 from mergemoe.checkpoints import expert_headers, hub_cache, model_folder
@@ -25,23 +26,37 @@ class Graph:
         self.layers = {model: list(expert_headers.count_experts(params.model[model].folder())) for model in used}
         self.jobs = list(jobs.every_job(params))
 
-    def per_layer(self, pattern: str) -> Callable[[Any], list[str]]:
-        """Return an input function: the pattern's paths for every MoE layer of a job's model."""
-        return lambda wildcards: [
-            pattern.format(**wildcards, layer=layer_name(layer)) for layer in self.layers[wildcards.model]
-        ]
+    def run(self, wildcards: Any) -> Run:
+        """Return the run whose checkpoint a job assembles."""
+        named = "/".join((wildcards.calibrate, wildcards.cluster, wildcards.solution))
+        return self.params.run_named(wildcards.model, named)
 
-    def files(self, *names: str, pattern: str | None = None) -> list[str]:
-        """Return the outputs of all jobs of some stages, or what `pattern` makes of their wildcards."""
-        return [(pattern or STAGES[name].output).format(**wildcards) for name, wildcards in self.jobs if name in names]
+    def finished_layers(self, wildcards: Any) -> list[str]:
+        """Return the layers of the run whose checkpoint a job assembles: refined ones, if it has a refine."""
+        run = self.run(wildcards)
+        pattern = paths.REFINED if run.refine else paths.SOLVED
+        return [pattern.format(**run.choices, layer=layer_name(layer)) for layer in self.layers[run.model]]
+
+    def files(self, *names: str) -> list[str]:
+        """Return the outputs of all jobs of some stages."""
+        return [STAGES[name].output.format(**wildcards) for name, wildcards in self.jobs if name in names]
+
+    def read_by(self, name: str) -> list[str]:
+        """Return the outputs of all jobs of the stages that a stage reads: of a pair, the record."""
+        read = {other: STAGES[other] for other in STAGES[name].reads}
+        patterns = {other: stage.finished if stage.pair else stage.output for other, stage in read.items()}
+        return [patterns[other].format(**wildcards) for other, wildcards in self.jobs if other in read]
 
     def targets(self) -> dict[str, list[str]]:
-        """Return the files of every DVC stage that no other stage of it reads, in data-flow order."""
+        """Return the files of every DVC stage that no other stage of it reads, in data-flow order.
+
+        A stage that no run needs is left out.
+        """
         last = {}
         for dvc in dvc_stages():
             inside = stages_of(dvc)
             last[dvc] = [stage.name for stage in inside if not any(stage.name in other.reads for other in inside)]
-        return {dvc: self.files(*names) for dvc, names in last.items()}
+        return {dvc: files for dvc, names in last.items() if (files := self.files(*names))}
 
     def parameters(self, name: str) -> Parameter:
         """Return the parameter function of a stage: all that its jobs depend on in params.yaml, as one string."""
@@ -173,8 +188,8 @@ class Graph:
 
     def run_choice(self, wildcards: Any) -> str:
         """Return names and parameters of all choices that made a compressed checkpoint, for its card."""
-        kinds = ("model", "calibrate", "cluster", "solve")
-        chosen = {k: {"name": wildcards[k], **getattr(self.params, k)[wildcards[k]].model_dump()} for k in kinds}
+        run = self.run(wildcards).choices
+        chosen = {k: {"name": name, **getattr(self.params, k)[name].model_dump()} for k, name in run.items()}
         grouping = self.params.cluster[wildcards.cluster]
         chosen["cluster"] = {"name": wildcards.cluster, **grouping.settings(), "layers": grouping.layers}
         return tracking.parameter_text(chosen | {"capture": self.params.capture.model_dump()})
@@ -182,5 +197,5 @@ class Graph:
     def report_choice(self, wildcards: Any) -> str:
         """Return the runs and tasks that the report shows."""
         return tracking.parameter_text(
-            {"runs": [list(run) for run in self.runs], "tasks": self.params.evaluate.scored()}
+            {"runs": [run.listed for run in self.runs], "tasks": self.params.evaluate.scored()}
         )

@@ -2,7 +2,8 @@
 
 The Snakefile calls `prepare` once. From there on a rule that has the name of a stage gets them by that name, as if they
 were written in it. A rule says only what is its own: named inputs and outputs, each an option of the command; unnamed
-inputs, which a job only waits for; and `params`, which are further options, or replace an input of the same name.
+inputs, which a job only waits for; and `params`, which are further options. A rule whose paths have a subject gets
+options that name its checkpoint; `made` replaces the input of that name.
 """
 
 import os
@@ -89,7 +90,7 @@ def complete_rules(workflow: Any, graph: Graph) -> None:
 
 def _directives(workflow: Any, graph: Graph, stage: Stage, info: Any) -> list[Callable[[Any], Any]]:
     """Return the directives that complete the rule of a stage; `info` holds the rule's own directives."""
-    own = info.params[1] if info.params else {}
+    own = _params(graph, stage, info)
     found = [
         workflow.log(stage.log),
         workflow.conda(ENVIRONMENT),
@@ -107,6 +108,16 @@ def _directives(workflow: Any, graph: Graph, stage: Stage, info: Any) -> list[Ca
     if stage.device == "gpu":
         found.append(workflow.benchmark(stage.log.replace("logs/", "logs/bench/", 1).replace(".log", ".jsonl")))
     return found
+
+
+def _params(graph: Graph, stage: Stage, info: Any) -> dict[str, Any]:
+    """Return the params of a rule that are options: its own, a subject's, and the path of a stage that is no output."""
+    outputs = [*info.output.paths, *info.output.kwpaths.values()] if info.output else []
+    return {
+        **({} if stage.output in outputs else {"out": stage.output}),
+        **(graph.subject_options if "subject" in stage.wildcards else {}),
+        **(info.params[1] if info.params else {}),
+    }
 
 
 def _options(info: Any, own: dict[str, Any]) -> Callable[..., str]:

@@ -54,7 +54,8 @@ def test_the_snakefile_the_modules_and_dvc_yaml_have_the_stages_of_the_table():
     assert [rule for rule in rules if rule != "all"] == list(STAGES)
     modules = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__", "ledger"}
     assert modules == set(STAGES)
-    assert list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]) == stages.dvc_stages()
+    known = list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"])
+    assert known == [stage for stage in stages.dvc_stages() if stage in known]  # in its order
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
@@ -67,8 +68,7 @@ def test_each_row_fits_its_module(stage):
     if calls:
         assert ast.literal_eval(calls[0].args[0]) == stage.name
         pair = any(one.arg == "pair" and ast.literal_eval(one.value) for one in calls[0].keywords)
-        beside = stage.record is not None and stage.output.endswith(".safetensors")
-        assert pair == beside
+        assert pair == stage.pair
     assert all(other in STAGES for other in stage.reads)
 
 

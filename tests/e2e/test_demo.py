@@ -71,7 +71,7 @@ def test_the_plan_foretells_the_bytes_of_every_run(monkeypatch):
     params = read_params(yaml.safe_load((ROOT / "params.yaml").read_text()))
     committed = json.loads(COMMITTED.read_text())["demo"]["runs"]
     for run in params.all_runs():
-        assert plan.run_size(params, run)["bytes"] == committed["/".join(run[1:])]["cost/bytes"]
+        assert plan.run_size(params, run)["bytes"] == committed[run.subject]["cost/bytes"]
 
 
 def test_the_readme_shows_the_committed_table():

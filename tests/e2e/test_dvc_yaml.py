@@ -13,9 +13,10 @@ from project import change, run
 from quantized import make_fp8
 from tiny_project import ROOT, copy_project, snakemake
 
+from mergemoe.artifacts import stages
 from mergemoe.workflow.config.params import read_params
 from stages import ledger
-from stages.support import tracking
+from stages.support import expected, tracking
 from stages.support.graph import Graph
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -34,7 +35,7 @@ def rules_of(stage):
 
 
 def test_every_rule_belongs_to_one_stage_in_the_snakefiles_order(tiny):
-    kept = [rule for rule in RULES if rule not in {"all", "report_partial"}]
+    kept = [rule for rule in RULES if rule in stages.STAGES and stages.STAGES[rule].dvc in STAGES]
     assert [rule for stage in STAGES for rule in rules_of(stage)] == kept
     assert list(STAGES) == list(Graph(params_of(tiny)).targets())
 
@@ -114,6 +115,50 @@ def test_outputs_and_inputs_follow_params_yaml(tmp_path, tiny):
     assert made["cluster"]["outs"] == ["results/cluster", "results/budget"]  # usage is spent without curves
     assert {"mine.jsonl", "data/heldout/mixed.jsonl.gz"} <= set(made["evaluate"]["deps"])
     assert "mergemoe/methods/select.py" not in made["solve"]["deps"]
+
+
+REFINED = ["tiny", "mixed", "pairs", "select", "tuned"]
+
+
+@pytest.fixture
+def plain_and_refined(tiny):
+    """The parameters of one run, and of the same with a refine, as graphs."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"model": {"tiny": {"path": str(tiny)}}}
+    refine = {"tuned": {"by": "layer"}}
+    return [
+        Graph(read_params({**params, "refine": {}, "runs": [REFINED[:4]]})),
+        Graph(read_params({**params, "refine": refine, "runs": [REFINED[:4], REFINED]})),
+    ]
+
+
+def test_a_stage_that_no_run_needs_is_in_dvc_yaml_only_while_one_does(plain_and_refined):
+    plain, refined = plain_and_refined
+    assert "refine" not in ledger.stages(plain)
+    made = ledger.stages(refined)
+    assert made["refine"]["outs"] == ["results/refine"] and made["refine"]["params"] == ["refine", "runs"]
+    needed = {path for path in made["refine"]["deps"] if path.startswith("results/")}
+    assert needed == {"results/layout", "results/capture", "results/solve"}
+    before, after = (ledger.stages(graph)["assemble"] for graph in (plain, refined))
+    assert after["params"] == [*before["params"][:-1], "refine", "runs"]
+    assert set(after["deps"]) - set(before["deps"]) == {"results/refine"}
+    text = ledger.renewed(ledger.renewed("", refined), plain)
+    assert text == ledger.renewed("", plain)
+    assert list(yaml.safe_load(ledger.renewed(text, refined))["stages"]) == list(made)
+
+
+def test_a_refine_changes_no_claim_of_a_run_without(plain_and_refined):
+    before, after = map(expected.every_claim, plain_and_refined)
+    assert {path: after[path] for path in before if "report" not in path} == {
+        path: claim for path, claim in before.items() if "report" not in path
+    }
+    made = {path.partition("/")[2] for path in after.keys() - before.keys()}
+    assert made == {
+        *(f"refine/tiny/mixed/pairs/select/tuned/layer_00{layer}.safetensors" for layer in (1, 2)),
+        "models/tiny/mixed/pairs/select+tuned",
+        *(f"scores/tiny/mixed/pairs/select+tuned/{score}.json" for score in ("fidelity", "generation", "blimp")),
+    }
+    assert after["results/models/tiny/mixed/pairs/select+tuned"]["params"]["refine"]["name"] == "tuned"
+    assert "refine" not in after["results/models/tiny/mixed/pairs/select"]["params"]
 
 
 @pytest.mark.full

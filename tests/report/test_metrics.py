@@ -21,7 +21,7 @@ def gathered(results):
 
 def test_every_score_and_cost_is_there_and_nothing_else(gathered):
     demo = gathered["demo"]
-    assert list(demo["runs"]) == ["mixed/half/average", "mixed/half/mergemoe", "mixed/quarter/mergemoe"]
+    assert list(demo["runs"]) == [run.subject for run in synthetic.RUNS]
     outside, expert = 40, 4 * 6
     assert demo["full"] == {
         "blimp/acc": 0.7012,

@@ -58,9 +58,15 @@ def test_a_run_without_its_model_has_one_hole_the_first_on_its_way(whole):
     for path in (f"solve/demo/{RUN}/layer_001.json", f"models/demo/{RUN}/provenance.json"):
         (whole / path).unlink()
     log(whole, f"solve/demo/{RUN}/layer_001.log", "error: solve.mergemoe: no memory\n")
-    assert found(whole) == [("demo", RUN, f"solve demo/{RUN}/layer_001", "error: solve.mergemoe: no memory")]
+    hole = f"solve demo/{RUN}/layer_001", "error: solve.mergemoe: no memory"
+    assert found(whole) == [("demo", RUN, *hole), ("demo", f"{RUN}+tuned", *hole)]
     made = [run for run in synthetic.RUNS if missing_results.assembled(whole, run)]
-    assert made == [run for run in synthetic.RUNS if "/".join(run[1:]) != RUN]
+    assert made == [run for run in synthetic.RUNS if run.subject != RUN]
+
+
+def test_a_layer_that_was_not_refined_is_missed_by_the_refined_run_alone(whole):
+    (whole / f"refine/demo/{RUN}/tuned/layer_001.json").unlink()
+    assert found(whole) == [("demo", f"{RUN}+tuned", f"refine demo/{RUN}/tuned/layer_001", "not run")]
 
 
 def test_a_budget_that_failed_comes_before_the_groups_that_wait_for_it(whole):

@@ -114,7 +114,7 @@ def test_the_tables_show_the_numbers_of_metrics_json(browser, file, numbers):
 
 
 def test_errors_switch_by_method_and_by_layer(browser, file, made):
-    solved = {"/".join(run[1:]): layers(made, f"solve/{'/'.join(run)}") for run in synthetic.RUNS}
+    solved = {run.subject: layers(made, synthetic.layer_file(run, 0).rpartition("/")[0]) for run in synthetic.RUNS}
     with opened(browser, file) as (page, *_):
         assert [trace["name"] for trace in drawn(page, "errors-demo")] == list(solved)
         choose(page, "errors-demo", "average")

@@ -136,12 +136,11 @@ def test_the_tables_hold_the_numbers_of_metrics_json_and_of_the_solves(made):
         assert float(rows[run]["share"]) == scores["cost/bytes"] / gathered["full"]["cost/bytes"]
     lines = list(csv.DictReader((made / "first/errors.csv").open()))
     assert len(lines) == len(synthetic.RUNS) * synthetic.LAYERS
+    runs = {run.subject: run for run in synthetic.RUNS}
     for line in lines:
-        solved = json.loads(
-            (made / f"results/solve/demo/{line['run']}/layer_{int(line['layer']):03d}.json").read_text()
-        )
+        record = made / "results" / synthetic.layer_file(runs[line["run"]], int(line["layer"]))
         shown = {key: float(line[key]) if line[key] else None for key in ("fit", "heldout")}
-        assert shown == solved["output_error"]
+        assert shown == json.loads(record.read_text())["output_error"]
 
 
 def test_a_part_has_its_sections_and_fits_into_a_data_url(made, page):
@@ -172,6 +171,19 @@ def test_a_card_asks_for_consent_only_where_code_of_ours_is_needed():
     assert checkpoint_card.is_stock(["config.json"]) and not checkpoint_card.is_stock(
         ["config.json", "modeling_mergemoe.py"]
     )
+
+
+def test_the_card_of_a_refined_run_has_a_line_of_its_refine(made):
+    names = [made / f"first/cards/demo/mixed/half/mergemoe{end}.md" for end in ("", "+tuned")]
+    plain, refined = (card.read_text() for card in names)
+    assert "| refine | tuned | by: layer, steps: 50 |" in refined and "| refine |" not in plain
+    assert "(method `mergemoe + refine`)" in refined and "(method `mergemoe`)" in plain
+    assert "Run `demo/mixed/half/mergemoe+tuned` made it" in refined
+    inputs = json.loads(metadata_load(names[1])["provenance"])["inputs"]
+    assert {
+        f"results/{stage}/demo/mixed/half/mergemoe{end}/layer_000.json"
+        for stage, end in (("solve", ""), ("refine", "/tuned"))
+    } <= inputs.keys()
 
 
 def test_an_absolute_path_of_the_model_stays_private():

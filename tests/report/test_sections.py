@@ -9,9 +9,7 @@ from mergemoe.report import sections, token_sufficiency
 
 
 def test_a_layer_is_told_by_its_worst_fit():
-    told = token_sufficiency.worst(
-        {"layer": 3, "groups": synthetic.fits(3, 4), "output_error": {"fit": 0.25, "heldout": 0.5}}
-    )
+    told = token_sufficiency.worst({"layer": 3, "groups": synthetic.fits(3, 4)}, {"fit": 0.25, "heldout": 0.5})
     assert told == {
         "layer": 3,
         "merged": 4,
@@ -26,7 +24,7 @@ def test_a_layer_is_told_by_its_worst_fit():
 
 def test_a_layer_solved_as_a_whole_is_told_by_the_layers_tokens():
     groups = [{"tokens": 50, "unknowns": 8, "layer_tokens": 90, "layer_unknowns": 16}] * 2
-    told = token_sufficiency.worst({"layer": 0, "groups": groups, "output_error": {"fit": 0.5, "heldout": None}})
+    told = token_sufficiency.worst({"layer": 0, "groups": groups}, {"fit": 0.5, "heldout": None})
     assert (told["fit"], told["ratio"]) == ((90, 16), None)
 
 

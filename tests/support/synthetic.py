@@ -7,20 +7,24 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from mergemoe.artifacts import paths
+from mergemoe.artifacts.run import Run
 from mergemoe.artifacts.store import write_json
 
 LAYERS, EXPERTS, WIDTH, HIDDEN = 2, 8, 6, 4
 RUNS = [
-    ["demo", "mixed", "half", "average"],
-    ["demo", "mixed", "half", "mergemoe"],
-    ["demo", "mixed", "quarter", "mergemoe"],
+    Run("demo", "mixed", "half", "average"),
+    Run("demo", "mixed", "half", "mergemoe"),
+    Run("demo", "mixed", "half", "mergemoe", "tuned"),
+    Run("demo", "mixed", "quarter", "mergemoe"),
 ]
 TASKS = ["blimp", "fidelity"]
-CFG = {"runs": RUNS, "tasks": TASKS}
-GENERATED = {"runs": RUNS, "tasks": [*TASKS, "generation"]}
+CFG = {"runs": [run.listed for run in RUNS], "tasks": TASKS}
+GENERATED = {**CFG, "tasks": [*TASKS, "generation"]}
 PROMPTS = ["Once upon a time", "x" * 500]
 KEPT = {"half": 4, "quarter": 2}
-KL = {"half/average": 1.0451, "half/mergemoe": 0.2503, "quarter/mergemoe": 0.8342}
+KL = {"half/average": 1.0451, "half/mergemoe": 0.2503, "half/mergemoe+tuned": 0.0702, "quarter/mergemoe": 0.8342}
+STEPS = 50
 
 
 def build(results: Path) -> Path:
@@ -44,40 +48,69 @@ def build(results: Path) -> Path:
         for layer in range(LAYERS):
             write(results / f"cluster/demo/mixed/{cluster}/layer_{layer:03d}.json", grouping(layer, kept))
     for run in RUNS:
-        _run(results, *run)
+        _run(results, run)
     return results
 
 
-def _run(results: Path, model: str, calibrate: str, cluster: str, method: str) -> None:
-    name, kl = f"{model}/{calibrate}/{cluster}/{method}", KL[f"{cluster}/{method}"]
-    folder = checkpoint(results / "models" / name, KEPT[cluster])
+def _run(results: Path, run: Run) -> None:
+    cluster, method, kl = run.cluster, run.solve, KL[f"{run.cluster}/{run.solution}"]
+    folder = checkpoint(results / "models" / run.name, KEPT[cluster])
     params = {
-        "model": {"name": model, "path": "data/demo-moe"},
-        "calibrate": {"name": calibrate, "samples": 64, "revision": None},
+        "model": {"name": run.model, "path": "data/demo-moe"},
+        "calibrate": {"name": run.calibrate, "samples": 64, "revision": None},
         "capture": {"dtype": "float32"},
         "cluster": {"name": cluster, "by": "weights"},
         "solve": {"name": method, "method": method},
+        **({"refine": {"name": run.refine, "by": "layer", "steps": STEPS}} if run.refine else {}),
     }
     write(folder / "provenance.json", {"files": {"modeling_mergemoe.py": "0" * 64}}, stage="assemble", params=params)
     for layer in range(LAYERS):
-        errors = {"fit": kl * (1 + layer) / 9, "heldout": kl * (1.2 + layer) / 8 if cluster == "half" else None}
-        write(
-            results / "solve" / name / f"layer_{layer:03d}.json",
-            {
-                "layer": layer,
-                "method": method,
-                "experts": EXPERTS,
-                "kept": KEPT[cluster],
-                "output_error": errors,
-                "groups": fits(layer, KEPT[cluster]) if method == "mergemoe" else [],
-            },
-        )
+        told = refinement(layer, KEPT[cluster], kl) if run.refine else _solution(layer, KEPT[cluster], method, kl)
+        write(results / layer_file(run, layer), told)
     score(
-        results / "scores" / name,
+        results / "scores" / run.name,
         {"acc": 0.71 - kl / 10, "acc_stderr": 0.0139},
         {"perplexity": 81.9 * (1 + kl), "kl": kl, "kl_stderr": kl / 40, "top1": 0.9 - kl / 4, "output_error": kl / 2},
     )
-    generated(results / "scores" / name, f"{cluster}/{method}")
+    generated(results / "scores" / run.name, f"{cluster}/{run.solution}")
+
+
+def layer_file(run: Run, layer: int) -> str:
+    """Return the record below results/ that has the errors of a run's layer."""
+    pattern = paths.REFINE_RECORD if run.refine else paths.SOLVE_RECORD
+    return pattern.removeprefix("results/").format(**run.choices, layer=paths.layer_name(layer))
+
+
+def _errors(layer: int, kept: int, kl: float) -> dict[str, float | None]:
+    return {"fit": kl * (1 + layer) / 9, "heldout": kl * (1.2 + layer) / 8 if kept == KEPT["half"] else None}
+
+
+def _solution(layer: int, kept: int, method: str, kl: float) -> dict[str, Any]:
+    return {
+        "layer": layer,
+        "method": method,
+        "experts": EXPERTS,
+        "kept": kept,
+        "output_error": _errors(layer, kept, kl),
+        "groups": fits(layer, kept) if method == "mergemoe" else [],
+    }
+
+
+def refinement(layer: int, kept: int, kl: float) -> dict[str, Any]:
+    """Return what a refine says of a layer: its error falls for 40 steps, and rises in the last 10."""
+    after = _errors(layer, kept, kl)
+    history = [{"step": step, "fit": 1 / (1 + step), "heldout": kl * (41 - step)} for step in range(0, STEPS, 10)]
+    history.append({"step": STEPS, "fit": 1 / (1 + STEPS), "heldout": 2 * kl})
+    return {
+        "layer": layer,
+        "experts": EXPERTS,
+        "kept": kept,
+        "start_error": {"fit": 1.0, "heldout": 41 * kl},
+        "output_error": after,
+        "steps": STEPS,
+        "best_step": 40,
+        "history": history,
+    }
 
 
 def grouping(layer: int, kept: int) -> dict[str, Any]:

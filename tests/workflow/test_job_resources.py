@@ -14,18 +14,19 @@ import yaml
 from snakemake.iocontainers import Wildcards
 
 from benchmarks.needs import wildcards
+from mergemoe.artifacts.run import Run
 from mergemoe.artifacts.stages import STAGES
 from mergemoe.checkpoints import expert_headers
 from mergemoe.compressed import assemble
 from mergemoe.merging import neuron_selection
 from mergemoe.moe import layer_sizes
 from mergemoe.moe.tokens import Activations
-from mergemoe.workflow.config.params import Run, read_params
+from mergemoe.workflow.config.params import read_params
 from mergemoe.workflow.planning import job_resources, layer_resources, plan
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GROUPINGS = {"half": {"by": "weights", "experts": 0.5}, "pairs": {"by": "selection", "experts": 0.5}}
-RUN = {"model": "wide", "calibrate": "text", "cluster": "half", "solve": "joint", "layer": "000"}
+RUN = {"model": "wide", "calibrate": "text", "cluster": "half", "solve": "joint", "solution": "joint", "layer": "000"}
 
 
 def write_headers(folder, layers=1, hidden=512, width=256, experts=16, dtype="BF16"):
@@ -75,11 +76,12 @@ def study(tmp_path):
     return make
 
 
-def demo(**calibrate):
+def demo(runs="all", **calibrate):
+    """The demo's parameters, with a refine."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["model"]["demo"]["path"] = str(ROOT / params["model"]["demo"]["path"])
     params["calibrate"]["mixed"] |= calibrate
-    return read_params(params)
+    return read_params({**params, "refine": {"tuned": {"by": "layer"}}, "runs": runs})
 
 
 @pytest.mark.parametrize("stage", ["capture", "profile", "cluster", "solve", "reference", "fidelity", "evaluate"])
@@ -102,9 +104,9 @@ def test_a_grouping_by_selection_holds_more_than_none():
 def test_every_stage_of_the_demo_has_an_estimate():
     params = demo()
     for run in params.all_runs():
-        names = {**run._asdict(), "layer": "003", "task": "blimp"}
-        for stage in STAGES:
-            for subject in ("full", "/".join(run[1:])):
+        names = {**run.wildcards, "layer": "003", "task": "blimp"}
+        for stage in STAGES if run.refine else STAGES.keys() - {"refine"}:
+            for subject in ("full", run.subject):
                 need = job_resources.job_need(params, stage, {**names, "subject": subject})
                 assert need.memory > 0
                 assert [type(value) for value in need] == [int, int, int, int, float]
@@ -175,11 +177,26 @@ def test_a_joint_solve_grows_with_its_grams_until_its_memory(study):
     assert memory(32, ridge=1.0, memory=0.1) < memory(32, ridge=1.0, memory=0.2) < found[2] / 2
 
 
+def test_a_refine_holds_the_state_of_the_kept_experts_and_its_tokens_on_disk(study):
+    def need(kept=8, samples=16, **choice):
+        groups, refine = {"half": {"by": "weights", "experts": kept}}, {"tuned": {"by": "layer", **choice}}
+        return job_resources.job_need(study(samples=samples, cluster=groups, refine=refine), "refine", names)
+
+    names, numbers = RUN | {"refine": "tuned"}, 3 * 512 * 256
+    more = need(kept=12).memory - need(kept=8).memory
+    assert more == pytest.approx(job_resources.MARGIN * 28 * 4 * numbers / 1e6, abs=2)
+    targets = 4 * 16 * 256 * 512 / 1e6
+    assert need().disk - need(targets="recomputed").disk == pytest.approx(targets, abs=1)
+    assert need(samples=160).disk - need().disk == pytest.approx(9 * 2 * targets, abs=1)
+    assert need(targets="recomputed").flops > need(steps=800).flops - need().flops > 0.8 * need().flops
+    assert need(steps=0).flops == 2 * 16 * 256 * 4 * numbers  # the targets: 4 experts work on a token
+
+
 def test_checkpoints_are_as_large_as_the_plan_says(study):
     params = study({"layers": 3}, cluster={"half": {"by": "weights", "experts": 3, "layers": "1-2"}})
     run = Run("wide", "text", "half", "routed")
     assert (
-        job_resources.job_need(params, "assemble", run._asdict()).disk
+        job_resources.job_need(params, "assemble", run.wildcards).disk
         == math.ceil(plan.run_size(params, run)["bytes"] / 1e6) + 1
     )
 

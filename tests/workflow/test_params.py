@@ -24,7 +24,9 @@ def test_the_projects_own_file_names_some_of_all_runs_that_fit():
     everything = read_params({**GOOD, "runs": "all"})
     assert set(read_params(GOOD).all_runs()) < set(everything.all_runs())
     products = len(GOOD["model"]) * len(GOOD["calibrate"]) * len(GOOD["cluster"]) * len(GOOD["solve"])
-    assert len(everything.all_runs()) + len(everything.left_out()) == products
+    bare = [run for run in everything.all_runs() if run.refine is None]
+    assert len(bare) + len(everything.left_out()) == products
+    assert len(everything.all_runs()) == len(bare) * (1 + len(GOOD.get("refine", {})))
 
 
 @pytest.mark.parametrize(
@@ -62,8 +64,13 @@ def test_the_projects_own_file_names_some_of_all_runs_that_fit():
         ("evaluate.generation", {"prompts": 4, "new_tokens": 23}, "evaluate.generation.new_tokens"),
         ("evaluate.generation", {"prompt": 4}, "evaluate.generation.prompt: unknown key"),
         ("runs", [["demo", "mixed", "half", "magic"]], "solve 'magic'; there are: average, mergemoe, reap, select"),
-        ("runs", [["demo", "mixed", "half"]], "runs.0: List should have at least 4 items"),
+        ("runs", [["demo", "mixed", "half"]], "runs.0.solve: Field required"),
         ("runs", [], "empty"),
+        ("runs", [["demo"] * 6], "runs.0: a run is a list, or a mapping, of at most 5 names: model, calibrate"),
+        ("runs", ["demo"], "runs.0: a run is a list, or a mapping, of at most 5 names"),
+        ("runs", [{"model": "demo", "calibrate": "mixed", "solve": "average"}], "runs.0.cluster: Field required"),
+        ("runs", [{"model": "demo", "refined": "tuned"}], "runs.0.refined: unknown key"),
+        ("runs", [["demo", "mixed", "half", "average"], ["demo", "mixed", "half", "average", None]], "has a run twice"),
         ("cluster.pairs", {"by": "selection", "experts": 0.5, "width": 0.0}, "cluster.pairs.width"),
         (
             "cluster.half",
@@ -108,6 +115,73 @@ def test_a_mistake_is_named(path, value, message):
     assert head in str(error.value) and tail in str(error.value)
 
 
+SELECT = ["demo", "mixed", "pairs", "select"]
+REAP = ["demo", "mixed", "salient", "reap"]
+
+
+def refined(choice, runs):
+    """The project's file with one choice of refine, `tuned`."""
+    return read_params({**GOOD, "refine": {"tuned": {"by": "layer", **choice}}, "runs": runs})
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"by": "model"}, "refine.tuned.by: Input should be 'layer'"),
+        ({"step": 400}, "refine.tuned.step: unknown key"),
+        ({"steps": 2.5}, "refine.tuned.steps: .* (got 2.5)"),
+        ({"batch": 0}, "refine.tuned.batch: .* (got 0)"),
+        ({"rate": "1e-3"}, "YAML reads 1e-3 as text: write 1.0e-3"),
+        ({"parts": []}, "refine.tuned.parts: "),
+        ({"parts": ["up", "up"]}, "refine.tuned.parts: ['up', 'up'] names one of them twice"),
+        ({"parts": ["left"]}, "refine.tuned.parts.0: .* (got 'left')"),
+        ({"parts": ["up", "router"]}, "refine.tuned: `parts` names the router, but the routing is preserved"),
+        ({"threads": 0}, "refine.tuned.threads: .* (got 0)"),
+    ],
+)
+def test_a_mistake_of_a_refine_is_named(choice, message):
+    with pytest.raises(UserError) as error:
+        refined(choice, [[*SELECT, "tuned"]])
+    head, _, tail = message.partition(" .* ")
+    assert head in str(error.value) and tail in str(error.value)
+
+
+def test_a_refine_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="asks for refine 'other'; there are: tuned"):
+        refined({}, [[*SELECT, "other"]])
+    with pytest.raises(UserError, match="asks for refine 'tuned'; there are: none"):
+        read_params({**GOOD, "refine": {}, "runs": [[*SELECT, "tuned"]]})
+    with pytest.raises(UserError, match="refine: the name 'a-b' becomes a path"):
+        read_params({**GOOD, "refine": {"a-b": {"by": "layer"}}})
+
+
+def test_a_router_can_be_fitted_where_the_solve_changes_it():
+    assert refined({"parts": ["router"]}, [[*REAP, "tuned"]]).all_runs()[0].name == "demo/mixed/salient/reap+tuned"
+
+
+def test_a_run_is_a_list_or_a_mapping():
+    mapping = dict(zip(("model", "calibrate", "cluster", "solve"), SELECT, strict=True))
+    runs = [SELECT, [*SELECT, None], mapping, mapping | {"refine": None}]
+    assert {refined({}, [run]).all_runs()[0] for run in runs} == {(*SELECT, None)}
+    assert {refined({}, [run]).all_runs()[0] for run in ([*SELECT, "tuned"], mapping | {"refine": "tuned"})} == {
+        (*SELECT, "tuned")
+    }
+    named = refined({}, [SELECT, [*SELECT, "tuned"]])
+    assert named.run_named("demo", "mixed/pairs/select+tuned") == named.all_runs()[1]
+    with pytest.raises(UserError, match="demo/mixed/pairs/average is not a run"):
+        named.run_named("demo", "mixed/pairs/average")
+
+
+def test_all_takes_every_run_without_a_refine_and_with_each_that_fits():
+    bare = [run.subject for run in read_params({**GOOD, "refine": {}, "runs": "all"}).all_runs()]
+    both = [run.subject for run in refined({}, "all").all_runs()]
+    assert both == [f"{run}{end}" for run in bare for end in ("", "+tuned")]
+    params = refined({"parts": ["router"]}, "all")
+    assert [run.subject for run in params.all_runs() if run.refine] == ["mixed/salient/reap+tuned"]
+    assert "half/average+tuned is left out: refine.tuned: `parts` names the router" in "\n".join(params.left_out())
+    assert not any(line.startswith("half/reap+tuned") for line in params.left_out())  # half/reap is
+
+
 BENCH = {
     "cluster": {
         "half": {"by": "weights", "experts": 0.5},
@@ -126,8 +200,8 @@ BENCH = {
 
 
 def test_all_takes_every_product_whose_grouping_fits_and_says_what_it_leaves_out():
-    params = read_params({**GOOD, **BENCH, "runs": "all"})
-    assert [run[2:] for run in params.all_runs()] == [
+    params = read_params({**GOOD, **BENCH, "refine": {}, "runs": "all"})
+    assert [run[2:4] for run in params.all_runs()] == [
         ("half", "average"),
         ("half", "mergemoe"),
         ("pairs", "average"),

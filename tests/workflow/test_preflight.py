@@ -139,6 +139,17 @@ def test_auto_needs_held_out_sequences(solve, tiny, monkeypatch):
     preflight.check_params(read_params(config))
 
 
+def test_a_refine_needs_held_out_sequences(tiny, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = small(tiny)
+    config["calibrate"]["mixed"]["holdout"] = 0.0
+    config["solve"], config["refine"] = {"plain": {"method": "average"}}, {"tuned": {"by": "layer"}}
+    with pytest.raises(UserError, match=r"refine.tuned keeps the state .* calibrate.mixed.holdout is 0. Set it"):
+        preflight.check_params(read_params(config))
+    config["runs"] = [["tiny", "mixed", "half", "plain"]]
+    preflight.check_params(read_params(config))
+
+
 def test_what_no_layer_is_measured_at_is_not_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = small(make_tiny(tmp_path / "many", num_experts=24))

@@ -13,7 +13,14 @@ from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import read_params
 from mergemoe.workflow.planning import job_resources, jobs, plan, slurm, slurm_table
 
-NAMES = {"model": "demo", "calibrate": "mixed", "cluster": "half", "solve": "mergemoe", "layer": "001"}
+NAMES = {
+    "model": "demo",
+    "calibrate": "mixed",
+    "cluster": "half",
+    "solve": "mergemoe",
+    "solution": "mergemoe",
+    "layer": "001",
+}
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,27 @@
 """params.yaml: every number that a result depends on, checked before the first job.
 
 There is one section per stage. `model`, `calibrate`, `cluster` and `solve` hold named choices, and a run is one of
-each. Only the Snakefile and the command line import this module. A stage gets its own choice as JSON, complete and
-checked, so a new method or key changes no existing result.
+each; `refine` holds named choices, too, of which a run may have one. Only the Snakefile and the command line import
+this module. A stage gets its own choice as JSON, complete and checked, so a new method or key changes no existing
+result.
 """
 
 import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from mergemoe.artifacts.run import Run
 from mergemoe.checkpoints import hub_cache, model_folder
 from mergemoe.errors import UserError
 from mergemoe.methods import catalogue
 from mergemoe.workflow.config.base import Section, Text
 from mergemoe.workflow.config.cluster import Cluster
 from mergemoe.workflow.config.evaluate import Evaluate
+from mergemoe.workflow.config.refine import Refine
 from mergemoe.workflow.config.solve import Method
 
 
@@ -79,15 +82,6 @@ class Profile(Section):
     threads: int = Field(default=1, gt=0)
 
 
-class Run(NamedTuple):
-    """One choice of each kind."""
-
-    model: str
-    calibrate: str
-    cluster: str
-    solve: str
-
-
 class Params(Section):
     """All of params.yaml."""
 
@@ -97,8 +91,9 @@ class Params(Section):
     profile: Profile = Profile()
     cluster: dict[str, Cluster]
     solve: dict[str, Method]
+    refine: dict[str, Refine] = {}
     evaluate: Evaluate
-    runs: Literal["all"] | list[Annotated[list[str], Field(min_length=4, max_length=4)]]
+    runs: Literal["all"] | list[Run]
 
     @model_validator(mode="after")
     def _names(self) -> "Params":
@@ -106,6 +101,7 @@ class Params(Section):
         for kind, named in kinds.items():
             if not named:
                 raise ValueError(f"{kind}: it is empty. Give at least one choice, by any name")
+        kinds["refine"] = self.refine
         for kind, named in {**kinds, "evaluate.tasks": self.evaluate.tasks}.items():
             for name in named:
                 if not re.fullmatch(r"\w[\w.-]*" if kind == "evaluate.tasks" else r"\w+", name, re.ASCII):
@@ -120,23 +116,28 @@ class Params(Section):
         if "full" in self.calibrate:
             raise ValueError("calibrate: the name `full` is reserved for the scores of the full model. Use another")
         for run in self.runs if self.runs != "all" else []:
-            for kind, name in zip(kinds, run, strict=True):
+            for kind, name in run.choices.items():
                 if name not in kinds[kind]:
-                    raise ValueError(f"runs: {run} asks for {kind} {name!r}; there are: {', '.join(kinds[kind])}")
-            if why := self.misfit(Run(*run)):
-                raise ValueError(f"runs: {run}: {why}")
-        if len(self.all_runs()) != len(set(self.all_runs())) or not self.all_runs():
+                    there = ", ".join(kinds[kind]) or "none"
+                    raise ValueError(f"runs: {run.listed} asks for {kind} {name!r}; there are: {there}")
+            if why := self.misfit(run):
+                raise ValueError(f"runs: {run.listed}: {why}")
+        names = [run.name for run in self.all_runs()]
+        if len(names) != len(set(names)) or not names:
             raise ValueError(
                 f"runs: the list is empty, or has a run twice{''.join(map('; '.__add__, self.left_out()))}"
             )
         return self
 
     def misfit(self, run: Run) -> str | None:
-        """Return why the grouping of a run does not fit its method; None if it does."""
+        """Return why the choices of a run do not fit one another; None if they do."""
         grouping, method = self.cluster[run.cluster], self.solve[run.solve]
         width, routing = getattr(method, "width", 1.0), self.routing(run.solve)
         counted = grouping.width if grouping.share is None else "auto"
-        return catalogue.misfit(grouping.by, counted, method.method, width, routing)
+        if why := catalogue.misfit(grouping.by, counted, method.method, width, routing):
+            return why
+        why = self.refine[run.refine].misfit(routing) if run.refine else None
+        return f"refine.{run.refine}: {why}" if why else None
 
     def width(self, run: Run) -> float:
         """Return the share of each expert's neurons that a run keeps; 1 if a budget decides later."""
@@ -148,18 +149,35 @@ class Params(Section):
         return catalogue.routing(self.solve[solve].method, self.solve[solve].model_dump())
 
     def all_runs(self) -> list[Run]:
-        """Return the runs, in order; `runs: all` is every combination whose grouping fits its method."""
+        """Return the runs, in order; `runs: all` is every combination that fits, without a refine and with each."""
         return [run for run in self._named() if not self.misfit(run)]
 
+    def run_named(self, model: str, subject: str) -> Run:
+        """Return the run of a model that has this name.
+
+        Raises:
+            UserError: if there is none.
+        """
+        for run in self.all_runs():
+            if (run.model, run.subject) == (model, subject):
+                return run
+        raise UserError(f"{model}/{subject} is not a run. `runs` in params.yaml has the names of all")
+
     def left_out(self) -> list[str]:
-        """Return the combinations that `runs: all` leaves out, one line per pair of grouping and method."""
-        pairs = {run[2:]: why for run in self._named() if (why := self.misfit(run))}
-        return [f"{cluster}/{solve} is left out: {why}" for (cluster, solve), why in pairs.items()]
+        """Return the combinations that `runs: all` leaves out, one line per pair of grouping and solution."""
+        pairs: dict[str, str] = {}
+        for run in self._named():
+            bare = run._replace(refine=None)
+            named = bare if self.misfit(bare) else run
+            if why := self.misfit(named):
+                pairs[f"{named.cluster}/{named.solution}"] = why
+        return [f"{pair} is left out: {why}" for pair, why in pairs.items()]
 
     def _named(self) -> list[Run]:
         if self.runs == "all":
-            return [Run(*run) for run in itertools.product(self.model, self.calibrate, self.cluster, self.solve)]
-        return [Run(*run) for run in self.runs]
+            each = (self.model, self.calibrate, self.cluster, self.solve, (None, *self.refine))
+            return [Run(*run) for run in itertools.product(*each)]
+        return self.runs
 
 
 def read_params(config: Mapping[str, Any], source: str | Path = "params.yaml") -> Params:
@@ -179,10 +197,14 @@ def _explain(mistake: Any) -> str:
     where = [str(part) for part in mistake["loc"] if not str(part).startswith(of_a_union)]
     if where[:1] == ["solve"]:
         del where[2:3]  # and the method
+    if where[:1] == ["runs"]:  # the name's place in a list
+        where[2:3] = [Run._fields[int(part)] if part.isdigit() else part for part in where[2:3]]
     path = ".".join(where)
     message = mistake["msg"].removeprefix("Value error, ")
     if mistake["type"] == "extra_forbidden":
         message = "unknown key"
+    elif where[:1] == ["runs"] and mistake["type"] in ("too_long", "named_tuple_type"):
+        message = f"a run is a list, or a mapping, of at most {len(Run._fields)} names: {', '.join(Run._fields)}"
     elif isinstance(mistake["input"], str) and re.fullmatch(r"\d+e-?\d+", mistake["input"]):
         message += f". YAML reads {mistake['input']} as text: write {mistake['input'].replace('e', '.0e')}"
     elif isinstance(mistake["input"], str | int | float):

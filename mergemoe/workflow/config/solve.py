@@ -3,13 +3,12 @@
 The keys, defaults, ranges and descriptions of each method come from the table in methods/catalogue.py.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Union
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, model_validator
 
 from mergemoe.methods import catalogue
-from mergemoe.methods.options import Method as Row
-from mergemoe.methods.options import Option
+from mergemoe.workflow.config import from_options
 from mergemoe.workflow.config.base import Section
 
 
@@ -26,24 +25,10 @@ class Solve(Section):
         return self
 
 
-def section(name: str, method: Row) -> type[Solve]:
-    """Return the class of a method's choices; `method` must be its name, and other keys are refused."""
-    fields = {
-        key: (_type(option), Field(default=... if option.default is None else option.default, description=option.text))
-        for key, option in method.options.items()
-    }
-    return create_model(name, __base__=Solve, __doc__=method.text, method=(Literal[name], ...), **fields)  # pyright: ignore
-
-
-def _type(option: Option) -> Any:
-    number = Annotated[float, Field(gt=option.above, ge=option.at_least, le=option.at_most)]
-    if not option.words:
-        return number
-    words = Literal[option.words]
-    return Union[words, number] if option.takes_numbers else words  # noqa: UP007
-
-
-SECTIONS = {name: section(name, method) for name, method in catalogue.METHODS.items()}
+SECTIONS = {
+    name: from_options.section(Solve, "method", name, method.text, method.options)
+    for name, method in catalogue.METHODS.items()
+}
 
 if TYPE_CHECKING:
     Method = Solve

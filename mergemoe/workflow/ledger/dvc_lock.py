@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from ruamel.yaml import YAML
 
 from mergemoe.errors import UserError
 
@@ -41,6 +42,20 @@ def read_lock(root: Path) -> dict[str, Any]:
         return dict(yaml.safe_load(path.read_text())["stages"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}). Restore it with `git checkout dvc.lock`") from error
+
+
+def forget_stages(root: Path) -> None:
+    """Delete from the lock what dvc.yaml has no stage for, which DVC keeps: an optional stage that no run needs now."""
+    path = root / "dvc.lock"
+    if not path.is_file():
+        return
+    editor = YAML()  # it keeps the rest as it is
+    whole, known = editor.load(path), yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    gone = [name for name in whole["stages"] if name.partition("@")[0] not in known]
+    for name in gone:
+        del whole["stages"][name]
+    if gone:
+        editor.dump(whole, path)
 
 
 def lock_entries(lock: dict[str, Any], kind: str) -> Iterator[Entry]:

@@ -37,6 +37,7 @@ def record_run(root: Path) -> str:
     try:
         if before[root / "dvc.yaml"] != wanted["dvc.yaml"]:
             _write(root / "dvc.yaml", wanted["dvc.yaml"])
+        dvc_lock.forget_stages(root)
         commands.run_program(root, "dvc", "commit", "--force")
         _check_lock(root)
     except UserError:

@@ -18,10 +18,11 @@ from mergemoe.artifacts.stages import STAGES
 from mergemoe.moe import layer_sizes
 from mergemoe.workflow.config.base import Text
 from mergemoe.workflow.config.evaluate import Evaluate
-from mergemoe.workflow.config.params import Capture, Params, Run
+from mergemoe.workflow.config.params import Capture, Params
 from mergemoe.workflow.planning import plan
 from mergemoe.workflow.planning.layer_resources import Held, Layer, halved, solve_held
 from mergemoe.workflow.planning.model_counts import model_counts
+from mergemoe.workflow.planning.refine_resources import refine_held
 
 MARGIN = 1.2  # for other machines, allocators and versions
 GPU_ALLOWANCE = 2000  # MB of context, kernels and workspaces: an assumption, measured on no GPU
@@ -127,6 +128,10 @@ class _Job:
         layer, chosen = self._layer(), self.params.solve[self.names["solve"]]
         return solve_held(layer, chosen.method, chosen.model_dump()) if layer.inside else Held(2 * layer.bytes)
 
+    def refine(self) -> Held:
+        layer, chosen = self._layer(), self.params.refine[self.names["refine"]]
+        return refine_held(layer, chosen.model_dump()) if layer.inside else Held(2 * layer.bytes)
+
     def assemble(self) -> Held:
         size = self._subject()["bytes"]
         return Held(host=size, disk=size)  # written tensors are mapped: solved layers, and the original's other tensors
@@ -210,8 +215,8 @@ class _Job:
         subject = self.names.get("subject")
         if subject == "full":
             return {"parameters": self.model.parameters, "bytes": self.model.bytes}
-        run = subject.split("/") if subject else (self.names[kind] for kind in ("calibrate", "cluster", "solve"))
-        return plan.run_size(self.params, Run(self.names["model"], *run))
+        named = subject or "/".join(self.names[part] for part in ("calibrate", "cluster", "solution"))
+        return plan.run_size(self.params, self.params.run_named(self.names["model"], named))
 
 
 def _tokens(text: Text) -> int:

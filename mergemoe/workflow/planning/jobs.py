@@ -4,10 +4,11 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from mergemoe.artifacts import paths
+from mergemoe.artifacts.run import Run
 from mergemoe.artifacts.stage import Stage
 from mergemoe.artifacts.stages import recorded_stages
 from mergemoe.checkpoints import expert_headers
-from mergemoe.workflow.config.params import Params, Run
+from mergemoe.workflow.config.params import Params
 
 
 def every_job(params: Params) -> Iterator[tuple[str, dict[str, str]]]:
@@ -30,15 +31,16 @@ def _jobs_of_run(params: Params, stage: Stage, run: Run, layers: Sequence[int]) 
         "convert": params.model[run.model].copied(),
         "curve": chosen.spent() and chosen.budget != "usage",
         "budget": chosen.spent(),
+        "refine": run.refine is not None,
         "generate": "generation" in scored,
     }
     if not needed.get(stage.name, True):
         return
     measured = chosen.within(layers) if stage.name == "curve" else layers
     values = {
-        **{kind: [name] for kind, name in run._asdict().items()},
+        **{name: [value] for name, value in run.wildcards.items()},
         "layer": [paths.layer_name(layer) for layer in measured],
-        "subject": ["full", "/".join(run[1:])],
+        "subject": ["full", run.subject],
         "task": list(params.evaluate.tasks),
     }
     for combination in itertools.product(*(values[name] for name in stage.wildcards)):

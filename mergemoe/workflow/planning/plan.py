@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe.artifacts import paths, store
+from mergemoe.artifacts.run import Run
 from mergemoe.artifacts.stages import recorded_stages
 from mergemoe.calibration import token_sequences
 from mergemoe.checkpoints.expert_headers import read_plain_headers
 from mergemoe.moe import layer_sizes
 from mergemoe.text_table import aligned_table
-from mergemoe.workflow.config.params import Params, Run
+from mergemoe.workflow.config.params import Params
 from mergemoe.workflow.planning import jobs
 from mergemoe.workflow.planning.model_counts import ModelCounts, model_counts
+from mergemoe.workflow.planning.refine_resources import refine_scratch
 
 
 def kept_per_layer(params: Params, run: Run) -> dict[int, tuple[int, int]]:
@@ -92,7 +94,7 @@ def plan_text(params: Params, results: Path) -> str:
         for run in (run for run in runs if run.model == model):
             size = run_size(params, run)
             share = f"{size['bytes'] / whole.bytes:.1%}"
-            rows.append([f"  {'/'.join(run[1:])}", f"{size['parameters']:,}", f"{size['bytes']:,}", share])
+            rows.append([f"  {run.subject}", f"{size['parameters']:,}", f"{size['bytes']:,}", share])
     counted = count_jobs(params)
     lines = [aligned_table(rows, "<>"), "", f"jobs, from nothing: {sum(counted.values())}"]
     lines.append(aligned_table([[f"  {rule}", str(number)] for rule, number in counted.items()], "<>"))
@@ -101,7 +103,24 @@ def plan_text(params: Params, results: Path) -> str:
         lines += ["", "oracle is larger, the more unequal its groups are: its sizes are what equal groups would take"]
     lines += ["", "disk (checkpoints and plain copies exact; the others estimated, before lossless compression)"]
     lines.append(aligned_table([[f"  {what}", f"{size / 1e6:,.1f} MB"] for what, size in disk(params).items()], "<>"))
+    lines += _refines(params)
     return "\n".join([*lines, "", *_tokens(params, results)])
+
+
+def _refines(params: Params) -> list[str]:
+    """Return a line with the disk that the largest job of a refine takes while it runs, if a run has one."""
+    sizes = list[tuple[int, int]]()
+    for run in (run for run in params.all_runs() if run.refine):
+        chosen, model = params.calibrate[run.calibrate], model_counts(params.model[run.model].folder())
+        sizes.append((chosen.samples * chosen.length, model.hidden))
+    if not sizes:
+        return []
+    tokens, hidden = max(sizes, key=math.prod)
+    kept, recomputed = (refine_scratch(tokens, hidden, how) / 1e6 for how in ("kept", "recomputed"))
+    return [
+        f"  besides, scratch/ while a layer is refined: up to {kept:,.1f} MB, or {recomputed:,.1f} MB with "
+        "`targets: recomputed`"
+    ]
 
 
 def _tokens(params: Params, results: Path) -> list[str]:
@@ -137,8 +156,7 @@ def _tokens(params: Params, results: Path) -> list[str]:
 
 def _smallest_group(results: Path, run: Run, layers: list[int], kept: int) -> int | None:
     """Return the fewest tokens routed to any group; None before the layers are clustered."""
-    names = run._asdict()
-    files = [paths.below(results, paths.CLUSTER, **names, layer=paths.layer_name(layer)) for layer in layers]
+    files = [paths.below(results, paths.CLUSTER, **run.choices, layer=paths.layer_name(layer)) for layer in layers]
     if not all(path.is_file() for path in files):
         return None
     clustered = [store.read_json(path) for path in files]

@@ -4,11 +4,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from mergemoe.artifacts.run import Run
 from mergemoe.checkpoints import expert_headers, hub_cache, model_folder, router_headers, validation
 from mergemoe.errors import UserError
 from mergemoe.grouping.allocation import NO_SIZE_IN_COMMON
 from mergemoe.moe import layer_sizes
-from mergemoe.workflow.config.params import Params, Run
+from mergemoe.workflow.config.params import Params
 
 
 def check_params(params: Params) -> None:
@@ -87,6 +88,8 @@ def _check_holdout(params: Params, run: Run) -> None:
         raise UserError(
             f"solve.{run.solve}.ridge is auto, which needs held-out sequences, but {empty}, or the ridge to a number"
         )
+    if run.refine:
+        raise UserError(f"refine.{run.refine} keeps the state with the least error on held-out tokens, but {empty}")
 
 
 def _check_files(params: Params) -> None:
@@ -133,7 +136,7 @@ def _check_routing(params: Params, run: Run, counts: Mapping[int, int]) -> None:
     if chosen.spent():
         spent = "share" if chosen.share else f"budget: {chosen.budget}"
         raise UserError(
-            f"{'/'.join(run)}: with `{spent}`, measurements decide how many experts each layer keeps, but the routing "
+            f"{run.name}: with `{spent}`, measurements decide how many experts each layer keeps, but the routing "
             f"is {routing}, and a stock model needs one number that is known before. Set `experts` alone, or choose a "
             "method that keeps the routing"
         )
@@ -153,7 +156,7 @@ def _check_routing(params: Params, run: Run, counts: Mapping[int, int]) -> None:
         )
         router_headers.check_router(config["model_type"], routing, kept.pop(), top_k, groups, top_groups)
     except UserError as error:
-        raise UserError(f"{'/'.join(run)}: {error}") from None
+        raise UserError(f"{run.name}: {error}") from None
 
 
 def _defines(folder: Path, task: str) -> bool:

@@ -1,0 +1,29 @@
+"""Memory, disk and work of refining one MoE layer; job_resources.py asks for it before it runs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mergemoe.workflow.planning.layer_resources import Held, Layer
+
+STATE = 28  # bytes of each number of the kept experts: weight, gradient, two moments, the best so far, and copies
+BACKWARD = 3  # times the work of a forward pass: forward, and the gradients of inputs and weights
+PASSES = 12  # over the fitted tokens, if the number of steps is chosen while it runs
+
+
+def refine_held(layer: Layer, options: Mapping[str, Any]) -> Held:
+    """Return the memory of a refine: all experts in float32, the state of the kept ones, a chunk of tokens."""
+    share = layer.kept * layer.kept_width / (layer.experts * layer.width)
+    one = 2 * layer.numbers / layer.experts  # the work of an original expert on a token
+    seen = PASSES * layer.tokens if options["steps"] == "auto" else options["steps"] * options["batch"]
+    targets = layer.tokens + (seen if options["targets"] == "recomputed" else 0)
+    work = targets * one + BACKWARD * seen * one * layer.kept_width / layer.width
+    return Held(
+        tensors=4 * layer.numbers + STATE * layer.numbers * share + layer.chunk,
+        disk=refine_scratch(layer.tokens, layer.hidden, options["targets"]) + layer.bytes * share,
+        flops=layer.top_k * work,
+    )
+
+
+def refine_scratch(tokens: int, hidden: int, targets: str) -> int:
+    """Return the bytes below scratch/ while a layer is refined: its inputs in float32, and its targets if kept."""
+    return 4 * tokens * hidden * (2 if targets == "kept" else 1)
