@@ -51,7 +51,12 @@ COMPARISONS: dict[str, dict[str, Any]] = {
 
 def params(name: str) -> dict[str, Any]:
     """Return the params.yaml of a comparison."""
-    chosen = COMPARISONS[name]
+    return params_of(COMPARISONS[name])
+
+
+def params_of(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return the params.yaml of a comparison's settings; with `refine`, each run is there without and with it."""
+    refine = chosen.get("refine", {})
     model = Path(chosen["model"]).name.removesuffix("-moe")
     calibrations = {f"{name_of(chosen)}_{seed}": {**chosen["calibrate"], "seed": seed} for seed in range(SEEDS)}
     clusters, solves, runs = {}, {}, []
@@ -61,7 +66,11 @@ def params(name: str) -> dict[str, Any]:
             cluster, solve = (by, f"{method}_{share}") if by == "none" else (f"{by}_{share}", method)
             clusters[cluster] = grouping(by, SHARES[share])
             solves[solve] = {**keys, "width": SHARES[share]} if by == "none" else keys
-            runs += [[model, calibrate, cluster, solve] for calibrate in calibrations]
+            runs += [
+                [model, calibrate, cluster, solve, *last]
+                for calibrate in calibrations
+                for last in ([], *([name] for name in refine))
+            ]
     heldout = {"source": "data/heldout/mixed.jsonl.gz", "samples": 80, "length": 256}
     evaluate = {"tasks": {}, "heldout": heldout, "dtype": "float32", "batch_tokens": 4096}
     if "generation" in chosen:
@@ -72,6 +81,7 @@ def params(name: str) -> dict[str, Any]:
         "capture": {"dtype": "float32", "batch_tokens": 4096},
         "cluster": clusters,
         "solve": solves,
+        "refine": refine,
         "evaluate": evaluate,
         "runs": runs,
     }
@@ -86,17 +96,25 @@ def grouping(by: str, share: float) -> dict[str, Any]:
 
 def name_of(chosen: dict[str, Any]) -> str:
     """Return the name of a comparison's calibrations; equal calibrations have one name, so they share artifacts."""
-    few = "few_" if chosen["calibrate"]["samples"] < MIXED["samples"] else ""
-    return few + Path(chosen["calibrate"]["source"]).name.partition(".")[0]
+    samples = chosen["calibrate"]["samples"]
+    size = "few_" if samples < MIXED["samples"] else f"{samples}_" if samples > MIXED["samples"] else ""
+    return size + Path(chosen["calibrate"]["source"]).name.partition(".")[0]
 
 
 def measured(name: str) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Return {method: {share: {score: its values over the seeds}}}; the method `full` is the full model."""
-    (model,) = json.loads((FOLDER / f"{name}.json").read_text()).values()
+    return scores_of(json.loads((FOLDER / f"{name}.json").read_text()))
+
+
+def scores_of(metrics: dict[str, Any]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Return the same of a metrics.json; a refined run of `select` has the name `select+tuned`."""
+    (model,) = metrics.values()
     found: dict[str, Any] = {"full": {"100": {key: [value] for key, value in model["full"].items()}}}
     for run, scores in model["runs"].items():
         _, cluster, solve = run.split("/")
+        solve, plus, refine = solve.partition("+")
         method, share = solve.rsplit("_", 1) if cluster == "none" else (solve, cluster.rsplit("_", 1)[1])
+        method += plus + refine
         for key, value in scores.items():
             found.setdefault(method, {}).setdefault(share, {}).setdefault(key, []).append(value)
     return found

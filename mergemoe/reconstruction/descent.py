@@ -7,6 +7,7 @@ best so far, is what would be stored. A killed descent goes on from its last sav
 import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ SAVE_EVERY = 60.0  # seconds
 BETAS = (0.9, 0.98)
 WARM_UP = 20  # steps
 LAST = 1e-3  # of the rate, after the last step of the cosine
-MEASURE_EVERY = 25  # steps
+MEASURE_EVERY = 25  # steps; more if a measurement would then take more than
+MEASURE_SHARE = 0.1  # of the work
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Descent:
     def __init__(self, layer: Approximation, fitted: KeptTokens, heldout: KeptTokens, settings: Settings):
         """Take a layer before its first step, the tokens that it is fitted to, and the tokens that judge."""
         self.layer, self.fitted, self.heldout, self.settings = layer, fitted, heldout, settings
-        self.adam: Any = torch.optim.Adam(list(layer.weights.values()), lr=settings.rate, betas=BETAS, fused=True)
+        self.adam: Any = torch.optim.Adam(_groups(layer.weights), betas=BETAS, fused=True)
+        forward = heldout.count / (3 * settings.batch)  # a measurement in steps, each of which has gradients, too
+        self.every = max(MEASURE_EVERY, math.ceil(forward / MEASURE_SHARE))
         self.step = self.best_step = 0
         self.best: dict[str, Tensor] | None = None
         self.history: list[tuple[int, float, float]] = []
@@ -64,7 +68,7 @@ class Descent:
         steps, saved = self.settings.steps, time.monotonic()
         progress = Progress("steps of the reconstruction", steps - self.step)
         for batch in self.fitted.drawn(self.settings.batch, self.settings.seed, self.step):
-            if (self.step % MEASURE_EVERY == 0 or self.step == steps) and not self._measure():
+            if (self.step % self.every == 0 or self.step == steps) and not self._measure():
                 return
             if self.step == steps:
                 return
@@ -76,7 +80,7 @@ class Descent:
 
     def _advance(self, batch: Batch) -> None:
         for group in self.adam.param_groups:
-            group["lr"] = self.settings.rate * pace(self.step, self.settings.steps)
+            group["lr"] = self.settings.rate * group["unit"] * pace(self.step, self.settings.steps)
         self.adam.zero_grad()
         low, device = self.settings.dtype == "bfloat16", batch.target.device.type
         with torch.enable_grad():
@@ -136,6 +140,24 @@ class Descent:
         self.best = best or None
         self.history = [(int(row[0]), float(row[1]), float(row[2])) for row in saved["history"]]
         self.losses = floats(saved["losses"])
+
+
+def unit(matrices: Tensor) -> float:
+    """Return the step of a rate of 1: RMS / sqrt(inputs), for the matrices [M, outputs, inputs] of one role.
+
+    A step of Adam changes each weight by about the same amount. If all changes of a row push in the same direction, a
+    rate of 1 changes what the row typically computes by its own size, at any width and scale of the weights.
+    """
+    return float(matrices.square().mean().sqrt()) / math.sqrt(matrices.shape[-1])
+
+
+def _groups(weights: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Return the weights as groups for Adam, one per role; a bias takes the step of its matrix."""
+    roles: dict[str, list[Tensor]] = {}
+    for name, weight in weights.items():
+        roles.setdefault(name.partition(".")[0], []).append(weight)
+    units = {role: unit(torch.cat(parts).detach()) for role, parts in roles.items() if not role.endswith("_bias")}
+    return [{"params": parts, "unit": units[role.removesuffix("_bias")]} for role, parts in roles.items()]
 
 
 def pace(step: int, steps: int) -> float:

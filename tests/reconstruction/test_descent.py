@@ -15,7 +15,7 @@ from mergemoe.reconstruction.kept_tokens import KeptTokens, batch_rows
 from mergemoe.reconstruction.objective import Approximation
 
 PARTS = ["gate", "up", "down"]
-SETTINGS = Settings(steps=20, batch=16, rate=0.02, seed=3, dtype="float32")
+SETTINGS = Settings(steps=20, batch=16, rate=0.1, seed=3, dtype="float32")
 MAP = [0, 0, 1, 2, 1, 3]
 
 
@@ -59,13 +59,18 @@ def test_twenty_steps_are_those_of_a_plain_loop():
     tokens, plain, before = layer.reader.parts[False], *(Plain(start(layer), layer) for _ in range(2))
     with torch.no_grad():
         y = plain_original(layer, tokens)
-    adam = torch.optim.Adam(plain.parameters(), lr=1.0, betas=descent.BETAS)
+    groups = [{"params": list(getattr(plain, role))} for role in PARTS]
+    adam = torch.optim.Adam(groups, betas=descent.BETAS)
+    units = []
+    for group, inputs in zip(groups, (7, 7, 5), strict=True):
+        every = torch.cat([part.detach().flatten() for part in group["params"]])
+        units.append(float((every.square().sum() / len(every) / inputs).sqrt()))
     rows = batch_rows(len(y), SETTINGS.batch, SETTINGS.seed, 0)
     energy = y.square().sum(1).mean()
     for step in range(20):
         chosen = next(rows)
-        for group in adam.param_groups:
-            group["lr"] = SETTINGS.rate * pace(step, 20)
+        for group, unit in zip(adam.param_groups, units, strict=True):
+            group["lr"] = SETTINGS.rate * unit * pace(step, 20)
         loss = (plain(tokens.hidden[chosen], tokens.index[chosen], tokens.weight[chosen]) - y[chosen]).square()
         adam.zero_grad(set_to_none=False)  # a group without a token has a gradient, too: 0
         (loss.sum(1).mean() / energy).backward()
@@ -85,12 +90,31 @@ def plain_original(layer, tokens):
     return torch.stack([sum(g * expert(e, x) for e, g in zip(es, gs, strict=True)) for x, es, gs in rows])
 
 
+@pytest.mark.parametrize(("batch", "every"), [(1, 134), (16, 25)])
+def test_measurements_take_a_tenth_of_the_work_at_most(batch, every):
+    found = begun(problem(), Settings(300, batch, 0.1, 3, "float32"))
+    found.run(None)
+    assert found.heldout.count == 40
+    assert [step for step, *_ in found.history] == [*range(0, 300, every), 300]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])
+def test_the_step_follows_the_scale_of_the_weights(scale):
+    layer = problem(biased=True)
+    weights = {f"up.{i}": scale * part for i, part in enumerate(layer.experts.up[:, None])}
+    weights |= {f"up_bias.{i}": part for i, part in enumerate(layer.experts.up_bias[:, None])}
+    first, second = descent._groups(weights)
+    rms = scale * float(layer.experts.up.square().mean().sqrt())
+    assert first["unit"] == second["unit"] == pytest.approx(rms / 7**0.5, rel=1e-12)
+    assert [len(group["params"]) for group in (first, second)] == [6, 6]
+
+
 def test_the_best_state_is_the_one_with_the_least_error_as_it_is_stored(monkeypatch):
     monkeypatch.setattr(descent, "MEASURE_EVERY", 5)
     layer = problem()
     found = begun(layer)
     found.run(None)
-    assert [step for step, *_ in found.history] == [0, 5, 10, 15, 20]
+    assert [step for step, *_ in found.history] == [0, 9, 18, 20]
     errors = {step: error for step, _, error in found.history}
     assert found.best_step == min(errors, key=errors.get) > 0
     again = found.heldout.error(Approximation(layer, found.best).output)
@@ -99,7 +123,7 @@ def test_the_best_state_is_the_one_with_the_least_error_as_it_is_stored(monkeypa
 
 
 def test_no_state_is_kept_if_none_is_better_than_the_start():
-    found = begun(problem(), Settings(steps=20, batch=16, rate=30.0, seed=0, dtype="float32"))
+    found = begun(problem(), Settings(steps=20, batch=16, rate=300.0, seed=0, dtype="float32"))
     found.run(None)
     assert found.best is None and found.best_step == 0 and found.step == 20
 
@@ -166,7 +190,7 @@ def test_products_in_bfloat16_come_near_to_those_in_float32():
         part: type(tokens)(tokens.hidden.float(), tokens.index, tokens.weight.float(), tokens.logits.float())
         for part, tokens in layer.reader.parts.items()
     }
-    single, half = (begun(layer, Settings(20, 16, 0.02, 3, dtype)) for dtype in ("float32", "bfloat16"))
+    single, half = (begun(layer, Settings(20, 16, 0.1, 3, dtype)) for dtype in ("float32", "bfloat16"))
     single.run(None)
     half.run(None)
     assert single.history[-1] != half.history[-1]

@@ -1,0 +1,96 @@
+"""Compare methods before and after a refine, at equal size: write a piece's params.yaml, and print the table of all.
+
+python benchmarks/refine.py params PIECE > FILE    # snakemake --cores all --configfile FILE --replace-workflow-config
+python benchmarks/refine.py table                  # reads benchmarks/refine/PIECE.json, copies of results/metrics.json
+
+`make bench-refine PIECES="demo_64_50 ..."` does both. A piece is a model, the number of calibration sequences and the
+share of the routed weights that is kept. It takes less than an hour of two cores, and the table shows what is there.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))  # also when a test loads this file
+import methods
+
+FOLDER = Path(__file__).with_suffix("")
+METHODS = ("msmoe", "mergemoe", "reap", "folded", "slim", "select")
+REFINE = {"tuned": {"by": "layer"}}  # the defaults
+SAMPLES = {"64": 64, "512": 512}
+PIECES = {
+    f"{model}_{samples}_{share}": (model, samples, share)
+    for model in ("demo", "shared")
+    for samples in SAMPLES
+    for share in methods.SHARES
+}
+
+
+def params(piece: str) -> dict[str, Any]:
+    """Return the params.yaml of a piece."""
+    model, samples, share = PIECES[piece]
+    calibrate = {**methods.MIXED, "samples": SAMPLES[samples]}
+    chosen = {"model": f"data/{model}-moe", "calibrate": calibrate, "shares": [share], "methods": METHODS}
+    return methods.params_of({**chosen, "refine": REFINE})
+
+
+def table() -> Iterator[str]:
+    """Yield the lines of a table per model and number of sequences: KL before -> after at each share."""
+    for model, samples in dict.fromkeys(piece[:2] for piece in PIECES.values()):
+        found = {share: _scores(f"{model}_{samples}_{share}") for share in methods.SHARES}
+        if not any(found.values()):
+            continue
+        yield f"{model}-moe, {samples} sequences"
+        yield ""
+        yield "| | " + " | ".join(f"KL at {share}%" for share in found) + " | perplexity at 50% |"
+        yield "|---" * (len(found) + 2) + "|"
+        for method in METHODS:
+            cells = [_cell(found[share], method, share, "fidelity/kl") for share in found]
+            cells.append(_cell(found["50"], method, "50", "fidelity/perplexity"))
+            yield f"| {method}{' (stock)' if method in methods.STOCK else ''} | " + " | ".join(cells) + " |"
+        yield ""
+        yield from (_ratios(scores, share) for share, scores in found.items() if scores)
+        yield ""
+
+
+def _scores(piece: str) -> dict[str, Any]:
+    path = FOLDER / f"{piece}.json"
+    return methods.scores_of(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _cell(found: dict[str, Any], method: str, share: str, key: str) -> str:
+    values = (found.get(f"{method}{suffix}", {}).get(share, {}).get(key) for suffix in ("", "+tuned"))
+    return " → ".join(methods.shown(value) for value in values)
+
+
+def _ratios(found: dict[str, Any], share: str) -> str:
+    kl = {name: statistics.mean(own[share]["fidelity/kl"]) for name, own in found.items() if name != "full"}
+    stock = min((f"{method}+tuned" for method in METHODS if method in methods.STOCK), key=lambda name: kl[name])
+    return (
+        f"- At {share}%, the KL of `select+tuned` is {kl['mergemoe'] / kl['select+tuned']:.1f} times lower than "
+        f"`mergemoe`'s and {kl['reap'] / kl['select+tuned']:.1f} times lower than `reap`'s; that of the best stock "
+        f"checkpoint, `{stock}`, {kl['reap'] / kl[stock]:.1f} times lower than `reap`'s."
+    )
+
+
+def main() -> None:
+    """Print a piece's params.yaml, or the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(dest="what", required=True)
+    what.add_parser("params").add_argument("piece", choices=list(PIECES))
+    what.add_parser("table")
+    args = parser.parse_args()
+    if args.what == "params":
+        yaml.safe_dump(params(args.piece), sys.stdout, sort_keys=False)
+    else:
+        print("\n".join(table()).strip())
+
+
+if __name__ == "__main__":
+    main()

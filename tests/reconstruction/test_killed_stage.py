@@ -1,0 +1,63 @@
+"""A refine job that is killed, and started again by the same command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+from tiny_project import ROOT
+
+from mergemoe.artifacts import store
+from mergemoe.checkpoints.expert_weights import read_experts
+from mergemoe.merging.solve import solve
+from mergemoe.moe.expert_forward import Activation
+from mergemoe.reconstruction.options import LAYER
+
+DIES = """\
+import os, signal
+from mergemoe.reconstruction import descent
+from stages import refine
+advance = descent.Descent._advance
+descent.SAVE_EVERY = 0.0
+def dying(self, batch):
+    if self.step == 30:
+        os.kill(os.getpid(), signal.SIGKILL)
+    advance(self, batch)
+descent.Descent._advance = dying
+refine.main()
+"""
+
+
+@pytest.mark.full
+@pytest.mark.faults
+def test_a_killed_refine_goes_on_from_its_scratch_folder_and_removes_it(described, captured, reader, tmp_path):
+    layer, made = 1, {"stage": "test"}
+    experts, expert_map = read_experts(described, layer), [0, 0, 1, 2, 2, 2, 3, 1]
+    solved, _ = solve(experts, expert_map, [1] * 8, reader, Activation("silu"), method="mergemoe", ridge=0.0)
+    store.write_json(tmp_path / "layout.json", described, made)
+    store.write_tensors(tmp_path / "solved.safetensors", solved, made)
+    (tmp_path / "dies.py").write_text(DIES)
+    options = {name: option.default for name, option in LAYER.items()} | {"steps": 60, "batch": 64}
+    cfg = json.dumps({"by": "layer", "threads": 1, **options})
+    inputs = {"layout": "layout.json", "solved": "solved.safetensors", "capture": captured[layer]}
+    named = [part for name, path in inputs.items() for part in (f"--{name}", str(path))]
+    run = partial(
+        subprocess.run, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    command = ["--cfg", cfg, "--code", "0", "--layer", str(layer), *named, "--device", "cpu", "--out"]
+    killed = run([sys.executable, "dies.py", *command, "one/layer.safetensors"])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (scratch,) = (tmp_path / "scratch" / "refine").iterdir()
+    assert [path.name for path in scratch.iterdir()] == ["state.safetensors"]  # files of tokens have no name
+    assert store.read_tensors(scratch / "state.safetensors")["steps"].tolist()[0] == 30
+    done = run([sys.executable, "-m", "stages.refine", *command, "one/layer.safetensors"])
+    assert done.returncode == 0, done.stderr
+    assert not scratch.exists()
+    whole = run([sys.executable, "-m", "stages.refine", *command, "other/layer.safetensors"])
+    assert whole.returncode == 0, whole.stderr
+    for name in ("layer.safetensors", "layer.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+    assert json.loads((tmp_path / "one/layer.json").read_text())["best_step"] > 0
