@@ -133,6 +133,16 @@ def refine_options(refine: str | Mapping[str, Any] | None, routing: str) -> dict
     return complete
 
 
+def summary(described: ModelLayout, kept: Mapping[int, int], method: str, refined: Mapping[str, Any] | None) -> str:
+    """Return what compress is about to do, in one sentence; kept: {layer: M}."""
+    counts = {entry["layer"]: entry["experts"] for entry in described["layers"]}
+    pairs = dict.fromkeys((counts[layer], m) for layer, m in kept.items())
+    sizes = ", ".join(f"{n} experts to {m}" for n, m in pairs)
+    steps = f"{refined['steps']} steps" if refined and refined["steps"] != "auto" else "as many steps as pay"
+    then = f", then a refine of {steps}" if refined else ""
+    return f"compress: {len(kept)} layers, {sizes or 'no change'}, by `{method}`{then}"
+
+
 def check_heldout(method: str, ridge: float | str, refined: Mapping[str, Any] | None, heldout: Tensor) -> None:
     """Check that there are held-out sequences [S], if a ridge or the best state of a refine is chosen by them."""
     if heldout.any():

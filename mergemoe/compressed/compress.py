@@ -1,5 +1,6 @@
 """Compress a model in memory with the functions of the workflow, layer by layer, without its files."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,7 @@ def compress(
     arguments.check_heldout(method, options.get("ridge", 0.0), refined, heldout)
     resident = ResidentModel(model)
     batches = batches_of(ids, mask, batch_tokens, model.device)
+    print(arguments.summary(described, kept, method, refined), file=sys.stderr)
     with _workflow_settings(model):
         forward = LayerwiseForward(resident, batches)
         progress = Progress("batches through layers", described["decoder_layers"] * len(batches))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,9 @@ from mergemoe.reconstruction.objective import Approximation
 SAVE_EVERY = 60.0  # seconds
 BETAS = (0.9, 0.98)
 WARM_UP = 20  # steps
-LAST = 1e-3  # of the rate, after the last step of the cosine
+LAST = 1e-3  # of the rate, after the last step of a cosine
+FIRST = 100  # steps of the first cosine, if the number of steps is not given; each further one is twice as long
+GAIN = 0.03  # by which such a cosine must lower the least held-out error, or it is the last one
 MEASURE_EVERY = 25  # steps; more if a measurement would then take more than
 MEASURE_SHARE = 0.1  # of the work
 
@@ -34,7 +36,7 @@ MEASURE_SHARE = 0.1  # of the work
 class Settings:
     """How to descend; the names are those of options.LAYER."""
 
-    steps: int
+    steps: int | Literal["auto"]
     batch: int
     rate: float
     seed: int
@@ -61,22 +63,33 @@ class Descent:
         self.losses: list[float] = []
 
     def run(self, scratch: Path | None) -> None:
-        """Take all steps; go on from the state in the folder `scratch`, and save there once a minute."""
+        """Descend to the end; go on from the state in the folder `scratch`, and save there once a minute."""
         path = None if scratch is None else scratch / "state.safetensors"
         if path:
             self._resume(path)
         steps, saved = self.settings.steps, time.monotonic()
-        progress = Progress("steps of the reconstruction", steps - self.step)
+        progress = Progress("steps of the reconstruction", None if steps == "auto" else steps - self.step)
         for batch in self.fitted.drawn(self.settings.batch, self.settings.seed, self.step):
-            if (self.step % self.every == 0 or self.step == steps) and not self._measure():
+            at_end = self.step == cosine(self.step, steps)[0]
+            if (self.step % self.every == 0 or at_end) and not self._measure():
                 return
-            if self.step == steps:
+            if at_end and self._enough():
                 return
             self._advance(batch)
             progress.step()
             if path and time.monotonic() - saved >= SAVE_EVERY:
                 store.write_tensors(path, self._state(), {})
                 saved = time.monotonic()
+
+    def _enough(self) -> bool:
+        """Tell, at the end of a cosine, whether it was the last one."""
+        if self.settings.steps != "auto":
+            return self.step == self.settings.steps
+        if not self.step:
+            return False
+        before, _ = cosine(self.step - 1, "auto")
+        least = [min(error for step, _, error in self.history if step <= end) for end in (before, self.step)]
+        return least[1] > (1 - GAIN) * least[0]
 
     def _advance(self, batch: Batch) -> None:
         for group in self.adam.param_groups:
@@ -160,6 +173,20 @@ def _groups(weights: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     return [{"params": parts, "unit": units[role.removesuffix("_bias")]} for role, parts in roles.items()]
 
 
-def pace(step: int, steps: int) -> float:
-    """Return the share of the rate at a step: it rises linearly, then falls along a cosine."""
-    return min(1.0, (step + 1) / WARM_UP) * (0.5 * (1 + math.cos(math.pi * step / steps)) + LAST)
+def cosine(step: int, steps: int | Literal["auto"]) -> tuple[int, int]:
+    """Return the first step of the cosine that a step belongs to, and the number of its steps.
+
+    There is one cosine of `steps` steps; with `auto` there is one after the other (Loshchilov and Hutter, 2017).
+    """
+    if steps != "auto":
+        return (0 if step < steps else steps), steps
+    first, length = 0, FIRST
+    while step >= first + length:
+        first, length = first + length, 2 * length
+    return first, length
+
+
+def pace(step: int, steps: int | Literal["auto"]) -> float:
+    """Return the share of the rate at a step: it rises linearly at the very beginning, and falls along each cosine."""
+    first, length = cosine(step, steps)
+    return min(1.0, (step + 1) / WARM_UP) * (0.5 * (1 + math.cos(math.pi * (step - first) / length)) + LAST)

@@ -156,6 +156,11 @@ def test_a_number_of_experts_may_be_numpys_and_none_may_be_held_out_where_the_ri
     assert [len(layer.mlp.experts.down_proj) for layer in model.model.layers[1:]] == [3, 3]
 
 
+def test_it_says_what_it_does_before_it_begins(tiny, capsys):
+    mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn(), experts=3, refine={"steps": 2}, ridge=0.1)
+    assert "compress: 2 layers, 8 experts to 3, by `select`, then a refine of 2 steps\n" in capsys.readouterr().err
+
+
 def test_layers_may_be_a_range_as_in_params_yaml(tiny):
     model = mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn(), layers="2")
     assert [len(layer.mlp.experts.down_proj) for layer in model.model.layers[1:]] == [8, 4]
