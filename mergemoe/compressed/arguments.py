@@ -134,7 +134,7 @@ def refine_options(refine: str | Mapping[str, Any] | None, routing: str) -> dict
 
 
 def summary(described: ModelLayout, kept: Mapping[int, int], method: str, refined: Mapping[str, Any] | None) -> str:
-    """Return what compress is about to do, in one sentence; kept: {layer: M}."""
+    """Return a sentence on what compress is about to do; kept: {layer: M}."""
     counts = {entry["layer"]: entry["experts"] for entry in described["layers"]}
     pairs = dict.fromkeys((counts[layer], m) for layer, m in kept.items())
     sizes = ", ".join(f"{n} experts to {m}" for n, m in pairs)
