@@ -23,11 +23,11 @@ from mergemoe.reconstruction.kept_tokens import Batch, KeptTokens
 from mergemoe.reconstruction.objective import Approximation
 
 SAVE_EVERY = 60.0  # seconds
-BETAS = (0.9, 0.98)
+BETAS = (0.9, 0.95)
 WARM_UP = 20  # steps
 LAST = 1e-3  # of the rate, after the last step of a cosine
 FIRST = 100  # steps of the first cosine, if the number of steps is not given; each further one is twice as long
-GAIN = 0.03  # by which such a cosine must lower the least held-out error, or it is the last one
+GAIN = 0.1  # the share by which such a cosine must lower the least held-out error, or it is the last one
 MEASURE_EVERY = 25  # steps; more if a measurement would then take more than
 MEASURE_SHARE = 0.1  # of the work
 
@@ -92,8 +92,10 @@ class Descent:
         return least[1] > (1 - GAIN) * least[0]
 
     def _advance(self, batch: Batch) -> None:
+        start = self.history[0][2]
+        rate = self.settings.rate * start**0.25 * pace(self.step, self.settings.steps)
         for group in self.adam.param_groups:
-            group["lr"] = self.settings.rate * group["unit"] * pace(self.step, self.settings.steps)
+            group["lr"] = rate * group["unit"]
         self.adam.zero_grad()
         low, device = self.settings.dtype == "bfloat16", batch.target.device.type
         with torch.enable_grad():
@@ -159,7 +161,8 @@ def unit(matrices: Tensor) -> float:
     """Return the step of a rate of 1: RMS / sqrt(inputs), for the matrices [M, outputs, inputs] of one role.
 
     A step of Adam changes each weight by about the same amount. If all changes of a row push in the same direction, a
-    rate of 1 changes what the row typically computes by its own size, at any width and scale of the weights.
+    rate of 1 changes what the row typically computes by its own size, at any width and scale of the weights. The best
+    rate was found to grow with the fourth root of the start's error, too (docs/log.md).
     """
     return float(matrices.square().mean().sqrt()) / math.sqrt(matrices.shape[-1])
 

@@ -9,9 +9,20 @@ from typing import Any
 from mergemoe.methods.options import Option
 
 LAYER = {
-    "steps": Option("steps of the descent", default=400, at_least=0, whole=True),
+    "steps": Option(
+        "steps of the descent; auto: 100, then 200, 400 and so on, until the held-out error falls by less than a tenth",
+        default="auto",
+        words=("auto",),
+        at_least=0,
+        whole=True,
+    ),
     "batch": Option("fitted tokens of one step", default=2048, at_least=1, whole=True),
-    "rate": Option("step of Adam, in units of a matrix's RMS over the square root of its inputs", default=1.0, above=0),
+    "rate": Option(
+        "step of Adam, in units of a matrix's RMS over the square root of its inputs, times the fourth root of the "
+        "start's held-out error",
+        default=3.5,
+        above=0,
+    ),
     "parts": Option(
         "what is fitted; matrices with their biases; the router if the routing is pruned or folded",
         default=("gate", "up", "down"),

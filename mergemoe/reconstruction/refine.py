@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -26,7 +27,7 @@ def refine(
     *,
     router: Router | None = None,
     scratch: Path | None = None,
-    steps: int,
+    steps: int | Literal["auto"],
     batch: int,
     rate: float,
     parts: Sequence[str],
@@ -43,7 +44,7 @@ def refine(
         act: the activation.
         router: the layer's original router, if `solved` has one of its own.
         scratch: a folder that belongs to exactly this refine; a killed one continues from it.
-        steps: steps of the descent.
+        steps: steps of the descent; auto: until the held-out error stops falling.
         batch: tokens of a step.
         rate: Adam's.
         parts: what is fitted: gate, up and down with their biases, router.

@@ -1,5 +1,7 @@
 """The descent against a plain loop of PyTorch; its best state; a descent that is killed."""
 
+import itertools
+
 import pytest
 import torch
 from problems import merge, problem
@@ -10,7 +12,7 @@ from mergemoe.methods import average
 from mergemoe.moe.router_rule import Router, Rule
 from mergemoe.moe.solved import solved_tensors
 from mergemoe.reconstruction import descent
-from mergemoe.reconstruction.descent import Descent, Settings, pace
+from mergemoe.reconstruction.descent import Descent, Settings, cosine, pace
 from mergemoe.reconstruction.kept_tokens import KeptTokens, batch_rows
 from mergemoe.reconstruction.objective import Approximation
 
@@ -65,12 +67,12 @@ def test_twenty_steps_are_those_of_a_plain_loop():
     for group, inputs in zip(groups, (7, 7, 5), strict=True):
         every = torch.cat([part.detach().flatten() for part in group["params"]])
         units.append(float((every.square().sum() / len(every) / inputs).sqrt()))
-    rows = batch_rows(len(y), SETTINGS.batch, SETTINGS.seed, 0)
+    rows, root = batch_rows(len(y), SETTINGS.batch, SETTINGS.seed, 0), found.history[0][2] ** 0.25
     energy = y.square().sum(1).mean()
     for step in range(20):
         chosen = next(rows)
         for group, unit in zip(adam.param_groups, units, strict=True):
-            group["lr"] = SETTINGS.rate * unit * pace(step, 20)
+            group["lr"] = SETTINGS.rate * root * unit * pace(step, 20)
         loss = (plain(tokens.hidden[chosen], tokens.index[chosen], tokens.weight[chosen]) - y[chosen]).square()
         adam.zero_grad(set_to_none=False)  # a group without a token has a gradient, too: 0
         (loss.sum(1).mean() / energy).backward()
@@ -88,6 +90,28 @@ def plain_original(layer, tokens):
 
     rows = zip(tokens.hidden, tokens.index.tolist(), tokens.weight, strict=True)
     return torch.stack([sum(g * expert(e, x) for e, g in zip(es, gs, strict=True)) for x, es, gs in rows])
+
+
+def test_a_descent_without_a_number_of_steps_ends_with_the_first_cosine_that_gains_little(monkeypatch):
+    monkeypatch.setattr(descent, "FIRST", 10)
+    monkeypatch.setattr(descent, "GAIN", 0.01)
+    found = begun(problem(), Settings("auto", 16, 0.5, 3, "float32"))
+    found.run(None)
+    ends = [0, 10, 30, 70, 150, 310, 630]
+    least = {end: min(error for step, _, error in found.history if step <= end) for end in ends if end <= found.step}
+    *_, before, last = least
+    assert found.step == last in ends and last > 10
+    gains = [1 - least[b] / least[a] for a, b in itertools.pairwise(least)]
+    assert all(gain >= descent.GAIN for gain in gains[:-1]) and gains[-1] < descent.GAIN
+
+
+def test_the_rate_falls_to_zero_along_each_cosine():
+    assert [cosine(step, "auto") for step in (0, 99, 100, 299, 300)] == [(0, 100)] * 2 + [(100, 200)] * 2 + [(300, 400)]
+    assert [cosine(step, 50) for step in (0, 49, 50)] == [(0, 50), (0, 50), (50, 50)]
+    for steps, ends in ((50, [50]), ("auto", [100, 300])):
+        for end in ends:
+            assert pace(end - 1, steps) < 0.01
+    assert pace(100, "auto") == pytest.approx(1.0, rel=0.01) and pace(0, "auto") == pytest.approx(1 / 20, rel=0.01)
 
 
 @pytest.mark.parametrize(("batch", "every"), [(1, 134), (16, 25)])

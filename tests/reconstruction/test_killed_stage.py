@@ -40,7 +40,7 @@ def test_a_killed_refine_goes_on_from_its_scratch_folder_and_removes_it(describe
     store.write_json(tmp_path / "layout.json", described, made)
     store.write_tensors(tmp_path / "solved.safetensors", solved, made)
     (tmp_path / "dies.py").write_text(DIES)
-    options = {name: option.default for name, option in LAYER.items()} | {"steps": 60, "batch": 64}
+    options = {name: option.default for name, option in LAYER.items()} | {"steps": 60, "batch": 64, "rate": 0.1}
     cfg = json.dumps({"by": "layer", "threads": 1, **options})
     inputs = {"layout": "layout.json", "solved": "solved.safetensors", "capture": captured[layer]}
     named = [part for name, path in inputs.items() for part in (f"--{name}", str(path))]
