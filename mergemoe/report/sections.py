@@ -9,7 +9,7 @@ from typing import Any
 
 from mergemoe.compressed import checkpoint_card
 from mergemoe.moe.records import LayerSolve
-from mergemoe.report import expert_chart, plot_style, score_plots, token_plots, token_sufficiency
+from mergemoe.report import expert_chart, plot_style, refine_plots, score_plots, token_plots, token_sufficiency
 from mergemoe.report.metrics import SAME_SIZE, generation, measured
 from mergemoe.report.study import ModelResults, RunResults
 
@@ -81,7 +81,7 @@ def _kept(solved: Sequence[LayerSolve]) -> str:
 
 
 def errors(model: ModelResults, marks: Marks) -> Context:
-    """Where the error arises: over the layers, and of all runs at one layer."""
+    """Where the error arises: over the layers, of all runs at one layer, and while layers are refined."""
     lines = [
         score_plots.Line(
             run=run.name,
@@ -98,6 +98,7 @@ def errors(model: ModelResults, marks: Marks) -> Context:
     chosen = {name: [line for line in lines if name in (line.grouping, line.method)] for name in groupings + methods}
     some = {name: score_plots.errors(few, marks, axis, fit=True) for name, few in chosen.items()}
     layers = lines[0].layers
+    descents = {run.name: refine_plots.descent(run.refined) for run in model.runs if run.refined}
     return {
         "over_layers": plot_style.switched({"all": score_plots.errors(lines, marks, axis, fit=False), **some}),
         "at_layer": plot_style.switched(
@@ -106,6 +107,7 @@ def errors(model: ModelResults, marks: Marks) -> Context:
         "groupings": groupings,
         "methods": methods,
         "layers": layers,
+        "descents": plot_style.switched(descents) if descents else None,
     }
 
 

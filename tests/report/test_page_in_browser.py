@@ -56,7 +56,7 @@ def test_it_opens_without_a_word_and_asks_for_nothing_but_itself(browser, file):
                 select.select_option(option)
         for details in page.locator("summary").all():
             details.click()
-        assert page.locator(".plot:has(.main-svg)").count() == page.locator(".plot").count() == 8
+        assert page.locator(".plot:has(.main-svg)").count() == page.locator(".plot").count() == 9
         assert said == []
         assert asked == [file.as_uri()]
 
@@ -129,6 +129,16 @@ def test_errors_switch_by_method_and_by_layer(browser, file, made):
             fit = drawn(page, "layer-demo")[1]
             shown = dict(zip(fit["text"], fit["x"], strict=True))
             assert shown == pytest.approx({n: at[number]["output_error"]["fit"] for n, at in solved.items()}, rel=1e-3)
+
+
+def test_a_refined_run_shows_its_error_over_the_steps(browser, file):
+    with opened(browser, file) as (page, *_):
+        options = page.locator('select[data-for="refine-demo"] option').all_inner_texts()
+        assert options == ["mixed/half/mergemoe+tuned"]
+        lines = drawn(page, "refine-demo")
+        assert [line["name"] for line in lines] == [f"layer {layer}" for layer in range(synthetic.LAYERS)]
+        told = synthetic.refinement(0, 4, synthetic.KL["half/mergemoe+tuned"])["history"]
+        assert lines[0]["y"] == pytest.approx([one["heldout"] for one in told], rel=1e-3)
 
 
 def test_a_select_answers_to_the_keyboard(browser, file):

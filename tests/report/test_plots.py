@@ -2,7 +2,7 @@
 
 import synthetic
 
-from mergemoe.report import expert_chart, plot_style, score_plots, token_plots
+from mergemoe.report import expert_chart, plot_style, refine_plots, score_plots, token_plots
 
 LINE = score_plots.Line("mixed/half/a", "mixed/half", "a", [0], [0.1], [0.2])
 
@@ -66,6 +66,17 @@ def test_a_layer_shows_the_errors_of_every_run():
     assert list(spans.x) == [0.2, None, None] * 2
     assert list(fit.text) == ["mixed/half/a", "mixed/half/b"]
     assert list(fit.marker.symbol) == [f"{symbol}-open" for symbol in heldout.marker.symbol]
+
+
+def test_a_refine_is_drawn_from_its_start_to_the_state_that_was_kept():
+    whole = refine_plots.descent([synthetic.refinement(layer, 4, 0.1) for layer in (0, 2)])
+    assert [trace.name for trace in whole.data] == ["layer 0", "layer 2"] and whole.layout.showlegend
+    line = whole.data[0]
+    assert list(line.x) == [0, 10, 20, 30, 40, 50] and list(line.y) == [4.1, 3.1, 2.1, 1.1, 0.1, 0.2]
+    assert [bool(size) for size in line.marker.size] == [True, False, False, False, True, False]
+    assert (line.marker.symbol[0], line.marker.symbol[4]) == ("circle-open", "circle")
+    stayed = refine_plots.descent([{**synthetic.refinement(0, 4, 0.1), "best_step": 0}]).data[0]
+    assert stayed.marker.symbol[0] == "circle" and sum(map(bool, stayed.marker.size)) == 1
 
 
 def test_the_ticks_of_a_logarithmic_axis_are_plain_numbers():
