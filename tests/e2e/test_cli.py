@@ -76,7 +76,7 @@ def test_the_table_shows_every_run(project):
 
 
 def test_export_gives_a_folder_that_loads_with_its_scores_on_the_card(project, tmp_path):
-    exported = command(project, "export", "tiny/mixed/half/mergemoe", str(tmp_path / "out"))
+    exported = command(project, "export", "tiny/mixed/half/mergemoe+tuned", str(tmp_path / "out"))
     assert exported.returncode == 0, exported.stderr
     model = mergemoe.load(tmp_path / "out", "cpu")
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_export_gives_a_folder_that_loads_with_its_scores_on_the_card(project, t
     card = (tmp_path / "out" / "README.md").read_text()
     assert "## Scores" in card and "blimp/acc" in card
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
-    again = command(project, "export", "tiny/mixed/half/mergemoe", str(tmp_path / "out"))
+    again = command(project, "export", "tiny/mixed/half/mergemoe+tuned", str(tmp_path / "out"))
     assert again.returncode != 0 and "exists" in again.stderr
     unknown = command(project, "export", "tiny/mixed/half/magic", str(tmp_path / "else"))
     assert "tiny/mixed/half/magic is not a finished run. Finished runs: tiny/mixed/half/average" in unknown.stderr

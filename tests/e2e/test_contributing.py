@@ -57,7 +57,8 @@ def test_the_method_runs_and_nothing_else_does(project):
     apply(diff_that_adds("mergemoe/methods/dominant.py"), project)
     assert planned(project) == {}
     params = project / "params.yaml"
-    params.write_text(params.read_text().replace("evaluate:\n", "  dominant: {method: dominant}\nevaluate:\n", 1))
+    added = params.read_text().replace("evaluate:\n", "  dominant: {method: dominant}\nevaluate:\n", 1)
+    params.write_text(f"{added}  - [tiny, mixed, half, dominant]\n")
     one_run = {"solve": 2, "assemble": 1, "fidelity": 1, "generate": 1, "evaluate": 1, "report": 1}
     assert planned(project) == one_run
     record = "results/solve/tiny/mixed/half/dominant/layer_001.json"

@@ -176,6 +176,7 @@ def test_a_claim_is_what_the_job_is_told(tmp_path, more):
             "used": {"by": "weights", "experts": 0.5, "budget": "usage"},
         }
         params["solve"]["picked"] = {"method": "select", "width": "auto"}
+        params["runs"] = "all"
         (project / "params.yaml").write_text(yaml.safe_dump(params))
     dry = snakemake(project, "--dry-run", "--printshellcmds")
     assert dry.returncode == 0, dry.stderr

@@ -31,6 +31,19 @@ capture.run_layer = dies
 runpy.run_module("stages.capture", run_name="__main__")
 """
 
+# Runs a stage that saves its state after every step, and dies before the sixth.
+DIES_IN_STEP_5 = """
+import os, runpy, signal
+import stages, mergemoe.reconstruction.descent as descent
+real = descent.Descent._advance
+def dies(self, batch):
+    if self.step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(self, batch)
+descent.SAVE_EVERY, descent.Descent._advance = 0, dies
+runpy.run_module("stages.refine", run_name="__main__")
+"""
+
 
 @pytest.fixture
 def project(finished, tmp_path):
@@ -67,6 +80,23 @@ def test_a_capture_killed_in_layer_2_does_not_compute_layers_0_and_1_again(proje
 
 
 @pytest.mark.full
+def test_a_refine_killed_in_step_5_goes_on_to_the_same_bytes(project, finished, commands):
+    folder = "results/refine/tiny/mixed/half/mergemoe/tuned"
+    command = commands[f"{folder}/layer_001.safetensors"]
+    before = sha256(finished / folder)
+    for path in (project / folder).glob("layer_001.*"):
+        path.unlink()
+    (project / "dies.py").write_text(DIES_IN_STEP_5)
+    killed = run(project, command.replace("-m stages.refine", "dies.py"))
+    assert killed.returncode in {-signal.SIGKILL, 128 + signal.SIGKILL}
+    assert list((project / "scratch" / "refine").glob("*/state.safetensors"))
+    again = run(project, command)
+    assert again.returncode == 0, again.stderr
+    assert sha256(project / folder) == before
+    assert not list((project / "scratch").rglob("*.*"))
+
+
+@pytest.mark.full
 def test_a_full_disk_leaves_nothing_half_written(project, commands):
     output = "results/models/tiny/mixed/half/mergemoe"
     command = commands[output]
@@ -97,16 +127,17 @@ def byte_that_counts(path):
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
 @pytest.mark.parametrize(
-    "path",
+    ("path", "name"),
     [
-        "results/layout/tiny.json",
-        "results/capture/tiny/mixed/layer_001.h5",
-        "results/profile/tiny/mixed/layer_001.json",
-        "results/cluster/tiny/mixed/half/layer_001.json",
+        ("results/layout/tiny.json", "solve/tiny/mixed/half/mergemoe"),
+        ("results/capture/tiny/mixed/layer_001.h5", "solve/tiny/mixed/half/mergemoe"),
+        ("results/profile/tiny/mixed/layer_001.json", "solve/tiny/mixed/half/mergemoe"),
+        ("results/cluster/tiny/mixed/half/layer_001.json", "solve/tiny/mixed/half/mergemoe"),
+        ("results/solve/tiny/mixed/half/mergemoe/layer_001.safetensors", "refine/tiny/mixed/half/mergemoe/tuned"),
     ],
 )
-def test_a_damaged_input_is_named_and_nothing_is_computed_from_it(project, commands, path, damage):
-    name = "results/solve/tiny/mixed/half/mergemoe/layer_001.safetensors"
+def test_a_damaged_input_is_named_and_nothing_is_computed_from_it(project, commands, path, name, damage):
+    name = f"results/{name}/layer_001.safetensors"
     command, output = commands[name], project / name
     output.unlink()
     content = bytearray((project / path).read_bytes())

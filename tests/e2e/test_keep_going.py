@@ -10,6 +10,8 @@ from tiny_project import ROOT, snakemake
 
 pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(600)]
 
+RUNS = ("mixed/half/average", "mixed/half/mergemoe", "mixed/half/mergemoe+tuned")
+
 # A task whose data is missing, and one whose rows need more memory than there is.
 FOLDER = {
     "no_data.yaml": """
@@ -56,7 +58,7 @@ def scores(project):
 
 
 def test_the_other_scores_stay_and_the_failed_tasks_have_none(kept_going, finished):
-    subjects = ["tiny/full", "tiny/mixed/half/average", "tiny/mixed/half/mergemoe"]
+    subjects = ["tiny/full", *(f"tiny/{run}" for run in RUNS)]
     assert scores(kept_going) == scores(finished) | {f"{subject}/blimp_causative.json" for subject in subjects}
 
 
@@ -74,12 +76,10 @@ def test_the_report_is_not_made_and_the_partial_one_names_every_hole(kept_going,
     assert made.returncode == 0, made.stderr
     page = (kept_going / "scratch/report_partial/index.html").read_text()
     assert "<title>MergeMoE report, partial</title>" in page
-    assert "9 things are missing" in page
+    assert "12 things are missing" in page
     rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td><td class="said">(.*?)</td>', page)
     assert {(subject, missing) for subject, missing, _ in rows} == {
-        (f"tiny/{subject}", task)
-        for subject in ("full", "mixed/half/average", "mixed/half/mergemoe")
-        for task in ("misspelt", "no_data", "large")
+        (f"tiny/{subject}", task) for subject in ("full", *RUNS) for task in ("misspelt", "no_data", "large")
     }
     assert all(f"evaluate.tasks.{missing}: " in said for _, missing, said in rows)
     numbers = json.loads(re.search(r'<script type="application/json" id="metrics">(.*?)</script>', page)[1])
@@ -111,7 +111,7 @@ def test_what_was_made_with_other_parameters_is_not_shown_and_named(kept_going, 
     stale = {
         (subject, missing) for subject, missing, said in rows if said.startswith("the artifact was made with other")
     }
-    runs = {("tiny/mixed/half/average", "fidelity"), ("tiny/mixed/half/mergemoe", "fidelity")}
+    runs = {(f"tiny/{run}", "fidelity") for run in RUNS}
     assert stale == runs | {("tiny/full", "generation"), *((subject, "generation") for subject, _ in runs)}
     numbers = json.loads(re.search(r'<script type="application/json" id="metrics">(.*?)</script>', page)[1])["tiny"]
     assert "fidelity/perplexity" in numbers["full"] and "generation/loops" not in numbers["full"]

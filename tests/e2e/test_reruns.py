@@ -3,36 +3,34 @@
 import shutil
 
 import pytest
+import yaml
 from tiny_project import make_tiny, planned
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
 
-# Both runs anew, the full model's scores stay; one choice of solve, two layers.
-RUNS = {"assemble": 2, "fidelity": 2, "generate": 2, "evaluate": 2, "report": 1}
-ONE = {"solve": 2, "assemble": 1, "fidelity": 1, "generate": 1, "evaluate": 1, "report": 1}
-GROUPED = {"cluster": 2, "solve": 4, **RUNS}
+# All three runs anew, the full model's scores stay; two choices of solve and one of refine, two layers.
+RUNS = {"assemble": 3, "fidelity": 3, "generate": 3, "evaluate": 3, "report": 1}
+TWO = {"assemble": 2, "fidelity": 2, "generate": 2, "evaluate": 2, "report": 1}
+ONE = {"assemble": 1, "fidelity": 1, "generate": 1, "evaluate": 1, "report": 1}
+SOLVED = {"solve": 2, "refine": 2, **TWO}  # of the solve that one run refines
+GROUPED = {"cluster": 2, "solve": 4, "refine": 2, **RUNS}
 CALIBRATED = {"calibrate": 1, "capture": 1, "profile": 2, **GROUPED}
-REFERENCED = {"reference": 1, "fidelity": 3, "generate": 3, "report": 1}
-SCORED = {**REFERENCED, "evaluate": 3}
+REFERENCED = {"reference": 1, "fidelity": 4, "generate": 4, "report": 1}
+TASK = {"evaluate": 4, "report": 1}
+SCORED = {**REFERENCED, "evaluate": 4}
 EVERYTHING = {"layout": 1, **CALIBRATED, **SCORED}
 PARAMS = "params.yaml"
 
 # what changes: (file, what is there, what stands there then) -> jobs per rule
 TABLE = {
-    "nothing": (PARAMS, "runs: all", "runs: all", {}),
-    "a comment": (PARAMS, "runs: all", "# a remark\nruns: all", {}),
+    "nothing": (PARAMS, "runs:", "runs:", {}),
+    "a comment": (PARAMS, "runs:", "# a remark\nruns:", {}),
     "the order of keys": (PARAMS, "{method: mergemoe, ridge: 0.0}", "{ridge: 0.0, method: mergemoe}", {}),
     "model.path": (PARAMS, "path: tiny-moe", "path: other-moe", EVERYTHING),
     "calibrate.source": (PARAMS, "calibration/mixed", "calibration/stories", CALIBRATED),
     "calibrate.samples": (PARAMS, "samples: 8", "samples: 9", CALIBRATED),
     "calibrate.length": (PARAMS, "length: 32, seed", "length: 33, seed", CALIBRATED),
     "calibrate.field": (PARAMS, "seed: 0", "seed: 0, field: domain", CALIBRATED),
-    "a new calibration": (
-        PARAMS,
-        "capture:",
-        "  more: {source: data/calibration/wiki.jsonl.gz, samples: 8, length: 32}\ncapture:",
-        {"calibrate": 1, "capture": 1, "profile": 2, **GROUPED},
-    ),
     "calibrate.seed": (PARAMS, "seed: 0", "seed: 1", CALIBRATED),
     "calibrate.holdout": (PARAMS, "holdout: 0.25", "holdout: 0.5", CALIBRATED),
     "calibrate.pack": (PARAMS, "seed: 0", "seed: 0, pack: false", CALIBRATED),
@@ -47,31 +45,40 @@ TABLE = {
     "capture.threads": (PARAMS, "64, threads: 1", "64, threads: 2", {"capture": 1, "profile": 2, **GROUPED}),
     "profile.threads": (PARAMS, "profile: {threads: 1}", "profile: {threads: 2}", {"profile": 2, **GROUPED}),
     "cluster.experts": (PARAMS, "experts: 0.5", "experts: 0.25", GROUPED),
-    "cluster.layers": (PARAMS, "layers: all", "layers: 1-1", {"cluster": 1, "solve": 2, **RUNS}),
+    "cluster.layers": (PARAMS, "layers: all", "layers: 1-1", {"cluster": 1, "solve": 2, "refine": 1, **RUNS}),
     "cluster.threads": (PARAMS, "layers: all", "layers: all, threads: 2", GROUPED),
-    "a new grouping": (
+    "solve.ridge": (PARAMS, "ridge: 0.0", "ridge: 0.1", SOLVED),
+    "solve.threads": (PARAMS, "ridge: 0.0", "ridge: 0.0, threads: 2", SOLVED),
+    "solve.method": (PARAMS, "{method: mergemoe, ridge: 0.0}", "{method: average}", SOLVED),
+    "refine.steps": (PARAMS, "steps: 8", "steps: 9", {"refine": 2, **ONE}),
+    "refine.parts": (PARAMS, "batch: 64", "batch: 64, parts: [down]", {"refine": 2, **ONE}),
+    "refine.threads": (PARAMS, "batch: 64", "batch: 64, threads: 2", {"refine": 2, **ONE}),
+    "no refine": (PARAMS, "  - [tiny, mixed, half, mergemoe, tuned]\n", "", {"report": 1}),
+    "a run as a mapping": (
         PARAMS,
-        "solve:\n",
-        "  few: {by: weights, experts: 2}\nsolve:\n",
-        GROUPED,
+        "[tiny, mixed, half, mergemoe, tuned]",
+        "{model: tiny, calibrate: mixed, cluster: half, solve: mergemoe, refine: tuned}",
+        {},
     ),
-    "solve.ridge": (PARAMS, "ridge: 0.0", "ridge: 0.1", ONE),
-    "solve.threads": (PARAMS, "ridge: 0.0", "ridge: 0.0, threads: 2", ONE),
-    "solve.method": (PARAMS, "{method: mergemoe, ridge: 0.0}", "{method: average}", ONE),
-    "a new solve": (PARAMS, "evaluate:\n", "  damped: {method: mergemoe, ridge: 0.1}\nevaluate:\n", ONE),
+    "code of a refine": (
+        "mergemoe/reconstruction/descent.py",
+        "WARM_UP = 20",
+        "WARM_UP = 21",
+        {"refine": 2, **ONE},
+    ),
     "a new task": (
         PARAMS,
         "  heldout:",
         "    blimp_causative: {include: data/blimp, limit: 2}\n  heldout:",
-        {"evaluate": 3, "report": 1},
+        TASK,
     ),
     "a stock task on local data": (
         PARAMS,
         "  heldout:",
         "    piqa: {data_files: {validation: data/calibration/wiki.jsonl.gz}}\n  heldout:",
-        {"evaluate": 3, "report": 1},
+        TASK,
     ),
-    "one task's limit": (PARAMS, "limit: 2", "limit: 3", {"evaluate": 3, "report": 1}),
+    "one task's limit": (PARAMS, "limit: 2", "limit: 3", TASK),
     "evaluate.heldout": (PARAMS, "samples: 4", "samples: 5", REFERENCED),
     "evaluate.heldout.length": (PARAMS, "4, length: 32", "4, length: 31", REFERENCED),
     "evaluate.heldout.seed": (
@@ -80,11 +87,11 @@ TABLE = {
         "samples: 4, seed: 1",
         REFERENCED,
     ),
-    "one task's shots": (PARAMS, "limit: 2", "limit: 2, fewshot: 1", {"evaluate": 3, "report": 1}),
-    "one task's batch": (PARAMS, "limit: 2", "limit: 2, batch_size: 4", {"evaluate": 3, "report": 1}),
-    "evaluate.generation": (PARAMS, "prompt_tokens: 8", "prompt_tokens: 9", {"generate": 3, "report": 1}),
+    "one task's shots": (PARAMS, "limit: 2", "limit: 2, fewshot: 1", TASK),
+    "one task's batch": (PARAMS, "limit: 2", "limit: 2, batch_size: 4", TASK),
+    "evaluate.generation": (PARAMS, "prompt_tokens: 8", "prompt_tokens: 9", {"generate": 4, "report": 1}),
     "no generation": (PARAMS, "  generation:", "  # generation:", {"report": 1}),
-    "code of generation": ("mergemoe/evaluation/generation.py", "SPAN = 24", "SPAN = 25", {"generate": 3, "report": 1}),
+    "code of generation": ("mergemoe/evaluation/generation.py", "SPAN = 24", "SPAN = 25", {"generate": 4, "report": 1}),
     "evaluate.dtype": (PARAMS, "  dtype: float32", "  dtype: bfloat16", SCORED),
     "evaluate.batch_tokens": (
         PARAMS,
@@ -93,7 +100,7 @@ TABLE = {
         REFERENCED,
     ),
     "evaluate.threads": (PARAMS, "  batch_tokens: 64", "  batch_tokens: 64\n  threads: 2", SCORED),
-    "fewer runs": (PARAMS, "runs: all", "runs: [[tiny, mixed, half, average]]", {"report": 1}),
+    "fewer runs": (PARAMS, "  - [tiny, mixed, half, average]\n", "", {"report": 1}),
     "a comment in a method": (
         "mergemoe/methods/mergemoe.py",
         "    averaged = ",
@@ -108,7 +115,7 @@ TABLE = {
     ),
     "a progress line": ("mergemoe/progress.py", "s left", "seconds to go", {}),
     "the words of an error": ("mergemoe/artifacts/verify.py", "was made by other code of", "has other code of", {}),
-    "a method's code": ("mergemoe/methods/mergemoe.py", "    averaged = ", "    averaged: list = ", ONE),
+    "a method's code": ("mergemoe/methods/mergemoe.py", "    averaged = ", "    averaged: list = ", SOLVED),
     "code of features": (
         "mergemoe/moe/expert_forward.py",
         "    return act(up, gate)",
@@ -124,11 +131,47 @@ TABLE = {
     ),
     "a file of the model": ("tiny-moe/config.json", "{", "{ ", EVERYTHING),
     "a page's template": ("mergemoe/report/templates/page.html", "</html>", "<!-- a remark --></html>", {"report": 1}),
-    "a task's file": ("data/blimp/causative.yaml", "task:", "# a remark\ntask:", {"evaluate": 3, "report": 1}),
+    "a task's file": ("data/blimp/causative.yaml", "task:", "# a remark\ntask:", TASK),
 }
 
 
-QUICK = {"nothing", "solve.ridge", "a method's code", "a docstring in the library", "a file of the model"}
+# what is added: (section, choice, run) -> jobs per rule; nothing that exists runs again
+ADDED = {
+    "a calibration": (
+        "calibrate",
+        {"more": {"source": "data/calibration/wiki.jsonl.gz", "samples": 8, "length": 32}},
+        ["tiny", "more", "half", "average"],
+        {"calibrate": 1, "capture": 1, "profile": 2, "cluster": 2, "solve": 2, **ONE},
+    ),
+    "a grouping": (
+        "cluster",
+        {"few": {"by": "weights", "experts": 2}},
+        ["tiny", "mixed", "few", "average"],
+        {"cluster": 2, "solve": 2, **ONE},
+    ),
+    "a solve": (
+        "solve",
+        {"damped": {"method": "mergemoe", "ridge": 0.1}},
+        ["tiny", "mixed", "half", "damped"],
+        {"solve": 2, **ONE},
+    ),
+    "a refine": (
+        "refine",
+        {"longer": {"by": "layer", "steps": 9}},
+        ["tiny", "mixed", "half", "mergemoe", "longer"],
+        {"refine": 2, **ONE},
+    ),
+    "a refined run": ("refine", {}, ["tiny", "mixed", "half", "average", "tuned"], {"refine": 2, **ONE}),
+}
+
+QUICK = {
+    "nothing",
+    "solve.ridge",
+    "refine.steps",
+    "a method's code",
+    "a docstring in the library",
+    "a file of the model",
+}
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +191,23 @@ def test_a_change_reruns_exactly(project, change):
     assert old in before
     try:
         path.write_text(before.replace(old, new, 1))
+        assert planned(project) == expected
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=() if what == "a refined run" else pytest.mark.full) for what in ADDED]
+)
+def test_what_is_added_reruns_nothing_that_exists(project, what):
+    section, choice, run, expected = ADDED[what]
+    path = project / PARAMS
+    before = path.read_text()
+    params = yaml.safe_load(before)
+    params[section] |= choice
+    params["runs"].append(run)
+    try:
+        path.write_text(yaml.safe_dump(params))
         assert planned(project) == expected
     finally:
         path.write_text(before)

@@ -23,6 +23,7 @@ def test_every_artifact_is_there_and_nothing_else(finished):
     assert json.loads((results / "metrics.json").read_text())["tiny"]["runs"].keys() == {
         "mixed/half/average",
         "mixed/half/mergemoe",
+        "mixed/half/mergemoe+tuned",
     }
     for path in [
         "layout/tiny.json",
@@ -32,11 +33,16 @@ def test_every_artifact_is_there_and_nothing_else(finished):
         "profile/tiny/mixed/layer_002.json",
         "cluster/tiny/mixed/half/layer_001.json",
         "solve/tiny/mixed/half/mergemoe/layer_002.safetensors",
+        "refine/tiny/mixed/half/mergemoe/tuned/layer_002.safetensors",
+        "refine/tiny/mixed/half/mergemoe/tuned/layer_002.json",
         "models/tiny/mixed/half/average/config.json",
+        "models/tiny/mixed/half/mergemoe+tuned/config.json",
         "scores/tiny/full/blimp.json",
         "scores/tiny/mixed/half/mergemoe/fidelity.json",
         "scores/tiny/full/generation.json",
+        "scores/tiny/mixed/half/mergemoe+tuned/blimp.json",
         "cards/tiny/mixed/half/mergemoe.md",
+        "cards/tiny/mixed/half/mergemoe+tuned.md",
         "report/index.html",
     ]:
         assert (results / path).is_file(), path
@@ -55,7 +61,8 @@ def again(finished, tmp_path_factory):
     project = shutil.copytree(finished, tmp_path_factory.mktemp("again") / "project")
     for folder in ("results", ".snakemake", "logs", "scratch"):
         shutil.rmtree(project / folder)
-    scores = [f"results/scores/tiny/mixed/half/mergemoe/{task}.json" for task in ("blimp", "fidelity", "generation")]
+    tasks = ("blimp", "fidelity", "generation")
+    scores = [f"results/scores/tiny/mixed/half/mergemoe+tuned/{task}.json" for task in tasks]
     fresh = snakemake(project, *scores, cores=1, python=sys.executable)
     assert fresh.returncode == 0, fresh.stderr
     return project
@@ -67,6 +74,7 @@ def test_every_solve_reports_its_cpu_time(again):
         assert "CPU time: " in log.read_text()
     benchmarks = list((again / "logs" / "bench" / "solve").rglob("*.jsonl"))
     assert len(benchmarks) == 2
+    assert len(list((again / "logs" / "bench" / "refine").rglob("*.jsonl"))) == 2
     assert all(json.loads(path.read_text().splitlines()[0])["cpu_time"] > 0 for path in benchmarks)
 
 

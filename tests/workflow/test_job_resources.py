@@ -179,7 +179,10 @@ def test_a_joint_solve_grows_with_its_grams_until_its_memory(study):
 
 def test_a_refine_holds_the_state_of_the_kept_experts_and_its_tokens_on_disk(study):
     def need(kept=8, samples=16, **choice):
-        groups, refine = {"half": {"by": "weights", "experts": kept}}, {"tuned": {"by": "layer", **choice}}
+        groups, refine = (
+            {"half": {"by": "weights", "experts": kept}},
+            {"tuned": {"by": "layer", "steps": 400, **choice}},
+        )
         return job_resources.job_need(study(samples=samples, cluster=groups, refine=refine), "refine", names)
 
     names, numbers = RUN | {"refine": "tuned"}, 3 * 512 * 256
@@ -189,6 +192,7 @@ def test_a_refine_holds_the_state_of_the_kept_experts_and_its_tokens_on_disk(stu
     assert need().disk - need(targets="recomputed").disk == pytest.approx(targets, abs=1)
     assert need(samples=160).disk - need().disk == pytest.approx(9 * 2 * targets, abs=1)
     assert need(targets="recomputed").flops > need(steps=800).flops - need().flops > 0.8 * need().flops
+    assert need(steps="auto").flops > need(steps=800).flops
     assert need(steps=0).flops == 2 * 16 * 256 * 4 * numbers  # the targets: 4 experts work on a token
 
 

@@ -130,7 +130,7 @@ class _Job:
 
     def refine(self) -> Held:
         layer, chosen = self._layer(), self.params.refine[self.names["refine"]]
-        return refine_held(layer, chosen.model_dump()) if layer.inside else Held(2 * layer.bytes)
+        return refine_held(layer, chosen.model_dump() | ({} if layer.inside else {"steps": 0}))
 
     def assemble(self) -> Held:
         size = self._subject()["bytes"]

@@ -6,19 +6,22 @@ from typing import Any
 from mergemoe.workflow.planning.layer_resources import Held, Layer
 
 STATE = 28  # bytes of each number of the kept experts: weight, gradient, two moments, the best so far, and copies
+STILL = 12  # the same, if no step is taken
 BACKWARD = 3  # times the work of a forward pass: forward, and the gradients of inputs and weights
-PASSES = 12  # over the fitted tokens, if the number of steps is chosen while it runs
+AUTO_STEPS, AUTO_PASSES = 1500, 12  # the more of these steps, and passes over the tokens, if `auto` chooses
 
 
 def refine_held(layer: Layer, options: Mapping[str, Any]) -> Held:
     """Return the memory of a refine: all experts in float32, the state of the kept ones, a chunk of tokens."""
     share = layer.kept * layer.kept_width / (layer.experts * layer.width)
     one = 2 * layer.numbers / layer.experts  # the work of an original expert on a token
-    seen = PASSES * layer.tokens if options["steps"] == "auto" else options["steps"] * options["batch"]
+    seen = max(AUTO_STEPS * options["batch"], AUTO_PASSES * layer.tokens)
+    if options["steps"] != "auto":
+        seen = options["steps"] * options["batch"]
     targets = layer.tokens + (seen if options["targets"] == "recomputed" else 0)
     work = targets * one + BACKWARD * seen * one * layer.kept_width / layer.width
     return Held(
-        tensors=4 * layer.numbers + STATE * layer.numbers * share + layer.chunk,
+        tensors=(4 + (STATE if seen else STILL) * share) * layer.numbers + layer.chunk,
         disk=refine_scratch(layer.tokens, layer.hidden, options["targets"]) + layer.bytes * share,
         flops=layer.top_k * work,
     )
