@@ -33,7 +33,8 @@ NAMES = {
     **dict.fromkeys(("curve", "cluster"), "model calibrate cluster layer"),
     "budget": "model calibrate cluster",
     "solve": "model calibrate cluster solve layer",
-    "assemble": "model calibrate cluster solve",
+    "refine": "model calibrate cluster solve refine layer",
+    "assemble": "model calibrate cluster solution",
     **dict.fromkeys(("fidelity", "generate"), "model subject"),
     "evaluate": "model subject task",
     **dict.fromkeys(("report", "report_partial"), ""),
@@ -54,6 +55,7 @@ QWEN15_MOE_A27B = {
     "eos_token_id": 0,
     "dtype": "bfloat16",
 }
+CHOSEN = ("cluster", "solve", "refine", "solution", "subject", "task")  # wildcards that a line of the table names
 FEW = 6  # experts of a second model, at whose width the grouping `selection` takes minutes
 SOURCE = {"samples": 16, "length": 256}
 HOW = {"dtype": "float32", "batch_tokens": 2048}
@@ -141,7 +143,7 @@ def compare(project: Path, params: Params) -> bool:
     """Print the table of a project; return whether all of its ratios are within [1, 2]."""
     rows: dict[str, list[tuple[float, int, int, float, float]]] = {}
     for rule, names, ran in jobs(project):
-        chosen = [names[kind] for kind in ("cluster", "solve", "subject", "task") if kind in names]
+        chosen = [names[kind] for kind in CHOSEN if kind in names]
         need = job_resources.job_need(params, rule, names)
         row = need.memory / ran["peak_mb"], ran["peak_mb"], need.memory, ran["seconds"], need.flops / 1e9
         rows.setdefault(" ".join([rule, names.get("model", ""), *chosen]), []).append(row)
