@@ -22,8 +22,10 @@ def descent(layers: Sequence[LayerRefine]) -> go.Figure:
             line={"color": COLOURS[place % len(COLOURS)], "width": 2},
             marker={
                 "symbol": ["circle-open" if step == 0 < layer["best_step"] else "circle" for step in steps],
+                "opacity": 1,
                 "size": [9 if step in (0, layer["best_step"]) else 0 for step in steps],
             },
+            cliponaxis=False,  # the start lies on the axis
             name=f"layer {layer['layer']}",
             hovertemplate=f"layer {layer['layer']}, step %{{x}}: %{{y:.3g}} held out<extra></extra>",
         )
