@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 from project import change, commit, put_under_git, run
 
 from mergemoe.artifacts.digests import sha256
@@ -78,6 +79,27 @@ def test_what_was_recorded_comes_back_elsewhere_and_comes_out_again(finished, tm
     assert found["identical"] and text.startswith(f"audit of {second[:12]}")
     run(elsewhere, "mergemoe", "restore", "main")
     assert results(elsewhere) == damped
+
+
+def test_a_stage_that_no_run_needs_any_more_leaves_the_ledger_and_comes_back(recorded, tmp_path):
+    project = shutil.copytree(recorded, tmp_path / "project")
+    made = results(project)
+    change(project, "  - [tiny, mixed, half, mergemoe, tuned]\n", "")
+    run(project, "snakemake")
+    refused = run(project, "mergemoe", "record", ok=False)
+    assert refused.returncode != 0 and "results/refine/" in refused.stderr and "belongs to no run" in refused.stderr
+    shutil.rmtree(project / "results/refine")
+    for folder in ("models", "scores"):
+        shutil.rmtree(project / f"results/{folder}/tiny/mixed/half/mergemoe+tuned")
+    run(project, "mergemoe", "record")
+    for file in ("dvc.yaml", "dvc.lock"):
+        assert "refine" not in yaml.safe_load((project / file).read_text())["stages"], file
+    commit(project, "Plain")
+    found, _ = audited(project)
+    assert found["identical"] and "refine" not in found["stages"]
+    assert nothing_to_do(project) and "Running stage" not in run(project, "dvc", "repro").stdout
+    run(project, "mergemoe", "restore", "HEAD~1")
+    assert results(project) == made and nothing_to_do(project)
 
 
 def test_repro_and_snakemake_have_nothing_to_do_after_one_another_and_lock_the_same(recorded, tmp_path):

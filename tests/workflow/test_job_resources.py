@@ -190,6 +190,7 @@ def test_a_refine_holds_the_state_of_the_kept_experts_and_its_tokens_on_disk(stu
     assert more == pytest.approx(job_resources.MARGIN * 28 * 4 * numbers / 1e6, abs=2)
     targets = 4 * 16 * 256 * 512 / 1e6
     assert need().disk - need(targets="recomputed").disk == pytest.approx(targets, abs=1)
+    assert need(samples=160).memory - need().memory >= 9 * 2 * targets  # the files are mapped
     assert need(samples=160).disk - need().disk == pytest.approx(9 * 2 * targets, abs=1)
     assert need(targets="recomputed").flops > need(steps=800).flops - need().flops > 0.8 * need().flops
     assert need(steps="auto").flops > need(steps=800).flops

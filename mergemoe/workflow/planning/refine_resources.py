@@ -12,7 +12,7 @@ AUTO_STEPS, AUTO_PASSES = 1500, 12  # the more of these steps, and passes over t
 
 
 def refine_held(layer: Layer, options: Mapping[str, Any]) -> Held:
-    """Return the memory of a refine: all experts in float32, the state of the kept ones, a chunk of tokens."""
+    """Return the memory of a refine: all experts in float32, the state of the kept ones, a chunk; tokens are mapped."""
     share = layer.kept * layer.kept_width / (layer.experts * layer.width)
     one = 2 * layer.numbers / layer.experts  # the work of an original expert on a token
     seen = max(AUTO_STEPS * options["batch"], AUTO_PASSES * layer.tokens)
@@ -20,9 +20,11 @@ def refine_held(layer: Layer, options: Mapping[str, Any]) -> Held:
         seen = options["steps"] * options["batch"]
     targets = layer.tokens + (seen if options["targets"] == "recomputed" else 0)
     work = targets * one + BACKWARD * seen * one * layer.kept_width / layer.width
+    scratch = refine_scratch(layer.tokens, layer.hidden, options["targets"])
     return Held(
         tensors=(4 + (STATE if seen else STILL) * share) * layer.numbers + layer.chunk,
-        disk=refine_scratch(layer.tokens, layer.hidden, options["targets"]) + layer.bytes * share,
+        host=scratch,
+        disk=scratch + layer.bytes * share,
         flops=layer.top_k * work,
     )
 
