@@ -3,6 +3,7 @@
 # make test-all    run all tests but those on SLURM, 9 minutes; TESTS="full and not slurm" leaves out those of `make test`
 # make test-slurm    run the SLURM tests on a cluster on this machine, 15 minutes; SLURM_TESTS="a or b" selects some
 # make bench   compare all methods at equal size, hours; BENCH="demo few" selects comparisons of benchmarks/methods.py
+# make bench-refine    compare methods before and after a refine, an hour or less for each piece; PIECES="demo_64_50 ..."
 # make check   check style, formats, types and imports
 # make docs    build the documentation into scratch/site; a broken link or an unknown function fails
 # make lock    write envs/*.txt again with the newest versions that pins.txt allows
@@ -13,6 +14,7 @@
 
 PYTHON ?= python3
 BENCH ?= demo generation code few
+PIECES ?= demo_64_50
 TORCH_INDEX ?=
 SLURM_TESTS ?= slurm
 TESTS ?= not slurm
@@ -27,7 +29,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error $(CURDIR): the path contains a blank, and Snakemake cannot work there. Move the project to another folder)
 endif
 
-.PHONY: demo test test-all test-slurm bench check docs lock
+.PHONY: demo test test-all test-slurm bench bench-refine check docs lock
 .DELETE_ON_ERROR:
 
 demo: .venv/run
@@ -52,6 +54,15 @@ bench: .venv/run
 		.venv/bin/snakemake --cores all --configfile scratch/$$name.yaml --replace-workflow-config; \
 		cp results/metrics.json benchmarks/methods/$$name.json; \
 		.venv/bin/python benchmarks/methods.py table $$name; \
+	done
+
+bench-refine: .venv/run
+	@mkdir -p scratch benchmarks/refine
+	set -e; for piece in $(PIECES); do \
+		.venv/bin/python benchmarks/refine.py params $$piece > scratch/$$piece.yaml; \
+		.venv/bin/snakemake --cores all --configfile scratch/$$piece.yaml --replace-workflow-config; \
+		cp results/metrics.json benchmarks/refine/$$piece.json; \
+		.venv/bin/python benchmarks/refine.py table; \
 	done
 
 check: .venv/dev

@@ -72,7 +72,7 @@ def params_of(chosen: dict[str, Any]) -> dict[str, Any]:
                 for last in ([], *([name] for name in refine))
             ]
     heldout = {"source": "data/heldout/mixed.jsonl.gz", "samples": 80, "length": 256}
-    evaluate = {"tasks": {}, "heldout": heldout, "dtype": "float32", "batch_tokens": 4096}
+    evaluate = {"tasks": chosen.get("tasks", {}), "heldout": heldout, "dtype": "float32", "batch_tokens": 4096}
     if "generation" in chosen:
         evaluate["generation"] = chosen["generation"]
     return {

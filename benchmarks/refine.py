@@ -23,39 +23,59 @@ import methods
 FOLDER = Path(__file__).with_suffix("")
 METHODS = ("msmoe", "mergemoe", "reap", "folded", "slim", "select")
 REFINE = {"tuned": {"by": "layer"}}  # the defaults
-SAMPLES = {"64": 64, "512": 512}
-PIECES = {
-    f"{model}_{samples}_{share}": (model, samples, share)
-    for model in ("demo", "shared")
-    for samples in SAMPLES
-    for share in methods.SHARES
+CALIBRATIONS = {
+    "64": methods.MIXED,
+    "512": {**methods.MIXED, "samples": 512},
+    "few": methods.COMPARISONS["few"]["calibrate"],
+    "code": methods.COMPARISONS["code"]["calibrate"],
 }
+NAMES = {"64": "64 sequences", "512": "512 sequences", "few": "4 sequences", "code": "64 sequences of code"}
+OTHERS = {
+    "fidelity/perplexity": "perplexity at 50%",
+    "blimp/acc": "BLiMP at 50%",
+    "generation/loops": "loops at 50%",
+    "generation/distinct2": "distinct-2 at 50%",
+}
+PIECES = {
+    f"{model}_{calibrate}_{share}": (model, calibrate, share)
+    for model in ("demo", "shared")
+    for calibrate in CALIBRATIONS
+    for share in methods.SHARES
+    if calibrate in ("64", "512") or (model, share) == ("demo", "50")
+}
+MEASURED_TWICE = ("demo_64_50", "demo_512_50")  # by generation and BLiMP, too
 
 
 def params(piece: str) -> dict[str, Any]:
     """Return the params.yaml of a piece."""
-    model, samples, share = PIECES[piece]
-    calibrate = {**methods.MIXED, "samples": SAMPLES[samples]}
-    chosen = {"model": f"data/{model}-moe", "calibrate": calibrate, "shares": [share], "methods": METHODS}
-    return methods.params_of({**chosen, "refine": REFINE})
+    model, calibrate, share = PIECES[piece]
+    chosen = {"model": f"data/{model}-moe", "calibrate": CALIBRATIONS[calibrate], "shares": [share]}
+    scores = {"tasks": {"blimp": {"include": "data/blimp"}}, "generation": {}} if piece in MEASURED_TWICE else {}
+    return methods.params_of({**chosen, "methods": METHODS, "refine": REFINE, **scores})
 
 
 def table() -> Iterator[str]:
-    """Yield the lines of a table per model and number of sequences: KL before -> after at each share."""
-    for model, samples in dict.fromkeys(piece[:2] for piece in PIECES.values()):
-        found = {share: _scores(f"{model}_{samples}_{share}") for share in methods.SHARES}
-        if not any(found.values()):
+    """Yield the lines of a table per model and calibration: KL before → after at each share."""
+    for model, calibrate in dict.fromkeys(piece[:2] for piece in PIECES.values()):
+        found = {share: _scores(f"{model}_{calibrate}_{share}") for share in methods.SHARES}
+        found = {share: scores for share, scores in found.items() if scores}
+        if not found:
             continue
-        yield f"{model}-moe, {samples} sequences"
+        yield f"{model}-moe, calibrated on {NAMES[calibrate]}"
         yield ""
-        yield "| | " + " | ".join(f"KL at {share}%" for share in found) + " | perplexity at 50% |"
-        yield "|---" * (len(found) + 2) + "|"
+        columns = [(f"KL at {share}%", share, "fidelity/kl") for share in found]
+        columns += [
+            (title, "50", key)
+            for key, title in OTHERS.items()
+            if key in found.get("50", {}).get("full", {}).get("100", {})
+        ]
+        yield "| | " + " | ".join(title for title, *_ in columns) + " |"
+        yield "|---" * (len(columns) + 1) + "|"
         for method in METHODS:
-            cells = [_cell(found[share], method, share, "fidelity/kl") for share in found]
-            cells.append(_cell(found["50"], method, "50", "fidelity/perplexity"))
+            cells = [_cell(found[share], method, share, key) for _, share, key in columns]
             yield f"| {method}{' (stock)' if method in methods.STOCK else ''} | " + " | ".join(cells) + " |"
         yield ""
-        yield from (_ratios(scores, share) for share, scores in found.items() if scores)
+        yield from (_ratios(scores, share) for share, scores in found.items())
         yield ""
 
 

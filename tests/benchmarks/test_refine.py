@@ -1,0 +1,50 @@
+"""The bench of refines: each run is there without and with a refine, and the documents show what was measured."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+from tiny_project import ROOT
+
+from mergemoe.workflow.config.params import read_params
+
+spec = importlib.util.spec_from_file_location("refine_bench", ROOT / "benchmarks" / "refine.py")
+refine = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(refine)
+
+
+@pytest.mark.parametrize("piece", refine.PIECES)
+def test_every_run_of_a_piece_is_there_without_and_with_a_refine(piece):
+    params = read_params(refine.params(piece))
+    runs = params.all_runs()
+    bare = [run for run in runs if run.refine is None]
+    assert len(bare) == 3 * len(refine.METHODS)
+    assert sorted(run._replace(refine="tuned") for run in bare) == sorted(run for run in runs if run.refine)
+    share = refine.methods.SHARES[refine.PIECES[piece][2]]
+    assert {params.cluster[run.cluster].experts * params.width(run) for run in runs} == {share}
+
+
+def test_the_table_shows_each_method_before_and_after(tmp_path, monkeypatch):
+    monkeypatch.setattr(refine, "FOLDER", tmp_path)
+    runs = {}
+    for place, method in enumerate(refine.METHODS, 1):
+        for seed in range(3):
+            name = f"mixed_{seed}/none/slim_50" if method == "slim" else f"mixed_{seed}/some_50/{method}"
+            runs[name] = {"fidelity/kl": place * (seed + 1.0), "fidelity/perplexity": 50.0}
+            runs[f"{name}+tuned"] = {"fidelity/kl": place * (seed + 1.0) / 10, "fidelity/perplexity": 45.0}
+    metrics = {"demo": {"full": {"fidelity/perplexity": 40.0}, "runs": runs}}
+    (tmp_path / "demo_64_50.json").write_text(json.dumps(metrics))
+    lines = list(refine.table())
+    assert lines[0] == "demo-moe, calibrated on 64 sequences"
+    assert "| | KL at 50% | perplexity at 50% |" in lines
+    assert "| reap (stock) | 6 ± 3 → 0.6 ± 0.3 | 50 ± 0 → 45 ± 0 |" in lines
+    assert lines[-2].startswith("- At 50%, the KL of `select+tuned` is 3.3 times lower than `mergemoe`'s")
+
+
+def test_the_documents_show_what_was_measured():
+    text = "".join((ROOT / file).read_text() for file in ("docs/benchmarks.md", "docs/log.md"))
+    shown = re.findall(r"<!-- table: python benchmarks/refine.py table -->\n(.*?)<!-- end", text, re.DOTALL)
+    assert bool(shown) == any(refine.FOLDER.glob("*.json"))
+    for table in shown:
+        assert table.strip() == "\n".join(refine.table()).strip()
