@@ -28,8 +28,6 @@ def main(args: argparse.Namespace) -> Path:
     layout: Layout = store.read_json(args.layout)
     layer, router = int(args.layer), None
     solved = store.read_tensors(args.solved)
-    if not len(solved["groups"]) and len(solved["expert_map"].unique()) == len(solved["expert_map"]):
-        cfg["steps"] = 0  # every expert is as it was
     if "router" in solved:
         router = router_rule.layer_router(layer_entry(layout, layer), read_router(layout, layer, device))
     scratch = Path("scratch", "refine", digests.digest_json(args.provenance))

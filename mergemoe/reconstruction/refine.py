@@ -72,6 +72,8 @@ def refine(
         None if router is None else Router(router.rule, solved["router"], solved.get("router_bias")),
     )
     layer = Approximation(problem, solved, parts)
+    if not len(solved["groups"]) and len(layer.experts) == len(experts):
+        steps = 0  # every expert is as it was
     fitted, heldout = (KeptTokens(problem, part, scratch, targets) for part in (False, True))
     descent = Descent(layer, fitted, heldout, Settings(steps, batch, rate, seed, dtype))
     descent.run(scratch)
