@@ -87,6 +87,12 @@ def markdown(methods: Mapping[str, Method]) -> str:
     )
 
 
+def options_markdown(options: Mapping[str, Option]) -> str:
+    """Return one Markdown table of options."""
+    rows = [[f"`{key}`", _default(option), option.allowed, option.text] for key, option in options.items()]
+    return markdown_table(["option", "default", "allowed", "meaning"], rows)
+
+
 def _default(option: Option) -> str:
     if option.default is None:
         return "must be given"

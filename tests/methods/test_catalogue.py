@@ -14,6 +14,7 @@ from mergemoe.errors import UserError
 from mergemoe.merging.feature_rules import Features
 from mergemoe.methods import catalogue, options
 from mergemoe.methods.catalogue import METHODS
+from mergemoe.reconstruction.options import LAYER
 from mergemoe.workflow.config.solve import SECTIONS
 
 VALUES = ["auto", "usage", "selected", "pruned", "preserved", "best", -1.0, 0.0, 0.5, 1.0, 1, 8.0, float("nan"), True]
@@ -91,4 +92,5 @@ def test_averages_cannot_be_narrower():
 
 
 def test_the_documentation_has_the_table():
-    assert options.markdown(METHODS) in (ROOT / "docs" / "method.md").read_text()
+    text = (ROOT / "docs" / "method.md").read_text()
+    assert options.markdown(METHODS) in text and options.options_markdown(LAYER) in text
