@@ -93,7 +93,7 @@ class Descent:
 
     def _advance(self, batch: Batch) -> None:
         start = self.history[0][2]
-        rate = self.settings.rate * start**0.25 * pace(self.step, self.settings.steps)
+        rate = self.settings.rate * start ** (1 / 3) * pace(self.step, self.settings.steps)
         for group in self.adam.param_groups:
             group["lr"] = rate * group["unit"]
         self.adam.zero_grad()
@@ -162,7 +162,7 @@ def unit(matrices: Tensor) -> float:
 
     A step of Adam changes each weight by about the same amount. If all changes of a row push in the same direction, a
     rate of 1 changes what the row typically computes by its own size, at any width and scale of the weights. The best
-    rate was found to grow with the fourth root of the start's error, too (docs/log.md).
+    rate was found to grow with the cube root of the start's error, too (docs/log.md).
     """
     return float(matrices.square().mean().sqrt()) / math.sqrt(matrices.shape[-1])
 

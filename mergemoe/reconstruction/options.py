@@ -18,9 +18,9 @@ LAYER = {
     ),
     "batch": Option("fitted tokens of one step", default=2048, at_least=1, whole=True),
     "rate": Option(
-        "step of Adam, in units of a matrix's RMS over the square root of its inputs, times the fourth root of the "
+        "step of Adam, in units of a matrix's RMS over the square root of its inputs, times the cube root of the "
         "start's held-out error",
-        default=3.5,
+        default=4.0,
         above=0,
     ),
     "parts": Option(

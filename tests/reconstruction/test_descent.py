@@ -67,7 +67,7 @@ def test_twenty_steps_are_those_of_a_plain_loop():
     for group, inputs in zip(groups, (7, 7, 5), strict=True):
         every = torch.cat([part.detach().flatten() for part in group["params"]])
         units.append(float((every.square().sum() / len(every) / inputs).sqrt()))
-    rows, root = batch_rows(len(y), SETTINGS.batch, SETTINGS.seed, 0), found.history[0][2] ** 0.25
+    rows, root = batch_rows(len(y), SETTINGS.batch, SETTINGS.seed, 0), found.history[0][2] ** (1 / 3)
     energy = y.square().sum(1).mean()
     for step in range(20):
         chosen = next(rows)
