@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]
 
 MODEL = "results/models/tiny/mixed/half/mergemoe"
 SOLVED = "results/solve/tiny/mixed/half/mergemoe"
-ON_GPUS = {"capture", "reference", "solve", "fidelity", "generate", "evaluate"}
+ON_GPUS = {"capture", "reference", "solve", "refine", "fidelity", "generate", "evaluate"}
 
 
 @pytest.fixture(scope="module")

@@ -197,6 +197,14 @@ def test_a_refine_holds_the_state_of_the_kept_experts_and_its_tokens_on_disk(stu
     assert need(steps=0).flops == 2 * 16 * 256 * 4 * numbers  # the targets: 4 experts work on a token
 
 
+def test_the_plan_tells_the_scratch_of_a_refine_if_a_run_has_one(study, tmp_path):
+    refined = plan.plan_text(study(samples=1024, refine={"tuned": {"by": "layer"}}), tmp_path)
+    kept = 2 * 4 * 1024 * 256 * 512 / 1e6
+    told = f"scratch/ while a layer is refined: up to {kept:,.1f} MB, or {kept / 2:,.1f} MB with `targets: recomputed`"
+    assert told in refined and "text/half/joint+tuned" in refined
+    assert "refined" not in plan.plan_text(study(), tmp_path)
+
+
 def test_checkpoints_are_as_large_as_the_plan_says(study):
     params = study({"layers": 3}, cluster={"half": {"by": "weights", "experts": 3, "layers": "1-2"}})
     run = Run("wide", "text", "half", "routed")
