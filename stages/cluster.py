@@ -35,9 +35,10 @@ def main(args: argparse.Namespace) -> None:
         budget: Budget = store.read_json(path)
         kept, width = budget["layers"][str(layer)]["experts"], budget["layers"][str(layer)]["width"]
     by, max_size = "none" if untouched else args.cfg["by"], args.cfg["max_size"]
+    search = args.cfg.get("search", "full")
     with open_layer(layout, layer, args.capture, device, torch.float32) as opened:
         problem, router_groups = opened.problem(), entry["router"]["groups"]
-        expert_map = cluster.group_experts(by, kept, problem, profile, width, max_size, router_groups)
+        expert_map = cluster.group_experts(by, kept, problem, profile, width, max_size, router_groups, search)
         groups = cluster.describe_grouping(expert_map, profile["usage"], opened.reader)
     payload: LayerGrouping = {
         "layer": layer,

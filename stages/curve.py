@@ -29,8 +29,9 @@ def main(args: argparse.Namespace) -> None:
     entry = layer_entry(layout, layer)
     counted = layer_sizes.kept_width(cfg["width"], entry["width"])
     candidates = layer_sizes.measured_sizes(entry["experts"], entry["width"], cfg["share"], counted, cfg["max_size"])
+    how = cfg["max_size"], cfg.get("search", "full")
     with open_layer(layout, layer, args.capture, device, torch.float32) as opened:
-        sizes = list(curve.error_curve(cfg["by"], candidates, opened.problem(), profile, cfg["max_size"]))
+        sizes = list(curve.error_curve(cfg["by"], candidates, opened.problem(), profile, *how))
     measured: LayerCurve = {"layer": layer, "sizes": sizes}
     store.write_json(args.out, measured, args.provenance)
 

@@ -17,7 +17,12 @@ from mergemoe.moe.problem import Problem
 
 
 def by_selection(
-    problem: Problem, kept: int, width: int, max_size: int | None = None, costs: Costs | None = None
+    problem: Problem,
+    kept: int,
+    width: int,
+    max_size: int | None = None,
+    search: str = "full",
+    costs: Costs | None = None,
 ) -> list[int]:
     """Return expert_map [N] with `kept` groups, numbered by their first members.
 
@@ -26,9 +31,10 @@ def by_selection(
         kept: M.
         width: I', the neurons that every group keeps.
         max_size: experts of a group at most.
-        costs: of this layer, shared between calls for several sizes.
+        search: full, or quick: the costs are those of the layer's sketch (quick_search.sketch).
+        costs: of this layer and this search, shared between calls for several sizes.
     """
-    costs = costs or Costs(problem, width)
+    costs = costs or Costs(problem, width, search)
     groups: list[Members] = [(expert,) for expert in range(len(problem.experts))]
     limit = max_size or len(problem.experts)
     while len(groups) >= 2 * kept and 2 * max(map(len, groups)) <= limit:

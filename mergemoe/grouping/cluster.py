@@ -23,6 +23,7 @@ def group_experts(
     width: int,
     max_size: int | None = None,
     router_groups: int = 1,
+    search: str = "full",
 ) -> list[int]:
     """Return expert_map [N]: the group of each expert, or -1 if it is pruned.
 
@@ -34,6 +35,7 @@ def group_experts(
         width: neurons that an expert will keep, which `selection` counts with.
         max_size: experts of a group at most.
         router_groups: groups of which a token's experts are chosen (deepseek_v3); each keeps equally many.
+        search: full or quick, how `selection` counts.
     """
     if by == "weights":
         similarity = cosine([m for role, m in problem.experts.roles().items() if role in _SEEN])
@@ -44,7 +46,7 @@ def group_experts(
     if by == "outputs":
         return by_outputs(mean_outputs(problem), kept)
     if by == "selection":
-        return by_selection(problem, kept, width, max_size)
+        return by_selection(problem, kept, width, max_size, search)
     if by == "saliency":
         return by_saliency(profiled["saliency"], kept, router_groups)
     return list(range(len(problem.experts)))  # none

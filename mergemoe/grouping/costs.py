@@ -5,11 +5,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from mergemoe.grouping.quick_search import sketch
 from mergemoe.grouping.union_moments import union_sums
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.least_squares import Moments
 from mergemoe.merging.neuron_selection import best_neurons, passes, pool
 from mergemoe.moe.experts import joined
+from mergemoe.moe.layer_sizes import quarter
 from mergemoe.moe.problem import Group, Problem
 
 Members = tuple[int, ...]
@@ -21,9 +23,10 @@ class Costs:
     A group's own sums are kept for its unions.
     """
 
-    def __init__(self, problem: Problem, widest: int):
-        """Take one layer, and the most neurons that a group will keep."""
-        self.problem, self.widest = problem, widest
+    def __init__(self, problem: Problem, widest: int, search: str = "full"):
+        """Take one layer, and the most neurons that a group will keep; a quick search counts with a sketch of it."""
+        self.quick = search == "quick"
+        self.problem, self.widest = sketch(problem) if self.quick else problem, self._counted(widest)
         self.own: dict[Members, Moments] = {}
         self.known: dict[Members, Tensor] = {}  # by neurons kept
 
@@ -34,7 +37,7 @@ class Costs:
         self._prepare(new)
         for batch in passes(self.problem, [_group(members) for members in new]):
             self._learn(batch, self._sums(batch))
-        return [float(self.known[members][width - 1]) for members in groups]
+        return [float(self.known[members][self._counted(width) - 1]) for members in groups]
 
     def of_unions(self, pairs: Iterable[tuple[Members, Members]], width: int) -> list[float]:
         """Return the cost of each two groups' union that keeps `width` neurons."""
@@ -52,7 +55,11 @@ class Costs:
                 own = _group(one)
                 sums = union_sums(self.problem, own, theirs, self._sums([own]), self._sums(theirs))
                 self._learn(batch, sums)
-        return [float(self.known[union_of(other, one)][width - 1]) for other, one in pairs]
+        return [float(self.known[union_of(other, one)][self._counted(width) - 1]) for other, one in pairs]
+
+    def _counted(self, width: int) -> int:
+        """Return how many neurons of the sketch stand for so many of the layer."""
+        return quarter(width) if self.quick else width
 
     def _prepare(self, groups: Iterable[Members]) -> None:
         """Have the own sums of these groups."""

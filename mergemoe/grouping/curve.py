@@ -19,7 +19,12 @@ from mergemoe.progress import track
 
 
 def error_curve(
-    by: str, candidates: list[tuple[int, int]], problem: Problem, profiled: Profile, max_size: int | None
+    by: str,
+    candidates: list[tuple[int, int]],
+    problem: Problem,
+    profiled: Profile,
+    max_size: int | None,
+    search: str = "full",
 ) -> Iterator[MeasuredSize]:
     """Yield {experts, width, error} of each candidate size.
 
@@ -34,10 +39,10 @@ def error_curve(
             "`holdout` of `calibrate` above 0"
         )
     whole, features = problem.experts.up.shape[1], "selected" if by == "selection" else "usage"
-    costs = Costs(problem, max(width for _, width in candidates)) if by == "selection" else None
+    costs = Costs(problem, max(width for _, width in candidates), search) if by == "selection" else None
     for kept, width in track(candidates, "sizes of the layer"):
         if costs:
-            expert_map = by_selection(problem, kept, width, max_size, costs)
+            expert_map = by_selection(problem, kept, width, max_size, search, costs)
         else:
             expert_map = cluster.group_experts(by, kept, problem, profiled, width, max_size)
         grouped = replace(problem, groups=groups_of(expert_map, profiled["usage"]))

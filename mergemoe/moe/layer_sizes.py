@@ -36,6 +36,11 @@ def kept_width(share: float, width: int) -> int:
     return math.ceil(round(share * width / step, 9)) * step
 
 
+def quarter(count: int) -> int:
+    """Return a quarter of the neurons or outputs with which a quick search counts, rounded up."""
+    return -(-count // 4)
+
+
 def layer_bounds(layers: str) -> tuple[int, float]:
     """Return the first and the last layer number of a range.
 

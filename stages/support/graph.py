@@ -165,7 +165,8 @@ class Graph:
     def curve_choice(self, wildcards: Any) -> str:
         """Return the settings of a layer's curve: not how much is spent, but which sizes can be chosen."""
         chosen = self.params.cluster[wildcards.cluster]
-        return tracking.parameter_text(chosen.model_dump(include={"by", "share", "width", "max_size", "threads"}))
+        keys = {"by", "share", "width", "max_size", "search", "threads"}
+        return tracking.parameter_text({key: value for key, value in chosen.settings().items() if key in keys})
 
     def budget_choice(self, wildcards: Any) -> str:
         """Return the settings of a budget: how much is spent, and by which measure."""

@@ -35,13 +35,16 @@ def test_no_size_needs_larger_groups_than_are_allowed():
     assert [m for m, _ in measured_sizes(16, 128, 0.25, 0, max_size=2)] == [8, 10, 12, 14, 16]
 
 
-@pytest.mark.parametrize(("by", "features", "width"), [("selection", "selected", 3), ("weights", "usage", 5)])
-def test_the_error_is_that_of_the_groups_on_held_out_tokens(by, features, width):
+@pytest.mark.parametrize(
+    ("by", "features", "width", "search"),
+    [("selection", "selected", 3, "full"), ("selection", "selected", 3, "quick"), ("weights", "usage", 5, "full")],
+)
+def test_the_error_is_that_of_the_groups_on_held_out_tokens(by, features, width, search):
     problem = problems.problem(expert_map=range(6))
     tokens = problem.reader.parts[True]
     profiled = {"usage": torch.bincount(problem.reader.parts[False].index.flatten(), minlength=6).tolist()}
-    (found,) = curve.error_curve(by, [(3, width)], problem, profiled, None)
-    expert_map = cluster.group_experts(by, 3, problem, profiled, width)
+    (found,) = curve.error_curve(by, [(3, width)], problem, profiled, None, search)
+    expert_map = cluster.group_experts(by, 3, problem, profiled, width, search=search)
     grouped = replace(problem, groups=groups_of(expert_map, profiled["usage"]))
     y = routed_output(tokens.hidden, tokens.index, tokens.weight, problem.experts, problem.act)
     missing = compressed(grouped, routed, {"features": features, "width": width / 5}) - y

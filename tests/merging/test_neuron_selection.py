@@ -2,32 +2,16 @@
 
 import itertools
 
-import numpy as np
 import problems
 import pytest
 import torch
-from problems import merge
+from problems import best_columns, left_over, merge
 
 from mergemoe.grouping import by_selection, costs
 from mergemoe.merging import neuron_selection
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.methods import select
 from mergemoe.moe.experts import joined
-from mergemoe.moe.problem import groups_of
-
-
-def left_over(p, y):
-    """||W P - Y||^2 of the best W."""
-    return ((p @ np.linalg.lstsq(p, y, rcond=None)[0] - y) ** 2).sum()
-
-
-def explicit(p, y, width, always=()):
-    """Take the column that leaves the least squared error, one by one, solving anew each time."""
-    taken = []
-    for _ in range(width):
-        rest = [j for j in range(p.shape[1]) if j not in taken and j not in always]
-        taken.append(min(rest, key=lambda j: left_over(p[:, [*always, *taken, j]], y)))
-    return sorted(taken)
 
 
 @pytest.mark.parametrize("panel", [1, 3, 32])
@@ -41,8 +25,8 @@ def test_the_neurons_are_those_of_an_explicit_greedy_search(case, panel, monkeyp
         neurons = pool.up.shape[1]
         (found,), (errors,) = neuron_selection.best_neurons(group_sums(problem, [group], pool, heldout=False), pool, 5)
         always = range(neurons, p.shape[1])
-        assert found.tolist() == explicit(p, y, 5, always)
-        expected = [left_over(p[:, [*explicit(p, y, width, always), *always]], y) for width in range(1, 6)]
+        assert found.tolist() == best_columns(p, y, 5, always)
+        expected = [left_over(p[:, [*best_columns(p, y, width, always), *always]], y) for width in range(1, 6)]
         assert errors.tolist() == pytest.approx(expected, rel=1e-8)
 
 
@@ -107,23 +91,12 @@ def test_slim_experts_keep_their_own_neurons():
 
 
 def cost(problem, members, width=5):
-    """The squared error that is left when the pool is cut to `width` neurons, written out."""
-    (group,) = [g for g in groups_of([int(j not in members) for j in range(6)], [0] * 6) if g.members == list(members)]
-    local = type(problem)(problem.experts, [group], problem.reader, problem.act)
-    p, y = problems.written_out(local, [neuron_selection.pool(local, group)], group.members)
-    return left_over(p[:, explicit(p, y, width)], y)
+    return problems.union_cost(problem, members, width)
 
 
 def test_pairs_are_the_cheapest_of_all_perfect_matchings():
     problem = problems.problem(expert_map=range(6))
-    matchings = [
-        [(0, a), *rest]
-        for a in range(1, 6)
-        for b in [next(j for j in range(1, 6) if j != a)]
-        for c in range(b + 1, 6)
-        if c != a
-        for rest in [[(b, c), tuple(j for j in range(1, 6) if j not in (a, b, c))]]
-    ]
+    matchings = list(problems.perfect_matchings(range(6)))
     assert len(matchings) == 15
     cheapest = min(matchings, key=lambda pairs: sum(cost(problem, pair) for pair in pairs))
     expert_map = by_selection.by_selection(problem, kept=3, width=5)
@@ -156,6 +129,6 @@ def test_groups_of_several_sizes_are_those_of_each_size_alone():
     problem = problems.problem(expert_map=range(6))
     all_costs = costs.Costs(problem, 5)
     for kept, width in [(3, 5), (4, 3), (2, 2), (5, 4), (3, 1)]:
-        assert by_selection.by_selection(problem, kept, width, None, all_costs) == by_selection.by_selection(
+        assert by_selection.by_selection(problem, kept, width, costs=all_costs) == by_selection.by_selection(
             problem, kept, width
         )

@@ -1,7 +1,9 @@
 """Small layers in float64, so that nothing but the algebra differs from a slow reference."""
 
+import numpy as np
 import torch
 
+from mergemoe.merging import neuron_selection
 from mergemoe.methods import catalogue
 from mergemoe.moe.expert_forward import Activation, routed_output
 from mergemoe.moe.experts import Experts
@@ -100,6 +102,40 @@ def written_out(problem, experts, members=None):
         inside = [j for group in groups for j in group.members if j in g]
         targets.append(sum(g[j] * output(problem.experts, j, x) for j in inside))
     return torch.stack(rows).numpy(), torch.stack(targets).numpy()
+
+
+def left_over(p, y):
+    """||W P - Y||^2 of the best W."""
+    return ((p @ np.linalg.lstsq(p, y, rcond=None)[0] - y) ** 2).sum()
+
+
+def best_columns(p, y, width, always=()):
+    """Take the column that leaves the least squared error, one by one, solving anew each time."""
+    taken = []
+    for _ in range(width):
+        rest = [j for j in range(p.shape[1]) if j not in taken and j not in always]
+        taken.append(min(rest, key=lambda j: left_over(p[:, [*always, *taken, j]], y)))
+    return sorted(taken)
+
+
+def union_cost(problem, members, width):
+    """The squared error that is left when the pool of the members is cut to `width` neurons, written out."""
+    count = len(problem.experts)
+    maps = [int(j not in members) for j in range(count)]
+    (group,) = [g for g in groups_of(maps, [0] * count) if g.members == list(members)]
+    local = type(problem)(problem.experts, [group], problem.reader, problem.act)
+    p, y = written_out(local, [neuron_selection.pool(local, group)], group.members)
+    always = range(len(members) * problem.experts.up.shape[1], p.shape[1])  # a down bias
+    return left_over(p[:, [*best_columns(p, y, width, always), *always]], y)
+
+
+def perfect_matchings(items):
+    """Yield every way to divide an even number of items into pairs."""
+    if not items:
+        yield []
+    for other in items[1:]:
+        for rest in perfect_matchings([i for i in items[1:] if i != other]):
+            yield [(items[0], other), *rest]
 
 
 def merge(method, problem, **options):

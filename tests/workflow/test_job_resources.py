@@ -101,6 +101,13 @@ def test_a_grouping_by_selection_holds_more_than_none():
     )
 
 
+def test_a_quick_search_asks_for_less_than_a_full_one(study):
+    cluster = {"pairs": GROUPINGS["pairs"], "quick": {**GROUPINGS["pairs"], "search": "quick"}}
+    params = study(cluster=cluster, runs=[["wide", "text", "pairs", "routed"]])
+    full, quick = (job_resources.job_need(params, "cluster", RUN | {"cluster": name}) for name in cluster)
+    assert quick.memory < full.memory and quick.flops < full.flops
+
+
 def test_every_stage_of_the_demo_has_an_estimate():
     params = demo()
     for run in params.all_runs():

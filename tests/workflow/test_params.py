@@ -98,6 +98,7 @@ def test_the_projects_own_file_names_some_of_all_runs_that_fit():
             "applies to `by: weights`, `router` or `selection`; this grouping is `by: outputs`",
         ),
         ("cluster.half", {"by": "weights", "experts": 4, "max_size": 1}, "cluster.half.max_size"),
+        ("cluster.half", {"by": "weights", "experts": 4, "search": "quick"}, "`search: quick` needs `by: selection`"),
         ("solve.joint", {"method": "joint", "width": 0.5}, "`width` below 1 needs `features: selected`: usage are"),
         ("solve.joint", {"method": "joint", "routing": "gone"}, "solve.joint.routing"),
         ("model", {}, "model: it is empty. Give at least one choice"),

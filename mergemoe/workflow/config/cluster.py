@@ -33,6 +33,10 @@ class Cluster(Section):
         default=1.0, gt=0, le=1, description="by selection: the share of neurons that each group keeps"
     )
     max_size: int | None = Field(default=None, gt=1, description="most experts of a group")
+    search: Literal["full", "quick"] = Field(
+        default="full",
+        description="by selection: costs of unions from all neurons, or from a quarter of neurons and outputs",
+    )
     layers: str = Field(default="all", description="all, or a range such as 2-3 of the model's layer numbers")
     threads: int = Field(default=1, gt=0)
 
@@ -59,6 +63,8 @@ class Cluster(Section):
             raise ValueError(
                 f"`width` of a grouping needs `by: selection`; `by: {self.by}` takes it from the method only"
             )
+        if self.by != "selection" and self.search != "full":
+            raise ValueError(f"`search: {self.search}` needs `by: selection`; `by: {self.by}` tries no unions")
         self.bounds()
         return self
 
@@ -72,8 +78,9 @@ class Cluster(Section):
         return [layer for layer in layers if first <= layer <= last]
 
     def settings(self) -> dict[str, Any]:
-        """Return all keys but `layers`; the keys of a budget only if there is one."""
-        return self.model_dump(exclude={"layers"} | (set() if self.spent() else {"share", "per", "budget"}))
+        """Return all keys but `layers`; the keys of a budget only if there is one, `search` only if it is quick."""
+        budget = set() if self.spent() else {"share", "per", "budget"}
+        return self.model_dump(exclude={"layers"} | budget | (set() if self.search == "quick" else {"search"}))
 
     def bounds(self) -> tuple[int, float]:
         """Return the first and the last layer number of the range."""

@@ -108,11 +108,14 @@ class _Job:
         return Held(held, flops=layer.flops * layer.top_k / layer.experts)
 
     def cluster(self) -> Held:
-        layer, by = self._layer(), self.params.cluster[self.names["cluster"]].by
+        layer, chosen = self._layer(), self.params.cluster[self.names["cluster"]]
         if not layer.inside:
             return Held(2 * layer.bytes)
-        held = 4 * layer.numbers * (2.4 if by == "weights" else 1.6)  # by weights, some are held in float64, too
-        if by == "selection":  # every union of two groups is tried
+        held = 4 * layer.numbers * (2.4 if chosen.by == "weights" else 1.6)  # by weights, some are held in float64, too
+        if chosen.by == "selection":  # every union of two groups is tried
+            if chosen.search == "quick":  # of a sketch
+                width, numbers = (layer_sizes.quarter(count) for count in (layer.width, layer.numbers))
+                layer = layer._replace(width=width, numbers=numbers)
             return Held(held + layer.pools().tensors, flops=layer.flops * (1 + 2 * layer.top_k))
         return Held(held, flops=layer.flops)
 
