@@ -35,11 +35,16 @@ model = AutoModelForCausalLM.from_pretrained("PATH"CONSENT)
 STOCK = "It is a stock checkpoint, which transformers loads without extra code."
 COMPACT = "The router keeps its outputs, and several of them share an expert."
 
+REFINED = (
+    "Gate, up and down of its experts were then fitted to each layer's original routed output y, by gradient descent "
+    "on sum_x || sum_i t_i(x) E_i(x) - y(x) ||^2, where t_i are the routing weights (`refine`). "
+)
+
 _BODY = """\
 # {model}, compressed
 
 A copy of `{model}` with fewer or narrower experts in its Mixture-of-Experts layers (method `{method}`). Everything else
-is unchanged. {form} Run `{run}` made it:
+is unchanged. {refined}{form} Run `{run}` made it:
 
 {made}
 
@@ -92,6 +97,7 @@ def _body(parameters: Parameters, stock: bool) -> str:
         run=run.name,
         method=method_of(parameters),
         made=markdown_table(["stage", "choice", "parameters"], made),
+        refined=REFINED if "refine" in parameters else "",
         form=STOCK if stock else COMPACT,
         loading=lines[0],
         loading_without=lines[1],

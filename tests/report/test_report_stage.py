@@ -168,9 +168,10 @@ def test_a_card_asks_for_consent_only_where_code_of_ours_is_needed():
     parameters = {stage: {"name": stage, "path": "model", "method": "average"} for stage in checkpoint_card.STAGES}
     assert "trust_remote_code=True" in checkpoint_card.unscored_card(parameters, stock=False)
     assert "trust_remote_code" not in checkpoint_card.unscored_card(parameters, stock=True)
-    assert checkpoint_card.is_stock(["config.json"]) and not checkpoint_card.is_stock(
-        ["config.json", "modeling_mergemoe.py"]
-    )
+    solved = {stage: choice for stage, choice in parameters.items() if stage != "refine"}
+    equation = "sum_x || sum_i t_i(x) E_i(x) - y(x) ||^2"
+    assert equation in checkpoint_card.unscored_card(parameters, stock=True)
+    assert equation not in checkpoint_card.unscored_card(solved, stock=True)
 
 
 def test_the_card_of_a_refined_run_has_a_line_of_its_refine(made):
