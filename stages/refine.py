@@ -15,7 +15,7 @@ from mergemoe.calibration.open_layer import open_layer
 from mergemoe.checkpoints.expert_weights import layer_entry, read_router
 from mergemoe.moe import router_rule
 from mergemoe.moe.layout_types import Layout
-from mergemoe.moe.records import LayerRefine
+from mergemoe.moe.refine_records import LayerRefine
 from mergemoe.reconstruction.refine import refine
 from stages.support import command
 

@@ -166,31 +166,3 @@ class LayerSolve(SolveRecord):
     """The artifact of stage solve, beside the merged weights."""
 
     layer: int
-
-
-class Measurement(TypedDict):
-    """The errors of a refine after a step: mean over the batches since the last measurement, and held out."""
-
-    step: int
-    fit: float
-    heldout: float
-
-
-class RefineRecord(TypedDict):
-    """The refine of one layer: its errors before and after, the steps taken, and the step whose state was kept."""
-
-    experts: int
-    kept: int
-    width: int
-    tokens: TokenCounts
-    start_error: ByPart
-    output_error: ByPart
-    steps: int
-    best_step: int
-    history: list[Measurement]
-
-
-class LayerRefine(RefineRecord):
-    """The artifact of stage refine, beside the refined weights."""
-
-    layer: int

@@ -10,7 +10,8 @@ from mergemoe.errors import UserError
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Problem, groups_of
-from mergemoe.moe.records import ByPart, RefineRecord
+from mergemoe.moe.records import ByPart
+from mergemoe.moe.refine_records import RefineRecord
 from mergemoe.moe.router_rule import Router
 from mergemoe.moe.tokens import Activations
 from mergemoe.moe.typed_torch import ints
@@ -87,7 +88,9 @@ def refine(
         "output_error": _errors(problem, tensors, fitted, heldout),
         "steps": descent.step,
         "best_step": descent.best_step,
-        "history": [{"step": step, "fit": fit, "heldout": error} for step, fit, error in descent.history],
+        "history": [
+            {"step": step, "fit": fit if step else None, "heldout": error} for step, fit, error in descent.history
+        ],
     }
     return tensors, record
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from mergemoe.moe.records import LayerRefine
+from mergemoe.moe.refine_records import LayerRefine
 from mergemoe.report.plot_style import COLOURS, HOUSE, logarithmic, rounded
 
 LEGEND = 16  # layers that a legend names; of more, a finger or the mouse tells which one it is

@@ -10,7 +10,8 @@ from mergemoe.artifacts.paths import below
 from mergemoe.artifacts.run import Run
 from mergemoe.compressed import checkpoint_card
 from mergemoe.moe.layout_types import Layout
-from mergemoe.moe.records import ByPart, LayerGrouping, LayerProfile, LayerRefine, LayerSolve
+from mergemoe.moe.records import ByPart, LayerGrouping, LayerProfile, LayerSolve
+from mergemoe.moe.refine_records import LayerRefine
 from mergemoe.report.metrics import Metrics, Scores, There, columns, read_artifact, winner
 
 
