@@ -10,6 +10,7 @@ from problems import merge
 from mergemoe.calibration.activation_file import Reader
 from mergemoe.calibration.capture import batches_of, capture
 from mergemoe.checkpoints.expert_weights import read_experts
+from mergemoe.devices import set_up_torch
 from mergemoe.grouping.costs import Costs
 from mergemoe.merging.solve import solve
 from mergemoe.methods import mergemoe, routed, select
@@ -17,6 +18,8 @@ from mergemoe.models.layered_model import LayeredModel
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.experts import down_of
 from mergemoe.moe.tokens import Tokens
+from mergemoe.reconstruction.options import LAYER
+from mergemoe.reconstruction.refine import refine
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 SILU = Activation("silu")
@@ -59,6 +62,22 @@ def test_the_batched_path_on_a_gpu_gives_the_cpus_numbers(biased):
         found[device] = [*downs, torch.tensor(costs, dtype=torch.float64)]
     for gpu, cpu in zip(found["cuda"], found["cpu"], strict=True):
         torch.testing.assert_close(gpu, cpu, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_refine_on_a_gpu_repeats_its_bits_and_agrees_with_the_cpu(described, captured, dtype):
+    how = {name: option.default for name, option in LAYER.items()} | {"steps": 30, "batch": 64, "rate": 0.1}
+    found = {}
+    for place, device in (("cpu", "cpu"), ("one", "cuda"), ("two", "cuda")):
+        set_up_torch(1, device)
+        with Reader(captured[1]) as reader:
+            experts = read_experts(described, 1, device)
+            solved, _ = solve(experts, [0, 1, 0, 2, 1, 0, 2, 0], [3] * 8, reader, SILU, method="mergemoe", ridge=1e-3)
+            found[place] = refine(experts, solved, reader, SILU, **how | {"dtype": dtype})
+    assert all(torch.equal(part, found["two"][0][name]) for name, part in found["one"][0].items())
+    assert found["one"][1] == found["two"][1]
+    cpu, gpu = (found[place][1]["output_error"]["heldout"] for place in ("cpu", "one"))
+    assert gpu == pytest.approx(cpu, rel=0.02)
 
 
 def test_a_capture_on_a_gpu_agrees_with_the_cpu(described, tokens, captured, tmp_path):
