@@ -111,6 +111,8 @@ class Descent:
         """Measure the held-out error, and tell whether to go on: there is an error left, and it is a number."""
         tensors = self.layer.solved()
         error = self.heldout.error(Approximation(self.layer.problem, tensors).output)
+        if error is None:
+            return False
         if not math.isfinite(error):
             print(
                 f"the held-out error is {error} after step {self.step}: the descent ends, and the best state before is "

@@ -5,6 +5,7 @@ once, into files that have no name (the system deletes them when the job ends, h
 the system keeps in memory what fits. Nothing is read from an earlier job.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ class KeptTokens:
 
         Raises:
             OSError: if the disk is too small, before anything is computed.
+            ValueError: if an output is NaN or infinite.
         """
         self.problem, self.count, self.energy = problem, problem.reader.count(heldout), 0.0
         self.hidden = self.index = self.weight = self.target = torch.empty(0)
@@ -59,6 +61,8 @@ class KeptTokens:
             self.hidden[rows], self.index[rows], self.weight[rows] = tokens.hidden, tokens.index, tokens.weight
             if targets == "kept":
                 self.target[rows] = y
+        if not math.isfinite(self.energy):
+            raise ValueError("the layer's outputs hold NaN or infinity: look at the captured activations, not here")
 
     def _compute(self, tokens: Tokens) -> Tensor:
         return routed_output(tokens.hidden, tokens.index, tokens.weight, self.problem.experts, self.problem.act)
@@ -79,10 +83,10 @@ class KeptTokens:
         return self._ahead(batch_rows(self.count, batch, seed, step))
 
     @torch.no_grad()
-    def error(self, approximation: Callable[[Tokens], Tensor]) -> float:
-        """Return ||y' - y||^2 / ||y||^2 over all tokens, y' [n, H] being the approximation's output."""
+    def error(self, approximation: Callable[[Tokens], Tensor]) -> float | None:
+        """Return ||y' - y||^2 / ||y||^2 over all tokens, y' [n, H] being the approximation's output; None if y is 0."""
         squared = (approximation(batch.tokens).sub(batch.target).square().sum() for batch in self.in_order())
-        return sum(float(part) for part in squared) / (self.count * self.energy)
+        return sum(float(part) for part in squared) / (self.count * self.energy) if self.energy else None
 
     def _ahead(self, wanted: Iterator[Tensor]) -> Iterator[Batch]:
         """Yield the batches of these rows; the next one is read while the caller computes."""

@@ -152,6 +152,14 @@ def test_no_state_is_kept_if_none_is_better_than_the_start():
     assert found.best is None and found.best_step == 0 and found.step == 20
 
 
+def test_a_layer_whose_output_is_zero_takes_no_step():
+    layer = problem()
+    layer.experts.down.zero_()
+    found = begun(layer)
+    found.run(None)
+    assert found.step == 0 and found.history == [] and found.best is None
+
+
 class Killed(Exception):
     """The process ends here."""
 

@@ -1,5 +1,6 @@
 """Tokens and targets that are copied once and read in any order."""
 
+import errno
 import itertools
 
 import problems
@@ -56,3 +57,21 @@ def test_each_pass_draws_a_row_once_and_a_later_start_draws_the_same(count, batc
 def test_passes_and_seeds_have_orders_of_their_own():
     (one, two), (other, _) = (list(itertools.islice(batch_rows(20, 10, seed, 0), 4))[::2] for seed in (0, 1))
     assert not torch.equal(one, two) and not torch.equal(one, other)
+
+
+def test_a_disk_that_is_full_is_named_before_anything_is_computed(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(kept_tokens.os, "posix_fallocate", full)
+    monkeypatch.setattr(kept_tokens, "routed_output", None)
+    with pytest.raises(OSError, match="No space left"):
+        KeptTokens(problems.problem(), heldout=False, folder=tmp_path, targets="kept")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_are_no_numbers_are_refused():
+    problem = problems.problem()
+    problem.reader.parts[False].hidden[3, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinity: look at the captured activations"):
+        KeptTokens(problem, heldout=False, folder=None, targets="kept")
