@@ -15,8 +15,9 @@ from mergemoe.workflow.planning import preflight, preflight_texts
 
 
 def small(tiny, **changes):
-    """The demo's parameters on the tiny model."""
+    """The demo's parameters on the tiny model, without a refine."""
     config = copy.deepcopy(GOOD)
+    del config["refine"]
     config["model"] = {"tiny": {"path": str(tiny)}}
     config["cluster"] = {"half": {"by": "weights", "experts": 4, **changes}}
     config["runs"] = "all"

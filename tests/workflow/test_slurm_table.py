@@ -116,13 +116,15 @@ def test_a_budget_has_curves_of_the_layers_in_its_range():
     params["solve"]["sized"] = {"method": "select", "width": "auto"}
     params["runs"].append(["demo", "mixed", "spent", "sized"])
     counted = plan.count_jobs(read_params(params))
-    assert {stage: counted[stage] for stage in ("profile", "curve", "budget", "cluster", "solve", "assemble")} == {
+    stages = ("profile", "curve", "budget", "cluster", "solve", "refine", "assemble")
+    assert {stage: counted[stage] for stage in stages} == {
         "profile": 4,
         "curve": 2,
         "budget": 1,
         "cluster": 16,
         "solve": 20,
-        "assemble": 5,
+        "refine": 4,
+        "assemble": 6,
     }
     assert list(counted) == [stage.name for stage in recorded_stages()]
 
