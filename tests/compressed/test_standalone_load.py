@@ -9,6 +9,7 @@ from pathlib import Path
 import architectures
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import mergemoe
 
@@ -17,12 +18,13 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import torch
 from importlib.util import find_spec
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 assert not any(map(find_spec, ("mergemoe", "accelerate", "h5py", "snakemake", "lm_eval")))
 model = AutoModelForCausalLM.from_pretrained(sys.argv[2], trust_remote_code=True, dtype=torch.float32).eval()
 ids = torch.arange(3, 27)[None]
 with torch.no_grad():
-    torch.save(model(ids).logits, sys.argv[3])
+    save_file({"logits": model(ids).logits}, sys.argv[3])
 print(model.generate(ids, max_new_tokens=4, do_sample=False).shape)
 """
 
@@ -60,10 +62,10 @@ def test_it_loads_and_computes_without_this_package(name, site, tmp_path):
     folder = architectures.save(name, tmp_path / "full")
     model = mergemoe.compress(mergemoe.load(folder, "cpu"), torch.randint(3, 97, (8, 16)), method="average")
     mergemoe.save(model, tmp_path / "compact")
-    arguments = [str(path) for path in (site, tmp_path / "compact", tmp_path / "logits.pt")]
+    arguments = [str(path) for path in (site, tmp_path / "compact", tmp_path / "logits.safetensors")]
     command = [sys.executable, "-I", "-S", "-c", ALONE, *arguments]
     done = subprocess.run(command, cwd=tmp_path, env={"HOME": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
         expected = mergemoe.load(tmp_path / "compact", "cpu")(torch.arange(3, 27)[None]).logits
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt", weights_only=True), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(load_file(arguments[2])["logits"], expected, rtol=1e-4, atol=1e-5)
