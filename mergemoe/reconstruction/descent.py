@@ -7,7 +7,6 @@ best so far, is what would be stored. A killed descent goes on from its last sav
 import math
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,13 +20,11 @@ from mergemoe.moe.typed_torch import floats, ints
 from mergemoe.progress import Progress
 from mergemoe.reconstruction.kept_tokens import Batch, KeptTokens
 from mergemoe.reconstruction.objective import Approximation
+from mergemoe.reconstruction.step_size import cosine, pace, role_groups
 
 SAVE_EVERY = 60.0  # seconds
 BETAS = (0.9, 0.95)
-WARM_UP = 20  # steps
-LAST = 1e-3  # of the rate, after the last step of a cosine
-FIRST = 100  # steps of the first cosine, if the number of steps is not given; each further one is twice as long
-GAIN = 0.1  # the share by which such a cosine must lower the least held-out error, or it is the last one
+GAIN = 0.1  # the share by which a cosine of `auto` must lower the least held-out error, or it is the last one
 MEASURE_EVERY = 25  # steps; more if a measurement would then take more than
 MEASURE_SHARE = 0.1  # of the work
 
@@ -54,7 +51,7 @@ class Descent:
     def __init__(self, layer: Approximation, fitted: KeptTokens, heldout: KeptTokens, settings: Settings):
         """Take a layer before its first step, the tokens that it is fitted to, and the tokens that judge."""
         self.layer, self.fitted, self.heldout, self.settings = layer, fitted, heldout, settings
-        self.adam: Any = torch.optim.Adam(_groups(layer.weights), betas=BETAS, fused=True)
+        self.adam: Any = torch.optim.Adam(role_groups(layer.weights), betas=BETAS, fused=True)
         forward = heldout.count / (3 * settings.batch)  # a measurement in steps, each of which has gradients, too
         self.every = max(MEASURE_EVERY, math.ceil(forward / MEASURE_SHARE))
         self.step = self.best_step = 0
@@ -157,41 +154,3 @@ class Descent:
         self.best = best or None
         self.history = [(int(row[0]), float(row[1]), float(row[2])) for row in saved["history"]]
         self.losses = floats(saved["losses"])
-
-
-def unit(matrices: Tensor) -> float:
-    """Return the step of a rate of 1: RMS / sqrt(inputs), for the matrices [M, outputs, inputs] of one role.
-
-    A step of Adam changes each weight by about the same amount. If all changes of a row push in the same direction, a
-    rate of 1 changes what the row typically computes by its own size, at any width and scale of the weights. The best
-    rate was found to grow with the cube root of the start's error, too (docs/log.md).
-    """
-    return float(matrices.square().mean().sqrt()) / math.sqrt(matrices.shape[-1])
-
-
-def _groups(weights: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """Return the weights as groups for Adam, one per role; a bias takes the step of its matrix."""
-    roles: dict[str, list[Tensor]] = {}
-    for name, weight in weights.items():
-        roles.setdefault(name.partition(".")[0], []).append(weight)
-    units = {role: unit(torch.cat(parts).detach()) for role, parts in roles.items() if not role.endswith("_bias")}
-    return [{"params": parts, "unit": units[role.removesuffix("_bias")]} for role, parts in roles.items()]
-
-
-def cosine(step: int, steps: int | Literal["auto"]) -> tuple[int, int]:
-    """Return the first step of the cosine that a step belongs to, and the number of its steps.
-
-    There is one cosine of `steps` steps; with `auto` there is one after the other (Loshchilov and Hutter, 2017).
-    """
-    if steps != "auto":
-        return (0 if step < steps else steps), steps
-    first, length = 0, FIRST
-    while step >= first + length:
-        first, length = first + length, 2 * length
-    return first, length
-
-
-def pace(step: int, steps: int | Literal["auto"]) -> float:
-    """Return the share of the rate at a step: it rises linearly at the very beginning, and falls along each cosine."""
-    first, length = cosine(step, steps)
-    return min(1.0, (step + 1) / WARM_UP) * (0.5 * (1 + math.cos(math.pi * (step - first) / length)) + LAST)

@@ -11,10 +11,11 @@ from mergemoe.artifacts import store
 from mergemoe.methods import average
 from mergemoe.moe.router_rule import Router, Rule
 from mergemoe.moe.solved import solved_tensors
-from mergemoe.reconstruction import descent
-from mergemoe.reconstruction.descent import Descent, Settings, cosine, pace
+from mergemoe.reconstruction import descent, step_size
+from mergemoe.reconstruction.descent import Descent, Settings
 from mergemoe.reconstruction.kept_tokens import KeptTokens, batch_rows
 from mergemoe.reconstruction.objective import Approximation
+from mergemoe.reconstruction.step_size import cosine, pace
 
 PARTS = ["gate", "up", "down"]
 SETTINGS = Settings(steps=20, batch=16, rate=0.1, seed=3, dtype="float32")
@@ -93,7 +94,7 @@ def plain_original(layer, tokens):
 
 
 def test_a_descent_without_a_number_of_steps_ends_with_the_first_cosine_that_gains_little(monkeypatch):
-    monkeypatch.setattr(descent, "FIRST", 10)
+    monkeypatch.setattr(step_size, "FIRST", 10)
     monkeypatch.setattr(descent, "GAIN", 0.01)
     found = begun(problem(), Settings("auto", 16, 0.5, 3, "float32"))
     found.run(None)
@@ -127,7 +128,7 @@ def test_the_step_follows_the_scale_of_the_weights(scale):
     layer = problem(biased=True)
     weights = {f"up.{i}": scale * part for i, part in enumerate(layer.experts.up[:, None])}
     weights |= {f"up_bias.{i}": part for i, part in enumerate(layer.experts.up_bias[:, None])}
-    first, second = descent._groups(weights)
+    first, second = step_size.role_groups(weights)
     rms = scale * float(layer.experts.up.square().mean().sqrt())
     assert first["unit"] == second["unit"] == pytest.approx(rms / 7**0.5, rel=1e-12)
     assert [len(group["params"]) for group in (first, second)] == [6, 6]
