@@ -61,7 +61,7 @@ TABLE = {
         {},
     ),
     "code of a refine": (
-        "mergemoe/reconstruction/descent.py",
+        "mergemoe/reconstruction/step_size.py",
         "WARM_UP = 20",
         "WARM_UP = 21",
         {"refine": 2, **ONE},
