@@ -17,7 +17,7 @@ from mergemoe.methods.options import Option
 from mergemoe.models.families import auto_class
 from mergemoe.moe import layer_sizes
 from mergemoe.moe.layout_types import ModelLayout
-from mergemoe.reconstruction.options import LAYER, misfit
+from mergemoe.reconstruction.options import LAYER, misfit, too_few
 
 
 def kept_by_layer(
@@ -145,18 +145,13 @@ def summary(described: ModelLayout, kept: Mapping[int, int], method: str, refine
 
 def check_heldout(method: str, ridge: float | str, refined: Mapping[str, Any] | None, heldout: Tensor) -> None:
     """Check that there are held-out sequences [S], if a ridge or the best state of a refine is chosen by them."""
-    if heldout.any():
-        return
-    if ridge == "auto":
+    if ridge == "auto" and not heldout.any():
         raise UserError(
             f"method {method} chooses its ridge by held-out sequences, and there are none. Give `holdout` a share "
             "above 0, or `ridge` a number such as 0.01"
         )
-    if refined:
-        raise UserError(
-            "refine keeps the weights with the least error on held-out sequences, and there are none. Give `holdout` "
-            "a share above 0"
-        )
+    if refined and (why := too_few(int(heldout.sum()))):
+        raise UserError(why)
 
 
 def ids_and_mask(tokens: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

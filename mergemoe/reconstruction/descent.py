@@ -24,6 +24,7 @@ from mergemoe.reconstruction.step_size import cosine, pace, role_groups
 
 SAVE_EVERY = 60.0  # seconds
 BETAS = (0.9, 0.95)
+SURE = 2.0  # standard errors by which a state must be better than the start to be kept
 GAIN = 0.1  # the share by which a cosine of `auto` must lower the least held-out error, or it is the last one
 MEASURE_EVERY = 25  # steps; more if a measurement would then take more than
 MEASURE_SHARE = 0.1  # of the work
@@ -43,8 +44,9 @@ class Settings:
 class Descent:
     """The state of a descent.
 
-    step: steps taken. best: the solved layer with the least held-out error, after `best_step` steps; None while that is
-    the start. history: (step, mean fitted error of the batches since the last measurement, held-out error) of each
+    step: steps taken. start [S]: each held-out sequence's part of the error before the first step. best: of the states
+    that are surely better than the start, the one with the least held-out error, after `best_step` steps; None if there
+    is none. history: (step, mean fitted error of the batches since the last measurement, held-out error) of each
     measurement; the first is of the start, without a fitted error.
     """
 
@@ -55,6 +57,7 @@ class Descent:
         forward = heldout.count / (3 * settings.batch)  # a measurement in steps, each of which has gradients, too
         self.every = max(MEASURE_EVERY, math.ceil(forward / MEASURE_SHARE))
         self.step = self.best_step = 0
+        self.start = torch.empty(0, dtype=torch.float64)
         self.best: dict[str, Tensor] | None = None
         self.history: list[tuple[int, float, float]] = []
         self.losses: list[float] = []
@@ -106,10 +109,11 @@ class Descent:
 
     def _measure(self) -> bool:
         """Measure the held-out error, and tell whether to go on: there is an error left, and it is a number."""
-        tensors = self.layer.solved()
-        error = self.heldout.error(Approximation(self.layer.problem, tensors).output)
-        if error is None:
+        if not self.heldout.energy:
             return False
+        tensors = self.layer.solved()
+        errors = self.heldout.errors(Approximation(self.layer.problem, tensors).output)
+        error = float(errors.sum())
         if not math.isfinite(error):
             print(
                 f"the held-out error is {error} after step {self.step}: the descent ends, and the best state before is "
@@ -117,11 +121,16 @@ class Descent:
                 file=sys.stderr,
             )
             return False
-        if self.history and error < min(before for *_, before in self.history):
+        if not self.history:
+            self.start = errors
+        elif error < self._kept_error() and surely_less(errors, self.start):
             self.best, self.best_step = tensors, self.step
         self.history.append((self.step, sum(self.losses) / max(1, len(self.losses)), error))
         self.losses.clear()
         return error > 0
+
+    def _kept_error(self) -> float:
+        return next(error for step, _, error in self.history if step == self.best_step)
 
     def _state(self) -> dict[str, Tensor]:
         """Return all that a resumed descent needs for the same bytes."""
@@ -133,6 +142,7 @@ class Descent:
         best = {f"best.{name}": part for name, part in (self.best or {}).items()}
         numbers = {
             "steps": torch.tensor([self.step, self.best_step]),
+            "start": self.start,
             "history": torch.tensor(self.history, dtype=torch.float64),
             "losses": torch.tensor(self.losses, dtype=torch.float64),
         }
@@ -150,7 +160,16 @@ class Descent:
             like = {key: saved[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
             self.adam.state[weight] = {key: part.to(weight.device) for key, part in like.items()}
         best = {name.removeprefix("best."): part for name, part in saved.items() if name.startswith("best.")}
-        self.step, self.best_step = ints(saved["steps"])
+        (self.step, self.best_step), self.start = ints(saved["steps"]), saved["start"]
         self.best = best or None
         self.history = [(int(row[0]), float(row[1]), float(row[2])) for row in saved["history"]]
         self.losses = floats(saved["losses"])
+
+
+def surely_less(errors: Tensor, start: Tensor) -> bool:
+    """Tell whether the errors [S] of the held-out sequences fell, on average by more than SURE of its standard errors.
+
+    A few sequences can fall by chance while other text gets worse. What falls in one sequence alone tells nothing.
+    """
+    fall = start - errors
+    return len(fall) > 1 and float(fall.mean()) > SURE * float(fall.std()) / math.sqrt(len(fall))

@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
 
 class KeptTokens:
-    """Tokens of one kind. `energy` is the mean of ||y||^2 over them."""
+    """Tokens of one kind. `energy` is the mean of ||y||^2 over them, `sequence` [n] the place of each one's sequence."""
 
     def __init__(self, problem: Problem, heldout: bool, folder: Path | None, targets: str):
         """Copy the tokens, and compute their targets.
@@ -63,6 +63,8 @@ class KeptTokens:
                 self.target[rows] = y
         if not math.isfinite(self.energy):
             raise ValueError("the layer's outputs hold NaN or infinity: look at the captured activations, not here")
+        held = problem.reader.held
+        self.sequence = problem.reader.read("sequence", 0, len(held))[held == heldout].unique(return_inverse=True)[1]
 
     def _compute(self, tokens: Tokens) -> Tensor:
         return routed_output(tokens.hidden, tokens.index, tokens.weight, self.problem.experts, self.problem.act)
@@ -83,10 +85,18 @@ class KeptTokens:
         return self._ahead(batch_rows(self.count, batch, seed, step))
 
     @torch.no_grad()
+    def errors(self, approximation: Callable[[Tokens], Tensor]) -> Tensor:
+        """Return ||y' - y||^2 / ||y||^2 by sequence, [S] in float64: each one's part of the error over all tokens.
+
+        y' [n, H] is the approximation's output. The parts are NaN if y is 0 everywhere.
+        """
+        squared = [approximation(batch.tokens).sub(batch.target).square().sum(1).cpu() for batch in self.in_order()]
+        parts = torch.zeros(int(self.sequence.max()) + 1, dtype=torch.float64)
+        return parts.index_add_(0, self.sequence, torch.cat(squared).double()) / (self.count * self.energy)
+
     def error(self, approximation: Callable[[Tokens], Tensor]) -> float | None:
-        """Return ||y' - y||^2 / ||y||^2 over all tokens, y' [n, H] being the approximation's output; None if y is 0."""
-        squared = (approximation(batch.tokens).sub(batch.target).square().sum() for batch in self.in_order())
-        return sum(float(part) for part in squared) / (self.count * self.energy) if self.energy else None
+        """Return the error over all tokens; None if y is 0 everywhere."""
+        return float(self.errors(approximation).sum()) if self.energy else None
 
     def _ahead(self, wanted: Iterator[Tensor]) -> Iterator[Batch]:
         """Yield the batches of these rows; the next one is read while the caller computes."""

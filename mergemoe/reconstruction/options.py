@@ -38,6 +38,7 @@ LAYER = {
     ),
 }
 KINDS = {"layer": LAYER}
+LEAST = 2  # held-out sequences
 
 
 def misfit(options: Mapping[str, Any], routing: str) -> str | None:
@@ -48,3 +49,13 @@ def misfit(options: Mapping[str, Any], routing: str) -> str | None:
             "Leave `router` out, or take a method that prunes or folds it"
         )
     return None
+
+
+def too_few(heldout: int) -> str | None:
+    """Return why this number of held-out sequences does not do; None if it does."""
+    if heldout >= LEAST:
+        return None
+    return (
+        f"refine keeps the weights with the least error on held-out sequences, which takes {LEAST} of them to tell a "
+        f"gain from chance; there are {heldout}. Calibrate on more sequences, or raise `holdout`"
+    )

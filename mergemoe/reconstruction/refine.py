@@ -18,6 +18,7 @@ from mergemoe.moe.typed_torch import ints
 from mergemoe.reconstruction.descent import Descent, Settings
 from mergemoe.reconstruction.kept_tokens import KeptTokens
 from mergemoe.reconstruction.objective import Approximation
+from mergemoe.reconstruction.options import too_few
 
 
 def refine(
@@ -58,13 +59,10 @@ def refine(
         record: errors before and after, and the history of the descent.
 
     Raises:
-        UserError: if no calibration sequence is held out.
+        UserError: if fewer than two calibration sequences are held out.
     """
-    if not reader.count(heldout=True):
-        raise UserError(
-            "no calibration sequence is held out, and refine keeps the weights with the least error on held-out "
-            "tokens. Give `holdout` a share above 0"
-        )
+    if why := too_few(len(reader.read("sequence", 0, len(reader.held))[reader.held].unique())):
+        raise UserError(why)
     problem = Problem(
         experts.map(lambda matrices: matrices.float()),
         groups_of(ints(solved["expert_map"]), [1] * len(experts)),

@@ -135,7 +135,8 @@ def test_the_kernel_is_what_it_was(tiny):
         ({"refine": {"steps": 1.5}}, "refine, `steps`: got 1.5; it must be .*whole number at least 0"),
         ({"refine": {"parts": ["norm"]}}, r"refine, `parts`: got \['norm'\]; it must be a list"),
         ({"refine": {"parts": ["up", "router"]}}, "refine: `parts` names the router, but the routing is preserved"),
-        ({"refine": "auto", "ridge": 0.1, "holdout": 0.0}, "refine keeps the weights with the least error on held-out"),
+        ({"refine": "auto", "ridge": 0.1, "holdout": 0.0}, "refine keeps the weights.*takes 2 of them.*there are 0"),
+        ({"refine": "auto", "ridge": 0.1, "holdout": 0.01}, "refine keeps the weights.*takes 2 of them.*there are 1"),
         ({"tokens": torch.arange(9)}, "must be token ids"),
         ({"tokens": torch.rand(2, 9)}, "must be token ids"),
         ({"tokens": {"input_ids": [[1, 2]]}}, "must be token ids"),
@@ -157,7 +158,8 @@ def test_a_number_of_experts_may_be_numpys_and_none_may_be_held_out_where_the_ri
 
 
 def test_it_says_what_it_does_before_it_begins(tiny, capsys):
-    mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn(), experts=3, refine={"steps": 2}, ridge=0.1)
+    refine = {"steps": 2}
+    mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn(), experts=3, holdout=0.25, refine=refine, ridge=0.1)
     assert "compress: 2 layers, 8 experts to 3, by `select`, then a refine of 2 steps\n" in capsys.readouterr().err
 
 

@@ -22,6 +22,12 @@ SETTINGS = Settings(steps=20, batch=16, rate=0.1, seed=3, dtype="float32")
 MAP = [0, 0, 1, 2, 1, 3]
 
 
+@pytest.fixture(autouse=True)
+def any_gain_counts(monkeypatch):
+    """Forty held-out tokens of a random layer are too few for a sure gain; a test of its own sets it back."""
+    monkeypatch.setattr(descent, "SURE", 0.0)
+
+
 def start(layer):
     return solved_tensors(layer.experts, MAP, merge(average, layer))
 
@@ -145,6 +151,38 @@ def test_the_best_state_is_the_one_with_the_least_error_as_it_is_stored(monkeypa
     again = found.heldout.error(Approximation(layer, found.best).output)
     assert again == pytest.approx(errors[found.best_step], rel=1e-12)
     assert all(fit > 0 for _, fit, _ in found.history[1:])
+
+
+@pytest.mark.parametrize(
+    ("errors", "sure"),
+    [
+        ([0.8, 0.7, 0.9, 0.8], True),
+        ([0.8, 0.7, 1.1, 0.8], False),  # a mean fall of .15, two standard errors of .17
+        ([0.8, 0.7, 1.1, 0.8] * 2, True),  # more sequences tell more
+        ([0.1, 1.0], False),
+        ([0.8, 0.8], True),
+        ([0.1], False),
+        ([1.0, 1.0], False),
+        ([1.2, 1.3], False),
+    ],
+)
+def test_a_state_is_surely_better_if_the_sequences_agree(monkeypatch, errors, sure):
+    monkeypatch.undo()
+    start = torch.ones(len(errors), dtype=torch.float64)
+    assert descent.surely_less(torch.tensor(errors, dtype=torch.float64), start) == sure
+
+
+def test_what_gains_in_one_sequence_alone_is_not_kept(monkeypatch):
+    layer = problem()
+    found = begun(layer)
+    found.run(None)
+    assert found.best_step == 20
+    monkeypatch.undo()
+    unsure = begun(layer)
+    unsure.heldout.sequence = torch.zeros_like(unsure.heldout.sequence)
+    unsure.run(None)
+    assert unsure.best is None and unsure.best_step == 0
+    assert [error for *_, error in unsure.history] == pytest.approx([error for *_, error in found.history], rel=1e-12)
 
 
 def test_no_state_is_kept_if_none_is_better_than_the_start():

@@ -40,6 +40,9 @@ def test_the_error_is_relative_to_the_energy(monkeypatch):
     expected = float((whole.hidden - y).square().sum() / y.square().sum())
     kept = KeptTokens(problem, heldout=True, folder=None, targets="kept")
     assert kept.error(lambda tokens: tokens.hidden) == pytest.approx(expected, rel=1e-12)
+    parts = kept.errors(lambda tokens: tokens.hidden)
+    by_hand = [((whole.hidden - y)[row : row + 2].square().sum() / y.square().sum()).item() for row in range(0, 40, 2)]
+    assert parts.tolist() == pytest.approx(by_hand, rel=1e-12)  # two tokens make a sequence
 
 
 @given(count=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 3), skip=st.integers(0, 60))

@@ -139,8 +139,10 @@ def test_a_descent_that_diverges_ends_with_a_word_and_the_start(experts, reader,
     assert "`rate` is too high" in capsys.readouterr().err
 
 
-def test_without_held_out_tokens_nothing_is_computed(experts, reader, router):
+@pytest.mark.parametrize("held", [0, 1])
+def test_with_fewer_than_two_held_out_sequences_nothing_is_computed(experts, reader, router, held):
     start, *_ = solved(experts, reader, router, *STARTS["mergemoe"])
-    none = Remembered([{name: reader.read(name, 0, 50) for name in ROWS}], torch.zeros(6))
-    with pytest.raises(UserError, match="no calibration sequence is held out.*`holdout`"):
-        refine(experts, start, none, SILU, **OPTIONS)
+    rows = {name: reader.read(name, 0, 50) for name in ROWS}
+    few = Remembered([rows], torch.arange(6) < held)
+    with pytest.raises(UserError, match=f"takes 2 of them to tell a gain from chance; there are {held}.*`holdout`"):
+        refine(experts, start, few, SILU, **OPTIONS)

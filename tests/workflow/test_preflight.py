@@ -140,12 +140,15 @@ def test_auto_needs_held_out_sequences(solve, tiny, monkeypatch):
     preflight.check_params(read_params(config))
 
 
-def test_a_refine_needs_held_out_sequences(tiny, monkeypatch):
+@pytest.mark.parametrize(("holdout", "held"), [(0.0, 0), (0.125, 1)])
+def test_a_refine_needs_two_held_out_sequences(tiny, monkeypatch, holdout, held):
     monkeypatch.chdir(ROOT)
     config = small(tiny)
-    config["calibrate"]["mixed"]["holdout"] = 0.0
+    config["calibrate"]["mixed"] |= {"samples": 8, "holdout": holdout}
     config["solve"], config["refine"] = {"plain": {"method": "average"}}, {"tuned": {"by": "layer"}}
-    with pytest.raises(UserError, match=r"refine.tuned keeps the state .* calibrate.mixed.holdout is 0. Set it"):
+    with pytest.raises(
+        UserError, match=rf"refine.tuned on calibrate.mixed: .* takes 2 .* there are {held}. .*`holdout`"
+    ):
         preflight.check_params(read_params(config))
     config["runs"] = [["tiny", "mixed", "half", "plain"]]
     preflight.check_params(read_params(config))

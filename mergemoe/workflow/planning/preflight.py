@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mergemoe.artifacts.run import Run
+from mergemoe.calibration.token_sequences import heldout_count
 from mergemoe.checkpoints import expert_headers, hub_cache, model_folder, router_headers, validation
 from mergemoe.errors import UserError
 from mergemoe.grouping.allocation import NO_SIZE_IN_COMMON
 from mergemoe.moe import layer_sizes
+from mergemoe.reconstruction.options import too_few
 from mergemoe.workflow.config.params import Params
 
 
@@ -76,7 +78,11 @@ def _check_cluster(params: Params, model: str, cluster: str, layers: Mapping[int
 
 def _check_holdout(params: Params, run: Run) -> None:
     """Check that a run whose choices are made on held-out tokens has some."""
-    if params.calibrate[run.calibrate].holdout:
+    calibrate = params.calibrate[run.calibrate]
+    held = heldout_count(calibrate.samples, calibrate.holdout)
+    if run.refine and (why := too_few(held)):
+        raise UserError(f"refine.{run.refine} on calibrate.{run.calibrate}: {why}")
+    if held:
         return
     chosen, empty = (
         params.cluster[run.cluster],
@@ -88,8 +94,6 @@ def _check_holdout(params: Params, run: Run) -> None:
         raise UserError(
             f"solve.{run.solve}.ridge is auto, which needs held-out sequences, but {empty}, or the ridge to a number"
         )
-    if run.refine:
-        raise UserError(f"refine.{run.refine} keeps the state with the least error on held-out tokens, but {empty}")
 
 
 def _check_files(params: Params) -> None:
