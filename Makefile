@@ -61,7 +61,7 @@ bench-refine: .venv/run
 	set -e; for piece in $(PIECES); do \
 		.venv/bin/python benchmarks/refine.py params $$piece > scratch/$$piece.yaml; \
 		.venv/bin/snakemake --cores all --configfile scratch/$$piece.yaml --replace-workflow-config; \
-		cp results/metrics.json benchmarks/refine/$$piece.json; \
+		.venv/bin/python benchmarks/refine.py keep $$piece; \
 		.venv/bin/python benchmarks/refine.py table; \
 	done
 

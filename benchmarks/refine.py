@@ -1,9 +1,10 @@
 """Compare methods before and after a refine, at equal size: write a piece's params.yaml, and print the table of all.
 
 python benchmarks/refine.py params PIECE > FILE    # snakemake --cores all --configfile FILE --replace-workflow-config
-python benchmarks/refine.py table                  # reads benchmarks/refine/PIECE.json, copies of results/metrics.json
+python benchmarks/refine.py keep PIECE             # writes benchmarks/refine/PIECE.json from results/ and logs/
+python benchmarks/refine.py table                  # reads these files
 
-`make bench-refine PIECES="demo_64_50 ..."` does both. A piece is a model, the number of calibration sequences and the
+`make bench-refine PIECES="demo_64_50 ..."` does all. A piece is a model, the number of calibration sequences and the
 share of the routed weights that is kept. It takes less than an hour of two cores, and the table shows what is there.
 """
 
@@ -26,15 +27,22 @@ REFINE = {"tuned": {"by": "layer"}}  # the defaults
 CALIBRATIONS = {
     "64": methods.MIXED,
     "512": {**methods.MIXED, "samples": 512},
-    "few": methods.COMPARISONS["few"]["calibrate"],
+    "few": {**methods.COMPARISONS["few"]["calibrate"], "holdout": 0.5},
     "code": methods.COMPARISONS["code"]["calibrate"],
 }
-NAMES = {"64": "64 sequences", "512": "512 sequences", "few": "4 sequences", "code": "64 sequences of code"}
+NAMES = {
+    "64": "64 sequences",
+    "512": "512 sequences",
+    "few": "4 sequences, 2 of them held out",
+    "code": "64 sequences of code",
+}
+SECONDS = "seconds/layer"
 OTHERS = {
     "fidelity/perplexity": "perplexity at 50%",
     "blimp/acc": "BLiMP at 50%",
     "generation/loops": "loops at 50%",
     "generation/distinct2": "distinct-2 at 50%",
+    SECONDS: "seconds a layer at 50%",
 }
 PIECES = {
     f"{model}_{calibrate}_{share}": (model, calibrate, share)
@@ -54,6 +62,21 @@ def params(piece: str) -> dict[str, Any]:
     return methods.params_of({**chosen, "methods": METHODS, "refine": REFINE, **scores})
 
 
+def keep(piece: str, project: Path = Path()) -> None:
+    """Write a piece's file: the metrics of its runs, each with the seconds of its solve, or its refine, of a layer."""
+    metrics = json.loads((project / "results/metrics.json").read_text())
+    for model, found in metrics.items():
+        for run, scores in found["runs"].items():
+            calibrate, cluster, last = run.split("/")
+            rule = "refine" if "+" in last else "solve"
+            logs = (project / "logs/bench" / rule / model / calibrate / cluster / last.replace("+", "/")).glob(
+                "*.jsonl"
+            )
+            scores[SECONDS] = statistics.mean(json.loads(log.read_text().splitlines()[-1])["s"] for log in logs)
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{piece}.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
+
+
 def table() -> Iterator[str]:
     """Yield the lines of a table per model and calibration: KL before → after at each share."""
     for model, calibrate in dict.fromkeys(piece[:2] for piece in PIECES.values()):
@@ -67,7 +90,7 @@ def table() -> Iterator[str]:
         columns += [
             (title, "50", key)
             for key, title in OTHERS.items()
-            if key in found.get("50", {}).get("full", {}).get("100", {})
+            if key in found.get("50", {}).get("select", {}).get("50", {})
         ]
         yield "| | " + " | ".join(title for title, *_ in columns) + " |"
         yield "|---" * (len(columns) + 1) + "|"
@@ -100,14 +123,17 @@ def _ratios(found: dict[str, Any], share: str) -> str:
 
 
 def main() -> None:
-    """Print a piece's params.yaml, or the table."""
+    """Print a piece's params.yaml, write its file, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(dest="what", required=True)
-    what.add_parser("params").add_argument("piece", choices=list(PIECES))
+    for name in ("params", "keep"):
+        what.add_parser(name).add_argument("piece", choices=list(PIECES))
     what.add_parser("table")
     args = parser.parse_args()
     if args.what == "params":
         yaml.safe_dump(params(args.piece), sys.stdout, sort_keys=False)
+    elif args.what == "keep":
+        keep(args.piece)
     else:
         print("\n".join(table()).strip())
 

@@ -17,6 +17,7 @@ from mergemoe.compressed import arguments
 from mergemoe.compressed.replace import experts_of, replace_layers
 from mergemoe.errors import UserError
 from mergemoe.grouping import cluster
+from mergemoe.grouping.quick_search import usual_search
 from mergemoe.merging.solve import solve
 from mergemoe.methods import catalogue
 from mergemoe.models import layout
@@ -50,7 +51,8 @@ def compress(
 ) -> "PreTrainedModel":
     """Merge the experts of a model in place, and return it.
 
-    On a CPU, at equal dtype, batches and threads, the weights are the workflow's, bit for bit.
+    On a CPU, at equal dtype, batches and threads, the weights are the workflow's, bit for bit; layers of 32 experts or
+    more are grouped with `search: quick`, if they are grouped by selection.
 
     Args:
         model: a transformers model; its class becomes a subclass of what it was.
@@ -142,7 +144,8 @@ def _solve_layer(
     routing = catalogue.routing(method, options)
     by = catalogue.usual_grouping(method, routing)
     problem, router_groups = layer.problem(), entry["router"]["groups"]
-    expert_map = cluster.group_experts(by, kept, problem, profiled, width, router_groups=router_groups)
+    search = usual_search(entry["experts"])
+    expert_map = cluster.group_experts(by, kept, problem, profiled, width, router_groups=router_groups, search=search)
     router = None if routing == "preserved" else _router(model, entry)
     usage = profiled["usage"]
     solved = solve(layer.experts, expert_map, usage, tokens, layer.act, router=router, method=method, **options)[0]

@@ -12,6 +12,13 @@ from mergemoe.moe.experts import joined
 from mergemoe.moe.layer_sizes import quarter
 from mergemoe.moe.problem import Problem
 
+MANY = 32  # experts of a layer; at real widths their full search takes minutes, that of 128 experts hours
+
+
+def usual_search(experts: int) -> str:
+    """Return the search that `mergemoe.compress` uses for a layer of N experts: quick if they are many."""
+    return "quick" if experts >= MANY else "full"
+
 
 def sketch(problem: Problem) -> Problem:
     """Return the layer with a quarter of each expert's neurons, and a quarter as many outputs.

@@ -31,7 +31,10 @@ class Batch(NamedTuple):
 
 
 class KeptTokens:
-    """Tokens of one kind. `energy` is the mean of ||y||^2 over them, `sequence` [n] the place of each one's sequence."""
+    """Tokens of one kind.
+
+    energy: the mean of ||y||^2 over them. sequence [n]: the place of each one's sequence among theirs.
+    """
 
     def __init__(self, problem: Problem, heldout: bool, folder: Path | None, targets: str):
         """Copy the tokens, and compute their targets.

@@ -26,7 +26,8 @@ def test_every_run_of_a_piece_is_there_without_and_with_a_refine(piece):
 
 
 def test_the_table_shows_each_method_before_and_after(tmp_path, monkeypatch):
-    monkeypatch.setattr(refine, "FOLDER", tmp_path)
+    monkeypatch.setattr(refine, "FOLDER", tmp_path / "kept")
+    (tmp_path / "results").mkdir()
     runs = {}
     for place, method in enumerate(refine.METHODS, 1):
         for seed in range(3):
@@ -34,11 +35,18 @@ def test_the_table_shows_each_method_before_and_after(tmp_path, monkeypatch):
             runs[name] = {"fidelity/kl": place * (seed + 1.0), "fidelity/perplexity": 50.0}
             runs[f"{name}+tuned"] = {"fidelity/kl": place * (seed + 1.0) / 10, "fidelity/perplexity": 45.0}
     metrics = {"demo": {"full": {"fidelity/perplexity": 40.0}, "runs": runs}}
-    (tmp_path / "demo_64_50.json").write_text(json.dumps(metrics))
+    (tmp_path / "results/metrics.json").write_text(json.dumps(metrics))
+    for name in runs:
+        for layer, seconds in (("000", 2.0), ("001", 4.0)):
+            rule, last = ("refine", "tuned/") if "+" in name else ("solve", "")
+            log = tmp_path / f"logs/bench/{rule}/demo/{name.removesuffix('+tuned')}/{last}layer_{layer}.jsonl"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(f'{{"s": 99.0}}\n{{"s": {seconds * 10 if last else seconds}}}\n')
+    refine.keep("demo_64_50", tmp_path)
     lines = list(refine.table())
     assert lines[0] == "demo-moe, calibrated on 64 sequences"
-    assert "| | KL at 50% | perplexity at 50% |" in lines
-    assert "| reap (stock) | 6 ± 3 → 0.6 ± 0.3 | 50 ± 0 → 45 ± 0 |" in lines
+    assert "| | KL at 50% | perplexity at 50% | seconds a layer at 50% |" in lines
+    assert "| reap (stock) | 6 ± 3 → 0.6 ± 0.3 | 50 ± 0 → 45 ± 0 | 3 ± 0 → 30 ± 0 |" in lines
     assert lines[-2].startswith("- At 50%, the KL of `select+tuned` is 3.3 times lower than `mergemoe`'s")
 
 

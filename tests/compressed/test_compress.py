@@ -1,6 +1,7 @@
 """Compression in memory, saving, and what both must have in common with the workflow."""
 
 import json
+from types import SimpleNamespace
 
 import architectures
 import numpy as np
@@ -12,7 +13,9 @@ from tiny_project import make_tiny
 from transformers import AutoModelForCausalLM
 
 import mergemoe
+from mergemoe.compressed import compress
 from mergemoe.errors import UserError
+from mergemoe.grouping import cluster, quick_search
 
 pytestmark = pytest.mark.usefixtures("own_module_cache")
 
@@ -161,6 +164,20 @@ def test_it_says_what_it_does_before_it_begins(tiny, capsys):
     refine = {"steps": 2}
     mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn(), experts=3, holdout=0.25, refine=refine, ridge=0.1)
     assert "compress: 2 layers, 8 experts to 3, by `select`, then a refine of 2 steps\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("many", "search"), [(9, "full"), (8, "quick")])
+def test_layers_of_many_experts_are_grouped_by_a_quick_search(tiny, monkeypatch, many, search):
+    monkeypatch.setattr(quick_search, "MANY", many)
+    searches = []
+
+    def group(*args, **options):
+        searches.append(options["search"])
+        return cluster.group_experts(*args, **options)
+
+    monkeypatch.setattr(compress, "cluster", SimpleNamespace(group_experts=group))
+    mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn(), ridge=0.1)
+    assert searches == [search] * 2
 
 
 def test_layers_may_be_a_range_as_in_params_yaml(tiny):
