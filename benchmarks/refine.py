@@ -10,6 +10,7 @@ share of the routed weights that is kept. It takes less than an hour of two core
 
 import argparse
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterator
@@ -36,13 +37,13 @@ NAMES = {
     "few": "4 sequences, 2 of them held out",
     "code": "64 sequences of code",
 }
-SECONDS = "seconds/layer"
+SECONDS = "cpu_seconds/layer"
 OTHERS = {
     "fidelity/perplexity": "perplexity at 50%",
     "blimp/acc": "BLiMP at 50%",
     "generation/loops": "loops at 50%",
     "generation/distinct2": "distinct-2 at 50%",
-    SECONDS: "seconds a layer at 50%",
+    SECONDS: "CPU seconds a layer at 50%",
 }
 PIECES = {
     f"{model}_{calibrate}_{share}": (model, calibrate, share)
@@ -63,16 +64,15 @@ def params(piece: str) -> dict[str, Any]:
 
 
 def keep(piece: str, project: Path = Path()) -> None:
-    """Write a piece's file: the metrics of its runs, each with the seconds of its solve, or its refine, of a layer."""
+    """Write a piece's file: the metrics of its runs, each with the CPU seconds of its solve, or its refine, of a layer."""
     metrics = json.loads((project / "results/metrics.json").read_text())
     for model, found in metrics.items():
         for run, scores in found["runs"].items():
             calibrate, cluster, last = run.split("/")
             rule = "refine" if "+" in last else "solve"
-            logs = (project / "logs/bench" / rule / model / calibrate / cluster / last.replace("+", "/")).glob(
-                "*.jsonl"
-            )
-            scores[SECONDS] = statistics.mean(json.loads(log.read_text().splitlines()[-1])["s"] for log in logs)
+            folder = project / "logs" / rule / model / calibrate / cluster / last.replace("+", "/")
+            logs = [path.read_text() for path in folder.glob("layer_*.log")]
+            scores[SECONDS] = statistics.mean(float(re.findall(r"CPU time: ([\d.]+) s", log)[-1]) for log in logs)
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{piece}.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
 

@@ -39,13 +39,13 @@ def test_the_table_shows_each_method_before_and_after(tmp_path, monkeypatch):
     for name in runs:
         for layer, seconds in (("000", 2.0), ("001", 4.0)):
             rule, last = ("refine", "tuned/") if "+" in name else ("solve", "")
-            log = tmp_path / f"logs/bench/{rule}/demo/{name.removesuffix('+tuned')}/{last}layer_{layer}.jsonl"
+            log = tmp_path / f"logs/{rule}/demo/{name.removesuffix('+tuned')}/{last}layer_{layer}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(f'{{"s": 99.0}}\n{{"s": {seconds * 10 if last else seconds}}}\n')
+            log.write_text(f"CPU time: 99.0 s\ntorch\nCPU time: {seconds * 10 if last else seconds} s\n")
     refine.keep("demo_64_50", tmp_path)
     lines = list(refine.table())
     assert lines[0] == "demo-moe, calibrated on 64 sequences"
-    assert "| | KL at 50% | perplexity at 50% | seconds a layer at 50% |" in lines
+    assert "| | KL at 50% | perplexity at 50% | CPU seconds a layer at 50% |" in lines
     assert "| reap (stock) | 6 ± 3 → 0.6 ± 0.3 | 50 ± 0 → 45 ± 0 | 3 ± 0 → 30 ± 0 |" in lines
     assert lines[-2].startswith("- At 50%, the KL of `select+tuned` is 3.3 times lower than `mergemoe`'s")
 
