@@ -8,12 +8,17 @@ mergemoe/artifacts/stages.py, read by stages/support/rules.py. Paths are those o
 from snakemake.utils import min_version
 
 from mergemoe.artifacts import paths
+from mergemoe.workflow.config.params_file import check_files
 from stages.support import runs
 from stages.support.mistakes import plain_errors
 from stages.support.rules import SHELL, page_parts, prepare
 from stages.support.tracking import files_below
 
 min_version("9.0")
+
+
+with plain_errors():
+    check_files(["params.yaml", *workflow.overwrite_configfiles])
 
 
 configfile: "params.yaml"

@@ -64,7 +64,7 @@ def params(piece: str) -> dict[str, Any]:
 
 
 def keep(piece: str, project: Path = Path()) -> None:
-    """Write a piece's file: the metrics of its runs, each with the CPU seconds of its solve, or its refine, of a layer."""
+    """Write a piece's file: the metrics of its runs, each with the CPU seconds of a layer's solve, or refine."""
     metrics = json.loads((project / "results/metrics.json").read_text())
     for model, found in metrics.items():
         for run, scores in found["runs"].items():

@@ -123,13 +123,9 @@ def run_plan(args: argparse.Namespace) -> None:
 
 
 def _read_params(path: str) -> "Params":
-    import yaml
+    from mergemoe.workflow.config import params, params_file
 
-    from mergemoe.workflow.config.params import read_params
-
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file. Run this in the folder of a params.yaml, or name one with --params")
-    return read_params(yaml.safe_load(Path(path).read_text()), path)
+    return params.read_params(params_file.read_file(path), path)
 
 
 def run_record(args: argparse.Namespace) -> None:

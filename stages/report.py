@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergemoe.artifacts import atomic, digests, store
+from mergemoe.artifacts.paths import below
 from mergemoe.artifacts.run import Run
 from mergemoe.report import metrics, model_card, page, study, tables
 from stages.support import command
@@ -27,6 +28,7 @@ def main(args: argparse.Namespace) -> None:
     models = study.load_study(results, runs, tasks, numbers)
     made = {"stage": "report", "params": args.cfg, "code": args.code, "payload": digests.digest_json(numbers)}
     whole = {**made, "inputs": study.inputs(results, models)}
+    command.check_inputs(str(below(results, path)) for path in whole["inputs"])
     texts = {
         args.metrics: metrics.metrics_text(numbers),
         args.quality: tables.quality(models),

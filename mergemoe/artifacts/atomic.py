@@ -33,6 +33,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
             _sync(file)
         _put(temporary, path)
         _sync(path.parent)
+    except Exception as error:
+        error.add_note(f"while {path} was written")  # a full disk's own message names no file
+        raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergemoe import errors
+from mergemoe.artifacts.reading import reading
+from mergemoe.artifacts.safetensors_header import read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+PROVENANCE = "mergemoe"  # the key of the provenance in a file's metadata; safetensors would order two at random
 ROWS = 65536  # of a dataset, read at once
+DEFLATED = 1100  # times its size in a file, a dataset can have at most; deflate's own limit is 1032
 TORCH = {
     "BOOL": "bool",
     "U8": "uint8",
@@ -36,7 +39,7 @@ def digest_artifact(path: str | Path) -> str:
         ArtifactError: if it cannot be read.
     """
     path = Path(path)
-    try:
+    with reading(path):
         if path.suffix == ".json":
             whole = json.loads(path.read_text())
             return digest_json({key: value for key, value in whole.items() if key != "provenance"})
@@ -46,43 +49,51 @@ def digest_artifact(path: str | Path) -> str:
 
         with h5py.File(path) as file:
             return digest_activation_file(file)
-    except (OSError, RuntimeError, ValueError, AttributeError) as error:
-        raise errors.damaged_artifact(path, f"cannot be read as an artifact ({error})") from error
 
 
 def digest_tensor_file(path: str | Path) -> str:
     """Return the digest of a safetensors file's tensors.
 
     Raises:
-        ValueError: if the file is cut off, or has a type that no artifact has.
+        ValueError: if the file is damaged, or has a type that no artifact has.
     """
     whole = hashlib.sha256()
+    tensors = read_header(path).tensors
     with Path(path).open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        head = json.loads(file.read(length))
-        head.pop("__metadata__", None)
-        for name in sorted(head):
-            dtype, shape, (start, end) = (head[name][key] for key in ("dtype", "shape", "data_offsets"))
-            if dtype not in TORCH:
-                raise ValueError(f"{name} has the type {dtype}")
-            file.seek(8 + length + start)
-            content = file.read(end - start)
-            if len(content) != end - start:
-                raise ValueError(f"{name} is cut off")
-            whole.update(canonical([name, f"torch.{TORCH[dtype]}", shape]).encode())
-            whole.update(content)
+        for name, entry in sorted(tensors.items()):
+            if entry.dtype not in TORCH:
+                raise ValueError(f"{name} has the type {entry.dtype}")
+            whole.update(canonical([name, f"torch.{TORCH[entry.dtype]}", entry.shape]).encode())
+            file.seek(entry.start)
+            whole.update(file.read(entry.end - entry.start))
     return whole.hexdigest()
 
 
 def digest_activation_file(file: Any) -> str:
-    """Return the digest of an open HDF5 file's datasets."""
-    whole = hashlib.sha256()
+    """Return the digest of an open HDF5 file: names, types, shapes, attributes and bytes of its datasets.
+
+    Raises:
+        ValueError: if it holds anything but datasets of numbers, or they cannot fit into a file of its size.
+    """
+    whole, room = hashlib.sha256(), DEFLATED * Path(file.filename).stat().st_size
+    whole.update(canonical(_attributes(file, without=PROVENANCE)).encode())
     for name in sorted(file):
+        if type(file.get(name, getlink=True)).__name__ != "HardLink" or not hasattr(file[name], "dtype"):
+            raise ValueError(f"{name} is no dataset of this file")
         dataset = file[name]
-        whole.update(canonical([name, str(dataset.dtype), list(dataset.shape)]).encode())
+        if dataset.dtype.kind not in "biuf" or not dataset.shape or dataset.nbytes > room:
+            raise ValueError(f"{name} is {dataset.dtype} {list(dataset.shape)} in a file of {room // DEFLATED:,} bytes")
+        if dataset.chunks and (dataset.chunks[0] > ROWS or dataset.chunks[1:] != dataset.shape[1:]):
+            raise ValueError(f"{name} of {list(dataset.shape)} has chunks of {list(dataset.chunks)}")
+        facts = [name, str(dataset.dtype), list(dataset.shape), _attributes(dataset)]
+        whole.update(canonical(facts).encode())
         for start in range(0, len(dataset), ROWS):
             whole.update(dataset[start : start + ROWS].tobytes())
     return whole.hexdigest()
+
+
+def _attributes(owner: Any, without: str = "") -> dict[str, str]:
+    return {name: str(value) for name, value in owner.attrs.items() if name != without}
 
 
 def sha256(path: str | Path) -> str:

@@ -20,7 +20,6 @@ Each run first deletes kept outputs that no job of its params.yaml will ask for 
 with everything made deletes all (delete_all). On a file system without hard links nothing is kept, and the log says so.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -83,7 +82,7 @@ def keep_outputs(outs: Sequence[Path], made: Mapping[str, Any]) -> None:
             folder.mkdir()
             for path in outs:
                 _link(path, folder / path.name)
-            (folder / FILE_LIST).write_text(json.dumps(listed))
+            store.write_json(folder / FILE_LIST, {"files": listed}, made)
     except OSError as error:  # a file system without hard links, and a copy would take disk
         print(f"{place}: {error}. The outputs of this job are lost if another copy of it fails", file=sys.stderr)
 
@@ -93,7 +92,10 @@ def restore_outputs(outs: Sequence[Path], made: Mapping[str, Any]) -> bool:
     place = _place(outs, made)
     if place is None or not (place / FILE_LIST).is_file():
         return False
-    listed = json.loads((place / FILE_LIST).read_text())
+    try:
+        listed = store.read_json(place / FILE_LIST)["files"]
+    except ArtifactError:
+        return False
     if any(_files(place / path.name) != listed[path.name] or not is_whole(place / path.name, made) for path in outs):
         return False
     for path in outs:

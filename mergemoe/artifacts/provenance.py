@@ -10,12 +10,8 @@ from typing import Any
 
 from mergemoe import errors
 from mergemoe.artifacts import digests, store
-
-
-def address(path: str | Path) -> str:
-    """Return the path of an artifact from its folder `results` on, the same on every machine; else its bare name."""
-    parts = Path(path).parts
-    return "/".join(parts[parts.index("results") :] if "results" in parts else parts[-1:])
+from mergemoe.artifacts.reading import reading
+from mergemoe.artifacts.safetensors_header import read_header
 
 
 def read_provenance(path: str | Path) -> dict[str, Any] | None:
@@ -27,10 +23,8 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
     path = Path(path)
     if "results" not in path.parts or path.suffix not in _READERS:
         return None
-    try:
+    with reading(path):
         made = _READERS[path.suffix](path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise errors.damaged_artifact(path, f"cannot be read as an artifact ({error})") from error
     if made is not None and not store.matches_seal(made, made.get("payload", "")):
         raise errors.damaged_artifact(path, "does not hold what was written (its provenance was changed)")
     return made
@@ -42,9 +36,7 @@ def _of_json(path: Path) -> dict[str, Any] | None:
 
 
 def _of_tensors(path: Path) -> dict[str, Any] | None:
-    with path.open("rb") as file:
-        head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    made = head.get("__metadata__", {}).get(store.KEY)
+    made = read_header(path).metadata.get(digests.PROVENANCE)
     return json.loads(made) if made else None
 
 
@@ -52,7 +44,7 @@ def _of_activations(path: Path) -> dict[str, Any] | None:
     import h5py  # here, because only stages that read activations need it
 
     with h5py.File(path) as file:
-        return json.loads(str(file.attrs[store.KEY]))
+        return json.loads(str(file.attrs[digests.PROVENANCE]))
 
 
 _READERS = {".json": _of_json, ".safetensors": _of_tensors, ".h5": _of_activations}

@@ -1,6 +1,7 @@
 """One row of the table of stages (stages.py)."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from string import Formatter
 from typing import Literal
 
@@ -73,3 +74,7 @@ class Stage:
     def finished(self) -> str:
         """Return the pattern of the path that is there when a job has finished."""
         return self.record or self.output
+
+    def files(self, output: str) -> list[str]:
+        """Return the paths that a job with this output writes: of a pair both, else the output."""
+        return [output, str(Path(output).with_suffix(".json"))] if self.pair else [output]

@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergemoe.artifacts.atomic import atomic
-from mergemoe.artifacts.digests import canonical, digest_json, digest_tensors, sha256
+from mergemoe.artifacts.digests import (
+    PROVENANCE,
+    canonical,
+    digest_json,
+    digest_tensor_file,
+    digest_tensors,
+    sha256,
+)
+from mergemoe.artifacts.paths import may_be
+from mergemoe.artifacts.reading import reading
+from mergemoe.artifacts.safetensors_header import read_header
 from mergemoe.errors import ArtifactError, damaged_artifact
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-KEY = "mergemoe"  # the one metadata entry of a safetensors file; with two their order would be random
 
 
 def write_json(path: str | Path, payload: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
@@ -39,24 +47,37 @@ def matches_seal(provenance: Mapping[str, Any], payload: str) -> bool:
 
 
 def read_json(path: str | Path, layer: int | None = None) -> Any:
-    """Read a JSON artifact and check its digests, and that it belongs to the wanted layer.
+    """Read a JSON artifact and check its digests, and that it belongs to its path and to the wanted layer.
 
     The caller annotates what it reads: `layout: Layout = read_json(path)`.
 
     Raises:
-        ArtifactError: if the file is missing, not JSON, not what its writer wrote, or another layer's.
+        ArtifactError: if the file is missing, not JSON, not what its writer wrote, or another one's.
     """
-    try:
+    with reading(path):
         whole = json.loads(Path(path).read_text())
         payload = {key: value for key, value in whole.items() if key != "provenance"}
-        provenance = dict(whole["provenance"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged_artifact(path, f"cannot be read as an artifact ({error})") from error
-    if not matches_seal(provenance, digest_json(payload)):
-        raise damaged_artifact(path, "does not hold what was written (its digest differs)")
+        check_seal(path, dict(whole["provenance"]), digest_json(payload))
     if layer is not None and payload.get("layer") != layer:
         raise damaged_artifact(path, f"belongs to layer {payload.get('layer')}, not {layer}")
     return whole
+
+
+def check_seal(path: str | Path, provenance: Mapping[str, Any], payload: str) -> None:
+    """Check that a file holds what its writer wrote, and lies where it was written.
+
+    Args:
+        path: its path.
+        provenance: what it says of its making.
+        payload: the digest of its content.
+
+    Raises:
+        ArtifactError: if it does not.
+    """
+    if not matches_seal(provenance, payload):
+        raise damaged_artifact(path, "does not hold what was written (its digest differs)")
+    if "path" in provenance and not may_be(path, provenance["path"]):
+        raise damaged_artifact(path, f"is a copy of {provenance['path']}, put in its place")
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], provenance: Mapping[str, Any]) -> None:
@@ -64,30 +85,42 @@ def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], provenance:
     from safetensors.torch import save_file
 
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    metadata = {KEY: canonical(sealed(provenance, digest_tensors(tensors)))}
+    metadata = {PROVENANCE: canonical(sealed(provenance, digest_tensors(tensors)))}
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
 
 
 def read_tensors(path: str | Path) -> dict[str, "Tensor"]:
-    """Read a safetensors artifact and check its digest.
+    """Read a safetensors artifact and check its digest and path.
 
     Raises:
-        ArtifactError: if the file is truncated, or not what its writer wrote.
+        ArtifactError: if the file is missing, truncated, not what its writer wrote, or another one's.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    from mergemoe.artifacts import digests
-
-    try:
+    with reading(path):
+        digest = digest_tensor_file(path)  # first, because it checks the header
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            provenance = json.loads((file.metadata() or {})[KEY])
-        whole = matches_seal(provenance, digests.digest_tensor_file(path))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise damaged_artifact(path, f"cannot be read as an artifact ({error})") from error
-    if not whole:
-        raise damaged_artifact(path, "does not hold what was written (its digest differs)")
+            check_seal(path, json.loads(file.metadata()[PROVENANCE]), digest)
+    return tensors
+
+
+def write_state(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
+    """Write the state of a job into its scratch folder, whose name no other job's folder has."""
+    write_tensors(path, tensors, {"owner": path.parent.name})
+
+
+def read_state(path: Path) -> dict[str, "Tensor"]:
+    """Read the state of a job.
+
+    Raises:
+        ArtifactError: if it is missing, damaged, or another job's.
+    """
+    tensors = read_tensors(path)
+    owner = json.loads(read_header(path).metadata[PROVENANCE])["owner"]
+    if owner != path.parent.name:
+        raise damaged_artifact(path, f"is the state of another job, {owner}")
     return tensors
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergemoe.artifacts.provenance import address, content_digest, read_provenance
+from mergemoe.artifacts.paths import address, owners
+from mergemoe.artifacts.provenance import content_digest, read_provenance
 from mergemoe.errors import ArtifactError
 
 Claims = Mapping[str, Mapping[str, Any]]
@@ -13,9 +14,7 @@ Claims = Mapping[str, Mapping[str, Any]]
 
 def claimed_path(path: str | Path, claims: Claims) -> str | None:
     """Return the path of a file's claim: its own, or that of the pair or the folder that it belongs to."""
-    path = Path(address(path))
-    candidates = [path, path.with_suffix(".safetensors"), *path.parents]
-    return next((str(one) for one in candidates if str(one) in claims), None)
+    return next((one for one in owners(path) if one in claims), None)
 
 
 def check_claim(path: str | Path, made: Mapping[str, Any] | None, claims: Claims) -> None:

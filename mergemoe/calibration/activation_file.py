@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mergemoe import errors
 from mergemoe.artifacts import digests, store
+from mergemoe.artifacts.reading import reading
 from mergemoe.moe.tokens import Activations
 
 CHUNK_ROWS = 1024
@@ -47,9 +48,9 @@ class Writer:
 
     def close(self, provenance: Mapping[str, Any]) -> None:
         """Write provenance and digest, and close."""
-        self.file.attrs[store.KEY] = digests.canonical(
-            store.sealed(provenance, digests.digest_activation_file(self.file))
-        )
+        self.file.flush()
+        digest = digests.digest_activation_file(self.file)
+        self.file.attrs[digests.PROVENANCE] = digests.canonical(store.sealed(provenance, digest))
         self.file.close()
 
 
@@ -62,18 +63,14 @@ class Reader(Activations):
         Raises:
             ArtifactError: if it is truncated, not what its writer wrote, or another layer's.
         """
-        try:
+        with reading(path):
             self.file: Any = h5py.File(path, "r")
-            provenance = json.loads(self.file.attrs[store.KEY])
-            same = store.matches_seal(provenance, digests.digest_activation_file(self.file))
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
-            raise errors.damaged_artifact(path, f"cannot be read as captured activations ({error})") from error
-        if not same:
-            raise errors.damaged_artifact(path, "does not hold what was captured (its digest differs)")
+            provenance = json.loads(self.file.attrs[digests.PROVENANCE])
+            store.check_seal(path, provenance, digests.digest_activation_file(self.file))
+            sequence = torch.from_numpy(self.file["sequence"][:].astype(np.int64))
+            heldout = torch.from_numpy(self.file["heldout"][:])
         if layer is not None and provenance["layer"] != layer:
             raise errors.damaged_artifact(path, f"belongs to layer {provenance['layer']}, not {layer}")
-        sequence = torch.from_numpy(self.file["sequence"][:].astype(np.int64))
-        heldout = torch.from_numpy(self.file["heldout"][:])
         super().__init__(heldout[sequence], self.file["expert_index"].shape[1])
 
     def __enter__(self) -> "Reader":

@@ -6,19 +6,18 @@ stream stay in a scratch folder until the pass ends, so that a killed capture co
 
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mergemoe.artifacts import atomic
+from mergemoe.artifacts import atomic, store
 from mergemoe.calibration import activation_file
 from mergemoe.calibration.hooks import Recorder
-from mergemoe.errors import UserError
+from mergemoe.errors import ArtifactError, UserError
 from mergemoe.models.layered_model import LayeredModel
 from mergemoe.models.layerwise_forward import LayerwiseForward, run_layer
 from mergemoe.models.stacks import Batch, layer_stacks
@@ -62,22 +61,19 @@ def capture(
     """
     scratch.mkdir(parents=True, exist_ok=True)
     modules = {entry["layer"]: entry for entry in layout["layers"]}
-    first = 0
-    for saved in sorted(scratch.glob("residual_*.safetensors")):
-        done = int(saved.stem.removeprefix("residual_"))
-        if all((scratch / f"layer_{i:03d}.h5").is_file() for i in modules if i <= done):
-            first = done + 1
+    ends = {stack.first - 1 for stack in layer_stacks(layered.model)}  # the next stack is prepared from these
+    residuals = _saved(scratch, list(modules), ends)
+    first = 1 + max(residuals, default=-1)
     if first:
         print(f"capture continues after layer {first - 1}, found in {scratch}", file=sys.stderr)
 
     def restore(done: int) -> list[Tensor]:
-        residual = load_file(scratch / f"residual_{done:03d}.safetensors")
-        handed = [residual.get(f"{b:06d}.handed") for b in range(len(batches))]
+        saved = residuals.pop(done)
+        handed = [saved.get(f"{b:06d}.handed") for b in range(len(batches))]
         forward.states = deque(s if s is None else s.to(layered.device) for s in handed)
-        return [residual[f"{b:06d}"].to(layered.device) for b in range(len(batches))]
+        return [saved[f"{b:06d}"].to(layered.device) for b in range(len(batches))]
 
     forward = LayerwiseForward(layered, batches)
-    ends = {stack.first - 1 for stack in layer_stacks(layered.model)}  # the next stack is prepared from these
     progress = Progress("batches through layers", (layout["decoder_layers"] - first) * len(batches))
     for i, layer in forward.layers(first, restore):
         recorder = Recorder(layered.model, modules[i]) if i in modules else None
@@ -89,10 +85,9 @@ def capture(
                 progress.step()
         if recorder:
             recorder.remove()
-        with atomic.atomic(scratch / f"residual_{i:03d}.safetensors") as temporary:
-            save_file(_residual(forward), temporary)
+        store.write_state(_residual_path(scratch, i), _residual(forward))
         if i - 2 not in ends:  # the one before this stays: another copy of this job may be about to go on from it
-            (scratch / f"residual_{i - 2:03d}.safetensors").unlink(missing_ok=True)
+            _residual_path(scratch, i - 2).unlink(missing_ok=True)
     return {i: scratch / f"layer_{i:03d}.h5" for i in modules}, forward.hidden
 
 
@@ -110,6 +105,28 @@ def run_batches(
         _check_finite(forward.hidden[b], number)
         yield recorder.rows(batch["attention_mask"], sequence) if recorder else {}
         sequence += len(batch["input_ids"])
+
+
+def _saved(scratch: Path, modules: Collection[int], ends: Collection[int]) -> dict[int, dict[str, Tensor]]:
+    """Return {layer: the residual stream after it}: of the last layer to go on after, and of the ends before it.
+
+    What a killed pass left may be damaged: the last layer counts up to which all files are whole.
+    """
+    for path in sorted(scratch.glob("residual_*.safetensors"), reverse=True):
+        done = int(path.stem.removeprefix("residual_"))
+        try:
+            for i in modules:
+                if i <= done:
+                    activation_file.Reader(scratch / f"layer_{i:03d}.h5", i).file.close()
+            needed = {done, *(end for end in ends if 0 <= end < done)}
+            return {i: store.read_state(_residual_path(scratch, i)) for i in needed}
+        except ArtifactError as error:
+            print(f"capture does not continue after layer {done}: {error}", file=sys.stderr)
+    return {}
+
+
+def _residual_path(scratch: Path, layer: int) -> Path:
+    return scratch / f"residual_{layer:03d}.safetensors"
 
 
 def _residual(forward: LayerwiseForward) -> dict[str, Tensor]:

@@ -1,12 +1,12 @@
 """Check the arguments of `mergemoe.compress` before anything is computed."""
 
+import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
 
 from mergemoe.checkpoints import router_headers
 from mergemoe.compressed import stock
@@ -17,7 +17,8 @@ from mergemoe.methods.options import Option
 from mergemoe.models.families import auto_class
 from mergemoe.moe import layer_sizes
 from mergemoe.moe.layout_types import ModelLayout
-from mergemoe.reconstruction.options import LAYER, misfit, too_few
+from mergemoe.reconstruction.options import LAYER, misfit
+from mergemoe.reconstruction.requirements import no_part
 
 
 def kept_by_layer(
@@ -45,6 +46,8 @@ def kept_by_layer(
         wanted = {layer for layer in counts if first <= layer <= last}
         if not wanted:
             raise UserError(f"layers {layers} have no experts; those that do: {', '.join(map(str, counts))}")
+    elif not all(isinstance(layer, numbers.Integral) for layer in layers):
+        raise UserError(f"`layers` must name layers by whole numbers; got {list(layers)!r}")
     else:
         wanted = {int(layer) for layer in layers}
     if missing := set(wanted) - set(counts):
@@ -107,7 +110,7 @@ def method_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _checked(owner: str, table: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return all options of a table: those that are given, and the defaults of the others."""
-    if unknown := sorted(given.keys() - table.keys()):
+    if unknown := sorted(map(str, given.keys() - table.keys())):
         raise UserError(f"{owner} has no option {', '.join(unknown)}; it has: {', '.join(table) or 'none'}")
     for name, option in table.items():
         if name not in given and option.default is None:
@@ -125,9 +128,9 @@ def refine_options(refine: str | Mapping[str, Any] | None, routing: str) -> dict
     """
     if refine is None:
         return None
-    if isinstance(refine, str) and refine != "auto":
+    if not isinstance(refine, Mapping) and refine != "auto":
         raise UserError(f'`refine` must be "auto", or a mapping of its options; got {refine!r}')
-    complete = _checked("refine", LAYER, {} if isinstance(refine, str) else refine)
+    complete = _checked("refine", LAYER, refine if isinstance(refine, Mapping) else {})
     if why := misfit(complete, routing):
         raise UserError(f"refine: {why}")
     return complete
@@ -143,27 +146,16 @@ def summary(described: ModelLayout, kept: Mapping[int, int], method: str, refine
     return f"compress: {len(kept)} layers, {sizes or 'no change'}, by `{method}`{then}"
 
 
-def check_heldout(method: str, ridge: float | str, refined: Mapping[str, Any] | None, heldout: Tensor) -> None:
-    """Check that there are held-out sequences [S], if a ridge or the best state of a refine is chosen by them."""
-    if ridge == "auto" and not heldout.any():
-        raise UserError(
-            f"method {method} chooses its ridge by held-out sequences, and there are none. Give `holdout` a share "
-            "above 0, or `ridge` a number such as 0.01"
-        )
-    if refined and (why := too_few(int(heldout.sum()))):
-        raise UserError(why)
+def check_mode(batch_tokens: object) -> None:
+    """Check how compress is to run: batches of tokens, and no inference mode, whose tensors no gradient can use."""
+    if not isinstance(batch_tokens, numbers.Integral) or not 0 < int(batch_tokens) <= 2**30:
+        raise UserError(f"`batch_tokens` must be a whole number above 0; got {batch_tokens!r}")
+    if torch.is_inference_mode_enabled():
+        raise UserError("compress does not run inside torch.inference_mode(). Call it outside; torch.no_grad() does")
 
 
-def ids_and_mask(tokens: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return token ids and attention mask, [S, L] each."""
-    given = tokens if isinstance(tokens, Mapping) else {"input_ids": tokens}
-    ids, mask = given.get("input_ids"), given.get("attention_mask")
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
-        raise UserError(
-            "`tokens` must be token ids [sequences, length], or the result of a tokenizer with "
-            f'return_tensors="pt", padding=True; got {getattr(ids, "shape", type(ids).__name__)}'
-        )
-    mask = torch.ones_like(ids) if mask is None else mask
-    if mask.shape != ids.shape or not mask.any():
-        raise UserError(f"attention_mask {list(mask.shape)} does not fit ids {list(ids.shape)}, or masks every token")
-    return ids, mask
+def check_parts(described: ModelLayout, parts: Sequence[str]) -> None:
+    """Check that the experts of every layer have one of the parts that a refine is to fit."""
+    for entry in described["layers"]:
+        if why := no_part(parts, entry["roles"]):
+            raise UserError(f"refine: {why}")

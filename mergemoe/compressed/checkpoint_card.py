@@ -36,8 +36,9 @@ STOCK = "It is a stock checkpoint, which transformers loads without extra code."
 COMPACT = "The router keeps its outputs, and several of them share an expert."
 
 REFINED = (
-    "Gate, up and down of its experts were then fitted to each layer's original routed output y, by gradient descent "
-    "on sum_x || sum_i t_i(x) E_i(x) - y(x) ||^2, where t_i are the routing weights (`refine`). "
+    "Then, in each layer, {parts} of its experts were fitted to the layer's original routed output y, by gradient "
+    "descent on sum_x || sum_i t_i(x) E_i(x) - y(x) ||^2, where t_i are the routing weights (`refine`). A layer kept "
+    "its weights if that did not surely lower its error on held-out tokens. "
 )
 
 _BODY = """\
@@ -97,11 +98,15 @@ def _body(parameters: Parameters, stock: bool) -> str:
         run=run.name,
         method=method_of(parameters),
         made=markdown_table(["stage", "choice", "parameters"], made),
-        refined=REFINED if "refine" in parameters else "",
+        refined=_refined(parameters["refine"]) if "refine" in parameters else "",
         form=STOCK if stock else COMPACT,
         loading=lines[0],
         loading_without=lines[1],
     )
+
+
+def _refined(choice: Mapping[str, Any]) -> str:
+    return REFINED.format(parts=", ".join(choice["parts"])) if choice["steps"] != 0 else ""
 
 
 def stages_of(parameters: Parameters) -> list[str]:

@@ -12,8 +12,7 @@ from mergemoe.calibration.capture import batches_of, run_batches
 from mergemoe.calibration.hooks import Recorder
 from mergemoe.calibration.open_layer import OpenLayer
 from mergemoe.calibration.profile import profile_layer
-from mergemoe.calibration.token_sequences import heldout_rows
-from mergemoe.compressed import arguments
+from mergemoe.compressed import arguments, token_arguments
 from mergemoe.compressed.replace import experts_of, replace_layers
 from mergemoe.errors import UserError
 from mergemoe.grouping import cluster
@@ -72,6 +71,7 @@ def compress(
     Raises:
         UserError: if the model's experts cannot be merged or an argument is wrong, before anything is computed.
     """
+    arguments.check_mode(batch_tokens)
     if hasattr(model.config, "mergemoe"):
         raise UserError("this model is compressed already. Start from the original, with a smaller `experts`")
     arguments.stock_class(model)
@@ -81,10 +81,12 @@ def compress(
     width, routing = options.get("width", 1.0), catalogue.routing(method, options)
     kept = arguments.kept_by_layer(described, layers, experts, method, width)
     config = arguments.stock_config(model, described, kept, width, routing)
-    ids, mask = arguments.ids_and_mask(tokens)
-    heldout = torch.tensor(heldout_rows(len(ids), holdout, seed))
+    ids, mask = token_arguments.ids_and_mask(tokens, _vocabulary(model))
+    heldout = token_arguments.heldout_sequences(len(ids), holdout, seed)
     refined = arguments.refine_options(refine, routing)
-    arguments.check_heldout(method, options.get("ridge", 0.0), refined, heldout)
+    token_arguments.check_sequences(method, options.get("ridge", 0.0), refined, heldout, mask.any(1))
+    if refined:
+        arguments.check_parts(described, refined["parts"])
     resident = ResidentModel(model)
     batches = batches_of(ids, mask, batch_tokens, model.device)
     print(arguments.summary(described, kept, method, refined), file=sys.stderr)
@@ -109,15 +111,21 @@ def compress(
     return model
 
 
+def _vocabulary(model: Any) -> int:
+    return len(model.get_input_embeddings().weight)
+
+
 @contextmanager
 def _workflow_settings(model: Any) -> Iterator[None]:
-    """Turn dropout off and set the kernel that runs experts one by one, as the workflow does; restore both after."""
+    """Run as the workflow does: without dropout and autocast, experts one by one; restore all after."""
     training = [module for module in model.modules() if module.training]
+    device = model.device.type
     kernel = model.config._experts_implementation
     model.eval()
     _set_kernel(model, "eager")
     try:
-        yield
+        with torch.autocast(device, enabled=False):
+            yield
     finally:
         _set_kernel(model, kernel)
         for module in training:

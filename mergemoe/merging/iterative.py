@@ -115,11 +115,8 @@ def _solve_rows(
         tried, at = torch.zeros(len(ridges), dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
 
     def save() -> None:
-        store.write_tensors(
-            solver_state.state_path(folder, rows),
-            {n: t.cpu() for n, t in {**vars(descent), "tried": tried, "at": at}.items()},
-            {},
-        )
+        saved = {**vars(descent), "tried": tried, "at": at}
+        store.write_state(solver_state.state_path(folder, rows), {name: part.cpu() for name, part in saved.items()})
 
     for place in range(int(at), len(ridges)):
         ridge, penalty = ridges[place], ridges[place] * scale
@@ -128,7 +125,7 @@ def _solve_rows(
             tried[place] = _squared(problem, experts, w0 + descent.deviation, rows)
         solution = {"deviation": descent.deviation.cpu(), "iterations": descent.iterations}
         solution["residual"] = torch.tensor([descent.relative], dtype=torch.float64)
-        store.write_tensors(solver_state.solution_path(folder, rows, ridge), solution, {})
+        store.write_state(solver_state.solution_path(folder, rows, ridge), solution)
         at += 1
         if place + 1 < len(ridges):
             squared = float(descent.objective) - penalty * float(descent.deviation.square().sum())
@@ -218,9 +215,12 @@ def _prepared(problem: Problem, experts: Sequence[Experts], width: int, folder: 
         for block, (_, p) in zip(gram, layer_features(tokens, problem, experts), strict=True):
             block += p.T @ p
     if not gram.isfinite().all():
-        raise ValueError("the sums hold NaN or infinity: look at the captured activations, not here")
+        raise UserError(
+            "the sums of a solve hold NaN or infinity: captured activations or experts hold values that are NaN, "
+            "infinite or too large. Look at the layer's weights, and at `capture.dtype`"
+        )
     blocks = Blocks.factor(gram)
     energy = sum(float(layer_target(tokens, problem).square().sum()) for tokens in problem.chunks(heldout=True))
     tensors = {**vars(blocks), "energy": torch.tensor([energy], dtype=torch.float64)}
-    store.write_tensors(path, {name: part.cpu() for name, part in tensors.items()}, {})
+    store.write_state(path, {name: part.cpu() for name, part in tensors.items()})
     return blocks, energy

@@ -48,7 +48,7 @@ def solution_path(folder: Path, rows: slice, ridge: float) -> Path:
 def read_saved(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor] | None:
     """Return saved tensors; None if they are missing, damaged or of other shapes: then they are computed again."""
     try:
-        found = store.read_tensors(path)
+        found = store.read_state(path)
     except ArtifactError:
         return None
     return found if {name: list(part.shape) for name, part in found.items()} == shapes else None

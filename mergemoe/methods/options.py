@@ -53,7 +53,10 @@ class Option:
         kind = numbers.Integral if self.whole else numbers.Real
         if not self.takes_numbers or isinstance(value, bool) or not isinstance(value, kind):
             return False
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an int that is too large
+            return False
         low = self.above is None or number > self.above
         high = self.at_most is None or number <= self.at_most
         return math.isfinite(number) and low and high and (self.at_least is None or number >= self.at_least)

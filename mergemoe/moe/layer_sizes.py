@@ -21,7 +21,13 @@ def kept_experts(experts: int | float | None, total: int) -> int:
     if experts is None:
         return total
     whole = isinstance(experts, numbers.Integral)  # also numpy's
-    if isinstance(experts, bool) or not isinstance(experts, numbers.Real) or experts <= 0 or not whole and experts > 1:
+    if (
+        isinstance(experts, bool)
+        or not isinstance(experts, numbers.Real)
+        or not experts > 0
+        or not whole
+        and experts > 1
+    ):
         raise UserError(f"experts: {experts} is neither a whole number above 0, kept experts, nor a share in (0, 1]")
     if whole:
         if experts > total:

@@ -24,6 +24,11 @@ def distinct(tensor: Tensor) -> list[int]:
     return cast(Any, tensor).unique().tolist()
 
 
+def ranks(tensor: Tensor) -> Tensor:
+    """Return the place of each value among the distinct values, ascending."""
+    return cast(Any, torch).unique(tensor, return_inverse=True)[1]
+
+
 def norm(tensor: Tensor) -> float:
     """Return the square root of the sum of squares."""
     return float(cast(Any, tensor).norm())

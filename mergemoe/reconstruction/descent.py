@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mergemoe.artifacts import store
-from mergemoe.errors import ArtifactError
+from mergemoe.errors import ArtifactError, UserError
 from mergemoe.moe.typed_torch import floats, ints
 from mergemoe.progress import Progress
 from mergemoe.reconstruction.kept_tokens import Batch, KeptTokens
@@ -24,7 +24,9 @@ from mergemoe.reconstruction.step_size import cosine, pace, role_groups
 
 SAVE_EVERY = 60.0  # seconds
 BETAS = (0.9, 0.95)
+EPS = 1e-2  # of the gradients' RMS at the first step, for each role
 SURE = 2.0  # standard errors by which a state must be better than the start to be kept
+TINY = 1e-30  # the least epsilon: 0 / 0 would be NaN
 GAIN = 0.1  # the share by which a cosine of `auto` must lower the least held-out error, or it is the last one
 MEASURE_EVERY = 25  # steps; more if a measurement would then take more than
 MEASURE_SHARE = 0.1  # of the work
@@ -54,7 +56,8 @@ class Descent:
         """Take a layer before its first step, the tokens that it is fitted to, and the tokens that judge."""
         self.layer, self.fitted, self.heldout, self.settings = layer, fitted, heldout, settings
         self.adam: Any = torch.optim.Adam(role_groups(layer.weights), betas=BETAS, fused=True)
-        forward = heldout.count / (3 * settings.batch)  # a measurement in steps, each of which has gradients, too
+        rows = min(settings.batch, fitted.count)
+        forward = heldout.count / (3 * rows)  # a measurement in steps, each of which has gradients, too
         self.every = max(MEASURE_EVERY, math.ceil(forward / MEASURE_SHARE))
         self.step = self.best_step = 0
         self.start = torch.empty(0, dtype=torch.float64)
@@ -78,7 +81,7 @@ class Descent:
             self._advance(batch)
             progress.step()
             if path and time.monotonic() - saved >= SAVE_EVERY:
-                store.write_tensors(path, self._state(), {})
+                store.write_state(path, self._state())
                 saved = time.monotonic()
 
     def _enough(self) -> bool:
@@ -103,9 +106,21 @@ class Descent:
                 y = self.layer.output(batch.tokens)
             loss = (y - batch.target).square().sum() / (len(y) * self.fitted.energy)
             torch.autograd.backward(loss)
+        if not self.step:
+            self._ignore_noise()
         self.adam.step()
         self.losses.append(float(loss.detach()))
         self.step += 1
+
+    def _ignore_noise(self) -> None:
+        """Let Adam ignore gradients that are rounding noise, such as those of an expert whose output is exact.
+
+        Adam's steps are as large for gradients of 1e-7 as for others, unless its epsilon is larger than these.
+        """
+        for group in self.adam.param_groups:
+            squares = [weight.grad.square().sum() for weight in group["params"] if weight.grad is not None]
+            count = sum(weight.numel() for weight in group["params"])
+            group["eps"] = max(EPS * math.sqrt(float(sum(squares)) / count), TINY)
 
     def _measure(self) -> bool:
         """Measure the held-out error, and tell whether to go on: there is an error left, and it is a number."""
@@ -115,6 +130,11 @@ class Descent:
         errors = self.heldout.errors(Approximation(self.layer.problem, tensors).output)
         error = float(errors.sum())
         if not math.isfinite(error):
+            if not self.history:
+                raise UserError(
+                    f"the solved layer's held-out error is {error}: experts or captured activations hold values that "
+                    "are too large for float32. A refine cannot fit such a layer; run without `refine`"
+                )
             print(
                 f"the held-out error is {error} after step {self.step}: the descent ends, and the best state before is "
                 "kept. This usually means that `rate` is too high",
@@ -143,6 +163,7 @@ class Descent:
         numbers = {
             "steps": torch.tensor([self.step, self.best_step]),
             "start": self.start,
+            "eps": torch.tensor([group["eps"] for group in self.adam.param_groups], dtype=torch.float64),
             "history": torch.tensor(self.history, dtype=torch.float64),
             "losses": torch.tensor(self.losses, dtype=torch.float64),
         }
@@ -152,13 +173,15 @@ class Descent:
     def _resume(self, path: Path) -> None:
         """Take the saved state, if there is one; a damaged one counts as none."""
         try:
-            saved = store.read_tensors(path)
+            saved = store.read_state(path)
         except ArtifactError:
             return
         for name, weight in self.layer.weights.items():
             weight.detach().copy_(saved[name])
             like = {key: saved[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
             self.adam.state[weight] = {key: part.to(weight.device) for key, part in like.items()}
+        for group, eps in zip(self.adam.param_groups, floats(saved["eps"]), strict=True):
+            group["eps"] = eps
         best = {name.removeprefix("best."): part for name, part in saved.items() if name.startswith("best.")}
         (self.step, self.best_step), self.start = ints(saved["steps"]), saved["start"]
         self.best = best or None

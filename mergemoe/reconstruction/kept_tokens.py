@@ -16,9 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mergemoe.errors import UserError
 from mergemoe.moe.expert_forward import routed_output
 from mergemoe.moe.problem import Problem
 from mergemoe.moe.tokens import Tokens
+from mergemoe.moe.typed_torch import ints, ranks
 
 ROWS = 4096  # of a chunk, when all tokens are read in order
 
@@ -47,7 +49,7 @@ class KeptTokens:
 
         Raises:
             OSError: if the disk is too small, before anything is computed.
-            ValueError: if an output is NaN or infinite.
+            UserError: if outputs are not finite.
         """
         self.problem, self.count, self.energy = problem, problem.reader.count(heldout), 0.0
         self.hidden = self.index = self.weight = self.target = torch.empty(0)
@@ -65,9 +67,13 @@ class KeptTokens:
             if targets == "kept":
                 self.target[rows] = y
         if not math.isfinite(self.energy):
-            raise ValueError("the layer's outputs hold NaN or infinity: look at the captured activations, not here")
+            raise UserError(
+                f"the layer's output has a mean square of {self.energy}: captured activations or experts hold values "
+                "that are NaN, infinite or too large for float32. A refine cannot fit such a layer; leave it out by "
+                "`layers` of `cluster`, or run without `refine`"
+            )
         held = problem.reader.held
-        self.sequence = problem.reader.read("sequence", 0, len(held))[held == heldout].unique(return_inverse=True)[1]
+        self.sequence = ranks(problem.reader.read("sequence", 0, len(held))[held == heldout])
 
     def _compute(self, tokens: Tokens) -> Tensor:
         return routed_output(tokens.hidden, tokens.index, tokens.weight, self.problem.experts, self.problem.act)
@@ -94,7 +100,7 @@ class KeptTokens:
         y' [n, H] is the approximation's output. The parts are NaN if y is 0 everywhere.
         """
         squared = [approximation(batch.tokens).sub(batch.target).square().sum(1).cpu() for batch in self.in_order()]
-        parts = torch.zeros(int(self.sequence.max()) + 1, dtype=torch.float64)
+        parts = torch.zeros(1 + max(ints(self.sequence)), dtype=torch.float64)
         return parts.index_add_(0, self.sequence, torch.cat(squared).double()) / (self.count * self.energy)
 
     def error(self, approximation: Callable[[Tokens], Tensor]) -> float | None:
@@ -135,5 +141,8 @@ def _rows(count: int, like: Tensor, folder: Path | None) -> Tensor:
     folder.mkdir(parents=True, exist_ok=True)
     size = like[0].numel() * count
     with NamedTemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, size * like.element_size())  # a disk that is full is said here
+        try:
+            os.posix_fallocate(file.fileno(), 0, size * like.element_size())
+        except OSError as error:  # a disk that is full is said before anything is computed
+            raise OSError(error.errno, error.strerror, f"{folder}, {size * like.element_size():,} bytes") from None
         return torch.from_file(file.name, shared=True, size=size, dtype=like.dtype).view(shape)

@@ -14,9 +14,10 @@ LAYER = {
         default="auto",
         words=("auto",),
         at_least=0,
+        at_most=10_000_000,
         whole=True,
     ),
-    "batch": Option("fitted tokens of one step", default=2048, at_least=1, whole=True),
+    "batch": Option("fitted tokens of one step", default=2048, at_least=1, at_most=10_000_000, whole=True),
     "rate": Option(
         "step of Adam, in units of a matrix's RMS over the square root of its inputs, times the cube root of the "
         "start's held-out error",
@@ -29,7 +30,7 @@ LAYER = {
         words=("gate", "up", "down", "router"),
         several=True,
     ),
-    "seed": Option("draws the tokens of each step", default=0, at_least=0, whole=True),
+    "seed": Option("draws the tokens of each step", default=0, at_least=0, at_most=1_000_000, whole=True),
     "dtype": Option("of products; sums and weights stay in float32", default="float32", words=("float32", "bfloat16")),
     "targets": Option(
         "the layer's original outputs are kept on the disk, or recomputed for every step",
@@ -38,7 +39,6 @@ LAYER = {
     ),
 }
 KINDS = {"layer": LAYER}
-LEAST = 2  # held-out sequences
 
 
 def misfit(options: Mapping[str, Any], routing: str) -> str | None:
@@ -49,13 +49,3 @@ def misfit(options: Mapping[str, Any], routing: str) -> str | None:
             "Leave `router` out, or take a method that prunes or folds it"
         )
     return None
-
-
-def too_few(heldout: int) -> str | None:
-    """Return why this number of held-out sequences does not do; None if it does."""
-    if heldout >= LEAST:
-        return None
-    return (
-        f"refine keeps the weights with the least error on held-out sequences, which takes {LEAST} of them to tell a "
-        f"gain from chance; there are {heldout}. Calibrate on more sequences, or raise `holdout`"
-    )

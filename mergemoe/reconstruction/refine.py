@@ -14,11 +14,11 @@ from mergemoe.moe.records import ByPart
 from mergemoe.moe.refine_records import RefineRecord
 from mergemoe.moe.router_rule import Router
 from mergemoe.moe.tokens import Activations
-from mergemoe.moe.typed_torch import ints
+from mergemoe.moe.typed_torch import distinct, ints
 from mergemoe.reconstruction.descent import Descent, Settings
 from mergemoe.reconstruction.kept_tokens import KeptTokens
 from mergemoe.reconstruction.objective import Approximation
-from mergemoe.reconstruction.options import too_few
+from mergemoe.reconstruction.requirements import no_part, too_few
 
 
 def refine(
@@ -59,10 +59,15 @@ def refine(
         record: errors before and after, and the history of the descent.
 
     Raises:
-        UserError: if fewer than two calibration sequences are held out.
+        UserError: if fewer than two calibration sequences are held out, or there is nothing to fit.
     """
-    if why := too_few(len(reader.read("sequence", 0, len(reader.held))[reader.held].unique())):
-        raise UserError(why)
+    for why in (
+        too_few(len(distinct(reader.read("sequence", 0, len(reader.held))[reader.held]))),
+        no_part(parts, experts.roles()),
+        None if reader.count() else "no calibration token is left to fit. Lower `holdout`",
+    ):
+        if why:
+            raise UserError(why)
     problem = Problem(
         experts.map(lambda matrices: matrices.float()),
         groups_of(ints(solved["expert_map"]), [1] * len(experts)),

@@ -10,12 +10,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mergemoe import environment
-from mergemoe.artifacts import job_cache, provenance, run_guard, verify
+from mergemoe.artifacts import job_cache, paths, provenance, run_guard, verify
+from mergemoe.artifacts.stages import STAGES
 from mergemoe.errors import UserError
 
 DISK_FULL = "no space left|file too large|quota exceeded"  # the system's messages, which any library may pass on
@@ -28,7 +29,6 @@ def stage(
     *inputs: str,
     many: Sequence[str] = (),
     also: Sequence[str] = (),
-    pair: bool = False,
     hashed: bool = True,
 ) -> Callable[[Work], Callable[[], None]]:
     """Make a stage of the function that does its work: parse the command line, and work unless that was done already.
@@ -37,20 +37,20 @@ def stage(
     folder, which is deleted when nothing can be lost.
 
     Args:
-        name: name of the stage.
+        name: of the stage in the table of stages.
         doc: docstring of its module, shown by --help.
         inputs: names of the files it reads; each becomes an option --NAME, and its content part of the provenance.
         many: the same, for options that take several files.
         also: further options that every call must give.
-        pair: whether it writes JSON beside its output, under the same name.
-        hashed: whether the provenance names all that it reads; only then can finished work be recognized.
+        hashed: whether the provenance names all that it reads; only then can finished work be recognized. Else the
+            stage itself gives what it reads to `check_inputs`.
     """
 
     def decorate(work: Work) -> Callable[[], None]:
         def main() -> None:
             args = _arguments(doc, inputs, many, also)
             made = args.provenance = _made_by(name, args)
-            outs = [Path(args.out), Path(args.out).with_suffix(".json")] if pair else [Path(args.out)]
+            outs = [Path(path) for path in STAGES[name].files(args.out)]
             job_cache.run_once(lambda: work(args), outs, made, complete=hashed, guarded=claims() is not None)
 
         return main
@@ -74,21 +74,26 @@ def _arguments(doc: str | None, inputs: Sequence[str], many: Sequence[str], also
 
 
 def _made_by(stage: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the provenance of an artifact: stage, path, parameters, inputs, code.
+    """Return the provenance of an artifact: stage, path, parameters, inputs, code."""
+    check_inputs(args.inputs)
+    return {
+        "stage": stage,
+        "path": paths.address(args.out),
+        "params": args.cfg,
+        "inputs": {path: provenance.content_digest(path) for path in sorted(args.inputs)},
+        "code": args.code,
+    }
+
+
+def check_inputs(inputs: Iterable[str]) -> None:
+    """Check everything that a job reads.
 
     Raises:
         ArtifactError: if an input is not what its path says, or, in a run of the workflow, what params.yaml asks for.
     """
     known: dict[str, str] = {}
-    for path in args.inputs:
+    for path in inputs:
         verify.check_input(path, claims(), known)
-    return {
-        "stage": stage,
-        "path": provenance.address(args.out),
-        "params": args.cfg,
-        "inputs": {path: provenance.content_digest(path) for path in sorted(args.inputs)},
-        "code": args.code,
-    }
 
 
 @functools.cache
@@ -109,6 +114,7 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         if not re.search(DISK_FULL, str(error), re.IGNORECASE):
             raise
-        sys.exit(f"error: {error}. Make room, then run `snakemake` again: finished jobs are kept")
+        said = ", ".join([str(error), *getattr(error, "__notes__", [])])
+        sys.exit(f"error: {said}. Make room there, then run `snakemake` again: finished jobs are kept")
     print(environment.environment_line(), file=sys.stderr)
     print(f"CPU time: {time.process_time():.1f} s", file=sys.stderr)

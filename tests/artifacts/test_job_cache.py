@@ -117,7 +117,8 @@ def test_a_run_of_some_targets_forgets_nothing_until_all_is_made(finished, tmp_p
 
 
 def test_a_folder_is_whole_where_every_file_is_what_is_listed(finished, tmp_path):
-    folder = shutil.copytree(finished / "results/models/tiny/mixed/half/mergemoe", tmp_path / "results" / "model")
+    own = "results/models/tiny/mixed/half/mergemoe"
+    folder = shutil.copytree(finished / own, tmp_path / own)
     made = store.read_json(folder / "provenance.json")["provenance"]
     del made["payload"], made["seal"]
     assert job_cache.is_whole(folder, made)
@@ -130,7 +131,7 @@ def test_a_folder_is_whole_where_every_file_is_what_is_listed(finished, tmp_path
 
 def stage(outs, work, monkeypatch, **options):
     monkeypatch.setattr(sys, "argv", ["stage", "--cfg", '{"ridge": 0.0}', "--code", "c", "--out", str(outs[0])])
-    command.stage("solve", "", pair=True, **options)(work)()
+    command.stage("solve", "", **options)(work)()
 
 
 def fails(args: argparse.Namespace) -> None:

@@ -76,7 +76,7 @@ def test_an_edited_provenance_and_another_layers_file_are_named(tmp_path):
     path.write_text(path.read_text().replace('"ridge": 0.0', '"ridge": 7.5'))
     with pytest.raises(ArtifactError, match="digest differs"):
         store.read_json(path)
-    with pytest.raises(ArtifactError, match="b.json cannot be read"):
+    with pytest.raises(ArtifactError, match="b.json is missing"):
         store.read_json(tmp_path / "b.json")
 
 

@@ -97,14 +97,22 @@ def test_activations_that_are_not_finite_are_named(described, tokens, tmp_path, 
         run(described, tokens, tmp_path)
 
 
+def flipped(path):
+    """The bytes of a file with one bit flipped in the middle of its numbers."""
+    content = bytearray(path.read_bytes())
+    place = len(content) // 2
+    if path.suffix == ".h5":
+        with h5py.File(path) as file:
+            where = file["hidden"].id.get_chunk_info(0)
+        place = where.byte_offset + where.size // 2
+    content[place] ^= 1
+    return bytes(content)
+
+
 def test_a_flipped_bit_and_a_truncated_file_are_named(captured, tmp_path):
     whole = captured[1].read_bytes()
     broken = tmp_path / "layer_001.h5"
-    with h5py.File(captured[1]) as file:  # a byte inside the stored numbers
-        where = file["hidden"].id.get_chunk_info(0)
-    flipped = bytearray(whole)
-    flipped[where.byte_offset + where.size // 2] ^= 1
-    for content in (bytes(flipped), whole[: len(whole) // 2], b""):
+    for content in (flipped(captured[1]), whole[: len(whole) // 2], b""):
         broken.write_bytes(content)
         with pytest.raises(ArtifactError, match="layer_001.h5 .* run `snakemake` again"):
             Reader(broken)
@@ -120,6 +128,19 @@ def test_a_scratch_folder_that_lost_a_layer_is_not_taken_for_finished(described,
     files[1].unlink()
     _, _, (again, _) = run(described, tokens, tmp_path)
     assert again[1].read_bytes() == captured[1].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["residual_002.safetensors", "layer_001.h5", "layer_002.h5"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty"])
+def test_what_a_killed_pass_left_damaged_is_made_again(described, tokens, captured, tmp_path, capsys, name, damage):
+    run(described, tokens, tmp_path)
+    whole, other = (tmp_path / name).read_bytes(), flipped(tmp_path / name)
+    (tmp_path / name).write_bytes({"flipped": other, "cut": whole[: len(whole) // 2], "empty": b""}[damage])
+    _, _, (again, hidden) = run(described, tokens, tmp_path)
+    assert f"capture does not continue after layer 2: {tmp_path / name}" in capsys.readouterr().err
+    assert all(again[layer].read_bytes() == captured[layer].read_bytes() for layer in (1, 2))
+    (tmp_path / "anew").mkdir()
+    assert all(map(torch.equal, hidden, run(described, tokens, tmp_path / "anew")[2][1]))
 
 
 def test_the_state_behind_two_layers_stays_for_another_copy_of_the_job_and_no_more(

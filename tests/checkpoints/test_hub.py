@@ -459,7 +459,10 @@ def test_every_stage_that_reads_the_model_finds_one_of_the_hub(served, tiny, mon
     solved = [f"layer_{layer}.safetensors" for layer in (1, 2)]
     for path in solved:
         store.write_tensors(path, {"expert_map": torch.arange(8), "groups": torch.arange(0)}, {})
-    choice = {kind: {"name": kind, "path": MODEL, "method": "none"} for kind in checkpoint_card.STAGES}
+    choice = {
+        kind: {"name": kind, "path": MODEL, "method": "none", "steps": 8, "parts": ["up"]}
+        for kind in checkpoint_card.STAGES
+    }
     modeling = ["--modeling", str(ROOT / "mergemoe/compressed/modeling.py")]
     run("assemble", choice, *known, *modeling, "--solved", *solved, "--out", "whole")
     shard = model_folder.locate_checkpoint(MODEL, COMMIT) / "model.safetensors"

@@ -13,6 +13,7 @@ from tiny_project import make_tiny
 from transformers import AutoModelForCausalLM
 
 import mergemoe
+from mergemoe.calibration.token_sequences import heldout_rows
 from mergemoe.compressed import compress
 from mergemoe.errors import UserError
 from mergemoe.grouping import cluster, quick_search
@@ -28,6 +29,10 @@ HOW = [
     (torch.bfloat16, "mergemoe", REFINE),
 ]
 NAMES = ["qwen3_moe", "gpt_oss", "nemotron_h", "dbrx", "longcat_flash", "jetmoe", "llama4_text"]
+
+
+ALONE = torch.zeros(8, 3).int()  # tokens only in the sequence that is held out
+ALONE[heldout_rows(8, 0.125, 0).index(True)] = 1
 
 
 def swept(name):
@@ -140,6 +145,29 @@ def test_the_kernel_is_what_it_was(tiny):
         ({"refine": {"parts": ["up", "router"]}}, "refine: `parts` names the router, but the routing is preserved"),
         ({"refine": "auto", "ridge": 0.1, "holdout": 0.0}, "refine keeps the weights.*takes 2 of them.*there are 0"),
         ({"refine": "auto", "ridge": 0.1, "holdout": 0.01}, "refine keeps the weights.*takes 2 of them.*there are 1"),
+        ({"refine": True}, '`refine` must be "auto", or a mapping of its options; got True'),
+        ({"refine": ["gate"]}, '`refine` must be "auto", or a mapping'),
+        ({"refine": {1: 2}}, "refine has no option 1; it has: steps"),
+        ({"refine": {"rate": 10**400}}, "refine, `rate`: got 1000"),
+        ({"refine": {"seed": 10**400}}, "refine, `seed`: got 1000"),
+        ({"refine": {"seed": 2**60}}, "refine, `seed`: got 11529"),
+        ({"holdout": -1}, "`holdout` must be a share of the sequences, at least 0 and below 1; got -1"),
+        ({"holdout": float("nan")}, "`holdout` must be a share.*; got nan"),
+        ({"holdout": "half"}, "`holdout` must be a share.*; got 'half'"),
+        ({"seed": 0.5}, "`seed` must be a whole number; got 0.5"),
+        ({"experts": float("nan")}, "experts: nan is neither"),
+        ({"batch_tokens": 0}, "`batch_tokens` must be a whole number above 0; got 0"),
+        ({"batch_tokens": 2.5}, "`batch_tokens` must be a whole number above 0; got 2.5"),
+        ({"layers": [1.5]}, r"`layers` must name layers by whole numbers; got \[1.5\]"),
+        ({"tokens": torch.full((2, 9), 4096)}, "ids from 4096 to 4096, and the model's embedding has rows 0 to 4095"),
+        ({"tokens": torch.full((2, 9), -100)}, "ids from -100 to -100.*not -100"),
+        ({"tokens": torch.ones(2, 9, dtype=torch.bool)}, "must be token ids"),
+        ({"tokens": {"input_ids": torch.ones(2, 3).int(), "attention_mask": torch.full((2, 3), 0.5)}}, "must be 1 on"),
+        ({"tokens": {"input_ids": torch.ones(2, 3).int(), "attention_mask": [[1]]}}, "attention_mask list does not"),
+        (
+            {"tokens": {"input_ids": torch.ones(8, 3).int(), "attention_mask": ALONE}, "ridge": 0.1},
+            "every sequence that has tokens is held out",
+        ),
         ({"tokens": torch.arange(9)}, "must be token ids"),
         ({"tokens": torch.rand(2, 9)}, "must be token ids"),
         ({"tokens": {"input_ids": [[1, 2]]}}, "must be token ids"),
@@ -164,6 +192,23 @@ def test_it_says_what_it_does_before_it_begins(tiny, capsys):
     refine = {"steps": 2}
     mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn(), experts=3, holdout=0.25, refine=refine, ridge=0.1)
     assert "compress: 2 layers, 8 experts to 3, by `select`, then a refine of 2 steps\n" in capsys.readouterr().err
+
+
+def test_inference_mode_is_refused_and_autocast_changes_nothing(tiny):
+    with torch.inference_mode(), pytest.raises(UserError, match="does not run inside torch.inference_mode"):
+        mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn())
+    plain, cast = (mergemoe.load(tiny, "cpu") for _ in range(2))
+    options = {"ridge": 0.1, "holdout": 0.25, "refine": {"steps": 3, "batch": 32}}
+    mergemoe.compress(plain, drawn(), **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        mergemoe.compress(cast, drawn(), **options)
+    assert all(torch.equal(part, cast.state_dict()[name]) for name, part in plain.state_dict().items())
+
+
+def test_parts_that_the_experts_lack_are_refused_before_anything_is_computed(tmp_path):
+    model = mergemoe.load(architectures.save("nemotron_h", tmp_path), "cpu")
+    with pytest.raises(UserError, match="refine: `parts` names gate, which these experts do not have. Name some of up"):
+        mergemoe.compress(model, drawn(), method="average", holdout=0.25, refine={"parts": ["gate"]})
 
 
 @pytest.mark.parametrize(("many", "search"), [(9, "full"), (8, "quick")])

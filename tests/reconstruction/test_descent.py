@@ -1,6 +1,7 @@
 """The descent against a plain loop of PyTorch; its best state; a descent that is killed."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,6 +84,9 @@ def test_twenty_steps_are_those_of_a_plain_loop():
         loss = (plain(tokens.hidden[chosen], tokens.index[chosen], tokens.weight[chosen]) - y[chosen]).square()
         adam.zero_grad(set_to_none=False)  # a group without a token has a gradient, too: 0
         (loss.sum(1).mean() / energy).backward()
+        for group in adam.param_groups if step == 0 else ():
+            gradients = torch.cat([part.grad.flatten() for part in group["params"]])
+            group["eps"] = descent.EPS * float((gradients @ gradients / len(gradients)).sqrt())
         adam.step()
     for role in PARTS:
         for i, weight in enumerate(getattr(plain, role)):
@@ -252,6 +256,38 @@ def test_a_damaged_state_counts_as_none(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     resumed.run(tmp_path)
     assert resumed.history == whole.history
+
+
+def test_the_state_of_another_job_counts_as_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(descent, "SAVE_EVERY", 0.0)
+    other, whole, own = begun(problem(), replace(SETTINGS, seed=4)), begun(problem()), begun(problem())
+    other.run(tmp_path / "other")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "other/state.safetensors").rename(tmp_path / "own/state.safetensors")
+    whole.run(None)
+    own.run(tmp_path / "own")
+    assert own.history == whole.history != other.history
+
+
+def test_a_batch_of_more_tokens_than_there_are_is_measured_as_often_as_one_of_all():
+    few, many = (begun(problem(), replace(SETTINGS, batch=batch)) for batch in (150, 10_000))
+    assert few.every == many.every
+
+
+@pytest.mark.parametrize("targets", ["kept", "recomputed"])
+def test_experts_that_are_exact_stay_exact_if_each_token_has_one_expert(targets):
+    layer = problem(top_k=1, tokens=600)
+    layer = type(layer)(layer.experts.map(lambda m: m.float()), layer.groups, layer.reader, layer.act)
+    kept = [KeptTokens(layer, heldout, None, targets) for heldout in (False, True)]
+    start_of = solved_tensors(layer.experts, MAP, merge(average, layer))
+    found = Descent(Approximation(layer, start_of, PARTS), *kept, Settings(200, 64, 4.0, 0, "float32"))
+    found.run(None)
+    for i, member in ((2, 3), (3, 5)):  # groups of one expert each
+        for role in PARTS:
+            before, now = getattr(layer.experts, role)[member], found.layer.weights[f"{role}.{i}"][0].detach()
+            assert (now - before).norm() < 1e-3 * before.norm(), (role, i)
+    moved = found.layer.weights["up.0"][0].detach() - found.layer.origin["up"][0]
+    assert moved.norm() > 0.1 * found.layer.origin["up"][0].norm()
 
 
 def test_products_in_bfloat16_come_near_to_those_in_float32():

@@ -165,7 +165,10 @@ def test_the_card_beside_the_weights_is_the_same_text_without_scores(made):
 
 
 def test_a_card_asks_for_consent_only_where_code_of_ours_is_needed():
-    parameters = {stage: {"name": stage, "path": "model", "method": "average"} for stage in checkpoint_card.STAGES}
+    parameters = {
+        stage: {"name": stage, "path": "model", "method": "average", "steps": 8, "parts": ["up"]}
+        for stage in checkpoint_card.STAGES
+    }
     assert "trust_remote_code=True" in checkpoint_card.unscored_card(parameters, stock=False)
     assert "trust_remote_code" not in checkpoint_card.unscored_card(parameters, stock=True)
     solved = {stage: choice for stage, choice in parameters.items() if stage != "refine"}
@@ -177,7 +180,9 @@ def test_a_card_asks_for_consent_only_where_code_of_ours_is_needed():
 def test_the_card_of_a_refined_run_has_a_line_of_its_refine(made):
     names = [made / f"first/cards/demo/mixed/half/mergemoe{end}.md" for end in ("", "+tuned")]
     plain, refined = (card.read_text() for card in names)
-    assert "| refine | tuned | by: layer, steps: 50 |" in refined and "| refine |" not in plain
+    assert "| refine | tuned | by: layer, " in refined
+    assert "| refine |" not in plain and "were fitted" not in plain
+    assert "Then, in each layer, gate, up, down of its experts were fitted to the layer's original" in refined
     assert "(method `mergemoe + refine`)" in refined and "(method `mergemoe`)" in plain
     assert "Run `demo/mixed/half/mergemoe+tuned` made it" in refined
     inputs = json.loads(metadata_load(names[1])["provenance"])["inputs"]
@@ -187,9 +192,18 @@ def test_the_card_of_a_refined_run_has_a_line_of_its_refine(made):
     } <= inputs.keys()
 
 
+@pytest.mark.parametrize(("steps", "parts", "words"), [(0, ["up"], None), ("auto", ["down", "router"], "down, router")])
+def test_a_card_says_what_a_refine_fitted(steps, parts, words):
+    parameters = {stage: {"name": stage, "path": "model", "method": "average"} for stage in checkpoint_card.STAGES}
+    parameters["refine"] |= {"steps": steps, "parts": parts}
+    card = checkpoint_card.unscored_card(parameters, stock=True)
+    assert f"{words} of its experts were fitted" in card if words else "were fitted" not in card
+
+
 def test_an_absolute_path_of_the_model_stays_private():
     parameters = {
-        stage: {"name": stage, "path": "/home/me/Model-A", "method": "average"} for stage in checkpoint_card.STAGES
+        stage: {"name": stage, "path": "/home/me/Model-A", "method": "average", "steps": 8, "parts": ["up"]}
+        for stage in checkpoint_card.STAGES
     }
     card = checkpoint_card.unscored_card(parameters, stock=False)
     assert "base_model: Model-A\n" in card

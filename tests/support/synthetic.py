@@ -61,7 +61,11 @@ def _run(results: Path, run: Run) -> None:
         "capture": {"dtype": "float32"},
         "cluster": {"name": cluster, "by": "weights"},
         "solve": {"name": method, "method": method},
-        **({"refine": {"name": run.refine, "by": "layer", "steps": STEPS}} if run.refine else {}),
+        **(
+            {"refine": {"name": run.refine, "by": "layer", "steps": STEPS, "parts": ["gate", "up", "down"]}}
+            if run.refine
+            else {}
+        ),
     }
     write(folder / "provenance.json", {"files": {"modeling_mergemoe.py": "0" * 64}}, stage="assemble", params=params)
     for layer in range(LAYERS):

@@ -1,12 +1,18 @@
 """The base class of the sections of params.yaml, and the section for a source of text."""
 
+from typing import Annotated
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# Bounds above which a number is a slip of the hand, and a job would end late, in an error of a library or never.
+Threads = Annotated[int, Field(gt=0, le=1024, description="CPU threads; the last bits depend on it")]
+BatchTokens = Annotated[int, Field(gt=0, le=2**30, description="tokens of one forward batch; memory grows with it")]
 
 
 class Section(BaseModel):
-    """A part of params.yaml; unknown keys are errors, types are strict, values cannot be changed."""
+    """A part of params.yaml; unknown keys are errors, types are strict, numbers finite, values cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Text(Section):
@@ -18,9 +24,9 @@ class Text(Section):
     subset: str | None = Field(default=None, description="its configuration, if it has several")
     split: str = "train"
     field: str = Field(default="text", description="the key of the text in each row")
-    samples: int = Field(gt=0, description="sequences")
-    length: int = Field(gt=1, description="tokens per sequence")
-    seed: int = 0
+    samples: int = Field(gt=0, le=10_000_000, description="sequences")
+    length: int = Field(gt=1, le=10_000_000, description="tokens per sequence")
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
     pack: bool = Field(
         default=True, description="join documents and cut them; false: one document per sequence, cut or padded"
     )

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from mergemoe.errors import UserError
 from mergemoe.moe import layer_sizes
-from mergemoe.workflow.config.base import Section
+from mergemoe.workflow.config.base import Section, Threads
 
 
 class Cluster(Section):
@@ -38,7 +38,7 @@ class Cluster(Section):
         description="by selection: costs of unions from all neurons, or from a quarter of neurons and outputs",
     )
     layers: str = Field(default="all", description="all, or a range such as 2-3 of the model's layer numbers")
-    threads: int = Field(default=1, gt=0)
+    threads: Threads = 1
 
     @model_validator(mode="after")
     def _range(self) -> "Cluster":

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from mergemoe.workflow.config.base import Section, Text
+from mergemoe.workflow.config.base import BatchTokens, Section, Text, Threads
 
 # The tasks of the papers that lm-eval has: the seven of MergeMoE; those of MC-SMoE without WikiQA and HotpotQA, with
 # squad_completion (is the answer in the continuation?) for SQuAD.
@@ -21,9 +21,11 @@ class Task(Section):
     data_files: dict[str, str] = Field(
         default={}, description="{split: .jsonl or .jsonl.gz file}: local data for a task of lm-eval"
     )
-    fewshot: int | None = Field(default=None, ge=0, description="examples in the prompt; None: the task's own number")
-    limit: int | None = Field(default=None, gt=0, description="examples per (sub)task")
-    batch_size: int = Field(default=32, gt=0)
+    fewshot: int | None = Field(
+        default=None, ge=0, le=1000, description="examples in the prompt; None: the task's own number"
+    )
+    limit: int | None = Field(default=None, gt=0, lt=2**31, description="examples per (sub)task")
+    batch_size: int = Field(default=32, gt=0, le=2**20)
 
     @model_validator(mode="after")
     def _one_source(self) -> "Task":
@@ -39,7 +41,9 @@ class Generation(Section):
 
     prompts: int = Field(default=80, gt=0, description="sequences that are continued, one prompt each")
     prompt_tokens: int = Field(default=32, gt=0)
-    new_tokens: int = Field(default=96, ge=24, description="length of a continuation; a loop covers at least 24")
+    new_tokens: int = Field(
+        default=96, ge=24, le=2**20, description="length of a continuation; a loop covers at least 24"
+    )
 
 
 class Evaluate(Section):
@@ -53,8 +57,8 @@ class Evaluate(Section):
         default=None, description="greedy continuations of held-out prompts; {} takes the defaults"
     )
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    batch_tokens: int = Field(default=16384, gt=0, description="tokens of one forward batch; lm-eval has `batch_size`")
-    threads: int = Field(default=1, gt=0)
+    batch_tokens: BatchTokens = 16384  # lm-eval has `batch_size`
+    threads: Threads = 1
 
     @field_validator("tasks", mode="before")
     @classmethod

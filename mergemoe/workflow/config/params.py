@@ -18,9 +18,10 @@ from mergemoe.artifacts.run import Run
 from mergemoe.checkpoints import hub_cache, model_folder
 from mergemoe.errors import UserError
 from mergemoe.methods import catalogue
-from mergemoe.workflow.config.base import Section, Text
+from mergemoe.workflow.config.base import BatchTokens, Section, Text, Threads
 from mergemoe.workflow.config.cluster import Cluster
 from mergemoe.workflow.config.evaluate import Evaluate
+from mergemoe.workflow.config.names import fault_of_name
 from mergemoe.workflow.config.refine import Refine
 from mergemoe.workflow.config.solve import Method
 
@@ -72,14 +73,14 @@ class Capture(Section):
     """The forward pass of the model over the calibration sequences."""
 
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    batch_tokens: int = Field(default=16384, gt=0, description="tokens of one forward batch; memory grows with it")
-    threads: int = Field(default=1, gt=0, description="CPU threads; the last bits depend on it")
+    batch_tokens: BatchTokens = 16384
+    threads: Threads = 1
 
 
 class Profile(Section):
     """Usage, saliency and router geometry."""
 
-    threads: int = Field(default=1, gt=0)
+    threads: Threads = 1
 
 
 class Params(Section):
@@ -104,17 +105,14 @@ class Params(Section):
         kinds["refine"] = self.refine
         for kind, named in {**kinds, "evaluate.tasks": self.evaluate.tasks}.items():
             for name in named:
-                if not re.fullmatch(r"\w[\w.-]*" if kind == "evaluate.tasks" else r"\w+", name, re.ASCII):
-                    more = ", . and -" if kind == "evaluate.tasks" else ""  # some of lm-eval's have them
-                    raise ValueError(f"{kind}: the name {name!r} becomes a path. Use letters, digits, _{more} only")
+                if why := fault_of_name(kind, name):
+                    raise ValueError(f"{kind}: {why}")
         if "fidelity" in self.evaluate.tasks:
             raise ValueError(
                 "evaluate.tasks: `fidelity` is always measured, and is not a task of lm-eval. Leave it out"
             )
         if "generation" in self.evaluate.tasks:
             raise ValueError("evaluate.tasks: `generation` is not a task of lm-eval. Set `evaluate.generation` instead")
-        if "full" in self.calibrate:
-            raise ValueError("calibrate: the name `full` is reserved for the scores of the full model. Use another")
         for run in self.runs if self.runs != "all" else []:
             for kind, name in run.choices.items():
                 if name not in kinds[kind]:

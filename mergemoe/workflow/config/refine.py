@@ -6,18 +6,16 @@ The keys, defaults, ranges and descriptions come from the table in reconstructio
 
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
 from mergemoe.reconstruction import options
 from mergemoe.workflow.config import from_options
-from mergemoe.workflow.config.base import Section
+from mergemoe.workflow.config.base import Section, Threads
 
 
 class Refinement(Section):
     """What every kind has."""
 
     by: str
-    threads: int = Field(default=1, gt=0, description="CPU threads; the last bits depend on it")
+    threads: Threads = 1
 
     def misfit(self, routing: str) -> str | None:
         """Return why it does not fit a solve of this routing; None if it does."""

@@ -9,14 +9,14 @@ from pydantic import Field, model_validator
 
 from mergemoe.methods import catalogue
 from mergemoe.workflow.config import from_options
-from mergemoe.workflow.config.base import Section
+from mergemoe.workflow.config.base import Section, Threads
 
 
 class Solve(Section):
     """What every method has."""
 
     method: str
-    threads: int = Field(default=1, gt=0, description="CPU threads; the last bits depend on it")
+    threads: Threads = 1
 
     @model_validator(mode="after")
     def _conflict(self) -> "Solve":

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from mergemoe import errors
 from mergemoe.artifacts import digests, provenance, store, verify
+from mergemoe.artifacts.stages import STAGES
 from mergemoe.artifacts.verify import Claims
 from mergemoe.checkpoints import model_folder
 from mergemoe.errors import ArtifactError
@@ -37,7 +38,8 @@ def check_results(root: Path, claims: Claims, kept_out: Collection[str] = ()) ->
     """
     found = result_files(root)
     listed, known = _listed(root, found), {}
-    missing = [path for path in claims if not (root / path).exists() and not is_below(path, kept_out)]
+    wanted = [path for output, claim in claims.items() for path in STAGES[claim["stage"]].files(output)]
+    missing = [path for path in wanted if not (root / path).exists() and not is_below(path, kept_out)]
     missing += [path for path in listed if not (root / path).is_file()]
     faults = [_fault(path, f"{path} is missing", claims, listed) for path in missing]
     for path in track(found, "artifacts checked"):

@@ -10,7 +10,7 @@ from mergemoe.checkpoints import expert_headers, hub_cache, model_folder, router
 from mergemoe.errors import UserError
 from mergemoe.grouping.allocation import NO_SIZE_IN_COMMON
 from mergemoe.moe import layer_sizes
-from mergemoe.reconstruction.options import too_few
+from mergemoe.reconstruction.requirements import too_few
 from mergemoe.workflow.config.params import Params
 
 

@@ -1,0 +1,21 @@
+"""Names of choices in params.yaml: they become parts of paths and Snakemake's wildcards."""
+
+import re
+
+LONGEST = 100  # letters; a file system takes 255 bytes, and a temporary name adds host and process
+RESERVED = {"results", "provenance"}  # names of our own files and folders
+
+
+def fault_of_name(kind: str, name: str) -> str | None:
+    """Return why a name of a choice of this kind does not do; None if it does."""
+    task = kind == "evaluate.tasks"
+    if not re.fullmatch(r"\w[\w.-]*" if task else r"\w+", name, re.ASCII):
+        more = ", . and -" if task else ""  # some of lm-eval's have them
+        return f"the name {name!r} becomes a path. Use letters, digits, _{more} only"
+    if len(name) > LONGEST:
+        return f"the name {name[:20]}... has {len(name)} letters; a path takes {LONGEST}"
+    if name in RESERVED or re.fullmatch(r"layer_\d+", name) or (kind, name) == ("calibrate", "full"):
+        return f"the name `{name}` is reserved for files of the workflow. Use another"
+    if re.search(r"(.+?)\1{9}$", name):
+        return f"the name {name} repeats itself at its end, which Snakemake takes for a mistake. Use another"
+    return None

@@ -1,0 +1,57 @@
+"""params.yaml as a file: plain YAML, each key once, and nothing in it is run."""
+
+import re
+
+import pytest
+from project import run
+
+from mergemoe.errors import UserError
+from mergemoe.workflow.config.params_file import read_file
+
+CODE = "__use_yte__: true\n__definitions__:\n  - import pathlib\n  - pathlib.Path('ran').touch()\n"
+NOT_YAML = {
+    "a key twice": ("solve:\n  a: {method: average}\n  a: {method: mergemoe}\n", "'a' is there twice.*line 3"),
+    "a key twice in a flow": ("calibrate: {mixed: {samples: 8, samples: 9}}", "'samples' is there twice"),
+    "a section twice": ("capture: {}\nmodel: {}\ncapture: {}\n", "'capture' is there twice"),
+    "a key that is a list": ("[1, 2]: 3", "a key must be a name"),
+    "templates": (CODE, "has __use_yte__, with which Snakemake runs code"),
+    "a Python object": ("model: !!python/object/apply:os.system ['touch ran']", "cannot be read as YAML"),
+    "a tab": ("model:\n\t- x", "cannot be read as YAML"),
+    "an open bracket": ("model: [", "cannot be read as YAML"),
+    "NUL": ("model: \0", "cannot be read as YAML"),
+    "a list": ("- 1", "holds no sections"),
+    "nothing": ("", "holds no sections"),
+    "nesting": ("a: " + "[" * 5000, "cannot be read as YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), NOT_YAML.values(), ids=NOT_YAML)
+def test_what_is_no_plain_yaml_is_refused_with_the_place(tmp_path, text, words):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"params.yaml .*{words}") as refused:
+        read_file(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(b"model: \xff")
+    with pytest.raises(UserError, match="cannot be read as YAML"):
+        read_file(tmp_path / "params.yaml")
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize("name", ["a key twice", "templates"])
+def test_snakemake_and_plan_refuse_the_same_file_and_run_nothing_of_it(finished, tmp_path, name):
+    text, words = NOT_YAML[name]
+    params = finished / "params.yaml"
+    kept = params.read_text()
+    try:
+        params.write_text(text if name == "templates" else kept + "\nruns: []\n")
+        for command in (("snakemake", "--dry-run"), ("mergemoe", "plan")):
+            done = run(finished, *command, ok=False)
+            assert done.returncode != 0 and "Traceback" not in done.stderr
+            assert re.search("'runs' is there twice|has __use_yte__", done.stdout + done.stderr)
+    finally:
+        params.write_text(kept)
+    assert not (finished / "ran").exists()
