@@ -162,10 +162,7 @@ def run_table(args: argparse.Namespace) -> None:
     from mergemoe.artifacts import paths
     from mergemoe.report import metrics
 
-    path = Path(paths.METRICS)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist. Run `snakemake --cores all` first")
-    print(metrics.scores_table(json.loads(path.read_text())), end="")
+    print(metrics.scores_table(metrics.read_metrics(Path(paths.RESULTS))), end="")
 
 
 def run_export(args: argparse.Namespace) -> None:

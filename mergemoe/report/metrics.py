@@ -5,6 +5,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,18 @@ def read_artifact(path: Path) -> Any:
     if not path.is_file():
         raise ArtifactError(f"{path} is missing. Run `snakemake --cores all`, which makes it, before the report.")
     return store.read_json(path)
+
+
+def read_metrics(results: Path) -> Metrics:
+    """Return the numbers of metrics.json, if they are those that the report wrote.
+
+    Raises:
+        ArtifactError: if the file is missing or has changed.
+    """
+    path, record = below(results, paths.METRICS), below(results, paths.REPORTED)
+    name = os.path.relpath(path, record.parent)
+    store.check_files(record.parent, {name: read_artifact(record)["files"][name]})
+    return json.loads(path.read_text())
 
 
 def _numbers(scores: Sequence[Path], folder: str | Path, there: There | None) -> Scores:

@@ -25,8 +25,12 @@ def begin_run(graph: Graph) -> None:
     """Forget what no job will ask for, and write the claims to a file that this run's jobs find and check inputs by.
 
     Raises:
-        UserError: if a text cannot be read or is too short, which only reading it tells.
+        UserError: if the folder is being restored, or a text cannot be read or is too short, which only reading tells.
     """
+    if run_guard.being_restored():
+        raise UserError(
+            "`mergemoe restore` is putting another revision in place here. Wait for its end, then run again"
+        )
     claims = expected.every_claim(graph)
     atomic.sweep(paths.RESULTS)
     job_cache.delete_unclaimed(paths.RESULTS, claims)

@@ -12,9 +12,10 @@ import time
 import pytest
 from project import change, commit, run
 
-from mergemoe.artifacts import digests, store
+from mergemoe.artifacts import digests, run_guard, store
 from mergemoe.errors import UserError
-from mergemoe.workflow.ledger import record
+from mergemoe.workflow.ledger import commands, record, verify_results
+from mergemoe.workflow.ledger.restore import restore_revision
 
 pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(900)]
 
@@ -270,3 +271,53 @@ def test_a_lock_that_is_not_of_the_bytes_is_seen(project):
 def test_why_snakemake_cannot_plan_is_told(project):
     change(project, "experts: 0.25", "experts: 0.25x")
     assert "cluster.half" in refused(project, "record") and "0.25x" in refused(project, "record")
+
+
+STEPS = ("dvc checkout", "snakemake --cores 1 --dry-run")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_restore_that_fails_at_any_step_leaves_all_as_it_was(project, monkeypatch, step):
+    before, head = everything(project), run(project, "git", "rev-parse", "HEAD").stdout
+    real, failed = commands.run_program, []
+
+    def program(root, *command, **options):
+        said = real(root, *command, **options)
+        if root == project and " ".join(command).startswith(step) and not failed:
+            failed.append(command)
+            raise UserError(f"{command[0]} was interrupted")
+        return said
+
+    monkeypatch.setattr(commands, "run_program", program)
+    with pytest.raises(UserError, match="not restored, and all is as it was: .* was interrupted"):
+        restore_revision(project, "half")
+    monkeypatch.undo()
+    assert failed and everything(project) == before
+    assert run(project, "git", "rev-parse", "HEAD").stdout == head
+    assert run(project, "git", "branch", "--show-current").stdout == "main\n"
+    assert nothing_to_do(project)
+    assert not (project / run_guard.RESTORING).exists()
+    run(project, "mergemoe", "restore", "half")
+
+
+def test_restore_and_a_run_keep_out_of_each_others_way(project):
+    locks = project / ".snakemake/locks"
+    locks.mkdir(exist_ok=True)
+    (locks / "0.input.lock").write_text("results\n")
+    assert "a run of Snakemake holds this folder's lock" in refused(project, "restore", "half")
+    (locks / "0.input.lock").unlink()
+    mark = project / run_guard.RESTORING
+    mark.parent.mkdir(exist_ok=True)
+    mark.write_text(str(os.getpid()))
+    done = run(project, "snakemake", "--forcerun", "report", ok=False)
+    assert (
+        done.returncode != 0 and "`mergemoe restore` is putting another revision in place" in done.stdout + done.stderr
+    )
+    mark.write_text("0" + "9" * 9)  # of a process that was killed
+    run(project, "snakemake")
+
+
+def everything(project):
+    """The bytes of all that is tracked or recorded."""
+    tracked = run(project, "git", "ls-files").stdout.split()
+    return {path: digests.sha256(project / path) for path in [*tracked, *verify_results.result_files(project)]}

@@ -9,9 +9,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergemoe.artifacts.paths import METRICS
-from mergemoe.errors import UserError
+from mergemoe.artifacts.paths import METRICS, RESULTS
+from mergemoe.errors import ArtifactError, UserError
 from mergemoe.report import missing_results
+from mergemoe.report.metrics import read_metrics
 from mergemoe.workflow.ledger import commands, compare, dvc_lock, record, recorded_environment, verify_results
 from mergemoe.workflow.ledger.clone import checkout_artifacts, temporary_clone
 
@@ -130,8 +131,10 @@ def _metrics(root: Path, commit: str, tree: Path) -> dict[str, Any]:
     """Return the numbers of metrics.json that differ from the commit's, with their standard errors."""
     known = commands.run_program(root, "git", "ls-tree", commit, METRICS)
     committed = _flat(json.loads(commands.run_program(root, "git", "show", f"{commit}:{METRICS}"))) if known else {}
-    path = tree / METRICS
-    found = _flat(json.loads(path.read_text())) if path.is_file() else {}
+    try:
+        found = _flat(read_metrics(tree / RESULTS))
+    except ArtifactError:  # it is among the faults
+        found = {}
     keys = sorted(committed.keys() | found.keys())
     differ = {key: [committed.get(key), found.get(key), committed.get(f"{key}_stderr")] for key in keys}
     return {"numbers": len(keys), "differ": {key: row for key, row in differ.items() if row[0] != row[1]}}

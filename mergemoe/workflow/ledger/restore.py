@@ -1,8 +1,12 @@
-"""Restore a recorded revision: files in git, artifacts, and Snakemake's metadata of them."""
+"""Restore a recorded revision: files in git, artifacts, and Snakemake's metadata of them; or leave all as it was."""
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from mergemoe.artifacts import run_guard
 from mergemoe.errors import UserError
 from mergemoe.workflow.ledger import commands, dvc_lock, verify_results
 from mergemoe.workflow.ledger.clone import cache_folder, checkout_artifacts, fetch_artifacts, temporary_clone
@@ -13,19 +17,63 @@ def restore_revision(root: Path, revision: str) -> str:
     """Restore a recorded revision: files in git, artifacts, and Snakemake's metadata of them.
 
     Raises:
-        UserError: if something would be lost, the revision was not recorded, or its artifacts are not available. The
-            tree does not change then.
+        UserError: if a run is going on, something would be lost, the revision was not recorded, or its artifacts are
+            not available. The tree does not change then.
     """
     check_project(root)
     commit = recorded_commit(root, revision)
-    if dirty := commands.run_program(root, "git", "status", "--porcelain", "--untracked-files=no").splitlines():
-        raise UserError(f"not restored: {len(dirty)} tracked files have changes ({dirty[0][3:]}); commit them first")
-    _refuse_unrecorded(root)
-    with temporary_clone(root, commit) as tree:
-        fetch_artifacts(tree)  # before anything changes here
-    start = commands.run_program(root, "git", "rev-parse", "--abbrev-ref", "HEAD").strip()
-    if start == "HEAD":
-        start = commands.run_program(root, "git", "rev-parse", "HEAD").strip()
+    with _alone(root):
+        if dirty := commands.run_program(root, "git", "status", "--porcelain", "--untracked-files=no").splitlines():
+            raise UserError(
+                f"not restored: {len(dirty)} tracked files have changes ({dirty[0][3:]}); commit them first"
+            )
+        _refuse_unrecorded(root)
+        with temporary_clone(root, commit) as tree:
+            fetch_artifacts(tree)  # before anything changes here
+        start = commands.run_program(root, "git", "rev-parse", "--abbrev-ref", "HEAD").strip()
+        if start == "HEAD":
+            start = commands.run_program(root, "git", "rev-parse", "HEAD").strip()
+        _bring_or_go_back(root, revision, start)
+    return f"restored {revision} ({commit[:12]}); `mergemoe restore {start}` goes back"
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Refuse if Snakemake runs here, and keep it from starting while the tree changes."""
+    if any((root / ".snakemake" / "locks").glob("*")):
+        raise UserError(
+            "not restored: a run of Snakemake holds this folder's lock. Wait for its end; if it was killed, "
+            "`snakemake --unlock` releases the lock"
+        )
+    mark = root / run_guard.RESTORING
+    mark.parent.mkdir(exist_ok=True)
+    os.environ[run_guard.RESTORE] = str(os.getpid())
+    mark.write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+        del os.environ[run_guard.RESTORE]
+
+
+def _bring_or_go_back(root: Path, revision: str, start: str) -> None:
+    try:
+        _bring(root, revision)
+    except BaseException as error:
+        try:
+            _bring(root, start)
+        except UserError as second:
+            raise UserError(
+                f"not restored: {error}\nIt could not go back to {start} either: {second}\n"
+                f"When the reason is gone, `git checkout {start}`, `dvc checkout` and `snakemake --touch` do"
+            ) from error
+        if isinstance(error, UserError):
+            raise UserError(f"not restored, and all is as it was: {error}") from None
+        raise
+
+
+def _bring(root: Path, revision: str) -> None:
+    """Put a revision's files, artifacts and Snakemake's metadata in place."""
     old = _outs(root)
     commands.run_program(root, "git", "checkout", "--quiet", revision)
     checkout_artifacts(root)
@@ -33,8 +81,7 @@ def restore_revision(root: Path, revision: str) -> str:
         shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink(missing_ok=True)
     commands.run_program(root, "snakemake", "--cores", "1", "--touch", "--forceall", "--quiet")
     if jobs := commands.pending_jobs(root):
-        raise UserError(f"{revision} is here, but Snakemake would run {jobs}: it was not recorded by `mergemoe record`")
-    return f"restored {revision} ({commit[:12]}); `mergemoe restore {start}` goes back"
+        raise UserError(f"Snakemake would run {jobs} at {revision}: it was not recorded by `mergemoe record`")
 
 
 def _refuse_unrecorded(root: Path) -> None:
