@@ -185,7 +185,7 @@ class Graph:
         """Return one task's settings, with how the models run."""
         evaluate = self.params.evaluate
         how = evaluate.model_dump(include={"dtype", "threads"})
-        return tracking.parameter_text(evaluate.tasks[wildcards.task].model_dump() | how)
+        return tracking.parameter_text(evaluate.tasks[wildcards.task].model_dump(exclude={"trust_code"}) | how)
 
     def run_choice(self, wildcards: Any) -> str:
         """Return names and parameters of all choices that made a compressed checkpoint, for its card."""

@@ -45,7 +45,7 @@ def kept_going(finished, tmp_path_factory):
     for name, text in FOLDER.items():
         (project / "bad" / name).write_text(text.lstrip())
     params = yaml.safe_load((project / "params.yaml").read_text())
-    own = {name: {"include": "bad"} for name in ("no_data", "large")}
+    own = {name: {"include": "bad", "trust_code": True} for name in ("no_data", "large")}
     params["evaluate"]["tasks"] |= {"misspelt": {}, **own, "blimp_causative": {"include": "data/blimp", "limit": 2}}
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     done = snakemake(project, "--keep-going")

@@ -18,6 +18,7 @@ class Task(Section):
     """One task of lm-eval."""
 
     include: str | None = Field(default=None, description="folder of task files, for a task that is not lm-eval's own")
+    trust_code: bool = Field(default=False, description="whether Python code that the files of `include` name may run")
     data_files: dict[str, str] = Field(
         default={}, description="{split: .jsonl or .jsonl.gz file}: local data for a task of lm-eval"
     )

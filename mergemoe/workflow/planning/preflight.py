@@ -1,6 +1,5 @@
 """Checks of params.yaml and checkpoints before the first job, so that a mistake stops the run early."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from mergemoe.grouping.allocation import NO_SIZE_IN_COMMON
 from mergemoe.moe import layer_sizes
 from mergemoe.reconstruction.requirements import too_few
 from mergemoe.workflow.config.params import Params
+from mergemoe.workflow.planning.preflight_tasks import check_task
 
 
 def check_params(params: Params) -> None:
@@ -103,15 +103,7 @@ def _check_files(params: Params) -> None:
         if wanted.source is not None and not Path(wanted.source).is_file():
             raise UserError(f"{name}.source: {wanted.source}: no such file")
     for name, task in params.evaluate.tasks.items():
-        for split, path in task.data_files.items():
-            if not Path(path).is_file():
-                raise UserError(f"evaluate.tasks.{name}.data_files.{split}: {path}: no such file")
-        if task.include is not None and not Path(task.include).is_dir():
-            raise UserError(f"evaluate.tasks.{name}.include: {task.include} is not a folder")
-        if task.include is not None and not _defines(Path(task.include), name):
-            raise UserError(
-                f"evaluate.tasks.{name}: no *.yaml file in {task.include} has `task: {name}` or `group: {name}`"
-            )
+        check_task(name, task)
 
 
 def _check_share(params: Params, model: str, cluster: str, inside: Mapping[int, int]) -> None:
@@ -161,11 +153,6 @@ def _check_routing(params: Params, run: Run, counts: Mapping[int, int]) -> None:
         router_headers.check_router(config["model_type"], routing, kept.pop(), top_k, groups, top_groups)
     except UserError as error:
         raise UserError(f"{run.name}: {error}") from None
-
-
-def _defines(folder: Path, task: str) -> bool:
-    line = re.compile(rf"^(task|group): *[\"']?{task}[\"']? *$", re.MULTILINE)
-    return any(line.search(path.read_text()) for path in folder.rglob("*.yaml"))
 
 
 def _experts(model: str, params: Params) -> dict[int, int]:
