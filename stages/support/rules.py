@@ -43,6 +43,7 @@ def prepare(workflow: Any, config: Mapping[str, Any]) -> Graph:
     """
     use_this_python()
     runs.refuse_if_over()
+    runs.refuse_a_link()
     resources.check_profile()
     params = read_params(config)
     preflight.check_params(params)

@@ -75,6 +75,19 @@ def refuse_if_over() -> None:
         raise UserError(run_guard.OVER)
 
 
+def refuse_a_link() -> None:
+    """Check that the folder of results is no link: git and DVC take nothing behind one.
+
+    Raises:
+        UserError: if it is.
+    """
+    if Path(paths.RESULTS).is_symlink():
+        raise UserError(
+            f"{paths.RESULTS}/ is a link to {os.readlink(paths.RESULTS)}, and DVC records nothing behind a link. Clone "
+            "the project on that disk instead, or mount the disk there"
+        )
+
+
 def _end_run() -> None:
     """End any run of this folder: a job of it that still runs, on a node that was believed dead, writes no more."""
     os.environ.pop(run_guard.RUN, None)

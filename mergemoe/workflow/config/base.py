@@ -4,6 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from mergemoe.workflow.config.names import LocalPath
+
 # Bounds above which a number is a slip of the hand, and a job would end late, in an error of a library or never.
 Threads = Annotated[int, Field(gt=0, le=1024, description="CPU threads; the last bits depend on it")]
 BatchTokens = Annotated[int, Field(gt=0, le=2**30, description="tokens of one forward batch; memory grows with it")]
@@ -18,7 +20,7 @@ class Section(BaseModel):
 class Text(Section):
     """A source of text: a local file, or a Hugging Face data set at one commit."""
 
-    source: str | None = Field(default=None, description="a .jsonl, .jsonl.gz, .txt or .txt.gz file")
+    source: LocalPath | None = Field(default=None, description="a .jsonl, .jsonl.gz, .txt or .txt.gz file")
     dataset: str | None = Field(default=None, description="a Hugging Face data set, in place of `source`")
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$", description="its full commit hash")
     subset: str | None = Field(default=None, description="its configuration, if it has several")

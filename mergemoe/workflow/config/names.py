@@ -1,6 +1,12 @@
-"""Names of choices in params.yaml: they become parts of paths and Snakemake's wildcards."""
+"""Names and paths in params.yaml: they become parts of paths, Snakemake's wildcards, and words of command lines."""
 
 import re
+from pathlib import PurePath
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from mergemoe.artifacts.paths import RESULTS
 
 LONGEST = 100  # letters; a file system takes 255 bytes, and a temporary name adds host and process
 RESERVED = {"results", "provenance"}  # names of our own files and folders
@@ -19,3 +25,23 @@ def fault_of_name(kind: str, name: str) -> str | None:
     if re.search(r"(.+?)\1{9}$", name):
         return f"the name {name} repeats itself at its end, which Snakemake takes for a mistake. Use another"
     return None
+
+
+def fault_of_path(path: str) -> str | None:
+    """Return why the path of a model, a text or a task does not do; None if it does."""
+    if path.startswith("-"):
+        return f"the path {path!r} would be read as an option. Write ./{path}"
+    if any(letter in "{}" or not letter.isprintable() for letter in path):
+        return f"the path {path!r} has braces or control characters, which Snakemake reads otherwise. Rename it"
+    if PurePath(path).parts[:1] == (RESULTS,):
+        return f"the path {path!r} lies in the workflow's own folder {RESULTS}/. Move it elsewhere"
+    return None
+
+
+def _checked(path: str) -> str:
+    if why := fault_of_path(path):
+        raise ValueError(why)
+    return path
+
+
+LocalPath = Annotated[str, AfterValidator(_checked)]

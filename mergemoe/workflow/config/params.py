@@ -21,7 +21,7 @@ from mergemoe.methods import catalogue
 from mergemoe.workflow.config.base import BatchTokens, Section, Text, Threads
 from mergemoe.workflow.config.cluster import Cluster
 from mergemoe.workflow.config.evaluate import Evaluate
-from mergemoe.workflow.config.names import fault_of_name
+from mergemoe.workflow.config.names import LocalPath, fault_of_name
 from mergemoe.workflow.config.refine import Refine
 from mergemoe.workflow.config.solve import Method
 
@@ -29,7 +29,9 @@ from mergemoe.workflow.config.solve import Method
 class Model(Section):
     """A checkpoint."""
 
-    path: str = Field(description="folder with config.json, safetensors and a tokenizer, or, with `revision`, a hub id")
+    path: LocalPath = Field(
+        description="folder with config.json, safetensors and a tokenizer, or, with `revision`, a hub id"
+    )
     revision: str | None = Field(default=None, description="full commit hash of the hub model; `mergemoe fetch` first")
     dequantize: bool = Field(default=False, description="compress an unquantized copy of this checkpoint")
 
