@@ -1,6 +1,7 @@
 # make demo    run the workflow on the model in data/demo-moe and print the results
 # make test    run the tests that a change needs, 3 minutes
 # make test-all    run all tests but those on SLURM, 9 minutes; TESTS="full and not slurm" leaves out those of `make test`
+# make test-faults    make random faults, MINUTES=0.5 for each kind, and count what they lead to
 # make test-slurm    run the SLURM tests on a cluster on this machine, 15 minutes; SLURM_TESTS="a or b" selects some
 # make bench   compare all methods at equal size, hours; BENCH="demo few" selects comparisons of benchmarks/methods.py
 # make bench-refine    compare methods before and after a refine, an hour or less for each piece; PIECES="demo_64_50 ..."
@@ -18,6 +19,7 @@ PIECES ?= demo_64_50
 TORCH_INDEX ?=
 SLURM_TESTS ?= slurm
 TESTS ?= not slurm
+MINUTES ?= 0.5
 
 # The order is that of tests/conftest.py: long files first.
 IN_PROCESSES := --numprocesses auto --dist loadfile --no-loadscope-reorder
@@ -29,7 +31,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error $(CURDIR): the path contains a blank, and Snakemake cannot work there. Move the project to another folder)
 endif
 
-.PHONY: demo test test-all test-slurm bench bench-refine check docs lock
+.PHONY: demo test test-all test-faults test-slurm bench bench-refine check docs lock
 .DELETE_ON_ERROR:
 
 demo: .venv/run
@@ -41,7 +43,10 @@ test: .venv/dev
 	.venv/bin/pytest $(IN_PROCESSES)
 
 test-all: .venv/dev
-	.venv/bin/pytest -m "$(TESTS)" $(IN_PROCESSES)
+	.venv/bin/pytest -m "$(TESTS) and not chance" $(IN_PROCESSES)
+
+test-faults: .venv/dev
+	MERGEMOE_FAULTS_MINUTES=$(MINUTES) .venv/bin/pytest -m chance -s tests/faults
 
 test-slurm: .venv/dev
 	tests/slurm/cluster.sh install

@@ -6,6 +6,7 @@ a truncated file is found before anything is computed from it. Nothing inside a 
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,9 @@ def check_seal(path: str | Path, provenance: Mapping[str, Any], payload: str) ->
         raise damaged_artifact(path, "does not hold what was written (its digest differs)")
     if "path" in provenance and not may_be(path, provenance["path"]):
         raise damaged_artifact(path, f"is a copy of {provenance['path']}, put in its place")
+    number = re.fullmatch(r"layer_(\d+)", Path(path).stem)
+    if number and int(number[1]) != provenance.get("layer", int(number[1])):  # of a folder that was made as a whole
+        raise damaged_artifact(path, f"belongs to layer {provenance['layer']}, not {int(number[1])}")
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], provenance: Mapping[str, Any]) -> None:
