@@ -18,7 +18,7 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
     """Return the provenance of an artifact; None for a file that no stage made.
 
     Raises:
-        ArtifactError: if the provenance was changed after it was written, or its file cannot be read.
+        ArtifactError: if it was changed after it was written, is another file's, or cannot be read.
     """
     path = Path(path)
     if "results" not in path.parts or path.suffix not in _READERS:
@@ -27,6 +27,8 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
         made = _READERS[path.suffix](path)
     if made is not None and not store.matches_seal(made, made.get("payload", "")):
         raise errors.damaged_artifact(path, "does not hold what was written (its provenance was changed)")
+    if made is not None:
+        store.check_place(path, made)
     return made
 
 

@@ -77,6 +77,15 @@ def check_seal(path: str | Path, provenance: Mapping[str, Any], payload: str) ->
     """
     if not matches_seal(provenance, payload):
         raise damaged_artifact(path, "does not hold what was written (its digest differs)")
+    check_place(path, provenance)
+
+
+def check_place(path: str | Path, provenance: Mapping[str, Any]) -> None:
+    """Check that a file lies where it was written.
+
+    Raises:
+        ArtifactError: if it is another one's, put in the place of one.
+    """
     if "path" in provenance and not may_be(path, provenance["path"]):
         raise damaged_artifact(path, f"is a copy of {provenance['path']}, put in its place")
     number = re.fullmatch(r"layer_(\d+)", Path(path).stem)
