@@ -1,4 +1,4 @@
-"""What a refine needs of its layer and of its calibration sequences."""
+"""The requirements of a refine: held-out sequences, and parts that the experts have."""
 
 from collections.abc import Collection, Sequence
 
