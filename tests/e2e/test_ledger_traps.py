@@ -273,6 +273,19 @@ def test_why_snakemake_cannot_plan_is_told(project):
     assert "cluster.half" in refused(project, "record") and "0.25x" in refused(project, "record")
 
 
+@pytest.mark.parametrize("half", ["calibrate/tiny/mixed/tokens.json", "solve/tiny/mixed/half/mergemoe/layer_001.json"])
+def test_a_missing_half_of_a_pair(project, half):
+    (project / "results" / half).unlink()
+    if half.endswith("tokens.json"):
+        assert nothing_to_do(project)  # no stage reads it
+    assert f"results/{half} is missing" in str(refused_by_the_check(project))
+
+
+def refused_by_the_check(project):
+    claims = commands.ask_ledger(project)["claims"]
+    return verify_results.check_results(project, claims)
+
+
 STEPS = ("dvc checkout", "snakemake --cores 1 --dry-run")
 
 
