@@ -25,7 +25,7 @@ CODE = {  # the packages that the code digest of a stage may cover
     "reference": GROUND | {"calibration", "models", "moe"},
     "fidelity": GROUND | {"calibration", "models", "moe", "compressed", "evaluation"},
     "generate": GROUND | {"calibration", "models", "moe", "compressed", "evaluation"},
-    "evaluate": GROUND | {"models", "moe", "compressed", "evaluation"},
+    "evaluate": GROUND | {"calibration", "models", "moe", "compressed", "evaluation"},  # calibration: text_rows
     "report": GROUND | {"moe", "compressed", "report"},
     "report_partial": GROUND | {"moe", "compressed", "report"},
 }

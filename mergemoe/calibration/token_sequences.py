@@ -1,16 +1,16 @@
 """Token sequences from text: documents in an order drawn by seed, packed or padded to one length."""
 
-import gzip
 import hashlib
-import itertools
-import json
 import random
-import zlib
+from array import array
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from mergemoe.calibration.documents import Documents, open_documents
 from mergemoe.errors import UserError
+
+PIECE = 2**18  # characters; a longer document is tokenized piece by piece, as far as its tokens are needed
+EXPANSION = 4  # tokens of a character, at most
 
 Encode = Callable[[str], list[int]]  # text -> token ids, no special tokens
 
@@ -23,123 +23,126 @@ class Sequences(NamedTuple):
     documents: list[dict[str, Any]]
 
 
-def read_documents(
-    source: str | None,
-    field: str,
-    dataset: str | None = None,
-    revision: str | None = None,
-    subset: str | None = None,
-    split: str = "train",
-) -> list[str]:
-    """Return the documents of a local file, or of a Hugging Face data set at one commit.
-
-    A .jsonl file has one document a row, under `field`; a .txt file has documents between lines
-    `<|endoftext|>`, or is one document. Both may be gzipped.
-
-    Raises:
-        UserError: if the file is missing, of another kind, or lacks the field.
-    """
-    if source is None:
-        import datasets  # of the extra `eval`; a local file does not need it
-
-        rows: Any = datasets.load_dataset(str(dataset), subset, revision=revision, split=split)
-        return list(rows[field])
-    path = Path(source)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file (a `source` of params.yaml)")
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            text = file.read().decode("utf-8-sig").replace("\r\n", "\n")
-    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}): it is damaged or not complete, or not what its name says (.gz is gzip, "
-            "text is UTF-8). Bring it again, or name another `source` in params.yaml"
-        ) from None
-    kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    if kind == "txt":
-        return [d for d in text.rstrip("\n").split("\n<|endoftext|>\n") if d]
-    if kind != "jsonl":
-        raise UserError(f"{path}: a `source` is a .jsonl or .txt file, gzipped or not")
-    try:
-        return [json.loads(line)[field] for line in text.split("\n") if line.strip()]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not every row is a JSON object with the key {field!r} ({error!r})") from error
-
-
 def sequences_from_source(
     tokenizer: Any, *, samples: int, length: int, seed: int, pack: bool, field: str, **location: Any
 ) -> Sequences:
-    """Read documents and draw sequences with a transformers tokenizer; `location` is what read_documents takes."""
+    """Read documents and draw sequences with a transformers tokenizer; `location` is what open_documents takes."""
     end = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if end is None:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} has neither a bos_token nor an eos_token, which begins every "
             "document here: set one in its tokenizer_config.json"
         )
-    documents = read_documents(field=field, **location)
-    if not any(tokenizer.encode(document, add_special_tokens=False) for document in documents[:10]):
-        raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path} makes no token of the first documents: "
-            "are its files (tokenizer.json and the like) in the checkpoint's folder, and is there text?"
-        )
     return draw_sequences(
-        documents,
+        open_documents(field=field, **location),
         lambda document: tokenizer.encode(document, add_special_tokens=False),
         end,
         samples=samples,
         length=length,
         seed=seed,
         pack=pack,
-        source=location["source"] or location["dataset"],
+        tokenizer=tokenizer.name_or_path,
     )
 
 
 def draw_sequences(
-    documents: list[str], encode: Encode, end: int, samples: int, length: int, seed: int, pack: bool, source: str = ""
+    documents: Documents,
+    encode: Encode,
+    end: int,
+    samples: int,
+    length: int,
+    seed: int,
+    pack: bool,
+    tokenizer: str = "",
 ) -> Sequences:
     """Draw sequences of tokens.
 
     Documents come in an order shuffled by seed. Packed, they are joined, each begun by the token `end`, and cut
-    into rows; not packed, each row is one document, begun by `end`, cut to `length` or padded on the right.
+    into rows; not packed, each row is one document, begun by `end`, cut to `length` or padded on the right. A
+    document is tokenized in pieces of PIECE characters, as far as its tokens are needed.
 
     Raises:
-        UserError: if the text is too short.
+        UserError: if the text is too short, or gives no token.
     """
-    order = list(range(len(documents)))
+    most = (EXPANSION * documents.characters + documents.count) // length if pack else documents.count
+    if most < samples:
+        raise _too_short(documents, f"at most {most}", samples, length)
+    order = array("q", range(documents.count))
     random.Random(seed).shuffle(order)
-    encoded = ((i, [end, *encode(documents[i])]) for i in order)
-    ids, manifest = _packed(encoded, samples, length) if pack else _single(encoded, samples, length)
-    if len(ids) < samples:
+    drawn = zip(order, documents.read(order), strict=True)
+    ids, manifest = (_packed if pack else _single)(drawn, encode, end, samples, length)
+    if not any(entry["tokens"] > 1 for entry in manifest):
         raise UserError(
-            f"{source or 'the text'} gives {len(ids)} sequences of {length} tokens (from {len(documents)} documents), "
-            f"params.yaml asks for {samples}: lower `samples` or `length`, or bring more text"
+            f"{documents.name}: the tokenizer of {tokenizer} makes no token of the documents that were drawn "
+            f"({documents.count} in all). They are empty, or files of the tokenizer (tokenizer.json and the like) are "
+            "missing in the checkpoint's folder. Bring text, or these files"
         )
+    if len(ids) < samples:
+        raise _too_short(documents, str(len(ids)), samples, length)
     mask = [[1] * len(row) + [0] * (length - len(row)) for row in ids]
-    for entry in manifest:
-        entry["sha256"] = hashlib.sha256(documents[entry["document"]].encode()).hexdigest()
     return Sequences([row + [end] * (length - len(row)) for row in ids], mask, manifest)
 
 
-def _packed(encoded: Iterator[tuple[int, list[int]]], samples: int, length: int) -> tuple[list, list]:
-    stream: list[int] = []
-    manifest = []
-    for i, tokens in encoded:
-        manifest.append({"document": i, "tokens": min(len(tokens), samples * length - len(stream))})
-        stream += tokens
-        if len(stream) >= samples * length:
+def _too_short(documents: Documents, found: str, samples: int, length: int) -> UserError:
+    return UserError(
+        f"{documents.name} gives {found} sequences of {length} tokens (from {documents.count} documents), params.yaml "
+        f"asks for {samples}: lower `samples` or `length`, or bring more text{documents.note}"
+    )
+
+
+def _packed(
+    drawn: Iterator[tuple[int, str]], encode: Encode, end: int, samples: int, length: int
+) -> tuple[list[list[int]], list[dict[str, Any]]]:
+    stream, manifest = array("q"), []
+    for i, document in drawn:
+        before = len(stream)
+        stream.extend(_tokens(document, encode, end, samples * length - before))
+        manifest.append(_entry(i, document, len(stream) - before))
+        if len(stream) == samples * length:
             break
-    rows = [stream[k : k + length] for k in range(0, samples * length, length)]
-    return [row for row in rows if len(row) == length], manifest
+    return [stream[k : k + length].tolist() for k in range(0, len(stream) - length + 1, length)], manifest
 
 
-def _single(encoded: Iterator[tuple[int, list[int]]], samples: int, length: int) -> tuple[list, list]:
-    chosen = list(itertools.islice(((i, t[:length]) for i, t in encoded if len(t) > 1), samples))
-    return [tokens for _, tokens in chosen], [{"document": i, "tokens": len(t)} for i, t in chosen]
+def _single(
+    drawn: Iterator[tuple[int, str]], encode: Encode, end: int, samples: int, length: int
+) -> tuple[list[list[int]], list[dict[str, Any]]]:
+    ids, manifest = [], []
+    for i, document in drawn:
+        if len(tokens := _tokens(document, encode, end, length)) > 1:
+            ids.append(tokens)
+            manifest.append(_entry(i, document, len(tokens)))
+        if len(ids) == samples:
+            break
+    return ids, manifest
+
+
+def _tokens(document: str, encode: Encode, end: int, wanted: int) -> list[int]:
+    """Return the token `end` and the first tokens of a document, `wanted` of them at most."""
+    tokens = [end]
+    for first in range(0, len(document), PIECE):
+        if len(tokens) >= wanted:
+            break
+        tokens += encode(document[first : first + PIECE])
+    return tokens[:wanted]
+
+
+def _entry(i: int, document: str, tokens: int) -> dict[str, Any]:
+    return {"document": i, "tokens": tokens, "sha256": hashlib.sha256(document.encode()).hexdigest()}
 
 
 def heldout_count(samples: int, holdout: float) -> int:
     """Return how many of the sequences are held out: the share, rounded, and at least one if the share is not 0."""
     return max(1, round(samples * holdout)) if holdout else 0
+
+
+def check_holdout(samples: int, holdout: float) -> None:
+    """Check the share that is held out.
+
+    Raises:
+        UserError: if nothing would be left to fit on.
+    """
+    if heldout_count(samples, holdout) >= samples:
+        raise UserError(f"holdout {holdout} of {samples} samples leaves none to fit on: lower it or raise `samples`")
 
 
 def heldout_rows(samples: int, holdout: float, seed: int) -> list[bool]:
@@ -148,8 +151,6 @@ def heldout_rows(samples: int, holdout: float, seed: int) -> list[bool]:
     Raises:
         UserError: if nothing would be left to fit on.
     """
-    count = heldout_count(samples, holdout)
-    if count >= samples:
-        raise UserError(f"holdout {holdout} of {samples} samples leaves none to fit on: lower it or raise `samples`")
-    chosen = set(random.Random(f"holdout {seed}").sample(range(samples), count))
+    check_holdout(samples, holdout)
+    chosen = set(random.Random(f"holdout {seed}").sample(range(samples), heldout_count(samples, holdout)))
     return [row in chosen for row in range(samples)]

@@ -51,6 +51,8 @@ def score_task(
             f"evaluate.tasks.{task.name}: its data cannot be loaded ({error}). If this machine reaches the hub, export "
             "HF_HUB_OFFLINE=0. If not, set `data_files` for the task (docs/tasks.md)"
         ) from error
+    except UserError as error:  # of our own reader of rows
+        raise UserError(f"evaluate.tasks.{task.name}.data_files: {error}") from None
     except UNREADABLE as error:
         if not task.local:
             raise

@@ -5,15 +5,16 @@ are built here from `context`, `question` and `answers` of SQuAD v1.1: `text` is
 and `Answer:`; `value` is the first answer. So the score does not compare with the score on the stock data (`NOTE`).
 """
 
-import gzip
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks.squad_completion.task import SQUADCompletion
+
+from mergemoe.calibration import text_rows
+from mergemoe.errors import UserError
 
 NOTE = "rows built by mergemoe from SQuAD's (docs/tasks.md), not lm-eval's data"
 
@@ -29,7 +30,9 @@ class Completion(SQUADCompletion):
 
     def download(self, dataset_kwargs: Any = None, **kwargs: Any) -> None:
         """Read the local file."""
-        made = [row(one) for one in _lines(dataset_kwargs["data_files"]["validation"])]
+        path = dataset_kwargs["data_files"]["validation"]
+        rows = text_rows.read_json_rows(path)
+        made = [row(path, number, text_rows.parse_row(path, number, text)) for number, text in rows]
         self.dataset: Any = {"validation": Dataset.from_list(made)}
 
     def aggregation(self) -> Any:
@@ -37,13 +40,24 @@ class Completion(SQUADCompletion):
         return {"contains": mean}
 
 
-def row(one: Mapping[str, Any]) -> dict[str, str]:
-    """Return a row: `text` is the model's prompt, `value` is the answer that the continuation should contain."""
-    text = f"{one['context'].strip()}\nQuestion: {one['question'].strip()}\nAnswer:"
-    return {"text": text, "value": one["answers"]["text"][0]}
+def row(path: str, number: int, one: Mapping[str, Any]) -> dict[str, str]:
+    """Return a row: `text` is the model's prompt, `value` is the answer that the continuation should contain.
 
+    Args:
+        path: the file.
+        number: the place of the row, from 1.
+        one: a row of SQuAD.
 
-def _lines(path: str) -> Iterator[Any]:
-    opened: Any = gzip.open if path.endswith(".gz") else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        yield from map(json.loads, file)
+    Raises:
+        UserError: a field is missing, or is no text.
+    """
+    context, question = (text_rows.text_in(path, number, one, field).strip() for field in ("context", "question"))
+    answers = one.get("answers")
+    texts = answers.get("text") if isinstance(answers, dict) else None
+    if not isinstance(texts, list) or not texts:
+        raise UserError(
+            f"{path}: row {number}: field 'answers' has no list 'text' with an answer or more. Every row of SQuAD v1.1 "
+            "has one. Correct the row or delete it"
+        )
+    answer = text_rows.check_text(path, number, "answers.text", texts[0])
+    return {"text": f"{context}\nQuestion: {question}\nAnswer:", "value": answer}

@@ -147,7 +147,23 @@ def test_a_prompt_is_the_stock_tasks(files):
 def test_a_row_of_squad_is_its_context_question_and_first_answer():
     one = {"context": " The sky is blue. ", "question": "What is blue? ", "answers": {"text": ["The sky", "sky"]}}
     made = {"text": "The sky is blue.\nQuestion: What is blue?\nAnswer:", "value": "The sky"}
-    assert squad.row(one) == made
+    assert squad.row("a.jsonl", 1, one) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"context": None}, "row 7: field 'context' is null"),
+        ({"question": "\ud83d"}, "row 7: field 'question' holds '.ud83d' at character 1"),
+        ({"answers": None}, "row 7: field 'answers' has no list"),
+        ({"answers": {"text": []}}, "row 7: field 'answers' has no list"),
+        ({"answers": {"text": [3]}}, "row 7: field 'answers.text' is a number"),
+    ],
+)
+def test_a_row_of_squad_that_is_none_is_named(change, message):
+    one = {"context": "a", "question": "b", "answers": {"text": ["c"]}, **change}
+    with pytest.raises(UserError, match=message):
+        squad.row("a.jsonl", 7, one)
 
 
 def opened(name, include=None, data_files=None, fewshot=0):
@@ -207,7 +223,7 @@ def test_out_of_memory_names_the_key_to_lower(demo, monkeypatch, fails):
         ("piqa", "no JSON\n", "ArrowInvalid: JSON parse error"),
         ("piqa", "", "StopIteration"),
         ("piqa", '{"sol1": "a", "sol2": "b", "label": 0}\n', "'goal' is undefined"),
-        ("squad_completion", '{"question": "a"}\n', "KeyError: 'context'"),
+        ("squad_completion", '{"question": "a"}\n', "row 1 has no field 'context'"),
     ],
 )
 def test_rows_that_cannot_be_read_name_their_task_and_what_is_missing(demo, tmp_path, name, rows, message):

@@ -160,3 +160,27 @@ def test_what_no_layer_is_measured_at_is_not_asked_for(tmp_path, monkeypatch):
     config["cluster"]["half"] |= {"experts": 2, "budget": "error"}
     with pytest.raises(UserError, match="2 of 24 experts are kept, but `budget: error` measures no layer below 3"):
         preflight.check_params(read_params(config))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[1]\n", "row 1 is a list"), ('{}\n{"a": \n', "row 2 is not JSON"), ("\udcff", "cannot be read from row 1")],
+)
+def test_preflight_reads_the_rows_of_tasks(tiny, tmp_path, monkeypatch, content, message):
+    monkeypatch.chdir(ROOT)
+    config, file = small(tiny), tmp_path / "rows.jsonl"
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    config["evaluate"]["tasks"] = {"piqa": {"data_files": {"validation": str(file)}}}
+    with pytest.raises(UserError, match=rf"^evaluate.tasks.piqa.data_files.validation: .*rows.jsonl: {message}"):
+        preflight_texts.check_texts(read_params(config))
+
+
+@pytest.mark.parametrize("damage", ["[]", "[" * 100_000, '{"model": {"vocab": 5}, "added_tokens": {"a": []}}', "{"])
+def test_preflight_names_a_damaged_tokenizer(tiny, tmp_path, monkeypatch, damage):
+    monkeypatch.chdir(ROOT)
+    shutil.copytree(tiny, folder := tmp_path / "model")
+    (folder / "tokenizer.json").write_text(damage)
+    config = small(tiny)
+    config["model"]["tiny"]["path"] = str(folder)
+    with pytest.raises(UserError, match="^model.tiny: .* has no tokenizer for transformers"):
+        preflight_texts.check_texts(read_params(config))

@@ -1,16 +1,16 @@
 """Draw every local text once with each model's tokenizer before the first job."""
 
-from mergemoe.calibration import token_sequences
+from mergemoe.calibration import text_rows, token_sequences
 from mergemoe.errors import UserError
 from mergemoe.models import supported
 from mergemoe.workflow.config.params import Params
 
 
 def check_texts(params: Params) -> None:
-    """Draw every local text once with each model's tokenizer, if transformers knows the model.
+    """Draw every local text once with each model's tokenizer, if transformers knows the model, and read task rows.
 
     Raises:
-        UserError: if it does not, if a text is too short, or if a row lacks its field.
+        UserError: if it does not, if a text is too short, or if a row is no JSON object or lacks its field.
     """
     from transformers import AutoTokenizer  # slow to import: once per run, not once per parse
 
@@ -21,16 +21,23 @@ def check_texts(params: Params) -> None:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except UserError as error:
             raise UserError(f"model.{model}: {error}") from None
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of any kind, if a file of the tokenizer is damaged
             raise UserError(
                 f"model.{model}: {folder} has no tokenizer for transformers ({str(error).partition(chr(10))[0]}). "
                 "Code inside a checkpoint is never run. Add a tokenizer.json"
             ) from None
         chosen = params.calibrate[calibrate]
-        token_sequences.heldout_rows(chosen.samples, chosen.holdout, chosen.seed)
+        token_sequences.check_holdout(chosen.samples, chosen.holdout)
         for name, wanted in {f"calibrate.{calibrate}": chosen, "evaluate.heldout": params.evaluate.heldout}.items():
             if wanted.source:
                 try:
                     token_sequences.sequences_from_source(tokenizer, **wanted.model_dump(exclude={"holdout"}))
                 except UserError as error:
                     raise UserError(f"{name}: {error}") from None
+    for task, chosen in params.evaluate.tasks.items():
+        for split, path in chosen.data_files.items():
+            try:
+                for number, text in text_rows.read_json_rows(path):
+                    text_rows.parse_row(path, number, text)
+            except UserError as error:
+                raise UserError(f"evaluate.tasks.{task}.data_files.{split}: {error}") from None
