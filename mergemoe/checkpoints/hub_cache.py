@@ -4,7 +4,16 @@ import os
 import re
 from pathlib import Path
 
-HUB_ID, COMMIT = re.compile(r"[\w.-]+/[\w.-]+"), re.compile(r"[0-9a-f]{40}")
+HUB_ID = re.compile(r"(?a:(?!.*(--|\.\.))(?=.{3,96}$)\w[\w.-]*/\w[\w.-]*)")  # `--` stands for the slash in paths
+COMMIT = GIT_HASH = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_plain_name(name: object) -> bool:
+    """Tell whether a name from elsewhere is the name of a file in one folder, and not a path."""
+    if not isinstance(name, str) or name in {"", ".", ".."}:
+        return False
+    return name.isprintable() and not {"/", "\\"} & set(name) and len(name.encode(errors="replace")) <= 255
 
 
 def cache_folder() -> Path:
@@ -17,6 +26,11 @@ def cache_folder() -> Path:
 def snapshot_folder(model: str | Path, revision: str) -> Path:
     """Return the folder for a commit of a model in huggingface_hub's cache, whether or not it exists."""
     return cache_folder() / f"models--{str(model).replace('/', '--')}" / "snapshots" / revision
+
+
+def blobs_folder(model: str | Path) -> Path:
+    """Return the folder of a model's files in huggingface_hub's cache; each is named by its digest at the hub."""
+    return snapshot_folder(model, "0").parents[1] / "blobs"
 
 
 def fetch_command(path: str | Path, revision: str) -> str:

@@ -1,5 +1,6 @@
 """`mergemoe fetch` against a small server that speaks the hub's protocol; nothing here reaches the network."""
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -20,11 +22,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.numpy import save
 from tiny_project import ROOT
 
 from mergemoe.artifacts import digests, store
-from mergemoe.checkpoints import hub, hub_cache, model_folder
+from mergemoe.checkpoints import hub, hub_cache, hub_download, hub_listing, hub_record, model_folder
 from mergemoe.compressed import checkpoint_card
 from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import Text, read_params
@@ -47,6 +51,9 @@ class Hub:
         self.cut: dict[str, int] = {}  # after so many bytes the connection ends, once
         self.stall: dict[str, int] = {}  # after so many bytes nothing comes any more, once
         self.instead: dict[str, bytes] = {}  # what is sent in place of a file
+        self.listing = lambda entries: entries  # what is listed in place of the files
+        self.headers: dict[str, str] = {}  # what is said in place of the right headers
+        self.endless: set[str] = set()  # files whose body does not end
         self.tokens: dict[str, str | None] = {}  # {host: the last authorization}
         self.closed = threading.Event()
         handler = type("Handler", (Handler,), {"hub": self})
@@ -90,22 +97,24 @@ class Handler(BaseHTTPRequestHandler):
         if what == "revision":
             return self.json({"id": model, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]})
         if what == "tree":
-            return self.json([entry(file, content) for file, content in files.items()])
+            return self.json(self.hub.listing([entry(file, content) for file, content in files.items()]))
         if name not in files:
             return self.fail("EntryNotFound")
-        facts = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        facts = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes", **self.hub.headers}
         digest = entry(name, files[name]).get("lfs", {}).get("oid")
         if digest is None:
-            return self.file(model, name, {**facts, "ETag": f'"{git_hash(files[name])}"'})
+            return self.file(model, name, {"ETag": f'"{git_hash(files[name])}"', **facts})
         linked = {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(files[name]))}
         elsewhere = f"http://localhost:{self.hub.port}/cdn/{model}//{name}"
-        return self.answer(302, b"", {**facts, **linked, "Location": elsewhere})
+        return self.answer(302, b"", {**linked, **facts, "Location": elsewhere})
 
     def file(self, model, name, facts=None):
         """Send a file from where it is asked for, or as far as the test lets it."""
         content = self.hub.instead.get(name, self.hub.repositories[model][name])
         asked = self.headers["Range"]
         self.hub.requests.append((self.command, name, asked))
+        if name in self.hub.endless and self.command == "GET":
+            return self.pour(name)
         start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked else 0
         head = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
         getting = self.command == "GET"
@@ -117,6 +126,16 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = stop is not None
         if stall:
             self.hub.closed.wait(60)
+
+    def pour(self, name):
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            while not self.hub.closed.is_set():
+                self.wfile.write(b"100000\r\n" + b"~" * MB + b"\r\n")
+                self.hub.sent[name] += MB
 
     def answer(self, status, content, headers, stop=None):
         self.send_response(status)
@@ -233,7 +252,9 @@ def test_fetch_brings_what_a_run_needs_and_records_each_file(served):
     assert not {name for _, name, _ in served.requests} & useless.keys()
     written = hub_cache.fetch_record_path(MODEL, COMMIT)
     expected = {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in needed.items()}
-    assert json.loads(written.read_text()) == {"model": MODEL, "revision": COMMIT, "files": expected}
+    content = json.loads(written.read_text())
+    assert content.pop("digest") == digests.digest_json(content)
+    assert content == {"model": MODEL, "revision": COMMIT, "files": expected}
     assert list(json.loads(written.read_text())["files"]) == sorted(needed)
     assert served.sent == {name: len(content) for name, content in needed.items()}  # each once
 
@@ -286,7 +307,7 @@ def test_a_killed_fetch_goes_on_in_the_middle_of_a_file(served):
     process = subprocess.Popen(command, env=environment(served), stderr=subprocess.PIPE)
     blobs = hub_cache.snapshot_folder(MODEL, COMMIT).parents[1] / "blobs"
     end = time.monotonic() + 60
-    while not any(path.stat().st_size >= 10 * MB for path in blobs.glob(f"*{hub._PART}")):
+    while not any(path.stat().st_size >= 10 * MB for path in blobs.glob(f"*{hub_download.PART}")):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -298,6 +319,111 @@ def test_a_killed_fetch_goes_on_in_the_middle_of_a_file(served):
     assert served.asked(name) == [None, f"bytes={10 * MB}-"]
     assert model_folder.locate_checkpoint(MODEL, COMMIT).joinpath(name).read_bytes() == needed[name]
     assert not list(blobs.glob("*.incomplete"))
+
+
+SHARD = "model-00001-of-00002.safetensors"
+
+
+def changed(name, **facts):
+    """A listing with other facts for one file."""
+
+    def listing(entries):
+        for one in entries:
+            if one["path"] == name:
+                one.update(facts | ({"lfs": one["lfs"] | facts["lfs"]} if "lfs" in facts else {}))
+        return entries
+
+    return listing
+
+
+def another(path):
+    return lambda entries: [*entries, {"type": "file", "oid": "0" * 40, "size": 1, "path": path}]
+
+
+@pytest.mark.parametrize(
+    ("listing", "message"),
+    [
+        (changed(SHARD, lfs={"oid": "../../../../X"}), "states the digest '../../../../X'"),
+        (changed(SHARD, lfs={"oid": "/tmp/X"}), "states the digest '/tmp/X'"),
+        (changed(SHARD, lfs={"size": 1}), "states the size"),
+        (changed(SHARD, lfs={"oid": "A" * 64}), "states the digest 'AAAA"),
+        (changed(SHARD, lfs={"oid": None}), "states the digest None"),
+        (changed(SHARD, size=-1), "states the size -1"),
+        (changed(SHARD, size="9"), "states the size '9'"),
+        (changed(SHARD, size=True), "states the size True"),
+        (changed("config.json", oid="../../x"), "states the digest '../../x'"),
+        (changed("config.json", oid="0" * 64), "states the digest '0000"),
+        (another("../x.json"), "lists a file with the name '../x.json'"),
+        (another("a/../../x.json"), "lists a file with the name"),
+        (another("/etc/x.json"), "lists a file with the name '/etc/x.json'"),
+        (another("a\\x.json"), "lists a file with the name"),
+        (another("a\nx.json"), "lists a file with the name"),
+        (another(""), "lists a file with the name ''"),
+        (another("x" * 300 + ".json"), "lists a file with the name"),
+        (another(7), "lists a file with the name 7"),
+        (another("config.json"), "lists config.json twice"),
+        (lambda _: {"error": 1}, "in no known form"),
+        (lambda _: [{"type": "file", "path": "a"}], "in no known form"),
+        (lambda _: [1], "in no known form"),
+    ],
+)
+def test_what_a_hub_lists_is_checked_before_anything_is_written(served, tmp_path, listing, message):
+    served.listing = listing
+    assert re.search(message, refused(served, MODEL, "--revision", COMMIT))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-Repo-Commit": "f" * 40},
+        {"X-Repo-Commit": "../../../x"},
+        {"ETag": '"../../../../x"', "X-Linked-Etag": '"../../../../x"'},
+        {"ETag": '"/tmp/x"'},
+    ],
+)
+def test_what_a_hub_says_in_headers_is_checked_before_anything_is_written(served, tmp_path, headers):
+    served.headers = headers
+    told = refused(served, MODEL, "--revision", COMMIT)
+    assert re.search("answers with the commit|states the digest", told)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", [SHARD, "config.json", model_folder.INDEX, "tokenizer.json"])
+def test_a_body_that_does_not_end_is_stopped_at_the_stated_size(served, tmp_path, name):
+    served.endless = {name}
+    told = refused(served, MODEL, "--revision", COMMIT)
+    assert f"{name} of {MODEL}: what came has more than the" in told
+    assert served.sent[name] < 64 * MB  # what lay in buffers
+    assert all(path.stat().st_size < MB for path in tmp_path.rglob("*") if path.is_file())
+    listed = entry(name, served.repositories[MODEL][name])
+    assert not list(tmp_path.rglob(f"{listed.get('lfs', listed)['oid']}*"))
+    served.endless = set()
+    assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
+
+
+@pytest.mark.parametrize("more", [1, 5 * MB])
+def test_a_part_that_is_longer_than_the_file_starts_again(served, more):
+    right = served.repositories[MODEL][SHARD]
+    part = hub_cache.blobs_folder(MODEL) / f"{hashlib.sha256(right).hexdigest()}{hub_download.PART}"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(right + b"~" * more)
+    done = fetch(served, MODEL, "--revision", COMMIT)
+    assert done.returncode == 0, done.stderr
+    assert model_folder.locate_checkpoint(MODEL, COMMIT).joinpath(SHARD).read_bytes() == right
+
+
+def test_an_index_that_names_a_pickle_brings_none(served):
+    index = {"weight_map": {"a": "pytorch_model.bin"}}
+    served.repositories[MODEL][model_folder.INDEX] = json.dumps(index).encode()
+    assert "pytorch_model.bin is no safetensors file" in refused(served, MODEL, "--revision", COMMIT)
+    assert not served.asked("pytorch_model.bin")
+
+
+@pytest.mark.parametrize("model", ["../..", "a/..", "a--b/c", ".a/b", "a/b/c", "a/" + "b" * 100, "-a/b"])
+def test_an_id_that_is_a_path_is_none(served, model):
+    with pytest.raises(UserError, match="is not the id of a hub model"):
+        hub.fetch_model(model, COMMIT)
 
 
 @pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "tokenizer.json", "merges.txt"])
@@ -326,11 +452,62 @@ def test_a_file_that_changed_in_the_cache_is_named_with_the_record_it_breaks(ser
 
 
 def test_the_record_of_a_colleague_binds_what_is_fetched(served):
-    written = hub_cache.fetch_record_path(MODEL, COMMIT)
     assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
-    written.write_text(written.read_text().replace(hashlib.sha256(b"a b").hexdigest(), "0" * 64))
+    files = hub_record.read_fetch_record(MODEL, COMMIT)
+    files["merges.txt"]["sha256"] = "0" * 64
+    hub_record.write_fetch_record(MODEL, COMMIT, files)
     told = fetch(served, MODEL, "--revision", COMMIT)
     assert told.returncode == 1 and f"merges.txt: its sha256 is {hashlib.sha256(b'a b').hexdigest()}" in told.stderr
+
+
+@given(place=st.integers(0), flipped=st.integers(1, 255))
+def test_a_record_with_a_changed_byte_is_refused_or_says_the_same(place, flipped):
+    files = {"a.json": {"size": 3, "sha256": "1" * 64}, "b.safetensors": {"size": 5, "sha256": "2" * 64}}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        written = hub_record.write_fetch_record(MODEL, COMMIT, files)
+        content = bytearray(written.read_bytes())
+        content[place % len(content)] ^= flipped
+        written.write_bytes(content)
+        try:
+            assert hub_record.read_fetch_record(MODEL, COMMIT) == files
+        except UserError as error:
+            assert re.search("is damaged .* Restore it with git, or delete it and run `mergemoe fetch", str(error))
+
+
+HASH = "1" * 64
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "null",
+        "[" * 100_000,
+        '{"files": {}}',
+        {"files": {}},
+        {"files": []},
+        {"more": 1},
+        {"model": "some-org/other"},
+        {"revision": "f" * 40},
+        {"files": {"../a.json": {"size": 1, "sha256": HASH}}},
+        {"files": {"/etc/passwd": {"size": 1, "sha256": HASH}}},
+        {"files": {"a.json": {"size": -1, "sha256": HASH}}},
+        {"files": {"a.json": {"size": True, "sha256": HASH}}},
+        {"files": {"a.json": {"size": 1, "sha256": "../" * 21 + "a"}}},
+        {"files": {"a.json": {"size": 1, "sha256": 5}}},
+        {"files": {"a.json": {"size": 1}}},
+        {"files": {"a.json": None}},
+    ],
+)
+def test_a_record_of_another_shape_is_refused(served, content):
+    whole = {"model": MODEL, "revision": COMMIT, "files": {"a.json": {"size": 1, "sha256": HASH}}}
+    written = hub_cache.fetch_record_path(MODEL, COMMIT)
+    written.parent.mkdir(parents=True)
+    written.write_text(json.dumps(whole))
+    assert hub_record.read_fetch_record(MODEL, COMMIT) == whole["files"]  # as older versions wrote it
+    written.write_text(content if isinstance(content, str) else json.dumps(whole | content))
+    with pytest.raises(UserError, match="Restore it with git, or delete it and run `mergemoe fetch"):
+        hub_record.read_fetch_record(MODEL, COMMIT)
 
 
 def test_an_unknown_model_or_commit_is_said(served):
@@ -372,15 +549,12 @@ def test_a_repository_without_readable_weights_is_refused_before_any_come(served
 
 
 def test_a_disk_too_small_is_said_before_the_download(tmp_path, monkeypatch):
-    from huggingface_hub.hf_api import RepoFile
-
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 3 * 10**9})())
-    (tmp_path / f"x{hub._PART}").write_bytes(b"half")
-    file = RepoFile(path="model.safetensors", size=3 * 10**9 + 4, oid="0")
-    hub._check_space(MODEL, tmp_path, {file.path: file})
-    file.size += 1
+    (tmp_path / f"x{hub_download.PART}").write_bytes(b"half")
+    size = 3 * 10**9 + 4
+    hub._check_space(MODEL, tmp_path, [hub_listing.HubFile("model.safetensors", size, HASH, True)])
     with pytest.raises(UserError, match=r"needs 3.0 GB more in .* where 3.0 GB are free\. Make room"):
-        hub._check_space(MODEL, tmp_path, {file.path: file})
+        hub._check_space(MODEL, tmp_path, [hub_listing.HubFile("model.safetensors", size + 1, HASH, True)])
 
 
 def params(**model):
@@ -418,10 +592,9 @@ def test_the_layout_names_a_model_by_id_and_commit_and_its_files_must_be_those_r
     shutil.copytree(tiny, folder := hub_cache.snapshot_folder(MODEL, COMMIT))
     files = {path.name: {"size": path.stat().st_size, "sha256": digests.sha256(path)} for path in folder.iterdir()}
     written = hub_cache.fetch_record_path(MODEL, COMMIT)
-    written.parent.mkdir(parents=True)
     cfg = json.dumps({"path": MODEL, "revision": COMMIT, "dequantize": False})
     monkeypatch.setattr("sys.argv", ["layout", "--cfg", cfg, "--code", "0", "--out", "layout.json"])
-    written.write_text(json.dumps({"files": files}))
+    hub_record.write_fetch_record(MODEL, COMMIT, files)
     stage.main()
     described = store.read_json("layout.json")
     assert (described["path"], described["revision"]) == (MODEL, COMMIT)
@@ -430,7 +603,7 @@ def test_the_layout_names_a_model_by_id_and_commit_and_its_files_must_be_those_r
     other = {**files, "config.json": {"size": 0, "sha256": "0" * 64}}
     fewer = {name: file for name, file in files.items() if name != "config.json"}
     for recorded, said in [(other, "0" * 64), (fewer, "not named")]:
-        written.write_text(json.dumps({"files": recorded}))
+        hub_record.write_fetch_record(MODEL, COMMIT, recorded)
         with pytest.raises(UserError, match=rf"config.json: its sha256 is .*, but {written} states {said}\."):
             stage.main()
     written.write_text("{}")

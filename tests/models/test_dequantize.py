@@ -18,7 +18,7 @@ from tiny_project import ROOT, copy_project, snakemake
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
 
 from mergemoe.artifacts import digests, store
-from mergemoe.checkpoints import expert_headers, hub_cache, model_folder, quantization
+from mergemoe.checkpoints import expert_headers, hub_record, model_folder, quantization
 from mergemoe.errors import UserError
 from mergemoe.models import layout
 from mergemoe.models.dequantize import QuantizedModel, dequantize_checkpoint
@@ -218,15 +218,14 @@ def test_a_hub_models_files_must_be_those_that_were_fetched(fp8, tmp_path, monke
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     cache = shutil.copytree(fp8, tmp_path / "models--some--moe" / "snapshots" / commit)
     files = {path.name: {"size": path.stat().st_size, "sha256": digests.sha256(path)} for path in cache.iterdir()}
-    record = hub_cache.fetch_record_path("some/moe", commit)
-    record.parent.mkdir(parents=True)
-    record.write_text(json.dumps({"files": files | {"config.json": {"size": 1, "sha256": "1"}}}))
+    other = {"config.json": {"size": 1, "sha256": "1" * 64}}
+    hub_record.write_fetch_record("some/moe", commit, files | other)
     cfg = json.dumps({"path": "some/moe", "revision": commit, "dequantize": True})
     monkeypatch.setattr(sys, "argv", ["stage", "--cfg", cfg, "--code", "0", "--out", str(out)])
     with pytest.raises(UserError, match=r"config.json: its sha256 is .*, but .* states"):
         stage.main()
     assert not out.exists()
-    record.write_text(json.dumps({"files": files}))
+    hub_record.write_fetch_record("some/moe", commit, files)
     stage.main()
     assert str(tmp_path) not in (out / "provenance.json").read_text()
 

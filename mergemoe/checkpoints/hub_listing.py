@@ -1,0 +1,88 @@
+"""Names, sizes and digests that the hub states of a commit's files, none of them believed before it is checked.
+
+They become names of files in the cache and bound what is written there, and a hub is whatever HF_ENDPOINT names.
+"""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from mergemoe.checkpoints import hub_cache
+from mergemoe.errors import UserError
+
+MOST = 100_000  # entries of the top folder
+
+
+class HubFile(NamedTuple):
+    """A file of the top folder: its name, its bytes, and its sha256 (large files, in LFS) or git's hash of it."""
+
+    name: str
+    size: int
+    digest: str
+    in_lfs: bool
+
+
+def list_files(model: str, revision: str) -> dict[str, HubFile]:
+    """Ask the hub for the files in the top folder of a commit.
+
+    Raises:
+        UserError: the answer is no list of files, or one of them has no plain name, size or digest.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    try:
+        found = list(itertools.islice(HfApi().list_repo_tree(model, revision=revision), MOST + 1))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # of the library's parser
+        raise _refused(model, f"lists the files of {revision} in no known form ({error!r})") from None
+    if len(found) > MOST:
+        raise _refused(model, f"lists more than {MOST:,} files at {revision}")
+    return check_files(model, [entry for entry in found if isinstance(entry, RepoFile)])
+
+
+def check_files(model: str, entries: Iterable[Any]) -> dict[str, HubFile]:
+    """Return the files of the top folder by name, from huggingface_hub's entries.
+
+    Raises:
+        UserError: an entry has no plain name, size or digest, or a name is there twice.
+    """
+    listed: dict[str, HubFile] = {}
+    for entry in entries:
+        name, size, digest = entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id
+        if not isinstance(name, str) or not all(map(hub_cache.is_plain_name, name.split("/"))):
+            raise _refused(model, f"lists a file with the name {name!r}, which leads out of its folder or is none")
+        if "/" in name:
+            continue
+        if type(size) is not int or size < 0 or (entry.lfs and entry.lfs.size != size):
+            raise _refused(model, f"states the size {size!r} for {name}, which is none")
+        pattern = hub_cache.SHA256 if entry.lfs else hub_cache.GIT_HASH
+        if not isinstance(digest, str) or not pattern.fullmatch(digest):
+            raise _refused(model, f"states the digest {digest!r} for {name}, which is none")
+        if name in listed:
+            raise _refused(model, f"lists {name} twice")
+        listed[name] = HubFile(name, size, digest, entry.lfs is not None)
+    return listed
+
+
+def check_commit(model: str, revision: str, name: str, digest: str) -> None:
+    """Check that the hub answers for a commit with this commit, and for a file with the digest that it listed.
+
+    Raises:
+        UserError: it does not.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    said = get_hf_file_metadata(hf_hub_url(model, name, revision=revision))
+    if said.commit_hash != revision:
+        raise _refused(model, f"answers with the commit {said.commit_hash!r} where {revision} was asked for")
+    if said.etag != digest:
+        raise _refused(model, f"states the digest {said.etag!r} for {name}, but lists {digest}")
+
+
+def _refused(model: str, fact: str) -> UserError:
+    from huggingface_hub import constants
+
+    return UserError(
+        f"{model}: {constants.ENDPOINT} {fact}. A sound hub never does, so nothing was recorded. Look at HF_ENDPOINT "
+        "and at proxies between this machine and the hub, then run the same command again"
+    )
