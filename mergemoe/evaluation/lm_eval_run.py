@@ -14,8 +14,17 @@ from lm_eval.models.huggingface import HFLM
 from mergemoe.errors import UserError
 from mergemoe.evaluation.lm_eval_tasks import LmEvalTask
 
-# Exceptions of lm-eval and `datasets` if rows are not JSON, cut off, missing, or without a field.
-UNREADABLE = (DatasetGenerationError, EOFError, LookupError, StopIteration, UndefinedError, json.JSONDecodeError)
+# Exceptions of lm-eval and `datasets` if rows are not JSON, cut off, missing, without a field, or of another type.
+UNREADABLE = (
+    AttributeError,
+    DatasetGenerationError,
+    EOFError,
+    LookupError,
+    StopIteration,
+    TypeError,
+    UndefinedError,
+    json.JSONDecodeError,
+)
 
 
 def score_task(

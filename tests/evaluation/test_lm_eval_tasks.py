@@ -223,6 +223,8 @@ def test_out_of_memory_names_the_key_to_lower(demo, monkeypatch, fails):
         ("piqa", "no JSON\n", "ArrowInvalid: JSON parse error"),
         ("piqa", "", "StopIteration"),
         ("piqa", '{"sol1": "a", "sol2": "b", "label": 0}\n', "'goal' is undefined"),
+        ("piqa", '{"goal": "a", "sol1": "b", "sol2": "c", "label": null}\n', "TypeError: .* not NoneType"),
+        ("piqa", '{"goal": "a", "sol1": null, "sol2": "c", "label": 0}\n', "TypeError: 'NoneType' object"),
         ("squad_completion", '{"question": "a"}\n', "row 1 has no field 'context'"),
     ],
 )
