@@ -11,6 +11,12 @@ class ArtifactError(UserError):
     """A file between two stages is missing, damaged or out of date."""
 
 
+def in_short(error: BaseException) -> str:
+    """Return the kind of another library's error and what it says, which may be a whole file, in 500 letters."""
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= 500 else f"{text[:500]}..."
+
+
 def damaged_artifact(path: str | Path, fact: str) -> ArtifactError:
     """Return the error for a damaged artifact; `fact` completes the sentence that begins with the path."""
     return ArtifactError(f"{path} {fact}. Delete it and run `snakemake` again, which rebuilds it.")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mergemoe.errors import ArtifactError, damaged_artifact
+from mergemoe.errors import ArtifactError, damaged_artifact, in_short
 
 MISSING = {errno.ENOENT, errno.ENOTDIR}
 OF_THE_CONTENT = {None, errno.EINVAL, errno.EOVERFLOW, errno.EFBIG}  # what the bytes of a damaged file lead to
@@ -32,4 +32,4 @@ def reading(path: str | Path) -> Iterator[None]:
             ) from error
         raise damaged_artifact(path, f"cannot be read as an artifact ({error})") from error
     except Exception as error:  # a library's own, of any kind: it was given nothing but this file
-        raise damaged_artifact(path, f"cannot be read as an artifact ({error!r})") from error
+        raise damaged_artifact(path, f"cannot be read as an artifact ({in_short(error)})") from error

@@ -7,11 +7,14 @@ The file is the header's length in 8 bytes, the header in JSON, and the bytes of
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mergemoe.errors import in_short
+
 LONGEST = 100_000_000  # bytes of a header; the library reads no longer one
+DEEPEST = 64  # dimensions of a tensor; PyTorch's limit
 BITS = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
@@ -62,7 +65,7 @@ def read_header(path: str | Path) -> Header:
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("its metadata is not text")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"does not begin with a safetensors header ({error!r})") from None
+        raise ValueError(f"does not begin with a safetensors header ({in_short(error)})") from None
     _check_layout(tensors, 8 + length, size)
     return Header(tensors, metadata)
 
@@ -86,8 +89,8 @@ def _entry(name: str, stated: Any, first: int) -> Entry:
     return Entry(dtype, shape, first + start, first + end)
 
 
-def _are_counts(values: Iterable[Any]) -> bool:
-    return all(type(value) is int and value >= 0 for value in values)
+def _are_counts(values: Collection[Any]) -> bool:
+    return len(values) <= DEEPEST and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
 
 
 def _check_layout(tensors: dict[str, Entry], first: int, size: int) -> None:

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergemoe.checkpoints.expert_headers import Headers, RoutedTensor, config_top_k, routed_tensors
+from mergemoe.checkpoints.config_keys import config_top_k
+from mergemoe.checkpoints.expert_headers import Headers, RoutedTensor, routed_tensors
 from mergemoe.checkpoints.model_folder import read_config, read_headers
 from mergemoe.errors import UserError
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mergemoe.checkpoints import model_folder, quantization
+from mergemoe.checkpoints.config_keys import config_values, needed_size
 from mergemoe.checkpoints.model_folder import read_config, read_headers
 from mergemoe.errors import UserError
 
@@ -27,27 +28,6 @@ _KEY = re.compile(
 )
 _FLAT = re.compile(r"mlp\.(w1|v1|w2)")  # dbrx stores the experts one after the other, [E * I, H]
 _DOWN = re.compile(r"(?:mlp\.)?(down_proj|down_projs|w2|wo|fc2|output_linear)([._]weight)?")
-
-# The keys of config.json that architectures use for the same number.
-CONFIG_KEYS = {
-    "experts": ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "num_routed_experts"),
-    "top_k": (
-        "num_experts_per_tok",
-        "num_experts_per_token",
-        "moe_topk",
-        "moe_top_k",
-        "moe_k",
-        "top_k_experts",
-        "num_selected_experts",
-        "top_k",
-    ),
-    "hidden_size": ("moe_hidden_size", "moe_latent_size", "d_model", "hidden_size"),  # of the experts' inputs
-    "layers": ("num_layers", "n_layers", "num_hidden_layers"),  # in longcat_flash the last is twice the block count
-    "predicting_layers": ("num_nextn_predict_layers",),  # stored after the other layers; not part of the model
-    "identity_experts": ("zero_expert_num",),
-    "width": ("moe_intermediate_size", "expert_ffn_hidden_size", "ffn_hidden_size", "intermediate_size", "d_ff"),
-    "flat_width": ("ffn_hidden_size",),
-}
 
 
 class RoutedTensor(NamedTuple):
@@ -68,19 +48,6 @@ class RoutedTensor(NamedTuple):
     name: str
 
 
-def config_values(config: Mapping[str, Any], what: str) -> list[int]:
-    """Return all numbers that a config.json gives for one key of `CONFIG_KEYS`, under any of its names."""
-    language = {**config, **(config.get("text_config") or {}), **(config.get("ffn_config") or {})}
-    values = [language.get(name) for name in CONFIG_KEYS[what]]
-    values = [max(value) if isinstance(value, list) and value else value for value in values]  # one per layer
-    return [value for value in values if isinstance(value, int)]
-
-
-def config_top_k(config: Mapping[str, Any]) -> int | None:
-    """Return the number of experts per token, or None if config.json does not state it."""
-    return 1 if config.get("model_type") == "switch_transformers" else next(iter(config_values(config, "top_k")), None)
-
-
 def routed_tensors(headers: Headers, config: Mapping[str, Any]) -> dict[str, RoutedTensor]:
     """Return {key: the tensor's place} for all tensors of routed experts, mergeable or not."""
     matches = {key: match for key in headers if (match := _KEY.fullmatch(key))}
@@ -89,7 +56,7 @@ def routed_tensors(headers: Headers, config: Mapping[str, Any]) -> dict[str, Rou
     for match in matches.values():
         if match["expert"] and int(match["expert"]) < working:
             members[match["stack"], int(match["layer"])].add(int(match["expert"]))
-    encoder = config_values(config, "layers")[0] if config.get("is_encoder_decoder") else 0
+    encoder = needed_size(config, "layers") if config.get("is_encoder_decoder") else 0
     found = {}
     for key, match in matches.items():
         stack, number, name, shape = match["stack"], int(match["layer"]), match["name"], headers[key]["shape"]
@@ -97,7 +64,7 @@ def routed_tensors(headers: Headers, config: Mapping[str, Any]) -> dict[str, Rou
         if match["expert"]:
             form = "alone" if int(match["expert"]) in members[stack, number] else "identity"
             found[key] = RoutedTensor(stack, layer, len(members[stack, number]), form, name)
-        elif _FLAT.fullmatch(name):
+        elif _FLAT.fullmatch(name) and shape:
             found[key] = RoutedTensor(stack, layer, shape[0] // _flat_width(config, key), "flat", name)
         elif len(shape) > 1:  # otherwise it is a map, a norm, or a bias of the router
             found[key] = RoutedTensor(stack, layer, shape[0], "stacked", name)
@@ -108,12 +75,7 @@ def _flat_width(config: Mapping[str, Any], key: str) -> int:
     compressed = (config.get("mergemoe") or {"experts": {}})["experts"]
     if facts := compressed.get(key.rpartition(".mlp.")[0]):
         return facts["width"][1]
-    for width in config_values(config, "flat_width"):
-        return width
-    raise UserError(
-        "config.json: ffn_config.ffn_hidden_size is missing, so the experts in a stored tensor cannot be separated. "
-        "Add the width of one expert"
-    )
+    return needed_size(config, "flat_width")
 
 
 def mergeable_tensors(headers: Headers, config: Mapping[str, Any]) -> dict[str, RoutedTensor]:
@@ -143,7 +105,7 @@ def expert_sizes(headers: Headers, config: Mapping[str, Any]) -> dict[int, dict[
         layer["parameters"] += math.prod(shape)
         layer["bytes"] += headers[key]["bytes"]
         if _DOWN.fullmatch(held.name):
-            hidden = shape[0] if held.form == "alone" else config_values(config, "hidden_size")[0] * held.experts
+            hidden = shape[0] if held.form == "alone" else needed_size(config, "hidden_size") * held.experts
             layer["width"] = math.prod(shape) // hidden
     return layers
 

@@ -3,22 +3,20 @@
 This module imports neither torch nor transformers, because every job parses the Snakefile, which uses it.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mergemoe.artifacts.safetensors_header import Entry, read_header
+from mergemoe.checkpoints.config_keys import check_values
 from mergemoe.checkpoints.hub_cache import cache_folder, fetch_command, snapshot_folder
+from mergemoe.checkpoints.json_object import AGAIN, LONGEST, read_object
 from mergemoe.errors import UserError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 BESIDE = (".json", ".model", ".jinja", ".txt")  # configuration, tokenizer, chat template
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-
-_AGAIN = (
-    "The copy is damaged or incomplete. Download the checkpoint again (with `mergemoe fetch` if it is a model of the "
-    "hub)"
-)
+LONGEST_NAME = 1000  # letters of a tensor's name
 
 
 def locate_checkpoint(path: str | Path, revision: str | None = None) -> Path:
@@ -43,24 +41,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """Return config.json as a dictionary.
 
     Raises:
-        UserError: the file is missing or is no JSON object.
+        UserError: the file is missing, is no JSON object, or has a value of a wrong type.
     """
-    return _read_object(Path(folder, "config.json"))
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(
-            f"{path.parent}: there is no {path.name}. `model.<name>.path` must name a checkpoint folder. If it is the "
-            "id of a model of the hub, add `revision` with a full commit hash"
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}). {_AGAIN}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a JSON object. {_AGAIN}")
-    return content
+    path = Path(folder, "config.json")
+    config = read_object(path)
+    check_values(path, config)
+    return config
 
 
 def shard_files(folder: str | Path) -> list[Path]:
@@ -83,8 +69,7 @@ def shard_files(folder: str | Path) -> list[Path]:
         )
     if missing := [name for name in named if not (folder / name).is_file()]:
         raise UserError(
-            f"{folder}: {len(missing)} of the {len(named)} shards in {INDEX} are missing, such as {missing[0]}. "
-            f"{_AGAIN}"
+            f"{folder}: {len(missing)} of the {len(named)} shards in {INDEX} are missing, such as {missing[0]}. {AGAIN}"
         )
     return [folder / name for name in named]
 
@@ -102,17 +87,33 @@ def _without_weights(folder: Path) -> str:
             f"AutoModelForCausalLM.from_pretrained({str(folder)!r}, dtype='auto').save_pretrained('NEW'), and copy the "
             "files of the tokenizer to NEW"
         )
-    return f"holds no *.safetensors file. {_AGAIN}"
+    return f"holds no *.safetensors file. {AGAIN}"
 
 
 def read_weight_map(folder: Path) -> dict[str, str]:
     """Return {key: file} from the index of a sharded checkpoint."""
-    stored_in = _read_object(folder / INDEX).get("weight_map")
+    stored_in = read_object(folder / INDEX).get("weight_map")
     if not isinstance(stored_in, dict) or not stored_in:
-        raise UserError(f"{folder / INDEX} has no weight_map, which maps tensors to files. {_AGAIN}")
+        raise UserError(f"{folder / INDEX} has no weight_map, which maps tensors to files. {AGAIN}")
     if not all(isinstance(name, str) for name in stored_in.values()):
-        raise UserError(f"{folder / INDEX}: weight_map does not name a file for every tensor. {_AGAIN}")
+        raise UserError(f"{folder / INDEX}: weight_map does not name a file for every tensor. {AGAIN}")
+    for name in set(stored_in.values()):
+        _check_name(folder / INDEX, name)
     return stored_in
+
+
+def _check_name(index: Path, name: str) -> None:
+    """Check that the index means a safetensors file of its own folder."""
+    if name.endswith(PICKLES):
+        raise UserError(
+            f"{index} names {name[:80]!r}, pickled weights. A pickle can run any code when it is read, so it is never "
+            "opened here. Use a checkpoint whose weights are all in safetensors files"
+        )
+    if not name.endswith(".safetensors") or Path(name).name != name or len(name) > 200:
+        raise UserError(
+            f"{index} names {name[:80]!r}{'...' if len(name) > 80 else ''}, which is not the name of a safetensors "
+            f"file in its folder. {AGAIN}"
+        )
 
 
 def checkpoint_files(folder: str | Path) -> list[Path]:
@@ -133,46 +134,49 @@ def read_headers(folder: str | Path) -> dict[str, dict[str, Any]]:
         UserError: a shard is incomplete, two shards hold the same key, or the index names another shard for a key.
     """
     headers: dict[str, dict[str, Any]] = {}
-    for path in shard_files(folder):
+    files = shard_files(folder)
+    if (length := sum(map(_header_bytes, files))) > LONGEST:
+        raise UserError(
+            f"{folder}: the headers of its {len(files)} shards have {length:,} bytes; at most {LONGEST:,} are "
+            f"read. No model has so many tensors. {AGAIN}"
+        )
+    for path in files:
         for key, entry in _header(path).items():
             if key in headers:
                 raise UserError(
                     f"{folder}: both {headers[key]['file']} and {path.name} hold {key}. The folder holds shards of "
                     "different checkpoints. Download the checkpoint into an empty folder"
                 )
-            start, stop = entry["data_offsets"]
-            headers[key] = {"dtype": entry["dtype"], "shape": entry["shape"], "file": path.name, "bytes": stop - start}
+            size = entry.end - entry.start
+            headers[key] = {"dtype": entry.dtype, "shape": entry.shape, "file": path.name, "bytes": size}
     if Path(folder, INDEX).is_file():
         _check_index(Path(folder), headers)
     return headers
 
 
-def _header(path: Path) -> dict[str, dict[str, Any]]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        first = file.read(8)
-        length = int.from_bytes(first, "little")
-        if first.startswith((b"version", b"<")):
-            raise UserError(
-                f"{path} is text, not a safetensors file. It is a pointer of git-LFS, or a web page that was "
-                "downloaded instead of the file. Run `git lfs pull` in its folder, or download the file itself"
-            )
-        if size < 8 + length:
-            raise UserError(f"{path} has {size:,} bytes and is truncated inside its header of {length:,}. {_AGAIN}")
-        try:
-            entries = json.loads(file.read(length))
-            entries.pop("__metadata__", None)
-            promised = 8 + length + max(_stop(entry) for entry in entries.values())
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{path} does not begin with a safetensors header ({error!r}). {_AGAIN}") from None
-    if size != promised:
-        raise UserError(f"{path} has {size:,} bytes, but its header promises {promised:,}. {_AGAIN}")
-    return entries
+def _header_bytes(path: Path) -> int:
+    """Return the length that a shard states for its header, if the shard is so long."""
+    try:
+        with path.open("rb") as file:
+            first, size = file.read(8), path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}). Look at its permissions and its disk") from None
+    if first.startswith((b"version", b"<")):
+        raise UserError(
+            f"{path} is text, not a safetensors file. It is a pointer of git-LFS, or a web page that was "
+            "downloaded instead of the file. Run `git lfs pull` in its folder, or download the file itself"
+        )
+    return min(int.from_bytes(first, "little"), size)
 
 
-def _stop(entry: Mapping[str, Any]) -> int:
-    """Return the offset at which a tensor ends; raise KeyError or TypeError if its entry is incomplete."""
-    return (entry["dtype"], entry["shape"], entry["data_offsets"][1])[2]
+def _header(path: Path) -> dict[str, Entry]:
+    try:
+        found = read_header(path).tensors
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} {error}. {AGAIN}") from None
+    if long := [key for key in found if len(key) > LONGEST_NAME]:
+        raise UserError(f"{path} names a tensor by {len(long[0]):,} letters, {long[0][:80]}... . {AGAIN}")
+    return found
 
 
 def _check_index(folder: Path, headers: Mapping[str, Mapping[str, Any]]) -> None:
@@ -184,5 +188,5 @@ def _check_index(folder: Path, headers: Mapping[str, Mapping[str, Any]]) -> None
         raise UserError(
             f"{folder / INDEX} and the shards disagree on {len(wrong)} tensors: {key} should be in {name} and is "
             f"{where if key not in headers else f'in {where}'}. The index and the shards belong to different versions. "
-            f"{_AGAIN}"
+            f"{AGAIN}"
         )

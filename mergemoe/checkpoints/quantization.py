@@ -39,7 +39,7 @@ def check_quantization(config: Mapping[str, Any], dequantize: bool) -> None:
     if found is None:
         return
     method = found.get("quant_method", "an unnamed method") if isinstance(found, Mapping) else found
-    if method not in METHODS:
+    if method not in METHODS or not isinstance(found, Mapping):
         raise UserError(
             f"the checkpoint is quantized by {method}. Without another package, transformers dequantizes only "
             f"{', '.join(METHODS)}. Use the checkpoint that it was made from, or make a plain copy with that method's "
@@ -65,6 +65,11 @@ def dequantized_headers(headers: Headers) -> dict[str, dict[str, Any]]:
         if key.endswith(("_scale_inv", ".activation_scale")) or f"{key.removesuffix('_scales')}_blocks" in headers:
             continue
         if name != key and f"{name}_scales" in headers:
+            if len(entry["shape"]) != 4:
+                raise UserError(
+                    f"{key} has the shape {entry['shape']}; mxfp4 stores four dimensions [experts, rows, groups, 16]. "
+                    "The quantization_config of config.json belongs to other weights"
+                )
             experts, rows, groups, half = entry["shape"]
             shape = [experts, 2 * half * groups, rows]
             after[name] = {**entry, "dtype": "BF16", "shape": shape, "bytes": 4 * entry["bytes"]}

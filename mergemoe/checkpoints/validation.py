@@ -4,13 +4,14 @@ checkpoints/model_folder.py finds missing, damaged and mismatched files while it
 the weights and finds NaN and infinity.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergemoe.checkpoints import expert_headers, model_folder, quantization
+from mergemoe.checkpoints import config_keys, expert_headers, model_folder, quantization
 from mergemoe.errors import UserError
 
 _FLOATS = {"BF16", "F16", "F32", "F64"}
@@ -47,11 +48,23 @@ def check_checkpoint(folder: str | Path, dequantize: bool = False) -> None:
         raise UserError(f"{folder}: {error}") from None
     headers = model_folder.read_headers(folder)
     found = expert_headers.mergeable_tensors(headers, config)
+    _check_shapes(folder, headers, found)
     if not dequantize:
         _check_dtypes(folder, headers, found)
     if not config.get("is_encoder_decoder"):
         _check_layers(folder, headers, config, found)
     _check_counts(folder, config, found)
+
+
+def _check_shapes(
+    folder: str | Path, headers: expert_headers.Headers, found: Mapping[str, expert_headers.RoutedTensor]
+) -> None:
+    for key, held in found.items():
+        shape = headers[key]["shape"]
+        if math.prod(shape) == 0 or held.experts == 0:
+            raise UserError(f"{folder}: {key} has the shape {shape}, so an expert is empty. {_MISMATCH}")
+        if held.name.endswith(("down_proj.weight", "down_proj")) and len(shape) < 2:
+            raise UserError(f"{folder}: {key} has the shape {shape}, which is no matrix. {_MISMATCH}")
 
 
 def _check_dtypes(
@@ -83,12 +96,12 @@ def _check_layers(
     found: Mapping[str, expert_headers.RoutedTensor],
 ) -> None:
     """Compare the number of layers in config.json with the stored layers of all kinds."""
-    said = expert_headers.config_values(config, "layers")
+    said = config_keys.config_values(config, "layers")
     if not said or not found:
         return
     stack = re.escape(next(iter(found.values())).stack)
     stored = 1 + max(int(match[1]) for key in headers if (match := re.match(rf"{stack}\.(\d+)\.", key)))
-    spare = max(expert_headers.config_values(config, "predicting_layers"), default=0)
+    spare = max(config_keys.config_values(config, "predicting_layers"), default=0)
     if not any(number <= stored <= number + spare for number in said):
         raise UserError(f"{folder}: config.json states {said[0]} layers, but the tensors have {stored}. {_MISMATCH}")
 
@@ -96,7 +109,7 @@ def _check_layers(
 def _check_counts(
     folder: str | Path, config: Mapping[str, Any], found: Mapping[str, expert_headers.RoutedTensor]
 ) -> None:
-    said, working = expert_headers.config_values(config, "experts"), expert_headers.config_top_k(config)
+    said, working = config_keys.config_values(config, "experts"), config_keys.config_top_k(config)
     fewest = min((held.experts for held in found.values()), default=0)
     if working and 0 < fewest < working:
         raise UserError(

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import init_empty_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mergemoe.checkpoints.expert_headers import CONFIG_KEYS
+from mergemoe.checkpoints.config_keys import CONFIG_KEYS
 from mergemoe.compressed.model_config import role_shape
 from mergemoe.errors import UserError
 from mergemoe.models.families import model_class

@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from mergemoe.checkpoints import expert_headers
+from mergemoe.checkpoints import config_keys
 from mergemoe.errors import UserError
 from mergemoe.moe.packing import Stacking
 
@@ -207,7 +207,7 @@ def model_top_k(config: Any, family: Family) -> int:
     Raises:
         UserError: the configuration does not state it.
     """
-    if found := family.top_k or expert_headers.config_top_k(config.get_text_config().to_dict()):
+    if found := family.top_k or config_keys.config_top_k(config.get_text_config().to_dict()):
         return found
     raise UserError(
         f"{config.model_type}: the configuration does not state the number of experts per token. Add "

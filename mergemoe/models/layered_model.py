@@ -27,7 +27,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 
 from mergemoe.checkpoints import model_folder
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, in_short
 from mergemoe.models.families import model_class
 from mergemoe.models.stored_keys import STACKED, stored_keys
 
@@ -48,8 +48,8 @@ def empty_model(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrai
         raise
     except Exception as error:  # each key of config.json can raise an exception of its own kind
         raise UserError(
-            f"{folder}/config.json: transformers cannot build the model from it ({error!r}). The file is damaged or "
-            "was edited. Download it again"
+            f"{folder}/config.json: transformers cannot build the model from it ({in_short(error)}). The file is "
+            "damaged or was edited. Download it again"
         ) from error
     return model.eval()
 

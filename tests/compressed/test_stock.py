@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import mergemoe
 from mergemoe.checkpoints import cost
-from mergemoe.checkpoints.expert_headers import CONFIG_KEYS
+from mergemoe.checkpoints.config_keys import CONFIG_KEYS
 from mergemoe.checkpoints.router_headers import ROUTERS
 from mergemoe.compressed import modeling, stock
 from mergemoe.errors import UserError

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mergemoe.checkpoints import cost, expert_headers, model_folder, validation
+from mergemoe.checkpoints import config_keys, cost, expert_headers, model_folder, validation
 from mergemoe.checkpoints.expert_headers import read_expert_sizes, read_plain_headers
 from mergemoe.moe import layer_sizes
 
@@ -23,7 +23,7 @@ def inspect_checkpoint(path: str | Path) -> str:
     lines = [
         f"family       {config.get('model_type')} ({', '.join(config.get('architectures') or ['?'])})",
         f"MoE layers   {len(layers)} (numbers {min(layers)} to {max(layers)})",
-        f"experts      {', '.join(map(str, counts))} per layer, {expert_headers.config_top_k(config)} work on a token",
+        f"experts      {', '.join(map(str, counts))} per layer, {config_keys.config_top_k(config)} work on a token",
         f"parameters   {whole['parameters']:,.0f}, {routed / whole['bytes']:.0%} of the bytes in routed experts",
         f"bytes        {whole['bytes']:,.0f}",
         "",

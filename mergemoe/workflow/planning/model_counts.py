@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from mergemoe.checkpoints import cost, expert_headers, model_folder, router_headers
+from mergemoe.checkpoints import config_keys, cost, expert_headers, model_folder, router_headers
 
 
 class ModelCounts(NamedTuple):
@@ -58,7 +58,7 @@ def model_counts(folder: Path) -> ModelCounts:
         depth=len(numbers),
         routed=expert_headers.expert_sizes(headers, config),
         routers=router_headers.router_sizes(headers),
-        hidden=expert_headers.config_values(config, "hidden_size")[0],
-        top_k=expert_headers.config_top_k(config) or 1,
-        vocabulary={**config, **(config.get("text_config") or {})}["vocab_size"],
+        hidden=config_keys.needed_size(config, "hidden_size"),
+        top_k=config_keys.config_top_k(config) or 1,
+        vocabulary=config_keys.needed_size(config, "vocabulary"),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mergemoe.artifacts.run import Run
 from mergemoe.calibration.token_sequences import heldout_count
-from mergemoe.checkpoints import expert_headers, hub_cache, model_folder, router_headers, validation
+from mergemoe.checkpoints import config_keys, expert_headers, hub_cache, model_folder, router_headers, validation
 from mergemoe.errors import UserError
 from mergemoe.grouping.allocation import NO_SIZE_IN_COMMON
 from mergemoe.moe import layer_sizes
@@ -146,7 +146,7 @@ def _check_routing(params: Params, run: Run, counts: Mapping[int, int]) -> None:
                 "one number of experts. Set `layers: all`, or choose a method that keeps the routing"
             )
         top_k, groups, top_groups = (
-            expert_headers.config_top_k(config) or 1,
+            config_keys.config_top_k(config) or 1,
             config.get("n_group") or 1,
             config.get("topk_group") or 1,
         )
