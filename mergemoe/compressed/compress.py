@@ -12,7 +12,7 @@ from mergemoe.calibration.capture import batches_of, run_batches
 from mergemoe.calibration.hooks import Recorder
 from mergemoe.calibration.open_layer import OpenLayer
 from mergemoe.calibration.profile import profile_layer
-from mergemoe.compressed import arguments, token_arguments
+from mergemoe.compressed import arguments, attached, token_arguments
 from mergemoe.compressed.replace import experts_of, replace_layers
 from mergemoe.errors import UserError
 from mergemoe.grouping import cluster
@@ -75,6 +75,7 @@ def compress(
     if hasattr(model.config, "mergemoe"):
         raise UserError("this model is compressed already. Start from the original, with a smaller `experts`")
     arguments.stock_class(model)
+    attached.check_attached(model)
     described = layout.layout_of_model(model)
     method = RECOMMENDED if method == "recommended" else method
     options = arguments.method_options(method, options)

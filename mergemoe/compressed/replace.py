@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from mergemoe.compressed import stock
 from mergemoe.compressed.model_config import compact_config, module_facts
@@ -47,35 +48,55 @@ def replace_layers(model: Any, described: ModelLayout, solved: Solved, config: M
         changed = compact_config(model.config.to_dict(), described["architecture"], facts)
         model.config.mergemoe, model.config.auto_map = changed["mergemoe"], changed["auto_map"]
         model.__class__ = merged_class(described["architecture"])
+        _CAN_RECORD_REGISTRY[model] = model._can_record_outputs  # transformers keeps it by class
 
 
 def _stay_stock(model: Any, entries: list[LayerLayout], solved: Solved, config: Mapping[str, Any]) -> None:
-    """Replace experts and router of every MoE block by stock modules of the new shapes."""
+    """Give experts and router of every MoE block the new shapes."""
     smaller = stock.empty_model(config)
     for entry in entries:
         tensors = solved[entry["layer"]]
         compact = compact_experts(experts_of(model, entry), tensors)
-        router = {"weight": tensors.get("router"), "e_score_correction_bias": tensors.get("router_bias")}
-        names = [entry["module"], *([entry["router"]["module"]] if "router" in tensors else [])]
-        for name in names:
-            old, new = model.get_submodule(name), smaller.get_submodule(name)
-            like = next(old.parameters())
-            new.to(like.dtype).to_empty(device=like.device)
-            new.train(old.training)
-            for module in new.modules():
-                if hasattr(module, "config"):
-                    module.config = model.config.get_text_config()
-            if name == entry["module"]:
-                _fill(new, entry, compact)
-            else:
-                for key, tensor in new.state_dict().items():
-                    tensor.copy_(router[key])
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, new)
+        experts = model.get_submodule(entry["module"])
+        _resize(experts, smaller.get_submodule(entry["module"]))
+        _fill(experts, entry, compact)
+        if "router" in tensors:
+            router, name = model.get_submodule(entry["router"]["module"]), entry["router"]["module"]
+            _resize(router, smaller.get_submodule(name))
+            rows = {"weight": tensors["router"], "e_score_correction_bias": tensors.get("router_bias")}
+            for key, tensor in router.state_dict().items():
+                tensor.copy_(rows[key])
     old_text, new_text = model.config.get_text_config(), smaller.config.get_text_config()
+    changes = {}
     for key, value in new_text.to_dict().items():
-        if key in stock.EDITED and getattr(old_text, key, None) != value:
+        if key in stock.EDITED and (before := getattr(old_text, key, None)) != value:
+            changes[before] = value
             setattr(old_text, key, value)
+    for name, new in smaller.named_modules():  # such as the number of experts that the auxiliary loss counts
+        old = model.get_submodule(name)
+        for key, value in vars(new).items():
+            before = getattr(old, key, None)
+            if type(value) is type(before) is int and before != value and changes.get(before) == value:
+                setattr(old, key, value)
+
+
+def _resize(old: Any, new: Any) -> None:
+    """Give a module the shapes and sizes of a smaller one of its class, to be filled; the module and its hooks stay."""
+    for name in old._modules.keys() - new._modules.keys():
+        del old._modules[name]
+    for name, child in new._modules.items():
+        if child is not None:
+            _resize(old._modules[name], child)
+    for held, wanted in ((old._parameters, new._parameters), (old._buffers, new._buffers)):
+        for name, tensor in wanted.items():
+            if tensor is not None:
+                before = held[name]
+                same = before.shape == tensor.shape
+                now = before.detach().clone() if same else before.detach().new_empty(tensor.shape)
+                held[name] = torch.nn.Parameter(now, before.requires_grad) if held is old._parameters else now
+    for key, value in vars(new).items():
+        if type(value) is int and not key.startswith("_"):
+            setattr(old, key, value)
 
 
 def _make_compact(model: Any, entry: LayerLayout, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -163,6 +163,11 @@ def family_of(module: nn.Module) -> Family | None:
     return _decorated(module) if hasattr(module, "_is_expert_parallel") else None
 
 
+def holds_experts(module: nn.Module) -> bool:
+    """Return whether a module holds routed experts that can be merged, even if its class is now derived from it."""
+    return hasattr(module, "_is_expert_parallel") or any(cls.__name__ in _OWN for cls in type(module).__mro__)
+
+
 def experts_modules(model: nn.Module) -> dict[str, tuple[Any, Family]]:
     """Return {name: (module, family)} for every module of routed experts."""
     found = {name: (module, family_of(module)) for name, module in model.named_modules()}
