@@ -14,7 +14,7 @@ from mergemoe.checkpoints import model_folder
 from stages.support import command
 
 
-@command.stage("calibrate", __doc__, "layout", many=["text"])
+@command.stage("calibrate", __doc__, "layout", many=["text"], pair=True)
 def main(args: argparse.Namespace) -> None:
     """Read the text, draw, mark held-out sequences, write tokens and manifest."""
     cfg = dict(args.cfg)

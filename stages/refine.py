@@ -20,7 +20,7 @@ from mergemoe.reconstruction.refine import refine
 from stages.support import command
 
 
-@command.stage("refine", __doc__, "layout", "capture", "solved", also=["layer"])
+@command.stage("refine", __doc__, "layout", "capture", "solved", also=["layer"], pair=True)
 def main(args: argparse.Namespace) -> Path:
     """Read experts, the solved layer and activations, refine, write the weights and their record."""
     cfg = {key: value for key, value in args.cfg.items() if key != "by"}

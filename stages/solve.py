@@ -20,7 +20,7 @@ from mergemoe.moe.records import LayerGrouping, LayerProfile, LayerSolve
 from stages.support import command
 
 
-@command.stage("solve", __doc__, "layout", "capture", "profile", "cluster", also=["layer"])
+@command.stage("solve", __doc__, "layout", "capture", "profile", "cluster", also=["layer"], pair=True)
 def main(args: argparse.Namespace) -> Path:
     """Read experts, groups and activations, solve, write merged weights and their record."""
     cfg = dict(args.cfg)

@@ -16,7 +16,6 @@ from typing import Any
 
 from mergemoe import environment
 from mergemoe.artifacts import job_cache, paths, provenance, run_guard, verify
-from mergemoe.artifacts.stages import STAGES
 from mergemoe.errors import UserError
 
 DISK_FULL = "no space left|file too large|quota exceeded"  # the system's messages, which any library may pass on
@@ -29,6 +28,7 @@ def stage(
     *inputs: str,
     many: Sequence[str] = (),
     also: Sequence[str] = (),
+    pair: bool = False,
     hashed: bool = True,
 ) -> Callable[[Work], Callable[[], None]]:
     """Make a stage of the function that does its work: parse the command line, and work unless that was done already.
@@ -37,11 +37,12 @@ def stage(
     folder, which is deleted when nothing can be lost.
 
     Args:
-        name: of the stage in the table of stages.
+        name: name of the stage.
         doc: docstring of its module, shown by --help.
         inputs: names of the files it reads; each becomes an option --NAME, and its content part of the provenance.
         many: the same, for options that take several files.
         also: further options that every call must give.
+        pair: whether it writes JSON beside its output, under the same name.
         hashed: whether the provenance names all that it reads; only then can finished work be recognized. Else the
             stage itself gives what it reads to `check_inputs`.
     """
@@ -50,7 +51,7 @@ def stage(
         def main() -> None:
             args = _arguments(doc, inputs, many, also)
             made = args.provenance = _made_by(name, args)
-            outs = [Path(path) for path in STAGES[name].files(args.out)]
+            outs = [Path(args.out), Path(args.out).with_suffix(".json")] if pair else [Path(args.out)]
             job_cache.run_once(lambda: work(args), outs, made, complete=hashed, guarded=claims() is not None)
 
         return main

@@ -131,7 +131,7 @@ def test_a_folder_is_whole_where_every_file_is_what_is_listed(finished, tmp_path
 
 def stage(outs, work, monkeypatch, **options):
     monkeypatch.setattr(sys, "argv", ["stage", "--cfg", '{"ridge": 0.0}', "--code", "c", "--out", str(outs[0])])
-    command.stage("solve", "", **options)(work)()
+    command.stage("solve", "", pair=True, **options)(work)()
 
 
 def fails(args: argparse.Namespace) -> None:

@@ -60,13 +60,15 @@ def test_the_snakefile_the_modules_and_dvc_yaml_have_the_stages_of_the_table():
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=lambda stage: stage.name)
 def test_each_row_fits_its_module(stage):
-    """The name that a module gives to its artifacts."""
+    """The name that a module gives to its artifacts, and whether it writes two files."""
     tree = ast.parse((ROOT / "stages" / f"{stage.name}.py").read_text())
     calls = [
         node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "command.stage"
     ]
     if calls:
         assert ast.literal_eval(calls[0].args[0]) == stage.name
+        pair = any(one.arg == "pair" and ast.literal_eval(one.value) for one in calls[0].keywords)
+        assert pair == stage.pair
     assert all(other in STAGES for other in stage.reads)
 
 

@@ -202,7 +202,7 @@ def test_a_leftover_of_no_run_is_not_recorded(project):
     stray = project / "results/cluster/tiny/mixed/other/layer_001.json"
     stray.parent.mkdir()
     shutil.copyfile(project / GROUPS, stray)
-    assert f"{stray.relative_to(project)} belongs to no run in params.yaml" in refused(project, "record")
+    assert f"{stray.relative_to(project)} is a copy of {GROUPS}, put in its place" in refused(project, "record")
 
 
 def test_a_job_refuses_an_input_that_is_another_ones(project):

@@ -33,8 +33,8 @@ def fault_of_path(path: str) -> str | None:
         return f"the path {path!r} would be read as an option. Write ./{path}"
     if any(letter in "{}" or not letter.isprintable() for letter in path):
         return f"the path {path!r} has braces or control characters, which Snakemake reads otherwise. Rename it"
-    if PurePath(path).parts[:1] == (RESULTS,):
-        return f"the path {path!r} lies in the workflow's own folder {RESULTS}/. Move it elsewhere"
+    if PurePath(path) == PurePath(RESULTS):
+        return f"the path {path!r} is the workflow's own folder. Move the files elsewhere"
     return None
 
 
