@@ -53,6 +53,9 @@ def compress(
     On a CPU, at equal dtype, batches and threads, the weights are the workflow's, bit for bit; layers of 32 experts or
     more are grouped with `search: quick`, if they are grouped by selection.
 
+    Hooks that are registered on modules stay. What would be lost or go on computing with the old experts is refused:
+    hooks of accelerate, parametrized or tied weights, adapters, compiled modules, hooks on gradients.
+
     Args:
         model: a transformers model; its class becomes a subclass of what it was.
         tokens: ids [S, L], or a mapping with `input_ids` and, if there is padding, `attention_mask`, as a

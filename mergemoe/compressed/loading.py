@@ -1,18 +1,20 @@
 """Load a compressed or a stock checkpoint, and save a model as one."""
 
+import os
 import shutil
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
+from mergemoe.artifacts.atomic import atomic
 from mergemoe.checkpoints import model_folder
 from mergemoe.checkpoints.shards import CARRIED
-from mergemoe.compressed.model_config import FORMAT
+from mergemoe.compressed.model_config import compact_class
 from mergemoe.compressed.modeling import merged_class
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, in_short
 from mergemoe.models.families import model_class
 
 if TYPE_CHECKING:
@@ -35,24 +37,33 @@ def load(
             differ. Other kernels do not change (docs/models.md).
 
     Raises:
-        UserError: if the folder is not a checkpoint, not complete, or has a newer format.
+        UserError: if the folder is not a checkpoint, not complete, damaged, or has a newer format.
     """
+    device, dtype = _checked(device, dtype)
     settings = model_folder.read_config(path)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
-    if "mergemoe" not in settings:
-        cls = model_class(config)
-    elif settings["mergemoe"]["format"] > FORMAT:
-        raise UserError(
-            f"{path} has format {settings['mergemoe']['format']}; this version reads up to {FORMAT}. Update mergemoe"
-        )
-    else:
-        named = next(name for name in settings["auto_map"].values() if ".MergeMoe" in name)
-        cls = merged_class(named.rpartition(".MergeMoe")[2], deduplicate)
-    model_folder.shard_files(path)  # so that a pickle is not opened, and what is missing is named
+    name = compact_class(path, settings) if "mergemoe" in settings else None
+    headers = model_folder.read_headers(path)  # so that no pickle is opened, and what is missing or damaged is named
+    if Path(path, "adapter_config.json").exists():
+        raise UserError(f"{path} holds an adapter (adapter_config.json) beside the weights. Move it elsewhere")
+    for key, stored in headers.items() if name else ():
+        if key.endswith(".expert_map") and stored["dtype"] != "I64":  # transformers would cast it silently
+            raise UserError(
+                f"{path}: {key} is stored as {stored['dtype']}, not as I64. A file is damaged or was edited"
+            )
     folder = Path(path).resolve()  # save looks there for the tokenizer, wherever it is called
-    model, info = cls.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        cls = merged_class(name, deduplicate) if name else model_class(config)
+        model, info = cls.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
+        )
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers' own, of any kind: each key of config.json can lead to another one
+        raise UserError(
+            f"{path}: transformers cannot load it ({in_short(error)}). A file is damaged or was edited, or config.json "
+            "and the weights belong to different checkpoints. Use the whole checkpoint as it was written"
+        ) from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"{path} lacks {len(missing)} tensors that the model needs, such as {missing[0]}. transformers would fill "
@@ -61,20 +72,38 @@ def load(
     return model.to(device).eval()
 
 
+def _checked(device: Any, dtype: Any) -> tuple[torch.device, Any]:
+    """Return the device that is meant, and the dtype, if there are such."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"`device` must be a torch device or auto; got {device!r} ({in_short(error)})") from None
+    of_torch = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype != "auto" and not isinstance(of_torch, torch.dtype):
+        raise UserError(f"`dtype` must be auto, or a torch dtype or its name, such as bfloat16; got {dtype!r}")
+    return found, dtype
+
+
 def save(model: "PreTrainedModel", path: str | Path) -> None:
     """Write a checkpoint folder that `load` and trust_remote_code read, with the tokenizer the model came with.
+
+    It is written beside `path` and then renamed, so that a save that fails leaves no folder.
 
     Raises:
         UserError: if the folder exists.
     """
-    if Path(path).exists():
+    path = Path(path)
+    if os.path.lexists(path):
         raise UserError(f"{path} exists. save writes a new folder: choose another path")
-    model.save_pretrained(path)
-    origin = Path(model.name_or_path or "nowhere")
-    for file in sorted(origin.iterdir()) if origin.is_dir() else ():
-        if file.is_file() and file.name.startswith(CARRIED) and not Path(path, file.name).exists():
-            shutil.copyfile(file, Path(path, file.name))
-    if not list(Path(path).glob("tokenizer*")):
+    with atomic(path) as temporary:
+        model.save_pretrained(temporary)
+        origin = Path(model.name_or_path or "nowhere")
+        for file in sorted(origin.iterdir()) if origin.is_dir() else ():
+            if file.is_file() and file.name.startswith(CARRIED) and not (temporary / file.name).exists():
+                shutil.copyfile(file, temporary / file.name)
+    if not list(path.glob("tokenizer*")):
         warnings.warn(
             f"{path} has no tokenizer, because the model does not come from a folder that has one "
             f"({model.name_or_path!r}). Save yours there: tokenizer.save_pretrained({str(path)!r})",

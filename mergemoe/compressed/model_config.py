@@ -1,13 +1,58 @@
 """The configuration of a compressed model."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import transformers
+
+from mergemoe.errors import UserError
 from mergemoe.models.families import auto_class
 from mergemoe.moe.layout_types import LayerLayout
 from mergemoe.moe.packing import Stacking
 
 FORMAT = 1
+_DAMAGED = "config.json is damaged or belongs to another checkpoint. Use the whole checkpoint as it was written"
+
+
+def compact_class(path: str | Path, settings: Mapping[str, Any]) -> str:
+    """Return the stock class that a compact checkpoint is made from.
+
+    Args:
+        path: the folder, named in messages.
+        settings: its config.json, which has the key `mergemoe`.
+
+    Raises:
+        UserError: config.json has a newer format, or is not what compact_config writes.
+    """
+    compact, auto_map = settings["mergemoe"] or {}, settings.get("auto_map") or {}
+    number, facts = compact.get("format"), compact.get("experts")
+    if type(number) is not int or number < 1:
+        raise UserError(f"{path} has format {number!r}, which must be a whole number. {_DAMAGED}")
+    if number > FORMAT:
+        raise UserError(f"{path} has format {number}; this version reads up to {FORMAT}. Update mergemoe")
+    if not isinstance(facts, dict) or not facts:
+        raise UserError(f"{path}: config.json lists no experts under `mergemoe`. {_DAMAGED}")
+    if wrong := [name for name, each in facts.items() if not _is_whole(each)]:
+        raise UserError(f"{path}: config.json states no sizes for {wrong[0][:200]} that fit together. {_DAMAGED}")
+    named = [name.rpartition(".MergeMoe")[2] for name in auto_map.values() if ".MergeMoe" in str(name)]
+    if not named or not isinstance(getattr(transformers, named[0], None), type):
+        raise UserError(
+            f"{path}: auto_map in config.json names no class of transformers that was compressed. {_DAMAGED}"
+        )
+    auto_class(named[0])
+    return named[0]
+
+
+def _is_whole(facts: Any) -> bool:
+    """Return whether the facts of one module have the form of module_facts, and numbers of experts."""
+    try:
+        (before, after), (_, _), ((_, length),) = facts["experts"], facts["width"], facts["expert_map"].items()
+        shapes = facts["parameters"].values()
+        numbers = [*facts["experts"], *facts["width"], length, *(size for shape in shapes for size in shape)]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return all(type(number) is int and number > 0 for number in numbers) and after <= before <= length
 
 
 def module_facts(entry: LayerLayout, kept: int, width: int) -> dict[str, Any]:

@@ -125,6 +125,33 @@ def shrink_experts(module: Any, facts: dict[str, Any], deduplicate: bool = False
         module._is_expert_parallel = deduplicate  # makes the kernel honour the number M
 
 
+def config_facts(model: Any) -> dict[str, Any]:
+    """Return {name of a smaller module: its facts} of a model's configuration."""
+    try:
+        return dict(model.config.mergemoe["experts"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ValueError("config.json lists no experts under `mergemoe`: it belongs to another checkpoint") from None
+
+
+def check_map(name: str, module: Any, facts: dict[str, Any], missing: Any) -> None:
+    """Check the loaded expert_map of a module: kernels take any number for the place of an expert.
+
+    Raises:
+        ValueError: it was not stored, or does not map N experts to M, and experts that return their input behind them.
+    """
+    (before, after), ((path, length),) = facts["experts"], facts["expert_map"].items()
+    found = module.get_buffer(path)
+    if f"{name}.{path}" in missing:
+        raise ValueError(f"{name}.{path} is in no file, so it is not known which experts were merged")
+    if found.shape != (length,):
+        raise ValueError(f"{name}.{path} has the shape {list(found.shape)}, not [{length}]")
+    mapped, rest = found[:before].tolist(), found[before:].tolist()
+    if not all(0 <= expert < after for expert in mapped) or rest != list(range(after, after + length - before)):
+        raise ValueError(
+            f"{name}.{path} holds numbers from {int(found.min())} to {int(found.max())}, but there are {after} experts"
+        )
+
+
 def _each(facts: dict[str, Any]) -> Iterator[tuple[str, list[int]]]:
     before, after = facts["experts"]
     for path, shape in facts["parameters"].items():
@@ -155,8 +182,15 @@ def merged_class(name: str, deduplicate: bool = False) -> Any:
 
         def __init__(self, config: Any, *args: Any, **kwargs: Any):
             super().__init__(config, *args, **kwargs)
-            for module, facts in config.mergemoe["experts"].items():
+            for module, facts in config_facts(self).items():
                 shrink_experts(self.get_submodule(module), facts, deduplicate)
+
+        @classmethod
+        def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+            for module, facts in config_facts(model).items():
+                check_map(module, model.get_submodule(module), facts, info["missing_keys"])
+            return (model, info) if output_loading_info else model
 
         def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
             super().save_pretrained(save_directory, *args, **kwargs)

@@ -1,0 +1,211 @@
+"""load refuses what is damaged by one clear error, and a save that fails can be tried again."""
+
+import json
+import re
+
+import architectures
+import pytest
+import torch
+from by_stages import drawn
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import mergemoe
+from mergemoe.checkpoints.model_folder import INDEX, SINGLE
+from mergemoe.compressed import loading
+from mergemoe.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("own_module_cache")
+MAP = "model.layers.1.mlp.experts.expert_map"
+
+
+@pytest.fixture(scope="module")
+def compact(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compact")
+    model = mergemoe.load(architectures.save("qwen3_moe", folder / "full"), "cpu")
+    model = mergemoe.compress(model, drawn(), experts=4, method="average")
+    model.save_pretrained(folder / "compact", max_shard_size="1GB")
+    return folder / "compact"
+
+
+@pytest.fixture
+def folder(compact, tmp_path):
+    made = tmp_path / "copy"
+    made.mkdir()
+    for path in compact.iterdir():
+        (made / path.name).write_bytes(path.read_bytes())
+    return made
+
+
+def stored(folder, **changes):
+    tensors = load_file(folder / SINGLE) | changes
+    save_file({k: t for k, t in tensors.items() if t is not None}, folder / SINGLE, metadata={"format": "pt"})
+
+
+def configured(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+MAPS = {
+    "beyond the experts": (torch.tensor([0, 1, 2, 3, 4, 0, 0, 0]), "from 0 to 4, but there are 4 experts"),
+    "below 0": (torch.tensor([0, 1, 2, 3, -1, 0, 0, 0]), "from -1 to 3, but there are 4 experts"),
+    "far away": (torch.tensor([0, 1, 2, 3, 1 << 40, 0, 0, 0]), "but there are 4 experts"),
+    "too short": (torch.tensor([0, 1, 2, 3]), "expert_map"),
+    "too long": (torch.arange(9) % 4, "expert_map"),
+    "of two dimensions": (torch.zeros(2, 4, dtype=torch.int64), "expert_map"),
+    "of floats": (torch.tensor([0.5, 1, 2, 3, 0, 0, 0, 0]), "expert_map is stored as F32, not as I64"),
+    "of bytes": (torch.zeros(8, dtype=torch.uint8), "expert_map is stored as U8, not as I64"),
+    "missing": (None, "expert_map is in no file"),
+}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("name", MAPS)
+def test_an_expert_map_that_maps_to_no_expert_is_refused_by_both_codes(name, alone, folder):
+    found, words = MAPS[name]
+    stored(folder, **{MAP: found})
+    if alone and found is not None and found.dtype != torch.int64:
+        pytest.skip("transformers has cast it before that code sees it")
+    if alone:
+        with pytest.raises((ValueError, RuntimeError), match="(?s)expert_map|size|shape"):
+            AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    else:
+        with pytest.raises(UserError, match=f"(?s){words}|size mismatch|shape"):
+            mergemoe.load(folder, "cpu")
+
+
+def without(key):
+    return lambda config: config.pop(key)
+
+
+def compacted(**changes):
+    return lambda config: config["mergemoe"].update(changes)
+
+
+def first(**changes):
+    return lambda config: next(iter(config["mergemoe"]["experts"].values())).update(changes)
+
+
+CONFIGS = {
+    "no format": (lambda config: config["mergemoe"].pop("format"), "has format None, which must be a whole number"),
+    "text for a format": (compacted(format="1"), "has format '1', which must be a whole number"),
+    "a newer format": (compacted(format=2), "this version reads up to 1. Update mergemoe"),
+    "no experts": (compacted(experts={}), "lists no experts"),
+    "a list of experts": (compacted(experts=[1]), "lists no experts"),
+    "text for mergemoe": (lambda config: config.update(mergemoe="x"), "mergemoe is str 'x', but must be an object"),
+    "no auto_map": (without("auto_map"), "auto_map in config.json names no class"),
+    "another class": (
+        lambda config: config.update(auto_map={"AutoModelForCausalLM": "modeling_mergemoe.MergeMoeNothing"}),
+        "auto_map in config.json names no class",
+    ),
+    "more experts than before": (first(experts=[4, 8]), "states no sizes for model.layers.1.mlp.experts"),
+    "sizes as text": (first(width=["24", "24"]), "states no sizes"),
+    "no map": (first(expert_map={}), "states no sizes"),
+    "another number of experts": (first(experts=[8, 3]), "from 0 to 3, but there are 3 experts"),
+    "other shapes": (first(parameters={"gate_up_proj": [3, 2, 2], "down_proj": [3, 2, 2]}), "transformers cannot load"),
+    "other modules": (
+        lambda config: config["mergemoe"].update(
+            experts={"model.x": next(iter(config["mergemoe"]["experts"].values()))}
+        ),
+        "transformers cannot load",
+    ),
+    "an unknown architecture": (lambda config: config.update(model_type="newest"), "transformers cannot load"),
+    "hub code for attention": (lambda config: config.update(_attn_implementation="a/b"), "Delete the key"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_json_that_does_not_fit_is_refused(name, folder):
+    change, words = CONFIGS[name]
+    configured(folder, change)
+    with pytest.raises(UserError, match=words) as error:
+        mergemoe.load(folder, "cpu")
+    assert len(str(error.value)) < 1500
+
+
+def test_an_index_that_names_a_pickle_is_never_opened(folder):
+    class Run:
+        def __reduce__(self):
+            return (print, ("it was run",))
+
+    torch.save(Run(), folder / "pytorch_model.bin")
+    keys = load_file(folder / SINGLE)
+    (folder / SINGLE).unlink()
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(keys, "pytorch_model.bin")}))
+    with pytest.raises(UserError, match="never opened"):
+        mergemoe.load(folder, "cpu")
+    (folder / "pytorch_model.bin.index.json").write_text((folder / INDEX).read_text())
+    (folder / INDEX).unlink()
+    with pytest.raises(UserError, match="never opened"):
+        mergemoe.load(folder, "cpu")
+
+
+@pytest.mark.parametrize("left", [-100, 5000, 4, 0])
+def test_a_truncated_shard_is_named(left, folder):
+    content = (folder / SINGLE).read_bytes()
+    (folder / SINGLE).write_bytes(content[:left])
+    with pytest.raises(UserError, match=f"{SINGLE} has [0-9,]+ bytes"):
+        mergemoe.load(folder, "cpu")
+
+
+def test_a_tensor_that_is_missing_and_an_adapter_are_named(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds an adapter"):
+        mergemoe.load(folder, "cpu")
+    (folder / "adapter_config.json").unlink()
+    stored(folder, **{"model.norm.weight": None})
+    with pytest.raises(UserError, match="lacks 1 tensors that the model needs, such as model.norm.weight"):
+        mergemoe.load(folder, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"device": "gpu"}, "`device` must be a torch device"),
+        ({"device": 1.5}, "`device` must be a torch device"),
+        ({"dtype": "float7"}, "`dtype` must be auto.*; got 'float7'"),
+        ({"dtype": "nn"}, "`dtype` must be auto"),
+        ({"dtype": 16}, "`dtype` must be auto.*; got 16"),
+    ],
+)
+def test_a_device_and_a_dtype_that_are_none_are_refused(arguments, words, folder):
+    with pytest.raises(UserError, match=words):
+        mergemoe.load(folder, **{"device": "cpu", **arguments})
+
+
+def broken(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("step", ["weights", "code", "tokenizer", "rename"])
+def test_a_save_that_fails_leaves_nothing_and_can_be_tried_again(step, compact, tiny, tmp_path, monkeypatch):
+    model = mergemoe.load(compact, "cpu")
+    model.name_or_path = str(tiny)
+    out = tmp_path / "new" / "saved"
+    with monkeypatch.context() as patch:
+        if step == "weights":
+            patch.setattr("safetensors.torch.save_file", broken)
+            patch.setattr("transformers.modeling_utils.safe_save_file", broken)
+        if step == "code":
+            patch.setattr("mergemoe.compressed.modeling.source", broken)
+        if step == "tokenizer":
+            patch.setattr(loading.shutil, "copyfile", broken)
+        if step == "rename":
+            patch.setattr("os.replace", broken)
+        with pytest.raises(OSError, match="No space left") as error:
+            mergemoe.save(model, out)
+        assert re.search("while .*saved was written", str(error.value.__notes__))
+    assert not any(out.parent.iterdir())
+    mergemoe.save(model, out)
+    torch.testing.assert_close(mergemoe.load(out, "cpu").state_dict(), model.state_dict())
+    assert [path.name for path in out.parent.iterdir()] == ["saved"]
+    with pytest.raises(UserError, match="exists. save writes a new folder"):
+        mergemoe.save(model, out)
+
+
+def test_a_link_that_leads_nowhere_is_not_written_over(compact, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="exists"):
+        mergemoe.save(mergemoe.load(compact, "cpu"), tmp_path / "link")
