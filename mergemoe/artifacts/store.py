@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergemoe.artifacts.addresses import may_be
 from mergemoe.artifacts.atomic import atomic
 from mergemoe.artifacts.digests import (
     PROVENANCE,
@@ -20,7 +21,6 @@ from mergemoe.artifacts.digests import (
     digest_tensors,
     sha256,
 )
-from mergemoe.artifacts.paths import may_be
 from mergemoe.artifacts.reading import reading
 from mergemoe.artifacts.safetensors_header import read_header
 from mergemoe.errors import ArtifactError, damaged_artifact

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergemoe.artifacts.paths import address, owners
+from mergemoe.artifacts.addresses import address, owners
 from mergemoe.artifacts.provenance import content_digest, read_provenance
 from mergemoe.errors import ArtifactError
 

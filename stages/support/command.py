@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe import environment
-from mergemoe.artifacts import job_cache, paths, provenance, run_guard, verify
+from mergemoe.artifacts import job_cache, provenance, run_guard, verify
+from mergemoe.artifacts.addresses import address
 from mergemoe.errors import UserError
 
 DISK_FULL = "no space left|file too large|quota exceeded"  # the system's messages, which any library may pass on
@@ -79,7 +80,7 @@ def _made_by(stage: str, args: argparse.Namespace) -> dict[str, Any]:
     check_inputs(args.inputs)
     return {
         "stage": stage,
-        "path": paths.address(args.out),
+        "path": address(args.out),
         "params": args.cfg,
         "inputs": {path: provenance.content_digest(path) for path in sorted(args.inputs)},
         "code": args.code,
