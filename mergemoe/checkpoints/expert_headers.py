@@ -51,7 +51,7 @@ class RoutedTensor(NamedTuple):
 def routed_tensors(headers: Headers, config: Mapping[str, Any]) -> dict[str, RoutedTensor]:
     """Return {key: the tensor's place} for all tensors of routed experts, mergeable or not."""
     matches = {key: match for key in headers if (match := _KEY.fullmatch(key))}
-    working = min(config_values(config, "experts")) if config_values(config, "identity_experts") else math.inf
+    working = needed_size(config, "experts") if config_values(config, "identity_experts") else math.inf
     members: dict[tuple[str, int], set[int]] = defaultdict(set)
     for match in matches.values():
         if match["expert"] and int(match["expert"]) < working:

@@ -147,6 +147,7 @@ CONFIGS = [
     ({"num_experts_per_tok": [[3]]}, "num_experts_per_tok is list"),
     ({"hidden_size": 0}, "states none of .*hidden_size"),
     ({"hidden_size": None}, "states none of .*hidden_size"),
+    ({"num_experts": None, "num_local_experts": None, "zero_expert_num": 2}, "states none of num_experts"),
     ({"vocab_size": None}, "states none of vocab_size"),
     ({"vocab_size": 1 << 41}, "vocab_size is int 2199023255552"),
     ({"num_hidden_layers": 1 << 30}, "num_hidden_layers is int 1073741824, but must be at least 0 and at most 10,000"),
