@@ -61,13 +61,14 @@ MAPS = {
 }
 
 
-@pytest.mark.parametrize("alone", [False, True])
-@pytest.mark.parametrize("name", MAPS)
+# transformers casts a map of another type before the code that stands alone sees it.
+SEEN_ALONE = [name for name, (found, _) in MAPS.items() if found is None or found.dtype == torch.int64]
+
+
+@pytest.mark.parametrize(("name", "alone"), [*((name, False) for name in MAPS), *((name, True) for name in SEEN_ALONE)])
 def test_an_expert_map_that_maps_to_no_expert_is_refused_by_both_codes(name, alone, folder):
     found, words = MAPS[name]
     stored(folder, **{MAP: found})
-    if alone and found is not None and found.dtype != torch.int64:
-        pytest.skip("transformers has cast it before that code sees it")
     if alone:
         with pytest.raises((ValueError, RuntimeError), match="(?s)expert_map|size|shape"):
             AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
