@@ -132,10 +132,10 @@ def _needed(model: str, revision: str, listed: Mapping[str, HubFile]) -> list[st
         folder = hub_cache.snapshot_folder(model, revision)
         weights = sorted(set(model_folder.read_weight_map(folder).values()))
     for name in weights:
-        if name not in listed or not name.endswith(".safetensors"):
-            fault = "is missing on the hub" if name.endswith(".safetensors") else "is no safetensors file"
+        if name not in listed:
             raise UserError(
-                f"{model} at {revision}: {name} {fault}, but {model_folder.INDEX} names it. Use another revision"
+                f"{model} at {revision}: {name} is missing on the hub, but {model_folder.INDEX} names it. Use another "
+                "revision"
             )
     return [*filter(model_folder.is_beside_weights, listed), *weights]
 
