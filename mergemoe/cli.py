@@ -91,7 +91,8 @@ def run_inspect(args: argparse.Namespace) -> None:
 
 def run_fetch(args: argparse.Namespace) -> None:
     """Download models of the hub; print each folder and record."""
-    from mergemoe.checkpoints import hub, model_folder
+    from mergemoe.checkpoints import model_folder
+    from mergemoe.checkpoints.hub import fetch
 
     if (args.model is None) == (args.params is None):
         raise UserError("mergemoe fetch: give either a model and --revision, or --params with a params.yaml")
@@ -105,7 +106,7 @@ def run_fetch(args: argparse.Namespace) -> None:
                 "Add `revision` to a model of the hub"
             )
     for model, revision in wanted:
-        record = hub.fetch_model(model, revision)
+        record = fetch.fetch_model(model, revision)
         size = sum(file["size"] for file in json.loads(record.read_text())["files"].values())
         print(f"{model}: {size / 1e9:.2f} GB in {model_folder.locate_checkpoint(model, revision)}")
         print(f"{record} lists the files and their sha256. Keep it in git.")

@@ -28,7 +28,8 @@ from safetensors.numpy import save
 from tiny_project import ROOT
 
 from mergemoe.artifacts import digests, store
-from mergemoe.checkpoints import hub, hub_cache, hub_download, hub_listing, hub_record, model_folder
+from mergemoe.checkpoints import hub_cache, hub_record, model_folder
+from mergemoe.checkpoints.hub import download, fetch, listing
 from mergemoe.compressed import checkpoint_card
 from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import Text, read_params
@@ -227,14 +228,14 @@ def environment(served, **more):
     }
 
 
-def fetch(served, *args, **more):
+def run_fetch(served, *args, **more):
     command = [sys.executable, "-c", CODE, "fetch", *args]
     return subprocess.run(command, env=environment(served, **more), capture_output=True, text=True)
 
 
 def refused(served, *args, **more):
     """Run a fetch that must fail in one line; return the line."""
-    done = fetch(served, *args, **more)
+    done = run_fetch(served, *args, **more)
     assert done.returncode == 1, done.stdout
     assert "Traceback" not in done.stderr
     assert not list(hub_cache.fetch_record_path(MODEL, COMMIT).parent.glob("*"))
@@ -243,7 +244,7 @@ def refused(served, *args, **more):
 
 def test_fetch_brings_what_a_run_needs_and_records_each_file(served):
     needed, useless = repository()
-    done = fetch(served, MODEL, "--revision", COMMIT)
+    done = run_fetch(served, MODEL, "--revision", COMMIT)
     assert done.returncode == 0, done.stderr
     folder = model_folder.locate_checkpoint(MODEL, COMMIT)
     assert f"in {folder}" in done.stdout and "data/hub/some-org--tiny-moe" in done.stdout
@@ -260,28 +261,28 @@ def test_fetch_brings_what_a_run_needs_and_records_each_file(served):
 
 
 def test_the_token_goes_to_the_hub_and_not_where_it_sends_us(served):
-    assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
+    assert run_fetch(served, MODEL, "--revision", COMMIT).returncode == 0
     assert served.tokens == {"127.0.0.1": "Bearer hf_x", "localhost": None}
 
 
 def test_a_second_fetch_needs_no_network_and_leaves_the_record_alone(served):
-    assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
+    assert run_fetch(served, MODEL, "--revision", COMMIT).returncode == 0
     written = hub_cache.fetch_record_path(MODEL, COMMIT)
     before, asked = (written.read_bytes(), written.stat().st_mtime_ns), len(served.requests)
-    again = fetch(served, MODEL, "--revision", COMMIT, HF_HUB_OFFLINE="1")
+    again = run_fetch(served, MODEL, "--revision", COMMIT, HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr
     assert (written.read_bytes(), written.stat().st_mtime_ns) == before
     assert len(served.requests) == asked
     written.unlink()
-    assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
+    assert run_fetch(served, MODEL, "--revision", COMMIT).returncode == 0
     assert written.read_bytes() == before[0]
     assert served.sent["model-00001-of-00002.safetensors"] == len(repository()[0]["model-00001-of-00002.safetensors"])
 
 
 def test_without_network_what_is_missing_is_said(served):
-    assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
+    assert run_fetch(served, MODEL, "--revision", COMMIT).returncode == 0
     model_folder.locate_checkpoint(MODEL, COMMIT).joinpath("model-00002-of-00002.safetensors").unlink()
-    offline = fetch(served, MODEL, "--revision", COMMIT, HF_HUB_OFFLINE="1")
+    offline = run_fetch(served, MODEL, "--revision", COMMIT, HF_HUB_OFFLINE="1")
     assert offline.returncode == 1
     assert "could not be downloaded" in offline.stderr and "Traceback" not in offline.stderr
 
@@ -291,7 +292,7 @@ def test_after_a_cut_connection_the_rest_of_the_file_is_asked_for(served):
     needed, _ = repository(large=24 * MB)
     served.repositories[MODEL] = needed
     served.cut[name] = 15 * MB
-    done = fetch(served, MODEL, "--revision", COMMIT)
+    done = run_fetch(served, MODEL, "--revision", COMMIT)
     assert done.returncode == 0, done.stderr
     assert served.asked(name) == [None, f"bytes={10_000_000 // (10 * MB) or 10 * MB}-"]
     assert served.sent[name] == len(needed[name]) + 5 * MB
@@ -307,14 +308,14 @@ def test_a_killed_fetch_goes_on_in_the_middle_of_a_file(served):
     process = subprocess.Popen(command, env=environment(served), stderr=subprocess.PIPE)
     blobs = hub_cache.snapshot_folder(MODEL, COMMIT).parents[1] / "blobs"
     end = time.monotonic() + 60
-    while not any(path.stat().st_size >= 10 * MB for path in blobs.glob(f"*{hub_download.PART}")):
+    while not any(path.stat().st_size >= 10 * MB for path in blobs.glob(f"*{download.PART}")):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     with pytest.raises(UserError, match=rf"Run `mergemoe fetch {MODEL} --revision {COMMIT}`"):
         model_folder.locate_checkpoint(MODEL, COMMIT)  # half a model is none
-    done = fetch(served, MODEL, "--revision", COMMIT)
+    done = run_fetch(served, MODEL, "--revision", COMMIT)
     assert done.returncode == 0, done.stderr
     assert served.asked(name) == [None, f"bytes={10 * MB}-"]
     assert model_folder.locate_checkpoint(MODEL, COMMIT).joinpath(name).read_bytes() == needed[name]
@@ -399,16 +400,16 @@ def test_a_body_that_does_not_end_is_stopped_at_the_stated_size(served, tmp_path
     listed = entry(name, served.repositories[MODEL][name])
     assert not list(tmp_path.rglob(f"{listed.get('lfs', listed)['oid']}*"))
     served.endless = set()
-    assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
+    assert run_fetch(served, MODEL, "--revision", COMMIT).returncode == 0
 
 
 @pytest.mark.parametrize("more", [1, 5 * MB])
 def test_a_part_that_is_longer_than_the_file_starts_again(served, more):
     right = served.repositories[MODEL][SHARD]
-    part = hub_cache.blobs_folder(MODEL) / f"{hashlib.sha256(right).hexdigest()}{hub_download.PART}"
+    part = hub_cache.blobs_folder(MODEL) / f"{hashlib.sha256(right).hexdigest()}{download.PART}"
     part.parent.mkdir(parents=True)
     part.write_bytes(right + b"~" * more)
-    done = fetch(served, MODEL, "--revision", COMMIT)
+    done = run_fetch(served, MODEL, "--revision", COMMIT)
     assert done.returncode == 0, done.stderr
     assert model_folder.locate_checkpoint(MODEL, COMMIT).joinpath(SHARD).read_bytes() == right
 
@@ -423,7 +424,7 @@ def test_an_index_that_names_a_pickle_brings_none(served):
 @pytest.mark.parametrize("model", ["../..", "a/..", "a--b/c", ".a/b", "a/b/c", "a/" + "b" * 100, "-a/b"])
 def test_an_id_that_is_a_path_is_none(served, model):
     with pytest.raises(UserError, match="is not the id of a hub model"):
-        hub.fetch_model(model, COMMIT)
+        fetch.fetch_model(model, COMMIT)
 
 
 @pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "tokenizer.json", "merges.txt"])
@@ -434,29 +435,29 @@ def test_a_file_that_is_not_what_the_hub_states_is_refused_and_not_recorded(serv
     served.instead.clear()
     if found := re.search(r"Delete (\S+)", told):
         os.unlink(found[1])
-    assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
+    assert run_fetch(served, MODEL, "--revision", COMMIT).returncode == 0
     assert model_folder.locate_checkpoint(MODEL, COMMIT).joinpath(name).read_bytes() == right
 
 
 def test_a_file_that_changed_in_the_cache_is_named_with_the_record_it_breaks(served):
-    assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
+    assert run_fetch(served, MODEL, "--revision", COMMIT).returncode == 0
     shard = model_folder.locate_checkpoint(MODEL, COMMIT) / "model-00001-of-00002.safetensors"
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.resolve().chmod(0o644)
     shard.write_bytes(content)
-    told = fetch(served, MODEL, "--revision", COMMIT, HF_HUB_OFFLINE="1")
+    told = run_fetch(served, MODEL, "--revision", COMMIT, HF_HUB_OFFLINE="1")
     assert told.returncode == 1
     assert f", but {hub_cache.fetch_record_path(MODEL, COMMIT)} states another. Nothing was recorded" in told.stderr
     assert f"Delete {shard.resolve()}" in told.stderr
 
 
 def test_the_record_of_a_colleague_binds_what_is_fetched(served):
-    assert fetch(served, MODEL, "--revision", COMMIT).returncode == 0
+    assert run_fetch(served, MODEL, "--revision", COMMIT).returncode == 0
     files = hub_record.read_fetch_record(MODEL, COMMIT)
     files["merges.txt"]["sha256"] = "0" * 64
     hub_record.write_fetch_record(MODEL, COMMIT, files)
-    told = fetch(served, MODEL, "--revision", COMMIT)
+    told = run_fetch(served, MODEL, "--revision", COMMIT)
     assert told.returncode == 1 and f"merges.txt: its sha256 is {hashlib.sha256(b'a b').hexdigest()}" in told.stderr
 
 
@@ -550,11 +551,11 @@ def test_a_repository_without_readable_weights_is_refused_before_any_come(served
 
 def test_a_disk_too_small_is_said_before_the_download(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 3 * 10**9})())
-    (tmp_path / f"x{hub_download.PART}").write_bytes(b"half")
+    (tmp_path / f"x{download.PART}").write_bytes(b"half")
     size = 3 * 10**9 + 4
-    hub._check_space(MODEL, tmp_path, [hub_listing.HubFile("model.safetensors", size, HASH, True)])
+    fetch._check_space(MODEL, tmp_path, [listing.HubFile("model.safetensors", size, HASH, True)])
     with pytest.raises(UserError, match=r"needs 3.0 GB more in .* where 3.0 GB are free\. Make room"):
-        hub._check_space(MODEL, tmp_path, [hub_listing.HubFile("model.safetensors", size + 1, HASH, True)])
+        fetch._check_space(MODEL, tmp_path, [listing.HubFile("model.safetensors", size + 1, HASH, True)])
 
 
 def params(**model):
@@ -573,7 +574,7 @@ def test_params_yaml_names_what_to_fetch_and_the_workflow_finds_it_there(served,
     command = f"`mergemoe fetch {MODEL} --revision {COMMIT}`"
     with pytest.raises(UserError, match=rf"^model.hubbed: .*\. Run {command}"):
         preflight.check_params(read_params(config))
-    done = fetch(served, "--params", "params.yaml")
+    done = run_fetch(served, "--params", "params.yaml")
     assert done.returncode == 0, done.stderr
     read = read_params(config)
     preflight.check_params(read)

@@ -6,11 +6,10 @@ import itertools
 from typing import get_args
 
 import pytest
-from pydantic import ValidationError
+from refusals import accepts
 from tiny_project import ROOT
 
 from mergemoe.compressed import arguments
-from mergemoe.errors import UserError
 from mergemoe.merging.feature_rules import Features
 from mergemoe.methods import catalogue, options
 from mergemoe.methods.catalogue import METHODS
@@ -52,14 +51,6 @@ def test_a_default_is_allowed_and_described(method, name):
     option = METHODS[method].options[name]
     assert option.text and option.allowed
     assert option.default is None or option.allows(option.default)
-
-
-def accepts(check, *given):
-    try:
-        check(*given)
-    except (UserError, ValidationError):
-        return False
-    return True
 
 
 @pytest.mark.parametrize(("method", "name"), OPTIONS)

@@ -34,6 +34,11 @@ def test_what_is_no_plain_yaml_is_refused_with_the_place(tmp_path, text, words):
     assert "\n" not in str(refused.value)
 
 
+def test_anchors_and_merges_are_read_as_yaml_has_them(tmp_path):
+    (tmp_path / "params.yaml").write_text("a: &base {samples: 8, length: 9}\nb: {<<: *base, length: 7}\n")
+    assert read_file(tmp_path / "params.yaml") == {"a": {"samples": 8, "length": 9}, "b": {"samples": 8, "length": 7}}
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "params.yaml").write_bytes(b"model: \xff")
     with pytest.raises(UserError, match="cannot be read as YAML"):

@@ -1,23 +1,14 @@
 """Section refine takes what the table of its options allows, as `mergemoe.compress` does."""
 
 import pytest
-from pydantic import ValidationError
+from refusals import accepts
 
 from mergemoe.compressed import arguments
-from mergemoe.errors import UserError
 from mergemoe.reconstruction.options import KINDS, LAYER
 from mergemoe.workflow.config.refine import LAYER as SECTION
 
 VALUES = ["auto", "up", "float32", "kept", -1, 0, 1, 400, 0.5, 2.0, float("nan"), True, None]
 LISTS = [[], ["up"], ["gate", "up", "down", "router"], ["up", "up"], ["left"]]
-
-
-def accepts(check, *given):
-    try:
-        check(*given)
-    except (UserError, ValidationError):
-        return False
-    return True
 
 
 @pytest.mark.parametrize("name", LAYER)

@@ -8,6 +8,7 @@ import yaml
 
 from mergemoe.errors import UserError
 
+MERGE = "tag:yaml.org,2002:merge"
 TEMPLATES = "__use_yte__"  # with this key, Snakemake runs Python that stands in the file
 
 
@@ -18,6 +19,8 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set[Any]()
     for key, _ in node.value:
+        if key.tag == MERGE:  # `<<: *base` may be followed by keys of its own
+            continue
         name = loader.construct_object(key, deep=True)
         if not isinstance(name, str | int | float | bool | None):
             raise yaml.constructor.ConstructorError(problem="a key must be a name", problem_mark=key.start_mark)
@@ -40,7 +43,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file. Run this in the folder of a params.yaml, or name one with --params")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+        content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"{path} cannot be read as YAML: {said}") from None

@@ -8,8 +8,9 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from mergemoe.artifacts import digests
-from mergemoe.checkpoints import hub_cache, hub_download, hub_listing, hub_record, model_folder
-from mergemoe.checkpoints.hub_listing import HubFile
+from mergemoe.checkpoints import hub_cache, hub_record, model_folder
+from mergemoe.checkpoints.hub import download, listing
+from mergemoe.checkpoints.hub.listing import HubFile
 from mergemoe.errors import UserError
 from mergemoe.progress import track
 
@@ -44,7 +45,7 @@ def fetch_model(model: str, revision: str | None) -> Path:
     for name in track(sorted(listed or known), f"{model}: sha256 of its files"):
         file = folder / name
         sha256 = listed[name].digest if name in checked else digests.sha256(file)
-        as_listed = name not in listed or hub_download.is_listed(file, listed[name], sha256)
+        as_listed = name not in listed or download.is_listed(file, listed[name], sha256)
         if not as_listed or known.get(name, {}).get("sha256", sha256) != sha256:
             raise UserError(
                 f"{file}: its sha256 is {sha256}, but {path if as_listed else 'the hub'} states another. Nothing was "
@@ -101,20 +102,20 @@ def _bring(model: str, revision: str) -> tuple[dict[str, HubFile], set[str]]:
     """Download missing files; return {file: what the hub states of it}, and the files whose sha256 was checked now."""
     from huggingface_hub.utils import WeakFileLock
 
-    listed = hub_listing.list_files(model, revision)
+    listed = listing.list_files(model, revision)
     _check_kind(model, listed)
-    hub_listing.check_commit(model, revision, "config.json", listed["config.json"].digest)
+    listing.check_commit(model, revision, "config.json", listed["config.json"].digest)
     blobs = hub_cache.blobs_folder(model)
     blobs.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(blobs.parent / "mergemoe.lock"), ThreadPool(_AT_ONCE) as pool:  # one fetch of a model at a time
         wanted = {name: listed[name] for name in _needed(model, revision, listed)}
-        missing = {file.digest: file for file in wanted.values() if not hub_download.is_there(model, file)}
+        missing = {file.digest: file for file in wanted.values() if not download.is_there(model, file)}
         _check_space(model, blobs, missing.values())
-        jobs = pool.imap_unordered(lambda file: hub_download.receive(model, revision, file), missing.values())
+        jobs = pool.imap_unordered(lambda file: download.receive(model, revision, file), missing.values())
         for _ in track(jobs, f"{model}: files", len(missing)):
             pass
         for name in sorted(wanted, key=lambda name: name == "config.json"):  # it says that the model is there, so last
-            hub_download.link(model, revision, wanted[name])
+            download.link(model, revision, wanted[name])
     return wanted, {name for name, file in wanted.items() if file.in_lfs and file.digest in missing}
 
 
@@ -126,9 +127,9 @@ def _needed(model: str, revision: str, listed: Mapping[str, HubFile]) -> list[st
             raise UserError(
                 f"{model} at {revision}: {model_folder.INDEX} has more than {_INDEX:,} bytes, so it is none"
             )
-        if not hub_download.is_there(model, listed[model_folder.INDEX]):
-            hub_download.receive(model, revision, listed[model_folder.INDEX])
-        hub_download.link(model, revision, listed[model_folder.INDEX])
+        if not download.is_there(model, listed[model_folder.INDEX]):
+            download.receive(model, revision, listed[model_folder.INDEX])
+        download.link(model, revision, listed[model_folder.INDEX])
         folder = hub_cache.snapshot_folder(model, revision)
         weights = sorted(set(model_folder.read_weight_map(folder).values()))
     for name in weights:
@@ -158,7 +159,7 @@ def _check_kind(model: str, listed: Mapping[str, HubFile]) -> None:
 
 
 def _check_space(model: str, blobs: Path, missing: Iterable[HubFile]) -> None:
-    come = sum(path.stat().st_size for path in blobs.glob(f"*{hub_download.PART}"))
+    come = sum(path.stat().st_size for path in blobs.glob(f"*{download.PART}"))
     needed, free = sum(file.size for file in missing) - come, shutil.disk_usage(blobs).free
     said = f"{model} needs {needed / 1e9:.1f} GB more in {blobs}, where {free / 1e9:.1f} GB are free"
     if needed > free:

@@ -11,8 +11,9 @@ import os
 from pathlib import Path
 
 from mergemoe.artifacts import digests
-from mergemoe.checkpoints import hub_cache, hub_listing
-from mergemoe.checkpoints.hub_listing import HubFile
+from mergemoe.checkpoints import hub_cache
+from mergemoe.checkpoints.hub import listing
+from mergemoe.checkpoints.hub.listing import HubFile
 from mergemoe.errors import UserError
 
 PART = ".mergemoe.incomplete"  # huggingface_hub, too, treats names that end in .incomplete as partial files
@@ -34,7 +35,7 @@ def receive(model: str, revision: str, file: HubFile) -> None:
 
     if file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:
         return _download(model, revision, file)
-    hub_listing.check_commit(model, revision, file.name, file.digest)  # the hub sends it by Xet only
+    listing.check_commit(model, revision, file.name, file.digest)  # the hub sends it by Xet only
     path = Path(hf_hub_download(model, file.name, revision=revision))
     if not is_listed(path, file):
         path.resolve().unlink()
