@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from safetensors.torch import save_file
 
-from mergemoe.artifacts import atomic, digests, store
+from mergemoe.artifacts import atomic, digests, provenance, store
 from mergemoe.errors import ArtifactError
 
 MADE = {"stage": "solve", "params": {"ridge": 0.0}, "inputs": {"a": "b"}, "code": "c"}
@@ -141,3 +141,32 @@ def test_an_artifact_can_be_read_by_others(tmp_path):
         os.umask(before)
     for path in ("a.safetensors", "folder/a.safetensors"):
         assert (tmp_path / path).stat().st_mode & 0o777 == 0o644
+
+
+RIGHT = [
+    ("results/layout/m.json", "results/layout/m.json"),
+    ("results/solve/m/layer_001.safetensors", "results/solve/m/layer_001.json"),  # of a pair
+    ("results/capture/m/c", "results/capture/m/c/layer_001.safetensors"),  # of a folder
+    ("results/layout/m.json", "elsewhere/m.json"),
+]
+WRONG = [
+    ("results/layout/m.json", "results/layout/n.json", "is a copy of results/layout/m.json, put in its place"),
+    ("results/solve/m/layer_002.safetensors", "results/solve/m/layer_001.safetensors", "is a copy of results/solve/m"),
+    ("results/solve/m/layer_002.safetensors", "results/solve/m/layer_001.json", "is a copy of results/solve/m"),
+    ("results/capture/m/c", "results/capture/m/c/layer_002.safetensors", "belongs to layer 1, not 2"),
+]
+
+
+@pytest.mark.parametrize(("made_as", "put_at", "words"), [*((*one, None) for one in RIGHT), *WRONG])
+def test_every_reader_refuses_an_artifact_in_anothers_place(tmp_path, made_as, put_at, words):
+    path, made = tmp_path / put_at, {**MADE, "path": made_as, "layer": 1}
+    if path.suffix == ".json":
+        store.write_json(path, {"layer": 1}, made)
+    else:
+        store.write_tensors(path, {"a": torch.ones(2)}, made)
+    for read in (store.read_json if path.suffix == ".json" else store.read_tensors, provenance.read_provenance):
+        if words is None:
+            read(path)
+        else:
+            with pytest.raises(ArtifactError, match=words):
+                read(path)

@@ -14,6 +14,7 @@ import pytest
 import warm
 from tiny_project import snakemake
 
+from mergemoe.artifacts import store
 from mergemoe.artifacts.digests import sha256
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
@@ -161,3 +162,20 @@ def test_a_damaged_checkpoint_is_not_scored(project, commands):
     failed = run(project, command)
     assert "model.safetensors is not the file that was recorded" in failed.stderr
     assert not (project / score).exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"), [("params", {"dtype": "float16"}, "was made with"), ("code", "0", "by other code")]
+)
+def test_the_report_takes_no_score_that_was_made_otherwise(project, key, value, words):
+    score = project / "results/scores/tiny/mixed/half/average/fidelity.json"
+    whole = store.read_json(score)
+    made = {name: part for name, part in whole.pop("provenance").items() if name not in {"payload", "seal"}}
+    before = score.stat()
+    store.write_json(score, whole, made | {key: value})
+    os.utime(score, ns=(before.st_atime_ns, before.st_mtime_ns))
+    shutil.rmtree(project / "results/report")
+    done = snakemake(project)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and "average/fidelity.json" in said and words in said
+    assert not (project / "results/report/index.html").exists()
