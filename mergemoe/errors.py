@@ -13,8 +13,14 @@ class ArtifactError(UserError):
 
 def in_short(error: BaseException) -> str:
     """Return the kind of another library's error and what it says, which may be a whole file, in 500 letters."""
-    text = f"{type(error).__name__}: {error}"
-    return text if len(text) <= 500 else f"{text[:500]}..."
+    return one_line(f"{type(error).__name__}: {error}")
+
+
+def one_line(text: str, longest: int = 500) -> str:
+    """Return a text without its middle if it is longer; what a terminal does not show as a letter is escaped."""
+    half = longest // 2
+    kept = text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in kept)
 
 
 def damaged_artifact(path: str | Path, fact: str) -> ArtifactError:

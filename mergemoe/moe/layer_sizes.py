@@ -33,13 +33,13 @@ def kept_experts(experts: int | float | None, total: int) -> int:
         if experts > total:
             raise UserError(f"`experts: {experts}` asks for more experts than the layer has ({total}); see `cluster`")
         return int(experts)
-    return math.ceil(round(experts * total, 9))
+    return max(1, math.ceil(round(experts * total, 9)))
 
 
 def kept_width(share: float, width: int) -> int:
     """Return I', the share of the experts' neurons that is kept, rounded up; if I is a multiple of 8, so is I'."""
     step = _step(width)
-    return math.ceil(round(share * width / step, 9)) * step
+    return max(1, math.ceil(round(share * width / step, 9))) * step
 
 
 def quarter(count: int) -> int:

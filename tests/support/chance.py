@@ -5,10 +5,20 @@ MERGEMOE_FAULTS_MINUTES says how long a file of tests/faults works in all, MERGE
 
 import os
 import random
+import resource
+import signal
 import time
+import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.strategies import SearchStrategy
+
+from mergemoe.errors import UserError
 
 MINUTES = float(os.environ.get("MERGEMOE_FAULTS_MINUTES", "0.5"))
 SEED = int(os.environ.get("MERGEMOE_FAULTS_SEED") or random.SystemRandom().randrange(10**9))
@@ -21,6 +31,66 @@ def rounds(name: str, least: int = 3) -> Iterator[random.Random]:
     while number < least or time.monotonic() < end:
         yield random.Random(f"{name} {SEED} {number}")
         number += 1
+
+
+def examples(name: str, strategy: SearchStrategy[Any], check: Callable[[Any], None], each: int = 25) -> None:
+    """Call a check with examples of a strategy until the time is over, `each` of them from every seed.
+
+    The check counts what it sees and does not raise: all failures of a run are told together.
+    """
+    for chance in rounds(name):
+        run = seed(chance.getrandbits(64))(given(strategy)(check))
+        every = {"deadline": None, "phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
+        settings(max_examples=each, database=None, **every)(run)()
+
+
+class Endless(BaseException):
+    """What was called did not end in time."""
+
+
+@contextmanager
+def limited(seconds: float, megabytes: int) -> Iterator[None]:
+    """Interrupt what takes longer, and refuse it more memory than this process has and so much besides."""
+
+    def stop(*_: Any) -> None:
+        raise Endless(f"not done after {seconds} s")
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    old = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 1_000_000, hard))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def outcome(call: Callable[[], Any], seconds: float = 5.0, megabytes: int = 500) -> tuple[str, Any]:
+    """Return what a call leads to, in a word, and its value or its error."""
+    try:
+        with limited(seconds, megabytes):
+            return "read", call()
+    except UserError as error:
+        return "refused", error
+    except Endless as error:
+        return "slow", error
+    except MemoryError as error:
+        return "memory", error
+    except Exception as error:
+        return f"raw {type(error).__name__}", error
+
+
+def unclear(message: str) -> str | None:
+    """Return what makes the message of a refusal hard to read; None if nothing does."""
+    lines = message.splitlines()
+    if max(map(len, lines), default=0) > 1000 or len(message) > 20_000:
+        return f"a message of {len(message)} letters"
+    if not all(line.isprintable() for line in lines):
+        return "a message with letters that are not printable"
+    return None
 
 
 def tell(name: str, counts: Counter[str]) -> None:
@@ -64,3 +134,11 @@ def write_unseen(path: Path, content: bytes) -> None:
     path.unlink()  # it may be a hard link
     path.write_bytes(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def traced(error: Any) -> str:
+    """Return what an error says, shortened, and the last line of mergemoe/ that it came through."""
+    if not isinstance(error, BaseException):
+        return ""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if "/mergemoe/" in frame.filename]
+    return f"{str(error)[:300]!r}" + (f" at {own[-1].filename}:{own[-1].lineno}" if own else "")

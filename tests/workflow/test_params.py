@@ -50,6 +50,12 @@ def test_the_projects_own_file_names_some_of_all_runs_that_fit():
         ("model.q", {"path": "results"}, "the path 'results' is the workflow's own folder"),
         ("model.q", {"path": "./results/"}, "the path './results/' is the workflow's own folder"),
         ("calibrate.mixed.source", "-t.jsonl", "calibrate.mixed.source: the path '-t.jsonl' would be read as"),
+        (
+            "model.q",
+            {"path": "d/" + "n" * 256},
+            "the path d/nnnnnnnnnnnnnnnnnn... has 258 letters; a file system takes",
+        ),
+        ("calibrate.mixed.source", 600 * "d/", "the path d/d/d/d/d/d/d/d/d/d/... has 1200 letters"),
         ("evaluate.tasks.piqa", {"include": "-tasks"}, "would be read as an option"),
         ("evaluate.tasks.piqa", {"data_files": {"test": "-f"}}, "would be read as an option"),
         ("model.provenance", {"path": "x"}, "model: the name `provenance` is reserved"),
@@ -136,6 +142,23 @@ def test_a_mistake_is_named(path, value, message):
         read_params(config)
     head, _, tail = message.partition(" .* ")
     assert head in str(error.value) and tail in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("threads", "n" * 10**6, r"  capture.threads: .*nn\.\.\.nn"),
+        ("n" * 10**6, 1, r"  capture.n*\.\.\.n*: unknown key"),
+        ("a\n\x1b[2J", 1, r"  capture.a\\n\\x1b\[2J: unknown key"),
+        ("threads", 10**9999, "  capture.threads: .* less than or equal to 1024"),
+    ],
+    ids=["a long text", "a long key", "a key that moves the cursor", "a number that Python does not print"],
+)
+def test_a_mistake_is_one_line_that_a_terminal_shows(key, value, words):
+    with pytest.raises(UserError) as error:
+        read_params({**GOOD, "capture": {key: value}})
+    _, line = str(error.value).split("\n")
+    assert re.match(words, line) and line.isprintable() and len(line) < 1200
 
 
 SELECT = ["demo", "mixed", "pairs", "select"]
@@ -250,7 +273,17 @@ def test_a_missing_section_is_named():
 
 @pytest.mark.parametrize(
     ("experts", "total", "kept"),
-    [(0.5, 16, 8), (0.5, 15, 8), (0.1, 10, 1), (0.7, 10, 7), (1.0, 6, 6), (3, 6, 3), (None, 6, 6)],
+    [
+        (0.5, 16, 8),
+        (0.5, 15, 8),
+        (0.1, 10, 1),
+        (0.7, 10, 7),
+        (1.0, 6, 6),
+        (3, 6, 3),
+        (None, 6, 6),
+        (1e-12, 8, 1),
+        (5e-324, 8, 1),
+    ],
 )
 def test_a_share_is_rounded_up_and_a_number_is_itself(experts, total, kept):
     assert layer_sizes.kept_experts(experts, total) == kept
@@ -258,7 +291,17 @@ def test_a_share_is_rounded_up_and_a_number_is_itself(experts, total, kept):
 
 @pytest.mark.parametrize(
     ("share", "width", "kept"),
-    [(0.5, 128, 64), (0.35, 128, 48), (0.01, 128, 8), (0.5, 24, 16), (1.0, 24, 24), (0.6, 5, 3), (0.5, 12, 6)],
+    [
+        (0.5, 128, 64),
+        (0.35, 128, 48),
+        (0.01, 128, 8),
+        (0.5, 24, 16),
+        (1.0, 24, 24),
+        (0.6, 5, 3),
+        (0.5, 12, 6),
+        (1e-12, 24, 8),
+        (1e-12, 5, 1),
+    ],
 )
 def test_a_width_that_is_whole_16_bytes_stays_so(share, width, kept):
     assert layer_sizes.kept_width(share, width) == kept

@@ -16,6 +16,9 @@ NOT_YAML = {
     "a key that is a list": ("[1, 2]: 3", "a key must be a name"),
     "templates": (CODE, "has __use_yte__, with which Snakemake runs code"),
     "a Python object": ("model: !!python/object/apply:os.system ['touch ran']", "cannot be read as YAML"),
+    "a number of 6,000 digits": ("model: 0x" + "f" * 5000, "a number is too large.*line 1"),
+    "a key of as many": ("? 0x" + "f" * 5000 + "\n: 1", "a number is too large"),
+    "a long name twice": ("{" + 2 * ("? " + "n" * 9999 + " : 1, ") + "}", "nn\\.\\.\\.nn.*line 1"),
     "a tab": ("model:\n\t- x", "cannot be read as YAML"),
     "an open bracket": ("model: [", "cannot be read as YAML"),
     "NUL": ("model: \0", "cannot be read as YAML"),
@@ -31,7 +34,7 @@ def test_what_is_no_plain_yaml_is_refused_with_the_place(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(UserError, match=f"params.yaml .*{words}") as refused:
         read_file(path)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 800
 
 
 def test_anchors_and_merges_are_read_as_yaml_has_them(tmp_path):

@@ -16,6 +16,8 @@ CODE = {
 
 def test_a_folder_of_plain_task_files_does(tmp_path):
     (tmp_path / "mine.yaml").write_text(PLAIN)
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "nowhere.yaml").symlink_to(tmp_path / "deleted")
     check_task("mine", Task(include=str(tmp_path)))
 
 

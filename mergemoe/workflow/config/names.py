@@ -9,6 +9,7 @@ from pydantic import AfterValidator
 from mergemoe.artifacts.paths import RESULTS
 
 LONGEST = 100  # letters; a file system takes 255 bytes, and a temporary name adds host and process
+LONGEST_PATH, LONGEST_PART = 1000, 255  # letters of a whole path, bytes of a name in it
 RESERVED = {"results", "provenance"}  # names of our own files and folders
 
 
@@ -33,6 +34,10 @@ def fault_of_path(path: str) -> str | None:
         return f"the path {path!r} would be read as an option. Write ./{path}"
     if any(letter in "{}" or not letter.isprintable() for letter in path):
         return f"the path {path!r} has braces or control characters, which Snakemake reads otherwise. Rename it"
+    if len(path) > LONGEST_PATH or any(len(part.encode()) > LONGEST_PART for part in PurePath(path).parts):
+        return (
+            f"the path {path[:20]}... has {len(path)} letters; a file system takes {LONGEST_PART} bytes between slashes"
+        )
     if PurePath(path) == PurePath(RESULTS):
         return f"the path {path!r} is the workflow's own folder. Move the files elsewhere"
     return None

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mergemoe.artifacts.run import Run
 from mergemoe.checkpoints import hub_cache, model_folder
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, one_line
 from mergemoe.methods import catalogue
 from mergemoe.workflow.config.base import BatchTokens, Section, Text, Threads
 from mergemoe.workflow.config.cluster import Cluster
@@ -192,6 +192,10 @@ def read_params(config: Mapping[str, Any], source: str | Path = "params.yaml") -
         raise UserError("\n".join([f"{source} is not valid:", *dict.fromkeys(map(_explain, error.errors()))])) from None
 
 
+def _is_short(value: Any) -> bool:
+    return isinstance(value, str | float) or isinstance(value, int) and value.bit_length() <= 64
+
+
 def _explain(mistake: Any) -> str:
     of_a_union = ("int", "float", "literal[", "list[")  # pydantic's path includes the alternative that it tried
     where = [str(part) for part in mistake["loc"] if not str(part).startswith(of_a_union)]
@@ -207,6 +211,6 @@ def _explain(mistake: Any) -> str:
         message = f"a run is a list, or a mapping, of at most {len(Run._fields)} names: {', '.join(Run._fields)}"
     elif isinstance(mistake["input"], str) and re.fullmatch(r"\d+e-?\d+", mistake["input"]):
         message += f". YAML reads {mistake['input']} as text: write {mistake['input'].replace('e', '.0e')}"
-    elif isinstance(mistake["input"], str | int | float):
-        message += f" (got {mistake['input']!r})"
-    return f"  {path or 'top level'}: {message}"
+    elif _is_short(mistake["input"]):
+        message += f" (got {one_line(repr(mistake['input']))})"
+    return f"  {one_line(path) or 'top level'}: {one_line(message)}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, one_line
 
 MERGE = "tag:yaml.org,2002:merge"
 TEMPLATES = "__use_yte__"  # with this key, Snakemake runs Python that stands in the file
@@ -30,6 +30,14 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    number = loader.construct_yaml_int(node)
+    if number.bit_length() > 64:  # Python refuses to print a number that is much longer
+        raise yaml.constructor.ConstructorError(problem="a number is too large", problem_mark=node.start_mark)
+    return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
@@ -45,7 +53,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     try:
         content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())
+        said = one_line(" ".join(str(error).split()))
         raise UserError(f"{path} cannot be read as YAML: {said}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no sections. README.md shows a params.yaml")

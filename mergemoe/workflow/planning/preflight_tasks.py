@@ -23,7 +23,7 @@ def check_task(name: str, task: Task) -> None:
     folder = Path(task.include)
     if not folder.is_dir():
         raise UserError(f"evaluate.tasks.{name}.include: {folder} is not a folder")
-    texts = {path: path.read_text(errors="replace") for path in sorted(folder.rglob("*.y*ml"))}
+    texts = {path: path.read_text(errors="replace") for path in sorted(folder.rglob("*.y*ml")) if path.is_file()}
     line = re.compile(rf"^(task|group): *[\"']?{re.escape(name)}[\"']? *$", re.MULTILINE)
     if not any(line.search(text) for text in texts.values()):
         raise UserError(f"evaluate.tasks.{name}: no *.yaml file in {folder} has `task: {name}` or `group: {name}`")
