@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import sys
 import time
 import traceback
 from collections import Counter
@@ -50,21 +51,32 @@ class Endless(BaseException):
 
 @contextmanager
 def limited(seconds: float, megabytes: int) -> Iterator[None]:
-    """Interrupt what takes longer, and refuse it more memory than this process has and so much besides."""
+    """Interrupt what takes more of the CPU, or ten times as long, or more memory than this process has and so much.
+
+    It may call itself as deeply as a process that begins here: hypothesis allows itself more.
+    """
 
     def stop(*_: Any) -> None:
         raise Endless(f"not done after {seconds} s")
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    old = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    frame, depth, deepest = sys._getframe(), 0, sys.getrecursionlimit()
+    while frame := frame.f_back:
+        depth += 1
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, 10 * seconds)}
+    old = {number: signal.signal(number, stop) for number in timers}
+    for timer, after in timers.values():
+        signal.setitimer(timer, after)
+    sys.setrecursionlimit(depth + 1000)
     resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 1_000_000, hard))
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+        sys.setrecursionlimit(deepest)
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, old[number])
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 

@@ -48,6 +48,12 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
         read_file(tmp_path / "params.yaml")
 
 
+def test_a_file_that_is_no_params_yaml_is_not_read_whole(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(b"#" * 1_000_001)
+    with pytest.raises(UserError, match="params.yaml has 1,000,001 bytes; at most 1,000,000 are read"):
+        read_file(tmp_path / "params.yaml")
+
+
 @pytest.mark.workflow
 @pytest.mark.parametrize("name", ["a key twice", "templates"])
 def test_snakemake_and_plan_refuse_the_same_file_and_run_nothing_of_it(finished, tmp_path, name):

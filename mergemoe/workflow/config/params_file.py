@@ -10,6 +10,7 @@ from mergemoe.errors import UserError, one_line
 
 MERGE = "tag:yaml.org,2002:merge"
 TEMPLATES = "__use_yte__"  # with this key, Snakemake runs Python that stands in the file
+LONGEST = 1_000_000  # bytes; PyYAML takes 10 s for so many
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,6 +51,8 @@ def read_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file. Run this in the folder of a params.yaml, or name one with --params")
+    if (size := path.stat().st_size) > LONGEST:
+        raise UserError(f"{path} has {size:,} bytes; at most {LONGEST:,} are read. Is it the file that you mean?")
     try:
         content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
