@@ -2,10 +2,11 @@
 # make test    run the tests that a change needs, 3 minutes
 # make test-all    run all tests but those on SLURM, 9 minutes; TESTS="full and not slurm" leaves out those of `make test`
 # make test-faults    make random faults, MINUTES=0.5 for each kind, and count what they lead to
+# make test-lowest    run the tests of `make test` with the lowest versions that pyproject.toml allows; torch is a large download
 # make test-slurm    run the SLURM tests on a cluster on this machine, 15 minutes; SLURM_TESTS="a or b" selects some
 # make bench   compare all methods at equal size, hours; BENCH="demo few" selects comparisons of benchmarks/methods.py
 # make bench-refine    compare methods before and after a refine, an hour or less for each piece; PIECES="demo_64_50 ..."
-# make check   check style, formats, types and imports
+# make check   check style, formats, types and imports, and look up known vulnerabilities of the locked packages
 # make docs    build the documentation into scratch/site; a broken link or an unknown function fails
 # make lock    write envs/*.txt again with the newest versions that pins.txt allows
 #
@@ -31,7 +32,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error $(CURDIR): the path contains a blank, and Snakemake cannot work there. Move the project to another folder)
 endif
 
-.PHONY: demo test test-all test-faults test-slurm bench bench-refine check docs lock
+.PHONY: demo test test-all test-faults test-lowest test-slurm bench bench-refine check docs lock
 .DELETE_ON_ERROR:
 
 demo: .venv/run
@@ -47,6 +48,16 @@ test-all: .venv/dev
 
 test-faults: .venv/dev
 	MERGEMOE_FAULTS_MINUTES=$(MINUTES) .venv/bin/pytest -m chance -s tests/faults
+
+# pip cannot choose lowest versions, and uv can. Only what pyproject.toml names is as old as it may be.
+test-lowest: .venv/dev
+	@mkdir -p scratch
+	.venv/bin/uv pip compile --quiet --resolution lowest-direct --all-extras pyproject.toml --output-file scratch/lowest.txt
+	.venv/bin/uv venv --quiet --clear --seed --python .venv/bin/python scratch/lowest
+	.venv/bin/uv pip install --quiet --python scratch/lowest --requirement scratch/lowest.txt \
+		--constraint scratch/lowest.txt --group dev --requirement pyproject.toml 'setuptools>=77'
+	.venv/bin/uv pip install --quiet --python scratch/lowest --no-deps --no-build-isolation --editable .
+	PATH=$(CURDIR)/scratch/lowest/bin:$$PATH scratch/lowest/bin/pytest $(IN_PROCESSES)
 
 test-slurm: .venv/dev
 	tests/slurm/cluster.sh install
@@ -77,6 +88,7 @@ check: .venv/dev
 	.venv/bin/snakemake --lint
 	.venv/bin/pyright
 	.venv/bin/lint-imports
+	.venv/bin/python envs/audit.py
 
 docs: .venv/dev
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --site-dir scratch/site
