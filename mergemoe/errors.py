@@ -23,6 +23,15 @@ def one_line(text: str, longest: int = 500) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in kept)
 
 
+def shown(value: object) -> str:
+    """Return how Python writes a value, in 100 letters; what it refuses to write, such as 5,000 digits, by its type."""
+    try:
+        text = repr(value)
+    except Exception:  # __repr__ is the value's own
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 def damaged_artifact(path: str | Path, fact: str) -> ArtifactError:
     """Return the error for a damaged artifact; `fact` completes the sentence that begins with the path."""
     return ArtifactError(f"{path} {fact}. Delete it and run `snakemake` again, which rebuilds it.")

@@ -3,14 +3,14 @@
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 
 from mergemoe.checkpoints import router_headers
 from mergemoe.compressed import stock
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, shown
 from mergemoe.methods import catalogue
 from mergemoe.methods.catalogue import METHODS
 from mergemoe.methods.options import Option
@@ -19,6 +19,8 @@ from mergemoe.moe import layer_sizes
 from mergemoe.moe.layout_types import ModelLayout
 from mergemoe.reconstruction.options import LAYER, misfit
 from mergemoe.reconstruction.requirements import no_part
+
+RECOMMENDED = "select"
 
 
 def kept_by_layer(
@@ -37,8 +39,6 @@ def kept_by_layer(
         UserError: if there is no such layer, or number of experts.
     """
     counts = {entry["layer"]: entry["experts"] for entry in described["layers"]}
-    if not isinstance(layers, str | Iterable):
-        raise UserError(f'`layers` must be "all", a range such as "2-3", or a list of layers; got {layers!r}')
     keeps_all = METHODS[method].groupings == ("none",)
     experts = (1.0 if keeps_all else 0.5) if experts is None else experts
     if isinstance(layers, str):
@@ -46,18 +46,30 @@ def kept_by_layer(
         wanted = {layer for layer in counts if first <= layer <= last}
         if not wanted:
             raise UserError(f"layers {layers} have no experts; those that do: {', '.join(map(str, counts))}")
-    elif not all(isinstance(layer, numbers.Integral) for layer in layers):
-        raise UserError(f"`layers` must name layers by whole numbers; got {list(layers)!r}")
     else:
-        wanted = {int(layer) for layer in layers}
+        wanted = _layer_numbers(layers)
     if missing := set(wanted) - set(counts):
-        raise UserError(f"layers {sorted(missing)} have no experts; those that do: {', '.join(map(str, counts))}")
+        raise UserError(
+            f"layers {shown(sorted(missing))} have no experts; those that do: {', '.join(map(str, counts))}"
+        )
     if not wanted:
         raise UserError("`layers` is empty. Name a layer, or leave it out")
     kept = {layer: layer_sizes.kept_experts(experts, counts[layer]) for layer in sorted(wanted)}
     if keeps_all and any(m < counts[layer] for layer, m in kept.items()):
         raise UserError(f"method {method} keeps all experts and narrows them. Leave out `experts`, and give `width`")
     return {layer: m for layer, m in kept.items() if m < counts[layer] or width < 1}
+
+
+def _layer_numbers(layers: object) -> set[int]:
+    try:
+        listed = list(cast("Iterable[object]", layers))
+    except TypeError:  # also a tensor without dimensions, which calls itself iterable
+        raise UserError(
+            f'`layers` must be "all", a range such as "2-3", or a list of layers; got {shown(layers)}'
+        ) from None
+    if not all(isinstance(layer, numbers.Integral) and not isinstance(layer, bool) for layer in listed):
+        raise UserError(f"`layers` must name layers by whole numbers; got {shown(listed)}")
+    return {int(cast("int", layer)) for layer in listed}
 
 
 def stock_config(
@@ -91,14 +103,24 @@ def stock_class(model: Any) -> str:
     return name
 
 
+def method_name(method: object) -> str:
+    """Return the method that is meant: `recommended` is the one that RECOMMENDED names.
+
+    Raises:
+        UserError: if there is no such method, with those that there are.
+    """
+    name = RECOMMENDED if isinstance(method, str) and method == "recommended" else method
+    if not isinstance(name, str) or name not in METHODS:
+        raise UserError(f"no method {shown(method)}; there are: {', '.join(METHODS)}")
+    return name
+
+
 def method_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return all options of a method, those that are given checked against the table of methods.
 
     Raises:
-        UserError: if there is no such method, option or value, with those that there are.
+        UserError: if there is no such option or value, with those that there are.
     """
-    if method not in METHODS:
-        raise UserError(f"no method {method!r}; there are: {', '.join(METHODS)}")
     table = dict(METHODS[method].options)
     if "width" in table:
         table["width"] = replace(table["width"], words=())  # auto is the width of a `share`, which only params.yaml has
@@ -116,7 +138,7 @@ def _checked(owner: str, table: Mapping[str, Option], given: Mapping[str, Any]) 
         if name not in given and option.default is None:
             raise UserError(f"{owner} needs `{name}`, the {option.text}: {option.allowed}")
         if name in given and not option.allows(given[name]):
-            raise UserError(f"{owner}, `{name}`: got {given[name]!r}; it must be {option.allowed}")
+            raise UserError(f"{owner}, `{name}`: got {shown(given[name])}; it must be {option.allowed}")
     return {name: given.get(name, option.default) for name, option in table.items()}
 
 
@@ -128,8 +150,8 @@ def refine_options(refine: str | Mapping[str, Any] | None, routing: str) -> dict
     """
     if refine is None:
         return None
-    if not isinstance(refine, Mapping) and refine != "auto":
-        raise UserError(f'`refine` must be "auto", or a mapping of its options; got {refine!r}')
+    if not isinstance(refine, Mapping) and not (isinstance(refine, str) and refine == "auto"):
+        raise UserError(f'`refine` must be "auto", or a mapping of its options; got {shown(refine)}')
     complete = _checked("refine", LAYER, refine if isinstance(refine, Mapping) else {})
     if why := misfit(complete, routing):
         raise UserError(f"refine: {why}")
@@ -149,7 +171,7 @@ def summary(described: ModelLayout, kept: Mapping[int, int], method: str, refine
 def check_mode(batch_tokens: object) -> None:
     """Check how compress is to run: batches of tokens, and no inference mode, whose tensors no gradient can use."""
     if not isinstance(batch_tokens, numbers.Integral) or not 0 < int(batch_tokens) <= 2**30:
-        raise UserError(f"`batch_tokens` must be a whole number above 0; got {batch_tokens!r}")
+        raise UserError(f"`batch_tokens` must be a whole number above 0; got {shown(batch_tokens)}")
     if torch.is_inference_mode_enabled():
         raise UserError("compress does not run inside torch.inference_mode(). Call it outside; torch.no_grad() does")
 

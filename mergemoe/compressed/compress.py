@@ -32,8 +32,6 @@ from mergemoe.reconstruction.refine import refine as refine_layer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RECOMMENDED = "select"
-
 
 @torch.no_grad()
 def compress(
@@ -80,7 +78,7 @@ def compress(
     arguments.stock_class(model)
     attached.check_attached(model)
     described = layout.layout_of_model(model)
-    method = RECOMMENDED if method == "recommended" else method
+    method = arguments.method_name(method)
     options = arguments.method_options(method, options)
     width, routing = options.get("width", 1.0), catalogue.routing(method, options)
     kept = arguments.kept_by_layer(described, layers, experts, method, width)

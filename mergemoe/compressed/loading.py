@@ -14,7 +14,7 @@ from mergemoe.checkpoints import model_folder
 from mergemoe.checkpoints.shards import CARRIED
 from mergemoe.compressed.model_config import compact_class
 from mergemoe.compressed.modeling import merged_class
-from mergemoe.errors import UserError, in_short
+from mergemoe.errors import UserError, in_short, shown
 from mergemoe.models.families import model_class
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def load(
         UserError: if the folder is not a checkpoint, not complete, damaged, or has a newer format.
     """
     device, dtype = _checked(device, dtype)
+    check_folder(path)
     settings = model_folder.read_config(path)
     name = compact_class(path, settings) if "mergemoe" in settings else None
     headers = model_folder.read_headers(path)  # so that no pickle is opened, and what is missing or damaged is named
@@ -72,17 +73,28 @@ def load(
     return model.to(device).eval()
 
 
+def check_folder(path: object) -> None:
+    """Check that a path is one.
+
+    Raises:
+        UserError: if it is of another type.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"`path` must be the path of a folder; got {shown(path)}")
+
+
 def _checked(device: Any, dtype: Any) -> tuple[torch.device, Any]:
     """Return the device that is meant, and the dtype, if there are such."""
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise UserError(f"`device` must be a torch device or auto; got {device!r} ({in_short(error)})") from None
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"`device` must be a torch device or auto; got {shown(device)} ({in_short(error)})") from None
     of_torch = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype != "auto" and not isinstance(of_torch, torch.dtype):
-        raise UserError(f"`dtype` must be auto, or a torch dtype or its name, such as bfloat16; got {dtype!r}")
+    automatic = isinstance(dtype, str) and dtype == "auto"
+    if not automatic and not isinstance(of_torch, torch.dtype):
+        raise UserError(f"`dtype` must be auto, or a torch dtype or its name, such as bfloat16; got {shown(dtype)}")
     return found, dtype
 
 

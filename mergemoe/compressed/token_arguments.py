@@ -4,11 +4,12 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mergemoe.calibration.token_sequences import heldout_rows
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, shown
 from mergemoe.reconstruction.requirements import too_few
 
 
@@ -57,10 +58,10 @@ def heldout_sequences(rows: int, holdout: Any, seed: Any) -> Tensor:
     Raises:
         UserError: if the share or the seed makes no sense, or no sequence is left.
     """
-    if not isinstance(holdout, numbers.Real) or not 0 <= float(holdout) < 1:
-        raise UserError(f"`holdout` must be a share of the sequences, at least 0 and below 1; got {holdout!r}")
+    if not isinstance(holdout, int | float | np.floating) or not 0 <= holdout < 1:
+        raise UserError(f"`holdout` must be a share of the sequences, at least 0 and below 1; got {shown(holdout)}")
     if not isinstance(seed, numbers.Integral):
-        raise UserError(f"`seed` must be a whole number; got {seed!r}")
+        raise UserError(f"`seed` must be a whole number; got {shown(seed)}")
     return torch.tensor(heldout_rows(rows, float(holdout), int(seed)))
 
 

@@ -4,7 +4,7 @@ import math
 import numbers
 import re
 
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, shown
 from mergemoe.moe.records import TokenNeeds
 
 STEPS = 8  # sizes are measured at every eighth of the experts
@@ -28,10 +28,14 @@ def kept_experts(experts: int | float | None, total: int) -> int:
         or not whole
         and experts > 1
     ):
-        raise UserError(f"experts: {experts} is neither a whole number above 0, kept experts, nor a share in (0, 1]")
+        raise UserError(
+            f"experts: {shown(experts)} is neither a whole number above 0, kept experts, nor a share in (0, 1]"
+        )
     if whole:
         if experts > total:
-            raise UserError(f"`experts: {experts}` asks for more experts than the layer has ({total}); see `cluster`")
+            raise UserError(
+                f"`experts: {shown(experts)}` asks for more experts than the layer has ({total}); see `cluster`"
+            )
         return int(experts)
     return max(1, math.ceil(round(experts * total, 9)))
 
@@ -55,11 +59,11 @@ def layer_bounds(layers: str) -> tuple[int, float]:
     """
     if layers == "all":
         return 0, float("inf")
-    if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", layers)):
-        raise UserError(f"layers: {layers!r} is neither `all` nor a range such as '2-3'")
+    if not (match := re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", layers)):
+        raise UserError(f"layers: {shown(layers)} is neither `all` nor a range such as '2-3'")
     first, last = int(match[1]), int(match[2] or match[1])
     if first > last:
-        raise UserError(f"layers: {layers!r} is an empty range")
+        raise UserError(f"layers: {shown(layers)} is an empty range")
     return first, last
 
 

@@ -4,6 +4,7 @@ import json
 import re
 
 import architectures
+import numpy as np
 import pytest
 import torch
 from by_stages import drawn
@@ -166,14 +167,19 @@ def test_a_tensor_that_is_missing_and_an_adapter_are_named(folder):
     [
         ({"device": "gpu"}, "`device` must be a torch device"),
         ({"device": 1.5}, "`device` must be a torch device"),
+        ({"device": 10**400}, "`device` must be a torch device"),
+        ({"device": np.array([1, 2])}, "`device` must be a torch device"),
+        ({"dtype": np.array([1, 2])}, "`dtype` must be auto"),
+        ({"path": None}, "`path` must be the path of a folder; got None"),
+        ({"path": 3}, "`path` must be the path of a folder; got 3"),
         ({"dtype": "float7"}, "`dtype` must be auto.*; got 'float7'"),
         ({"dtype": "nn"}, "`dtype` must be auto"),
         ({"dtype": 16}, "`dtype` must be auto.*; got 16"),
     ],
 )
-def test_a_device_and_a_dtype_that_are_none_are_refused(arguments, words, folder):
+def test_a_path_a_device_and_a_dtype_that_are_none_are_refused(arguments, words, folder):
     with pytest.raises(UserError, match=words):
-        mergemoe.load(folder, **{"device": "cpu", **arguments})
+        mergemoe.load(**{"path": folder, "device": "cpu", **arguments})
 
 
 def broken(*args, **kwargs):
