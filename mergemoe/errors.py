@@ -29,7 +29,7 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:  # __repr__ is the value's own
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= 100 else f"{text[:100]}..."
+    return one_line(text, 100)
 
 
 def damaged_artifact(path: str | Path, fact: str) -> ArtifactError:

@@ -40,7 +40,7 @@ def load(
         UserError: if the folder is not a checkpoint, not complete, damaged, or has a newer format.
     """
     device, dtype = _checked(device, dtype)
-    check_folder(path)
+    _check_path(path)
     settings = model_folder.read_config(path)
     name = compact_class(path, settings) if "mergemoe" in settings else None
     headers = model_folder.read_headers(path)  # so that no pickle is opened, and what is missing or damaged is named
@@ -73,13 +73,8 @@ def load(
     return model.to(device).eval()
 
 
-def check_folder(path: object) -> None:
-    """Check that a path is one.
-
-    Raises:
-        UserError: if it is of another type.
-    """
-    if not isinstance(path, str | os.PathLike):
+def _check_path(path: object) -> None:
+    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
         raise UserError(f"`path` must be the path of a folder; got {shown(path)}")
 
 
@@ -106,6 +101,7 @@ def save(model: "PreTrainedModel", path: str | Path) -> None:
     Raises:
         UserError: if the folder exists.
     """
+    _check_path(path)
     path = Path(path)
     if os.path.lexists(path):
         raise UserError(f"{path} exists. save writes a new folder: choose another path")

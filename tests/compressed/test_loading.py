@@ -182,6 +182,12 @@ def test_a_path_a_device_and_a_dtype_that_are_none_are_refused(arguments, words,
         mergemoe.load(**{"path": folder, "device": "cpu", **arguments})
 
 
+@pytest.mark.parametrize("path", [None, 3, b"all", "a\0b"])
+def test_a_place_to_save_that_is_no_path_is_refused(path):
+    with pytest.raises(UserError, match="`path` must be the path of a folder"):
+        mergemoe.save(None, path)
+
+
 def broken(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
