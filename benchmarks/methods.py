@@ -58,7 +58,9 @@ def params_of(chosen: dict[str, Any]) -> dict[str, Any]:
     """Return the params.yaml of a comparison's settings; with `refine`, each run is there without and with it."""
     refine = chosen.get("refine", {})
     model = Path(chosen["model"]).name.removesuffix("-moe")
-    calibrations = {f"{name_of(chosen)}_{seed}": {**chosen["calibrate"], "seed": seed} for seed in range(SEEDS)}
+    calibrations = {
+        f"{name_of(chosen)}_{seed}": {**chosen["calibrate"], "seed": seed} for seed in range(chosen.get("seeds", SEEDS))
+    }
     clusters, solves, runs = {}, {}, []
     for share in chosen["shares"]:
         for method in chosen["methods"]:

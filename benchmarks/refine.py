@@ -5,11 +5,14 @@ python benchmarks/refine.py keep PIECE             # writes benchmarks/refine/PI
 python benchmarks/refine.py table                  # reads these files
 
 `make bench-refine PIECES="demo_64_50 ..."` does all. A piece is a model, the number of calibration sequences and the
-share of the routed weights that is kept. It takes less than an hour of two cores, and the table shows what is there.
+share of the routed weights that is kept. It takes about an hour of two cores, and the table shows what is there.
+`demo_512_50_tasks` scores the first seed's runs of demo_512_50 on the seven tasks, from the hub, or from the files in
+$MERGEMOE_SHARED/data.
 """
 
 import argparse
 import json
+import os
 import re
 import statistics
 import sys
@@ -52,15 +55,38 @@ PIECES = {
     for share in methods.SHARES
     if calibrate in ("64", "512") or (model, share) == ("demo", "50")
 }
+SCORED = "demo_512_50_tasks"
+PIECES[SCORED] = PIECES[SCORED.removesuffix("_tasks")]
+LIMIT = 100  # examples of a task
+TASKS = {  # {task: {split: its file}}
+    "winogrande": {"validation": "winogrande_xl_validation"},
+    "arc_easy": {"test": "arc_easy_test"},
+    "arc_challenge": {"test": "arc_challenge_test"},
+    "hellaswag": {"validation": "hellaswag_validation"},
+    "piqa": {"validation": "piqa_validation"},
+    "squad_completion": {"validation": "squad_v1.1_dev_subset"},
+    "mrpc": {"test": "mrpc_test"},
+}
 MEASURED_TWICE = ("demo_64_50", "demo_512_50")  # by generation and BLiMP, too
 
 
 def params(piece: str) -> dict[str, Any]:
     """Return the params.yaml of a piece."""
     model, calibrate, share = PIECES[piece]
-    chosen = {"model": f"data/{model}-moe", "calibrate": CALIBRATIONS[calibrate], "shares": [share]}
+    chosen: dict[str, Any] = {"model": f"data/{model}-moe", "calibrate": CALIBRATIONS[calibrate], "shares": [share]}
+    if piece == SCORED:
+        chosen |= {"tasks": _tasks(os.environ.get("MERGEMOE_SHARED")), "seeds": 1}
     scores = {"tasks": {"blimp": {"include": "data/blimp"}}, "generation": {}} if piece in MEASURED_TWICE else {}
     return methods.params_of({**chosen, "methods": METHODS, "refine": REFINE, **scores})
+
+
+def _tasks(shared: str | None) -> dict[str, Any]:
+    if shared is None:
+        return {"mergemoe-seven": {"limit": LIMIT}}
+    files = {
+        task: {split: f"{shared}/data/{name}.jsonl.gz" for split, name in one.items()} for task, one in TASKS.items()
+    }
+    return {task: {"limit": LIMIT, "data_files": files[task]} for task in TASKS}
 
 
 def keep(piece: str, project: Path = Path()) -> None:
@@ -100,6 +126,29 @@ def table() -> Iterator[str]:
         yield ""
         yield from (_ratios(scores, share) for share, scores in found.items())
         yield ""
+    yield from _tasks_table()
+
+
+def _tasks_table() -> Iterator[str]:
+    """Yield the lines of the seven tasks' table, without → with a refine, in percent; none if they were not scored."""
+    found = _scores(SCORED)
+    if not found:
+        return
+    share = PIECES[SCORED][2]
+    keys = {task: f"{task}/{'contains' if task == 'squad_completion' else 'acc'}" for task in TASKS}
+    scored = {name: own["100" if name == "full" else share] for name, own in found.items()}
+    percent = {name: {task: 100 * own[key][0] for task, key in keys.items()} for name, own in scored.items()}
+    for own in percent.values():
+        own["mean"] = statistics.mean(own.values())
+    yield f"demo-moe, {LIMIT} examples of each task, in percent; one seed of {NAMES[PIECES[SCORED][1]]}, {share}% kept"
+    yield ""
+    yield "| | " + " | ".join(["mean", *TASKS]) + " |"
+    yield "|---" * (len(TASKS) + 2) + "|"
+    yield "| full model | " + " | ".join(f"{percent['full'][task]:.1f}" for task in ("mean", *TASKS)) + " |"
+    for method in METHODS:
+        pairs = ((percent[method][task], percent[f"{method}+tuned"][task]) for task in ("mean", *TASKS))
+        yield f"| {method} | " + " | ".join(f"{before:.1f} → {after:.1f}" for before, after in pairs) + " |"
+    yield ""
 
 
 def _scores(piece: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def test_every_run_of_a_piece_is_there_without_and_with_a_refine(piece):
     params = read_params(refine.params(piece))
     runs = params.all_runs()
     bare = [run for run in runs if run.refine is None]
-    assert len(bare) == 3 * len(refine.METHODS)
+    assert len(bare) == (1 if piece == refine.SCORED else 3) * len(refine.METHODS)
     assert sorted(run._replace(refine="tuned") for run in bare) == sorted(run for run in runs if run.refine)
     share = refine.methods.SHARES[refine.PIECES[piece][2]]
     assert {params.cluster[run.cluster].experts * params.width(run) for run in runs} == {share}
@@ -48,6 +48,30 @@ def test_the_table_shows_each_method_before_and_after(tmp_path, monkeypatch):
     assert "| | KL at 50% | perplexity at 50% | CPU seconds a layer at 50% |" in lines
     assert "| reap (stock) | 6 ± 3 → 0.6 ± 0.3 | 50 ± 0 → 45 ± 0 | 3 ± 0 → 30 ± 0 |" in lines
     assert lines[-2].startswith("- At 50%, the KL of `select+tuned` is 3.3 times lower than `mergemoe`'s")
+
+
+def test_the_seven_tasks_are_scored_on_local_files_if_there_are_any(monkeypatch):
+    monkeypatch.setenv("MERGEMOE_SHARED", "/texts")
+    tasks = read_params(refine.params(refine.SCORED)).evaluate.tasks
+    assert {name: list(task.data_files.values()) for name, task in tasks.items()}["piqa"] == [
+        "/texts/data/piqa_validation.jsonl.gz"
+    ]
+    monkeypatch.delenv("MERGEMOE_SHARED")
+    assert set(read_params(refine.params(refine.SCORED)).evaluate.tasks) == set(refine.TASKS)
+
+
+def test_the_table_of_tasks_shows_each_before_and_after(tmp_path, monkeypatch):
+    monkeypatch.setattr(refine, "FOLDER", tmp_path)
+    scores = {f"{task}/{'contains' if task == 'squad_completion' else 'acc'}": 0.5 for task in refine.TASKS}
+    better = {**scores, "piqa/acc": 0.571}
+    runs = {}
+    for method in refine.METHODS:
+        name = "mixed_0/none/slim_50" if method == "slim" else f"mixed_0/some_50/{method}"
+        runs |= {name: scores, f"{name}+tuned": better}
+    (tmp_path / f"{refine.SCORED}.json").write_text(json.dumps({"demo": {"full": scores, "runs": runs}}))
+    lines = list(refine.table())
+    assert "| full model | " + " | ".join(["50.0"] * 8) + " |" in lines
+    assert "| slim | 50.0 → 51.0 | 50.0 → 50.0" in "\n".join(lines) and "50.0 → 57.1" in lines[-2]
 
 
 def test_the_documents_show_what_was_measured():
