@@ -59,7 +59,10 @@ def read_header(path: str | Path) -> Header:
             raise ValueError(f"has a header of {length:,} bytes; safetensors reads {LONGEST:,} at most")
         text = file.read(length)
     try:
-        content = json.loads(text, object_pairs_hook=_without_duplicates)
+        content = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair, which the library does not read
+        if text[:1].isspace():
+            raise ValueError("it begins with a space")
         metadata = content.pop("__metadata__", {})
         tensors = {name: _entry(name, stated, 8 + length) for name, stated in content.items()}
         if not all(isinstance(value, str) for value in metadata.values()):
@@ -79,7 +82,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(name: str, stated: Any, first: int) -> Entry:
-    dtype, shape, (start, end) = (stated[key] for key in ("dtype", "shape", "data_offsets"))
+    dtype, shape, (start, end) = (stated.pop(key) for key in ("dtype", "shape", "data_offsets"))
+    if stated:
+        raise ValueError(f"{name} has a key {next(iter(stated))}")
     if not _are_counts(shape) or not _are_counts((start, end)):
         raise ValueError(f"{name} has the shape {shape} and the offsets {[start, end]}")
     if dtype not in BITS:

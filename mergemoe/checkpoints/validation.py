@@ -15,6 +15,7 @@ from mergemoe.checkpoints import config_keys, expert_headers, model_folder, quan
 from mergemoe.errors import UserError
 
 _FLOATS = {"BF16", "F16", "F32", "F64"}
+_WEIGHTS = ("weight", "bias", "_proj", "sinks", "A_log")  # ends of keys; tables of tokens or experts are integers
 _MISMATCH = (
     "config.json and the weights belong to different checkpoints, or shards are missing. Download the whole checkpoint "
     "again"
@@ -50,10 +51,28 @@ def check_checkpoint(folder: str | Path, dequantize: bool = False) -> None:
     found = expert_headers.mergeable_tensors(headers, config)
     _check_shapes(folder, headers, found)
     if not dequantize:
+        check_stored_types(folder, headers, config)
         _check_dtypes(folder, headers, found)
     if not config.get("is_encoder_decoder"):
         _check_layers(folder, headers, config, found)
     _check_counts(folder, config, found)
+
+
+def check_stored_types(folder: str | Path, headers: expert_headers.Headers, config: Mapping[str, Any]) -> None:
+    """Check that no weight of a model that is not quantized is stored as integers, which transformers would cast.
+
+    Raises:
+        UserError: one is; the message gives its key and type.
+    """
+    if config.get("quantization_config"):
+        return
+    for key, stored in headers.items():
+        if key.endswith(_WEIGHTS) and stored["dtype"] not in _FLOATS:
+            raise UserError(
+                f"{folder}: {key} is stored as {stored['dtype']}, but config.json has no quantization_config for it. "
+                f"Weights are stored as {', '.join(sorted(_FLOATS))}. Use the config.json that belongs to these "
+                "weights, or the checkpoint that they were quantized from"
+            )
 
 
 def _check_shapes(

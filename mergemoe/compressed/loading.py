@@ -12,6 +12,7 @@ import transformers
 from mergemoe.artifacts.atomic import atomic
 from mergemoe.checkpoints import model_folder
 from mergemoe.checkpoints.shards import CARRIED
+from mergemoe.checkpoints.validation import check_stored_types
 from mergemoe.compressed.model_config import compact_class
 from mergemoe.compressed.modeling import merged_class
 from mergemoe.errors import UserError, in_short, shown
@@ -44,6 +45,7 @@ def load(
     settings = model_folder.read_config(path)
     name = compact_class(path, settings) if "mergemoe" in settings else None
     headers = model_folder.read_headers(path)  # so that no pickle is opened, and what is missing or damaged is named
+    check_stored_types(path, headers, settings)
     if Path(path, "adapter_config.json").exists():
         raise UserError(f"{path} holds an adapter (adapter_config.json) beside the weights. Move it elsewhere")
     for key, stored in headers.items() if name else ():
@@ -69,6 +71,11 @@ def load(
         raise UserError(
             f"{path} lacks {len(missing)} tensors that the model needs, such as {missing[0]}. transformers would fill "
             "them with random numbers. Files are missing, or config.json belongs to another checkpoint"
+        )
+    if unread := sorted(info["unexpected_keys"]):
+        raise UserError(
+            f"{path} has {len(unread)} tensors that the model of its config.json does not read, such as {unread[0]}. "
+            "Without them it would be another model. config.json belongs to another checkpoint, or was edited"
         )
     return model.to(device).eval()
 

@@ -80,6 +80,9 @@ HEADERS = {
     "another dtype": (with_entry(dtype="F16"), "takes"),
     "a key twice": (twice, "is there twice"),
     "a long name": (renamed("a" * 1001), "by 1,001 letters"),
+    "half a letter": (renamed("\ud83d"), "does not begin with a safetensors header .*surrogates not allowed"),
+    "a key of no entry": (with_entry(more=[[float("nan")]]), f"{KEY} has a key more"),
+    "a space before it": (lambda header: " " + json.dumps(header), "it begins with a space"),
     "a deep header": (lambda header: "[" * 100_000, "does not begin with a safetensors header"),
 }
 

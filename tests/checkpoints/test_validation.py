@@ -169,6 +169,10 @@ FAULTS = {
     ),
     "pickled weights": (pickles_only, r"pytorch_model.bin\). A pickle .* convert it once: .*save_pretrained\('NEW'\)"),
     "no weights": (nothing_left, r"holds no \*.safetensors file"),
+    "whole numbers outside": (
+        retyped(torch.int32, "norm"),
+        "layernorm.weight is stored as I32, but config.json has no",
+    ),
     "whole numbers": (retyped(torch.int8, "experts"), "is stored as I8, but config.json has no quantization_config"),
     "8-bit floats": (retyped(torch.float8_e4m3fn, "experts"), "is stored as F8_E4M3, but config.json has no"),
     "two dtypes in a layer": (

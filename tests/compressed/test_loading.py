@@ -78,6 +78,28 @@ def test_an_expert_map_that_maps_to_no_expert_is_refused_by_both_codes(name, alo
             mergemoe.load(folder, "cpu")
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("key", ["lm_head.weight", "model.layers.1.input_layernorm.weight"])
+def test_a_weight_that_transformers_would_cast_is_refused(dtype, key, folder):
+    stored(folder, **{key: load_file(folder / SINGLE)[key].to(dtype)})
+    with pytest.raises(UserError, match=f"{key} is stored as .*no quantization_config"):
+        mergemoe.load(folder, "cpu")
+
+
+def test_a_tensor_that_the_model_of_config_json_does_not_read_is_named(compact, folder):
+    stored(folder, **{"model.layers.1.self_attn.q_proj.bias": torch.ones(32)})
+    with pytest.raises(UserError, match="has 1 tensors that the model .* does not read, such as .*q_proj.bias"):
+        mergemoe.load(folder, "cpu")
+    full = compact.parent / "full"
+    before = (full / "config.json").read_text()
+    try:
+        configured(full, lambda config: config.update(num_hidden_layers=2))
+        with pytest.raises(UserError, match="has .* tensors that the model .* does not read, such as model.layers.2"):
+            mergemoe.load(full, "cpu")
+    finally:
+        (full / "config.json").write_text(before)
+
+
 def without(key):
     return lambda config: config.pop(key)
 

@@ -91,7 +91,9 @@ def outcome(call: Callable[[], Any], seconds: float = 5.0, megabytes: int = 500)
         return "slow", error
     except MemoryError as error:
         return "memory", error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         return f"raw {type(error).__name__}", error
 
 
