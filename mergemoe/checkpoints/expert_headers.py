@@ -110,6 +110,15 @@ def expert_sizes(headers: Headers, config: Mapping[str, Any]) -> dict[int, dict[
     return layers
 
 
+def matrix_roles(headers: Headers, config: Mapping[str, Any]) -> list[str]:
+    """Return the roles of the experts' matrices: with a gate, the others hold twice as many numbers as down."""
+    sizes = {True: 0, False: 0}
+    for key, held in mergeable_tensors(headers, config).items():
+        if "bias" not in held.name:
+            sizes[bool(_DOWN.fullmatch(held.name))] += math.prod(headers[key]["shape"])
+    return ["gate", "up", "down"] if sizes[False] > 1.5 * sizes[True] else ["up", "down"]
+
+
 def count_experts(folder: str | Path) -> dict[int, int]:
     """Return {layer: number of routed experts} of every MoE layer.
 

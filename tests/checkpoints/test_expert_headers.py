@@ -23,6 +23,8 @@ def test_headers_tell_of_every_architecture_what_its_modules_hold(name, tmp_path
     numbers = {e["layer"]: sum(math.prod(role["shape"]) for role in e["roles"].values()) for e in layers}
     assert {layer: size["parameters"] for layer, size in sizes.items()} == numbers
     assert {layer: size["bytes"] for layer, size in sizes.items()} == {e: 4 * n for e, n in numbers.items()}
+    matrices = {role for entry in layers for role in entry["roles"] if not role.endswith("_bias")}
+    assert set(expert_headers.matrix_roles(headers, config)) == matrices
     counted = cost.count_cost(folder)
     floats = [header for header in headers.values() if not header["dtype"].startswith("I")]
     assert counted["parameters"] == sum(math.prod(header["shape"]) for header in floats)

@@ -97,6 +97,30 @@ def test_a_budget_and_a_routing_fit_the_model(family, cluster, solve, message, t
 
 
 @pytest.mark.parametrize(
+    ("family", "parts", "message"),
+    [
+        ("nemotron_h", ["gate"], r"refine.tuned on model.tiny: `parts` names gate.* Name some of up, down"),
+        ("nemotron_h", ["gate", "up"], None),
+        ("gpt_oss", ["gate"], None),
+        ("dbrx", ["gate"], None),
+    ],
+)
+def test_a_refine_fits_a_part_that_the_experts_have(family, parts, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = small(architectures.save(family, tmp_path / family))
+    config["refine"] = {"tuned": {"by": "layer", "parts": parts}}
+    config["solve"] = {"mergemoe": {"method": "mergemoe"}}
+    config["runs"] = [["tiny", "mixed", "half", "mergemoe", "tuned"]]
+    config["evaluate"] = {key: value for key, value in config["evaluate"].items() if key != "generation"}
+    config["evaluate"]["tasks"] = {}
+    if message is None:
+        preflight.check_params(read_params(config))
+    else:
+        with pytest.raises(UserError, match=message):
+            preflight.check_params(read_params(config))
+
+
+@pytest.mark.parametrize(
     ("cluster", "message"),
     [
         ({"share": 0.25, "max_size": 2}, None),

@@ -9,7 +9,7 @@ from mergemoe.checkpoints import config_keys, expert_headers, hub_cache, model_f
 from mergemoe.errors import UserError
 from mergemoe.grouping.allocation import NO_SIZE_IN_COMMON
 from mergemoe.moe import layer_sizes
-from mergemoe.reconstruction.requirements import too_few
+from mergemoe.reconstruction.requirements import no_part, too_few
 from mergemoe.workflow.config.params import Params
 from mergemoe.workflow.planning.preflight_tasks import check_task
 
@@ -28,6 +28,8 @@ def check_params(params: Params) -> None:
     for run in params.all_runs():
         _check_holdout(params, run)
         _check_routing(params, run, layers[run.model])
+    for model, refine in dict.fromkeys((run.model, run.refine) for run in params.all_runs() if run.refine):
+        _check_parts(params, model, refine)
     _check_files(params)
 
 
@@ -94,6 +96,14 @@ def _check_holdout(params: Params, run: Run) -> None:
         raise UserError(
             f"solve.{run.solve}.ridge is auto, which needs held-out sequences, but {empty}, or the ridge to a number"
         )
+
+
+def _check_parts(params: Params, model: str, refine: str) -> None:
+    """Check that the experts of a model have one of the parts that a refine is to fit."""
+    folder = params.model[model].folder()
+    roles = expert_headers.matrix_roles(expert_headers.read_plain_headers(folder), model_folder.read_config(folder))
+    if why := no_part(params.refine[refine].model_dump()["parts"], roles):
+        raise UserError(f"refine.{refine} on model.{model}: {why}")
 
 
 def _check_files(params: Params) -> None:
