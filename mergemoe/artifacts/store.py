@@ -23,15 +23,25 @@ from mergemoe.artifacts.digests import (
 )
 from mergemoe.artifacts.reading import reading
 from mergemoe.artifacts.safetensors_header import read_header
-from mergemoe.errors import ArtifactError, damaged_artifact
+from mergemoe.errors import ArtifactError, UserError, damaged_artifact
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def write_json(path: str | Path, payload: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-    """Write a JSON artifact; `provenance` lacks only the digest of the payload."""
-    whole = {**payload, "provenance": sealed(provenance, digest_json(payload))}
+    """Write a JSON artifact; `provenance` lacks only the digest of the payload.
+
+    Raises:
+        UserError: if a number is NaN or infinite, which JSON has no word for.
+    """
+    try:
+        whole = {**payload, "provenance": sealed(provenance, digest_json(payload))}
+    except ValueError as error:
+        raise UserError(
+            f"{path} is not written: a number in it is NaN or infinite. Weights, hidden states or scores exceed the "
+            "range of their dtype, which usually means a damaged checkpoint"
+        ) from error
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(whole, sort_keys=True, indent=1, allow_nan=False) + "\n")
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mergemoe.grouping.by_selection import by_selection, numbered
 from mergemoe.moe.expert_forward import output
+from mergemoe.moe.finite import check_finite
 from mergemoe.moe.problem import Problem
 from mergemoe.moe.records import Grouping, Profile
 from mergemoe.moe.tokens import Activations, dense_weights
@@ -109,6 +110,7 @@ def mean_outputs(problem: Problem) -> Tensor:
     for tokens in problem.chunks(heldout=False):
         for expert in range(len(sums)):
             sums[expert] += output(tokens.hidden, problem.experts, expert, problem.act).double().sum(0).cpu()
+    check_finite("mean outputs of experts", sums)
     return sums / max(1, problem.reader.count())
 
 

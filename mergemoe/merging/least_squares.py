@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mergemoe.moe.finite import check_finite
 from mergemoe.moe.typed_torch import eigh, eigvalsh, floats
 
 
@@ -86,12 +87,12 @@ def solve_down(moments: Moments, penalty: float) -> list[Solution]:
     (P's singular value below about 5e-7 of its largest, at I = 128) cannot be told from rounding and count as missing.
 
     Raises:
-        ValueError: if `penalty` is negative, or the sums are not finite.
+        ValueError: if `penalty` is negative.
+        UserError: if the sums are not finite.
     """
     if penalty < 0:
         raise ValueError(f"penalty must be >= 0, got {penalty}")
-    if not (moments.gram.isfinite().all() and moments.cross.isfinite().all()):
-        raise ValueError("the sums hold NaN or infinity: look at the captured activations, not here")
+    check_finite("sums over features and outputs of experts", moments.gram, moments.cross)
     values, vectors = eigh(moments.gram)
     present = values > tolerance(values)
     inverse = torch.where(present | (penalty > 0), 1 / (values.clamp_min(0) + penalty), 0.0)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mergemoe.errors import UserError
 from mergemoe.merging.least_squares import Moments, effective_rank, tolerance
+from mergemoe.moe.finite import check_finite
 from mergemoe.moe.records import Diagnosis, MethodRecord
 from mergemoe.moe.typed_torch import cholesky, eigh
 
@@ -106,12 +107,12 @@ def solve_toward_prior(moments: Moments, priors: Tensor, penalty: float) -> Tens
     """Return W [G, H, P], in float64; `penalty` is D, `priors` are W0 [G, H, P].
 
     Raises:
-        ValueError: if `penalty` is negative, or the sums are not finite.
+        ValueError: if `penalty` is negative.
+        UserError: if the sums are not finite.
     """
     if penalty < 0:
         raise ValueError(f"a ridge must be >= 0, got one of {penalty}")
-    if not (moments.gram.isfinite().all() and moments.cross.isfinite().all()):
-        raise ValueError("the sums hold NaN or infinity: look at the captured activations, not here")
+    check_finite("sums over features and outputs of experts", moments.gram, moments.cross)
     priors = priors.double()
     residual = moments.cross - priors @ moments.gram
     damped = moments.gram.clone()

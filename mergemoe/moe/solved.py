@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mergemoe.moe.expert_forward import Activation, routed_output, shared_output
 from mergemoe.moe.experts import Experts
+from mergemoe.moe.finite import check_finite
 from mergemoe.moe.problem import Merged
 from mergemoe.moe.tokens import Activations, Tokens
 from mergemoe.moe.typed_torch import ints
@@ -17,6 +18,9 @@ def solved_tensors(experts: Experts, expert_map: Sequence[int], merged: Sequence
     """Return the tensors of a solved layer, on the CPU and in the dtype of the experts.
 
     `groups` [G'] numbers the groups that a method gave back, each role [G', ., .] has their experts; `expert_map` [N].
+
+    Raises:
+        UserError: if a number is beyond the range of the dtype.
     """
     tensors = {
         "groups": torch.tensor([result.group.number for result in merged], dtype=torch.int64),
@@ -25,6 +29,7 @@ def solved_tensors(experts: Experts, expert_map: Sequence[int], merged: Sequence
     for role, like in experts.roles().items():
         parts = [result.expert.roles()[role].to(experts.up.dtype) for result in merged]
         tensors[role] = torch.cat(parts).cpu() if parts else like.new_empty((0, *like.shape[1:])).cpu()
+        check_finite(f"{role} matrices of merged experts", tensors[role])
     return tensors
 
 
@@ -62,6 +67,9 @@ def output_error(
     """Return ||y' - y||^2 / ||y||^2 of the routed output over the tokens; None without tokens.
 
     `shares` are the weights [n, M] with which the compact experts work on tokens.
+
+    Raises:
+        UserError: if an output is not finite.
     """
     device = experts.up.device
     squared = energy = 0.0
@@ -70,4 +78,5 @@ def output_error(
         approximate = shared_output(tokens.hidden, shares(tokens), compact, act).double()
         squared += float((approximate - y).square().sum())
         energy += float(y.square().sum())
+    check_finite("outputs of the layer", squared, energy)
     return squared / energy if energy else None

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from safetensors.torch import save_file
 
 from mergemoe.artifacts import atomic, digests, provenance, store
-from mergemoe.errors import ArtifactError
+from mergemoe.errors import ArtifactError, UserError
 
 MADE = {"stage": "solve", "params": {"ridge": 0.0}, "inputs": {"a": "b"}, "code": "c"}
 TENSORS = {"w": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3), "n": torch.tensor([1, 2])}
@@ -125,7 +125,7 @@ def test_recorded_files_are_compared(tmp_path):
 
 
 def test_numbers_that_json_cannot_hold_are_not_written(tmp_path):
-    with pytest.raises(ValueError):
+    with pytest.raises(UserError, match="a.json is not written: a number in it is NaN or infinite"):
         store.write_json(tmp_path / "a.json", {"x": float("nan")}, MADE)
     assert not (tmp_path / "a.json").exists()
 

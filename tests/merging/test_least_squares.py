@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from problems import merge
 
 from mergemoe.checkpoints.expert_weights import read_experts
+from mergemoe.errors import UserError
 from mergemoe.merging.least_squares import Moments, solve_down
 from mergemoe.methods import mergemoe
 from mergemoe.moe.expert_forward import Activation, features
@@ -179,7 +180,7 @@ def test_wrong_input_is_named():
         solved(Moments.zeros(2, 2), -1)
     bad = Moments.zeros(2, 2)
     bad.gram[0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="NaN"):
+    with pytest.raises(UserError, match="sums over features and outputs of experts are NaN or infinite"):
         solved(bad, 0.0)
 
 

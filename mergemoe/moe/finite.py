@@ -1,0 +1,24 @@
+"""Stop where a number on the way to the merged experts is NaN or infinite: everything behind it would be, too."""
+
+import torch
+from torch import Tensor
+
+from mergemoe.errors import UserError
+
+
+def check_finite(what: str, *numbers: Tensor | float) -> None:
+    """Check that all numbers are finite.
+
+    Args:
+        what: what they are, in the plural.
+        numbers: the numbers.
+
+    Raises:
+        UserError: if one is NaN or infinite.
+    """
+    if not all(bool(torch.as_tensor(part).isfinite().all()) for part in numbers):
+        raise UserError(
+            f"{what} are NaN or infinite: they exceed the range of float32, or of the dtype in which weights are "
+            "stored. Hidden states or weights of this layer are very large, which usually means a damaged checkpoint; "
+            "if it computes well otherwise, leave this layer out (`layers`)"
+        )

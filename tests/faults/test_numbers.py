@@ -1,0 +1,342 @@
+"""Random layers, also degenerate ones: every method against numpy in float64, or one clear error."""
+
+import re
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+
+import chance
+import numpy as np
+import pytest
+import torch
+
+from mergemoe.errors import UserError
+from mergemoe.grouping import cluster
+from mergemoe.merging.solve import solve
+from mergemoe.methods import catalogue
+from mergemoe.moe.expert_forward import Activation
+from mergemoe.moe.experts import Experts
+from mergemoe.moe.problem import Problem, groups_of
+from mergemoe.moe.router_rule import Router, Rule
+from mergemoe.moe.tokens import Remembered
+
+pytestmark = [pytest.mark.chance, pytest.mark.timeout(0)]
+
+KINDS = ("usual", "low rank", "equal tokens", "equal experts", "one token", "unused", "zeros", "a large token", "large")
+KINDS += ("large weights", "enormous weights", "overflow", "no held-out token")
+HARD = ("a large token", "large", "large weights", "enormous weights", "overflow")
+SAID = "are NaN or infinite|does not follow the rule"  # saturated scores are equal, and the first is chosen
+MISSING = 10 * np.finfo(np.float64).eps  # least_squares.solve_down: I times this share of the largest is no eigenvalue
+
+
+@dataclass
+class Layer:
+    """A random layer in float64, and the tokens that numpy fits: x [n, H], g [n, N]."""
+
+    kind: str
+    experts: dict[str, np.ndarray]
+    router: np.ndarray
+    rule: Rule
+    x: np.ndarray
+    held: np.ndarray
+    act: str
+    dtype: torch.dtype
+    g: np.ndarray = field(init=False)
+
+    def __post_init__(self):
+        self.g = weights(self.x @ self.router.T, self.rule)
+
+    @property
+    def count(self):
+        return len(self.experts["up"])
+
+
+def scored(logits, rule):
+    if rule.scores == "sigmoid":
+        return 1 / (1 + np.exp(-logits))
+    scores = np.exp(logits - logits.max(1, keepdims=True))
+    return scores / scores.sum(1, keepdims=True)
+
+
+def weights(logits, rule):
+    """g [n, N], written out; of equal scores the lower index is taken."""
+    scores = scored(logits, rule)
+    g = np.zeros_like(scores)
+    for row, score in zip(g, scores, strict=True):
+        chosen = np.argsort(-score, kind="stable")[: rule.top_k]
+        row[chosen] = score[chosen] / (score[chosen].sum() or 1 if rule.normalized else 1) * rule.scaling
+    return g
+
+
+FUNCTIONS = {
+    "silu": lambda z: z / (1 + np.exp(-z)),
+    "relu": lambda z: z.clip(0),
+    "relu2": lambda z: z.clip(0) ** 2,
+}
+
+
+def features(experts, e, x, act):
+    up = x @ experts["up"][e].T + experts.get("up_bias", np.zeros((e + 1, 1)))[e]
+    if "gate" not in experts:
+        return FUNCTIONS[act](up)
+    return FUNCTIONS[act](x @ experts["gate"][e].T + experts.get("gate_bias", np.zeros((e + 1, 1)))[e]) * up
+
+
+def output(experts, e, x, act):
+    y = features(experts, e, x, act) @ experts["down"][e].T
+    return y + experts["down_bias"][e] if "down_bias" in experts else y
+
+
+def routed(experts, g, x, act):
+    return sum(g[:, e, None] * output(experts, e, x, act) for e in range(g.shape[1]))
+
+
+def rounded(array, dtype):
+    most = torch.finfo(dtype).max
+    return torch.from_numpy(array).clamp(-most, most).to(dtype).double().numpy()
+
+
+def layer(draw):
+    kind = draw.choice(KINDS)
+    rng = np.random.default_rng(draw.randrange(2**63))
+    n, hidden, width = draw.randint(2, 8), draw.randint(2, 10), draw.randint(1, 8)
+    count = 1 if kind == "one token" else draw.choice([3, 20, 150])
+    dtype = draw.choice([torch.float32, torch.float32, torch.bfloat16, torch.float16])
+    roles = {"up": (width, hidden), "down": (hidden, width)}
+    roles |= {"gate": (width, hidden)} if draw.random() < 0.7 else {}
+    if draw.random() < 0.3:
+        roles |= {f"{role}_bias": (shape[0],) for role, shape in roles.items()}
+    alike = draw.choice([0.0, 0.5, 1.0])
+    experts = {
+        role: alike * rng.standard_normal((1, *shape)) + rng.standard_normal((n, *shape))
+        for role, shape in roles.items()
+    }
+    router, x = rng.standard_normal((n, hidden)), rng.standard_normal((count, hidden))
+    if kind == "low rank":
+        rank = draw.randint(1, hidden)
+        x = rng.standard_normal((count, rank)) @ rng.standard_normal((rank, hidden))
+    if kind == "equal tokens":
+        x[:] = x[0]
+    if kind == "equal experts":
+        experts = {role: np.repeat(matrices[:1], n, 0) for role, matrices in experts.items()}
+    if kind == "unused":
+        x[:, -1], router[: n // 2, -1] = 1, -1e3
+    if kind == "zeros":
+        experts[draw.choice(sorted(experts))][draw.randrange(n)] = 0
+    if kind in ("a large token", "large"):
+        x[: 1 if kind == "a large token" else None] *= 10.0 ** draw.randint(1, 6)
+    if kind in ("large weights", "enormous weights"):
+        power = draw.randint(1, 6) if kind == "large weights" else draw.randint(7, 30)
+        experts[draw.choice(sorted(experts))][draw.randrange(n)] *= 10.0**power
+    if kind == "overflow":
+        x *= 1e30
+    held = rng.random(count) < (0 if kind == "no held-out token" else 0.25)
+    held[0] = False
+    top_k = draw.randint(1, n)
+    rule = Rule(draw.choice(["softmax", "sigmoid"]), top_k, draw.random() < 0.5, draw.choice([1.0, 2.5]))
+    experts = {role: rounded(matrices, dtype) for role, matrices in experts.items()}
+    act = draw.choice(["silu", "silu", "relu", "relu2"])
+    return Layer(kind, experts, rounded(router, dtype), rule, rounded(x, dtype), held, act, dtype)
+
+
+def tensor(array, dtype):
+    return torch.from_numpy(array).to(dtype)
+
+
+def remembered(one):
+    index = np.argsort(-one.g, axis=1, kind="stable")[:, : one.rule.top_k]
+    rows = {
+        "hidden": tensor(one.x, one.dtype),
+        "expert_index": torch.from_numpy(index),
+        "expert_weight": tensor(np.take_along_axis(one.g, index, 1), torch.float32),
+        "router_logits": tensor(one.x @ one.router.T, torch.float32),
+        "sequence": torch.arange(len(one.x)),
+    }
+    return Remembered([rows], torch.from_numpy(one.held))
+
+
+def choose(draw, one):
+    """Return a method with its options, and a grouping that fits it."""
+    method = draw.choice(list(catalogue.METHODS))
+    options = {}
+    for name, option in catalogue.METHODS[method].options.items():
+        options[name] = draw.choice(option.words) if option.words else option.default
+        if name in ("width", "ridge"):
+            options[name] = draw.choice([1.0, 0.5] if name == "width" else [0.0, 0.0, 0.1, option.default])
+    if options.get("features", "selected") != "selected":
+        options.pop("width", None)
+    options = {name: value for name, value in options.items() if value is not None}
+    options = catalogue.complete(method, options)
+    if method == "slim":
+        options["width"] = 0.5
+    by = (
+        "saliency"
+        if options.get("routing") == "pruned"
+        else draw.choice([by for by in catalogue.METHODS[method].groupings if by != "saliency"])
+    )
+    return method, options, by
+
+
+def left_over(p, y, w):
+    return ((p @ w.T - y) ** 2).sum()
+
+
+def best(p, y):
+    """||W P - Y||^2 of the best W, without the directions that count as missing; infinite if these decide.
+
+    There a solution has what it was pulled toward. Features in float32 blur what lies a little above.
+    """
+    if not p.size:
+        return (y**2).sum()
+    cut = 20 * np.sqrt(MISSING * p.shape[1])
+    found, every = (left_over(p, y, np.linalg.lstsq(p, y, rcond=least)[0].T) for least in (cut, 1e-15))
+    return found if found - every < 1e-6 * (y**2).sum() else np.inf
+
+
+def stored(tensors, one, expert_map):
+    """The M experts of the result, in float64."""
+    rows = {int(group): row for row, group in enumerate(tensors["groups"])}
+    first = [expert_map.index(group) for group in range(max(expert_map) + 1)]
+    return {
+        role: np.stack([tensors[role][rows[m]].double().numpy() if m in rows else one.experts[role][e]
+                        for m, e in enumerate(first)])
+        for role in one.experts
+    }  # fmt: skip
+
+
+def with_ones(p, t, one):
+    p = np.hstack([p, np.ones((len(p), 1))]) if "down_bias" in one.experts else p
+    return t[:, None] * p
+
+
+def design(one, merged, shares, fit, groups):
+    """P [n, sum P] of the groups side by side."""
+    return np.hstack([with_ones(features(merged, m, one.x[fit], one.act), shares[fit, m], one) for m in groups])
+
+
+def excess(one, method, options, expert_map, usage, tensors, record):
+    """Yield (recorded error, the reference's best, both as shares of the energy) of every least squares."""
+    if one.kind == "enormous weights":
+        return  # 1e-16 of such a feature is more than all the others
+    fit, merged = ~one.held, stored(tensors, one, expert_map)
+    groups = groups_of(expert_map, usage)
+    members = [group.members for group in groups]
+    shares = np.stack([one.g[:, m].sum(1) for m in members], 1)
+    if method == "mergemoe" and options["ridge"] == 0:
+        for found in record["groups"]:
+            group = groups[found["group"]]
+            w = group.weights.numpy()
+            mean = {r: np.einsum("c,c...->...", w, part[group.members])[None] for r, part in one.experts.items()}
+            p = with_ones(features(mean, 0, one.x[fit], one.act), np.ones(fit.sum()), one)
+            y = sum(u * output(one.experts, e, one.x[fit], one.act) for u, e in zip(w, group.members, strict=True))
+            yield found["objective"]["fit"], best(p, y), (y**2).sum()
+    exact = one.dtype == torch.float32 or options.get("features") == "selected" or method in ("select", "slim")
+    if options.get("ridge") != 0 or options.get("routing", "preserved") != "preserved" or not exact:
+        return
+    if method == "routed":
+        for found in record["groups"]:
+            m = found["group"]
+            rows = fit & (one.g[:, members[m]] != 0).any(1)
+            y = sum(one.g[rows, j, None] * output(one.experts, j, one.x[rows], one.act) for j in members[m])
+            p = design(one, merged, shares, rows, [m])
+            if rows.any():
+                yield found["objective"]["fit"], best(p, y), (y**2).sum()
+    if method in ("joint", "select", "slim"):
+        p, y = design(one, merged, shares, fit, range(len(groups))), routed(one.experts, one.g, one.x, one.act)[fit]
+        yield record["groups"][0]["objective"]["fit"], best(p, y), (y**2).sum()
+
+
+def run(draw, one):
+    method, options, by = choose(draw, one)
+    reader = remembered(one)
+    experts = Experts(**{role: tensor(part, one.dtype) for role, part in one.experts.items()})
+    usage = (one.g[~one.held] != 0).sum(0).tolist()
+    act = Activation(one.act)
+    problem = Problem(experts.map(lambda part: part.float()), groups_of(range(one.count), usage), reader, act)
+    norms = [float(part.abs().sum()) for part in tensor(one.g, torch.float64).T]
+    likeness = (
+        np.nan_to_num(np.corrcoef(one.x @ one.router.T, rowvar=False)).tolist()
+        if len(one.x) > 1
+        else np.eye(one.count).tolist()
+    )
+    profiled = {"usage": usage, "saliency": norms, "router_similarity": likeness}
+    routing = options.get("routing", "preserved")
+    kept = draw.randint(one.rule.top_k if routing != "preserved" else 1, one.count)
+    share = options.get("width", 1.0)
+    width = -(-one.experts["up"].shape[1] * (share if share != "auto" else 1) // 1)
+    options = {**options, **({"width": 1.0} if share == "auto" else {})}
+    case = (one.kind, method, options, by, kept, str(one.dtype))
+    expert_map = cluster.group_experts(by, kept, problem, profiled, int(width))
+    router = Router(one.rule, tensor(one.router, one.dtype)) if routing != "preserved" else None
+    tensors, record = solve(experts, expert_map, usage, reader, act, router=router, method=method, **options)
+    return case, expert_map, usage, tensors, record, options, method
+
+
+def kept_apart(order, top_k):
+    """How far the last score that is chosen lies from the first that is not."""
+    return (order[:, top_k - 1] - order[:, top_k]).min() if order.shape[1] > top_k else 1.0
+
+
+def addends(one, merged, g, rows):
+    """The squared norm of what float32 adds up, with opposite signs, to the layer's output: its last bits remain."""
+    found = 0.0
+    for experts, weight in ((one.experts, one.g), (merged, g)):
+        for e in range(weight.shape[1]):
+            h = np.abs(features(experts, e, one.x[rows], one.act)) @ np.abs(experts["down"][e]).T
+            found = found + weight[rows, e, None] * (h + np.abs(experts.get("down_bias", np.zeros((e + 1, 1)))[e]))
+    return (found**2).sum()
+
+
+def checked(one, expert_map, usage, tensors, record, options, method):
+    """Return what is wrong with a result; nothing if it is right."""
+    wrong = [f"{name} is not finite" for name, part in tensors.items() if not part.isfinite().all()]
+    for found, least, energy in excess(one, method, options, expert_map, usage, tensors, record):
+        if energy > 1e-60 and (found is None or not found <= least / energy * 1.001 + 1e-6):
+            wrong.append(f"the objective is {found}, the reference's {least / energy}")
+    routing, merged = options.get("routing", "preserved"), stored(tensors, one, expert_map)
+    if method == "oracle" or "down" not in merged:
+        return wrong
+    groups = [group.members for group in groups_of(expert_map, usage)]
+    g = np.stack([one.g[:, m].sum(1) for m in groups], 1)
+    if routing != "preserved":
+        logits = one.x @ tensors["router"].double().numpy().T
+        g = weights(logits, one.rule)
+        order = -np.sort(-scored(logits, one.rule), axis=1)
+        if kept_apart(order, one.rule.top_k) < 1e-5:
+            return wrong  # the last bits choose the expert
+    for part, rows in {"fit": ~one.held, "heldout": one.held}.items():
+        y, found = routed(one.experts, one.g, one.x, one.act)[rows], record["output_error"][part]
+        energy = (y**2).sum()
+        if energy < 1e-60:
+            continue  # float32 has no such numbers
+        if found is None:
+            wrong.append(f"the {part} error is {found} of an energy of {energy}")
+        else:
+            expected = ((routed(merged, g, one.x, one.act)[rows] - y) ** 2).sum() / energy
+            rounding = 1e-6 * np.sqrt(addends(one, merged, g, rows) / energy)
+            if not abs(found - expected) <= 1e-4 * expected + rounding * np.sqrt(expected) + rounding**2:
+                wrong.append(f"the {part} error is {found}, numpy's {expected}")
+    return wrong
+
+
+@np.errstate(over="ignore")
+def test_every_method_is_as_good_as_numpy_or_refuses(caplog):
+    caplog.set_level("ERROR")
+    counts, faults = Counter(), []
+    for draw in chance.rounds("numbers", least=200):
+        one = layer(draw)
+        try:
+            case, *found = run(draw, one)
+            wrong = checked(one, *found)
+            seen = "WRONG" if wrong else "right"
+        except UserError as error:
+            case, wrong, seen = (one.kind, str(one.dtype)), str(error), "refused"
+            if "held-out" not in wrong and not (one.kind in HARD and re.search(SAID, wrong)):
+                seen = "refused without need"
+        except Exception as error:
+            case, wrong, seen = (one.kind, str(one.dtype)), traceback.format_exc()[-900:], f"raw {type(error).__name__}"
+        counts[seen] += 1
+        if seen not in ("right", "refused"):
+            faults.append((case, wrong))
+    chance.tell("numbers", counts)
+    assert not faults, "\n".join(map(str, faults[:20]))
