@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mergemoe.artifacts.writing import writing
 from mergemoe.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Parse the command line and run one command; a UserError ends it with one line and exit status 1."""
+    """Parse the command line and run one command; a UserError or a full disk ends it in one line and status 1."""
     parser = argparse.ArgumentParser(
         prog="mergemoe", description="Compress Mixture-of-Experts models by merging experts."
     )
@@ -66,7 +67,8 @@ def main() -> None:
 
     args = parser.parse_args()
     try:
-        args.run(args)
+        with writing():
+            args.run(args)
     except UserError as error:
         sys.exit(f"error: {error}")
 

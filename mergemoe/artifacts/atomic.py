@@ -20,12 +20,12 @@ def atomic(path: str | Path) -> Iterator[Path]:
     a file or a folder. A folder replaces an older one whole, or is dropped if the older one has the same content.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     results = results_above(path)
     home = results / ".tmp" if results else path.parent
-    home.mkdir(exist_ok=True)
     temporary = home / f"{path.name}.{socket.gethostname()}.{os.getpid()}"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        home.mkdir(exist_ok=True)
         yield temporary
         for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
             if file.is_file():
@@ -39,7 +39,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        elif temporary.exists():
+            temporary.unlink()
 
 
 def results_above(path: Path) -> Path | None:

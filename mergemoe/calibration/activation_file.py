@@ -6,6 +6,8 @@ compression is lossless. The digest in the provenance covers names, types, shape
 """
 
 import json
+import os
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,14 @@ class Writer:
 
     def __init__(self, path: Path, heldout: Tensor):
         self.file: Any = h5py.File(path, "w")
+        self.datasets: dict[str, Any] = {}  # held open: when one is forgotten, h5py writes it and swallows an error
         self.file["heldout"] = heldout.bool().cpu().numpy()
 
     def append(self, **arrays: Tensor) -> None:
         """Add rows to every dataset."""
         for name, rows in arrays.items():
             array = _bits(rows)
-            if name not in self.file:
+            if name not in self.datasets:
                 options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
                 chunk = (CHUNK_ROWS, *array.shape[1:])
                 empty = (0, *array.shape[1:])
@@ -42,7 +45,8 @@ class Writer:
                     name, empty, array.dtype, maxshape=(None, *array.shape[1:]), chunks=chunk, **options
                 )
                 dataset.attrs["dtype"] = str(rows.dtype).removeprefix("torch.")
-            dataset = self.file[name]
+                self.datasets[name] = dataset
+            dataset = self.datasets[name]
             dataset.resize(len(dataset) + len(array), axis=0)
             dataset[-len(array) :] = array
 
@@ -52,6 +56,21 @@ class Writer:
         digest = digests.digest_activation_file(self.file)
         self.file.attrs[digests.PROVENANCE] = digests.canonical(store.sealed(provenance, digest))
         self.file.close()
+
+    def discard(self) -> None:
+        """Close without a file: HDF5 would try again to write what the disk did not take, and print each failure."""
+        if not self.file:
+            return
+        nowhere, limits = os.memfd_create("discarded"), resource.getrlimit(resource.RLIMIT_FSIZE)
+        os.dup2(nowhere, self.file.id.get_vfd_handle())
+        os.close(nowhere)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limits[1], limits[1]))  # it may be what was met
+        try:
+            self.file.close()
+        except (OSError, RuntimeError):  # HDF5 cannot go on after some failures; what was written is deleted
+            pass
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 class Reader(Activations):

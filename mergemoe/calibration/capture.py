@@ -143,8 +143,11 @@ def _layer_file(path: Path | None, heldout: Tensor, provenance: Mapping[str, Any
         return
     with atomic.atomic(path) as temporary:
         writer = activation_file.Writer(temporary, heldout)
-        yield writer
-        writer.close(provenance)
+        try:
+            yield writer
+            writer.close(provenance)
+        finally:
+            writer.discard()
 
 
 def _check_finite(hidden: Tensor, layer: int) -> None:

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from mergemoe.artifacts.atomic import atomic
+from mergemoe.artifacts.writing import writing
 from mergemoe.checkpoints import model_folder
 from mergemoe.checkpoints.shards import CARRIED
 from mergemoe.checkpoints.validation import check_stored_types
@@ -29,6 +30,10 @@ def load(
     deduplicate: bool = False,
 ) -> "PreTrainedModel":
     """Return the model of a checkpoint folder, ready for inference.
+
+    It checks that the files fit together, not that they are those of a run: a provenance.json beside them is not read,
+    because one may edit config.json or the card, and hashing the weights takes longer than loading them. The stages
+    that score a checkpoint, and `mergemoe export`, compare the sha256 of every file with it.
 
     Args:
         path: a folder; a compressed one needs no remote code here.
@@ -106,13 +111,13 @@ def save(model: "PreTrainedModel", path: str | Path) -> None:
     It is written beside `path` and then renamed, so that a save that fails leaves no folder.
 
     Raises:
-        UserError: if the folder exists.
+        UserError: if the folder exists, or its place is full, read-only or forbidden.
     """
     _check_path(path)
     path = Path(path)
     if os.path.lexists(path):
         raise UserError(f"{path} exists. save writes a new folder: choose another path")
-    with atomic(path) as temporary:
+    with writing(), atomic(path) as temporary:
         model.save_pretrained(temporary)
         origin = Path(model.name_or_path or "nowhere")
         for file in sorted(origin.iterdir()) if origin.is_dir() else ():

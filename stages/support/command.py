@@ -7,7 +7,6 @@ import argparse
 import functools
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,9 +16,9 @@ from typing import Any
 from mergemoe import environment
 from mergemoe.artifacts import job_cache, provenance, run_guard, verify
 from mergemoe.artifacts.addresses import address
+from mergemoe.artifacts.writing import writing
 from mergemoe.errors import UserError
 
-DISK_FULL = "no space left|file too large|quota exceeded"  # the system's messages, which any library may pass on
 Work = Callable[[argparse.Namespace], Path | None]
 
 
@@ -110,13 +109,9 @@ def claims() -> dict[str, Any] | None:
 def run(main: Callable[[], None]) -> None:
     """Run a stage. A user's mistake or a full disk ends it in one line; else its log ends with what it ran in."""
     try:
-        main()
+        with writing():
+            main()
     except UserError as error:
         sys.exit(f"error: {error}")
-    except Exception as error:
-        if not re.search(DISK_FULL, str(error), re.IGNORECASE):
-            raise
-        said = ", ".join([str(error), *getattr(error, "__notes__", [])])
-        sys.exit(f"error: {said}. Make room there, then run `snakemake` again: finished jobs are kept")
     print(environment.environment_line(), file=sys.stderr)
     print(f"CPU time: {time.process_time():.1f} s", file=sys.stderr)

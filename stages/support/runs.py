@@ -26,12 +26,14 @@ def begin_run(graph: Graph) -> None:
 
     Raises:
         UserError: if the folder is being restored, or a text cannot be read or is too short, which only reading tells.
+        OSError: if results/ or scratch/ cannot be written.
     """
     if run_guard.being_restored():
         raise UserError(
             "`mergemoe restore` is putting another revision in place here. Wait for its end, then run again"
         )
     claims = expected.every_claim(graph)
+    _try_to_write()
     atomic.sweep(paths.RESULTS)
     job_cache.delete_unclaimed(paths.RESULTS, claims)
     _end_run()
@@ -40,6 +42,14 @@ def begin_run(graph: Graph) -> None:
         file.write_text(json.dumps(claims))
     os.environ[run_guard.RUN] = str(path)
     preflight_texts.check_texts(graph.params)
+
+
+def _try_to_write() -> None:
+    """Write a file below results/ and delete it: where that fails, Snakemake, which deletes old outputs, says less."""
+    probe = Path(paths.RESULTS, ".tmp", f"probe.{os.getpid()}")
+    with atomic.atomic(probe) as file:
+        file.write_text("Can this folder be written?")
+    probe.unlink()
 
 
 def end_successful_run(graph: Graph) -> None:

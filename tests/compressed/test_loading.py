@@ -1,7 +1,6 @@
 """load refuses what is damaged by one clear error, and a save that fails can be tried again."""
 
 import json
-import re
 
 import architectures
 import numpy as np
@@ -229,9 +228,8 @@ def test_a_save_that_fails_leaves_nothing_and_can_be_tried_again(step, compact, 
             patch.setattr(loading.shutil, "copyfile", broken)
         if step == "rename":
             patch.setattr("os.replace", broken)
-        with pytest.raises(OSError, match="No space left") as error:
+        with pytest.raises(UserError, match=r"No space left.* while .*saved was written\. Make room there"):
             mergemoe.save(model, out)
-        assert re.search("while .*saved was written", str(error.value.__notes__))
     assert not any(out.parent.iterdir())
     mergemoe.save(model, out)
     torch.testing.assert_close(mergemoe.load(out, "cpu").state_dict(), model.state_dict())

@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_nothing_half_written(project, commands):
     failed = run(project, command, sys.executable, preexec_fn=small_files)
     assert failed.returncode != 0
     assert re.fullmatch(
-        r"error: .*File too large.*\. Make room there, then run `snakemake` again.*", failed.stderr.splitlines()[-1]
+        r"error: .*File too large.*\. Make room there, then run the same again.*", failed.stderr.splitlines()[-1]
     )
     assert not (project / output).exists()
     assert list((project / "results" / ".tmp").iterdir()) == []

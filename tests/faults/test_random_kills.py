@@ -11,9 +11,7 @@ from pathlib import Path
 import chance
 import pytest
 import warm
-from tiny_project import snakemake
-
-from mergemoe.artifacts import digests
+from tiny_project import everything, snakemake
 
 pytestmark = [pytest.mark.chance, pytest.mark.timeout(0)]
 
@@ -23,12 +21,6 @@ FROM = ("calibrate", "profile", "cluster", "solve", "refine", "models", "scores"
 @pytest.fixture(scope="module")
 def project(finished, tmp_path_factory):
     return shutil.copytree(finished, tmp_path_factory.mktemp("killed") / "project")
-
-
-def everything(project):
-    files = (path for path in (project / "results").rglob("*") if path.is_file())
-    shown = (path for path in files if not any(part.startswith(".") for part in path.relative_to(project).parts))
-    return {str(path.relative_to(project)): digests.sha256(path) for path in shown}
 
 
 def start(project):

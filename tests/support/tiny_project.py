@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 import warm
@@ -12,6 +13,7 @@ from browsing import browser  # noqa: F401  # a fixture, one browser per test pr
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import stages  # noqa: F401  # fixes MKL's code path, thread counts and offline mode before torch is imported
+from mergemoe.artifacts import digests
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -56,15 +58,25 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
-def snakemake(project: Path, *args: str, cores: int = 2, python: str | None = None) -> subprocess.CompletedProcess[str]:
+def snakemake(
+    project: Path, *args: str, cores: int = 2, python: str | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run snakemake in a copy of the project and return what it said.
 
-    It and its jobs are forks of one process (warm.py), unless `python` names a real interpreter.
+    It and its jobs are forks of one process (warm.py), unless `python` names a real interpreter. Options are
+    those of subprocess.run.
     """
     python = python or warm.python()
     command = [python, "-m", "snakemake", "--cores", str(cores), *args]
     environment = {**os.environ, "PATH": f"{Path(python).parent}:{os.environ['PATH']}", "HOME": str(project)}
-    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, **options)
+
+
+def everything(project: Path) -> dict[str, str]:
+    """Return {path: sha256} of all results, without hidden files."""
+    files = (path for path in (project / "results").rglob("*") if path.is_file())
+    shown = (path for path in files if not any(part.startswith(".") for part in path.relative_to(project).parts))
+    return {str(path.relative_to(project)): digests.sha256(path) for path in shown}
 
 
 def planned(project: Path, *targets: str) -> dict[str, int]:

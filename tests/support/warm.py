@@ -11,6 +11,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import runpy
 import select
 import signal
@@ -42,12 +43,14 @@ IMPORTED = (
 # Asks the server at SERVER to run it, with this process's arguments, environment, folder and open files; dies with it.
 CLIENT = """\
 #!PYTHON -IS
-import json, os, socket, sys
+import json, os, resource, socket, sys
 
 module = sys.argv[2] if sys.argv[1:2] == ["-m"] else ""
 if module not in ("snakemake", "dvc", "mergemoe.cli") and not module.startswith("stages."):
     os.execv("PYTHON", ["PYTHON", *sys.argv[1:]])
-asked = json.dumps({"module": module, "argv": sys.argv[3:], "env": dict(os.environ), "cwd": os.getcwd()}).encode()
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+asked = {"module": module, "argv": sys.argv[3:], "env": dict(os.environ), "cwd": os.getcwd(), "file_size": limit}
+asked = json.dumps(asked).encode()
 server = socket.socket(socket.AF_UNIX)
 server.connect("SERVER")
 socket.send_fds(server, [len(asked).to_bytes(4, "big")], [0, 1, 2])
@@ -124,8 +127,9 @@ def supervise(connection: socket.socket) -> None:
     os._exit(0)
 
 
-def job(module: str, argv: list[str], env: dict[str, str], cwd: str) -> int:
+def job(module: str, argv: list[str], env: dict[str, str], cwd: str, file_size: tuple[int, int]) -> int:
     """Run a module as `python -m` does and return its exit status."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, file_size)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

@@ -3,8 +3,11 @@
 DVC records whatever it finds, so the artifacts are checked against params.yaml and their provenance first.
 """
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from mergemoe.artifacts import atomic, paths
@@ -33,18 +36,15 @@ def record_run(root: Path) -> str:
         raise UserError(f"not recorded: jobs are pending ({listed}). Run `snakemake --cores all` first")
     wanted = asked.result()
     refuse(verify_results.check_results(root, wanted["claims"]), "not recorded")
-    before = {path: _text(path) for path in (root / "dvc.lock", root / "dvc.yaml")}
-    try:
-        if before[root / "dvc.yaml"] != wanted["dvc.yaml"]:
-            _write(root / "dvc.yaml", wanted["dvc.yaml"])
+    before = _text(root / "dvc.lock")
+    with _kept_on_failure(root / "dvc.lock", root / "dvc.yaml"):
+        if _text(root / "dvc.yaml") != wanted["dvc.yaml"]:
+            with atomic.atomic(root / "dvc.yaml") as file:
+                file.write_text(wanted["dvc.yaml"])
         dvc_lock.forget_stages(root)
         commands.run_program(root, "dvc", "commit", "--force")
         _check_lock(root)
-    except UserError:
-        for path, text in before.items():
-            _write(path, text)
-        raise
-    changed = _text(root / "dvc.lock") != before[root / "dvc.lock"]
+    changed = _text(root / "dvc.lock") != before
     if changed:
         recorded_environment.renew_recorded(root)
     found = verify_results.result_files(root)
@@ -100,9 +100,20 @@ def _text(path: Path) -> str | None:
     return path.read_text() if path.is_file() else None
 
 
-def _write(path: Path, text: str | None) -> None:
-    if text is None:
-        path.unlink(missing_ok=True)
-        return
-    with atomic.atomic(path) as file:
-        file.write_text(text)
+@contextmanager
+def _kept_on_failure(*paths: Path) -> Iterator[None]:
+    """Put files back as they were if anything fails; that takes no room, for the disk may be full then."""
+    copies = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in paths}
+    try:
+        for path, copy in copies.items():
+            if path.is_file():
+                shutil.copyfile(path, copy)
+        try:
+            yield
+        except BaseException:
+            for path, copy in copies.items():
+                copy.replace(path) if copy.exists() else path.unlink(missing_ok=True)
+            raise
+    finally:
+        for copy in copies.values():
+            copy.unlink(missing_ok=True)
