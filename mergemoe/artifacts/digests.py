@@ -81,7 +81,7 @@ def digest_activation_file(file: Any) -> str:
         if type(file.get(name, getlink=True)).__name__ != "HardLink" or not hasattr(file[name], "dtype"):
             raise ValueError(f"{name} is no dataset of this file")
         dataset = file[name]
-        if dataset.dtype.kind not in "biuf" or not dataset.shape or dataset.nbytes > room:
+        if dataset.dtype.kind not in "biuf" or not dataset.shape or 0 in dataset.shape[1:] or dataset.nbytes > room:
             raise ValueError(f"{name} is {dataset.dtype} {list(dataset.shape)} in a file of {room // DEFLATED:,} bytes")
         if dataset.chunks and (dataset.chunks[0] > ROWS or dataset.chunks[1:] != dataset.shape[1:]):
             raise ValueError(f"{name} of {list(dataset.shape)} has chunks of {list(dataset.chunks)}")

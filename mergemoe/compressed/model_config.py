@@ -35,7 +35,8 @@ def compact_class(path: str | Path, settings: Mapping[str, Any]) -> str:
         raise UserError(f"{path}: config.json lists no experts under `mergemoe`. {_DAMAGED}")
     if wrong := [name for name, each in facts.items() if not _is_whole(each)]:
         raise UserError(f"{path}: config.json states no sizes for {wrong[0][:200]} that fit together. {_DAMAGED}")
-    named = [name.rpartition(".MergeMoe")[2] for name in auto_map.values() if ".MergeMoe" in str(name)]
+    texts = [name for name in auto_map.values() if isinstance(name, str)]
+    named = [name.rpartition(".MergeMoe")[2] for name in texts if ".MergeMoe" in name]
     if not named or not isinstance(getattr(transformers, named[0], None), type):
         raise UserError(
             f"{path}: auto_map in config.json names no class of transformers that was compressed. {_DAMAGED}"

@@ -27,6 +27,7 @@ def doubled(file):
 CONTENT = {
     "a link to another file": (elsewhere, "odd is no dataset of this file"),
     "a link inside the file": (doubled, "odd is no dataset of this file"),
+    "endless rows of nothing": (lambda file: file.create_dataset("odd", (1 << 58, 0), "u8"), "odd is uint64 .*, 0. in"),
     "a group": (lambda file: file.create_group("odd"), "odd is no dataset of this file"),
     "text": (lambda file: file.create_dataset("odd", data=["a"]), r"odd is object \[1\]"),
     "one number": (lambda file: file.create_dataset("odd", data=1.0), r"odd is float64 \[\]"),

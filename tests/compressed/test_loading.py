@@ -119,6 +119,10 @@ CONFIGS = {
     "a list of experts": (compacted(experts=[1]), "lists no experts"),
     "text for mergemoe": (lambda config: config.update(mergemoe="x"), "mergemoe is str 'x', but must be an object"),
     "no auto_map": (without("auto_map"), "auto_map in config.json names no class"),
+    "a list of classes": (
+        lambda config: config.update(auto_map={"AutoModelForCausalLM": ["modeling_mergemoe.MergeMoeX"]}),
+        "auto_map in config.json names no class",
+    ),
     "another class": (
         lambda config: config.update(auto_map={"AutoModelForCausalLM": "modeling_mergemoe.MergeMoeNothing"}),
         "auto_map in config.json names no class",
