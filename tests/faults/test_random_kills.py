@@ -46,39 +46,52 @@ def processes(project, what):
     return found
 
 
-def test_what_was_killed_ends_in_the_same_bytes(project):
-    expected, counts = everything(project), Counter()
+def kill(project, draw, running):
+    """Send a signal to some of a run's processes; return which, and what ends."""
+    number = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    what = draw.choice(["snakemake", "stage", "all"])
+    time.sleep(draw.uniform(0.5, 8))
+    for process in processes(project, what):
+        try:
+            os.kill(process, number)
+        except ProcessLookupError:
+            continue
+    if running.poll() is None:
+        try:
+            running.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(running.pid, signal.SIGKILL)
+    for process in processes(project, "all"):
+        os.kill(process, signal.SIGKILL)
+    return f"{signal.Signals(number).name} of {what}"
+
+
+def finish(project):
+    """Give the same command again, after --unlock if it asks for that; return its status, and what it took."""
+    done, took = snakemake(project), "one command"
+    if "--unlock" in done.stdout + done.stderr:
+        assert snakemake(project, "--unlock").returncode == 0
+        done, took = snakemake(project), "unlocked"
+    return done, took
+
+
+def test_what_was_killed_ends_in_the_same_bytes(finished, project):
+    expected, counts, wrong = everything(project), Counter(), []
     for draw in chance.rounds("random kills", least=2):
         first = draw.randrange(len(FROM))
-        for name in FROM[first:]:
+        for name in (*FROM[first:], "report"):
             shutil.rmtree(project / "results" / name, ignore_errors=True)
-        shutil.rmtree(project / "results/report", ignore_errors=True)
-        number, what = (
-            draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]),
-            draw.choice(["snakemake", "stage", "all"]),
-        )
-        running = start(project)
-        time.sleep(draw.uniform(0.5, 8))
-        for process in processes(project, what):
-            try:
-                os.kill(process, number)
-            except ProcessLookupError:
-                continue
-        if running.poll() is None:
-            try:
-                running.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(running.pid, signal.SIGKILL)
-        for process in processes(project, "all"):
-            os.kill(process, signal.SIGKILL)
-        done = snakemake(project)
-        if "--unlock" in done.stdout + done.stderr:
-            assert snakemake(project, "--unlock").returncode == 0
-            done, what = snakemake(project), f"{what}, unlocked"
-        said = done.stdout + done.stderr
-        assert done.returncode == 0, (number, what, said[-3000:])
+        what = kill(project, draw, start(project))
+        done, took = finish(project)
         found = everything(project)
-        assert found == expected, [path for path in found | expected if found.get(path) != expected.get(path)]
-        counts[f"{signal.Signals(number).name} of {what}"] += 1
+        left = [*(project / "results").glob(".tmp/*"), *(project / "results").glob(".finished")]
+        if done.returncode or found != expected or left:
+            other = [path for path in found | expected if found.get(path) != expected.get(path)]
+            wrong.append((FROM[first], what, done.returncode, other, left, (done.stdout + done.stderr)[-2000:]))
+            shutil.rmtree(project)
+            shutil.copytree(finished, project)
+        counts[f"{what}, {took}"] += 1
+        if sum(counts.values()) % 20 == 0:
+            chance.tell("random kills", counts)
     chance.tell("random kills", counts)
-    assert not list((project / "results").glob(".tmp/*")) and not (project / "results/.finished").exists()
+    assert not wrong, "\n".join(map(str, wrong))
