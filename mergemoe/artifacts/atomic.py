@@ -37,9 +37,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
         error.add_note(f"while {path} was written")  # a full disk's own message names no file
         raise
     finally:
-        if temporary.is_dir():
+        if os.path.isdir(temporary):  # pathlib's raises for a name that is too long
             shutil.rmtree(temporary)
-        elif temporary.exists():
+        elif os.path.lexists(temporary):
             temporary.unlink()
 
 

@@ -58,6 +58,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         pass
 
 
+def test_a_name_that_no_file_system_takes_is_named(tmp_path):
+    with (
+        pytest.raises(UserError, match="(?s)name too long.*while .*nnn was written.*choose another"),
+        writing(),
+        atomic.atomic(tmp_path / ("n" * 300)) as temporary,
+    ):
+        temporary.write_text("x")
+
+
 def test_the_command_line_and_the_snakefile_show_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["mergemoe", "table"])
