@@ -96,7 +96,8 @@ def _checked(device: Any, dtype: Any) -> tuple[torch.device, Any]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        torch.empty(0, device=found)  # else it is missed only after the weights were read
+    except Exception as error:  # each backend raises its own
         raise UserError(f"`device` must be a torch device or auto; got {shown(device)} ({in_short(error)})") from None
     of_torch = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     automatic = isinstance(dtype, str) and dtype == "auto"

@@ -191,6 +191,8 @@ def test_a_tensor_that_is_missing_and_an_adapter_are_named(folder):
     ("arguments", "words"),
     [
         ({"device": "gpu"}, "`device` must be a torch device"),
+        ({"device": "cuda:99"}, "`device` must be a torch device"),
+        ({"device": "mps"}, "`device` must be a torch device"),
         ({"device": 1.5}, "`device` must be a torch device"),
         ({"device": 10**400}, "`device` must be a torch device"),
         ({"device": np.array([1, 2])}, "`device` must be a torch device"),
