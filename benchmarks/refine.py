@@ -24,6 +24,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))  # also when a test loads this file
 import methods
+import seven_tasks
 
 FOLDER = Path(__file__).with_suffix("")
 METHODS = ("msmoe", "mergemoe", "reap", "folded", "slim", "select")
@@ -58,15 +59,6 @@ PIECES = {
 SCORED = "demo_512_50_tasks"
 PIECES[SCORED] = PIECES[SCORED.removesuffix("_tasks")]
 LIMIT = 100  # examples of a task
-TASKS = {  # {task: {split: its file}}
-    "winogrande": {"validation": "winogrande_xl_validation"},
-    "arc_easy": {"test": "arc_easy_test"},
-    "arc_challenge": {"test": "arc_challenge_test"},
-    "hellaswag": {"validation": "hellaswag_validation"},
-    "piqa": {"validation": "piqa_validation"},
-    "squad_completion": {"validation": "squad_v1.1_dev_subset"},
-    "mrpc": {"test": "mrpc_test"},
-}
 MEASURED_TWICE = ("demo_64_50", "demo_512_50")  # by generation and BLiMP, too
 
 
@@ -83,10 +75,8 @@ def params(piece: str) -> dict[str, Any]:
 def _tasks(shared: str | None) -> dict[str, Any]:
     if shared is None:
         return {"mergemoe-seven": {"limit": LIMIT}}
-    files = {
-        task: {split: f"{shared}/data/{name}.jsonl.gz" for split, name in one.items()} for task, one in TASKS.items()
-    }
-    return {task: {"limit": LIMIT, "data_files": files[task]} for task in TASKS}
+    files = seven_tasks.data_files(f"{shared}/data")
+    return {task: {"limit": LIMIT, "data_files": files[task]} for task in files}
 
 
 def keep(piece: str, project: Path = Path()) -> None:
@@ -135,18 +125,18 @@ def _tasks_table() -> Iterator[str]:
     if not found:
         return
     share = PIECES[SCORED][2]
-    keys = {task: f"{task}/{'contains' if task == 'squad_completion' else 'acc'}" for task in TASKS}
+    keys = {task: f"{task}/{'contains' if task == 'squad_completion' else 'acc'}" for task in seven_tasks.FILES}
     scored = {name: own["100" if name == "full" else share] for name, own in found.items()}
     percent = {name: {task: 100 * own[key][0] for task, key in keys.items()} for name, own in scored.items()}
     for own in percent.values():
         own["mean"] = statistics.mean(own.values())
     yield f"demo-moe, {LIMIT} examples of each task, in percent; one seed of {NAMES[PIECES[SCORED][1]]}, {share}% kept"
     yield ""
-    yield "| | " + " | ".join(["mean", *TASKS]) + " |"
-    yield "|---" * (len(TASKS) + 2) + "|"
-    yield "| full model | " + " | ".join(f"{percent['full'][task]:.1f}" for task in ("mean", *TASKS)) + " |"
+    yield "| | " + " | ".join(["mean", *seven_tasks.FILES]) + " |"
+    yield "|---" * (len(seven_tasks.FILES) + 2) + "|"
+    yield "| full model | " + " | ".join(f"{percent['full'][task]:.1f}" for task in ("mean", *seven_tasks.FILES)) + " |"
     for method in METHODS:
-        pairs = ((percent[method][task], percent[f"{method}+tuned"][task]) for task in ("mean", *TASKS))
+        pairs = ((percent[method][task], percent[f"{method}+tuned"][task]) for task in ("mean", *seven_tasks.FILES))
         yield f"| {method} | " + " | ".join(f"{before:.1f} → {after:.1f}" for before, after in pairs) + " |"
     yield ""
 

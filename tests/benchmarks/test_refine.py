@@ -57,12 +57,12 @@ def test_the_seven_tasks_are_scored_on_local_files_if_there_are_any(monkeypatch)
         "/texts/data/piqa_validation.jsonl.gz"
     ]
     monkeypatch.delenv("MERGEMOE_SHARED")
-    assert set(read_params(refine.params(refine.SCORED)).evaluate.tasks) == set(refine.TASKS)
+    assert set(read_params(refine.params(refine.SCORED)).evaluate.tasks) == set(refine.seven_tasks.FILES)
 
 
 def test_the_table_of_tasks_shows_each_before_and_after(tmp_path, monkeypatch):
     monkeypatch.setattr(refine, "FOLDER", tmp_path)
-    scores = {f"{task}/{'contains' if task == 'squad_completion' else 'acc'}": 0.5 for task in refine.TASKS}
+    scores = {f"{task}/{'contains' if task == 'squad_completion' else 'acc'}": 0.5 for task in refine.seven_tasks.FILES}
     better = {**scores, "piqa/acc": 0.571}
     runs = {}
     for method in refine.METHODS:

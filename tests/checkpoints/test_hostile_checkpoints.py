@@ -4,12 +4,11 @@ import json
 
 import architectures
 import pytest
+from first_look import look
 from safetensors.torch import load_file, save_file
 
-from mergemoe.checkpoints import finite, json_object, model_folder, validation
+from mergemoe.checkpoints import json_object, model_folder
 from mergemoe.errors import UserError
-from mergemoe.models import layout, supported
-from mergemoe.workflow.planning import inspect, model_counts
 
 KEY = "model.layers.1.mlp.experts.3.down_proj.weight"
 
@@ -31,16 +30,6 @@ def folder(whole, tmp_path):
     for path in whole.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
-
-
-def look(folder):
-    """All that a run, `plan` and `inspect` do with a checkpoint before the first tensor is used."""
-    validation.check_checkpoint(folder)
-    inspect.inspect_checkpoint(folder)
-    model_counts.model_counts.__wrapped__(folder)
-    supported.check_architecture(folder)
-    layout.describe_layout(folder, digests=False)
-    finite.check_finite(folder)
 
 
 def change_header(folder, change):

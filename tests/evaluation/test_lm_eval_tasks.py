@@ -1,5 +1,6 @@
 """Stock tasks of lm-eval on local data: its own prompts, its own scores, and clear words where that cannot be."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -17,15 +18,9 @@ from mergemoe.evaluation import lm_eval_run, lm_eval_tasks, squad
 from mergemoe.workflow.config.evaluate import SUITES, Evaluate
 
 LIMIT = 6
-FILES = {
-    "winogrande": {"validation": "winogrande_xl_validation"},
-    "arc_easy": {"test": "arc_easy_test"},
-    "arc_challenge": {"test": "arc_challenge_test"},
-    "hellaswag": {"validation": "hellaswag_validation"},
-    "piqa": {"validation": "piqa_validation"},
-    "squad_completion": {"validation": "squad_v1.1_dev_subset"},
-    "mrpc": {"test": "mrpc_test"},
-}
+spec = importlib.util.spec_from_file_location("seven_tasks", ROOT / "benchmarks" / "seven_tasks.py")
+seven_tasks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(seven_tasks)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +28,7 @@ def files() -> dict[str, dict[str, str]]:
     """{task: data_files} of the seven."""
     if "MERGEMOE_SHARED" not in os.environ:
         pytest.skip("MERGEMOE_SHARED names no folder with the tasks' data")
-    data = Path(os.environ["MERGEMOE_SHARED"], "data")
-    return {task: {split: f"{data}/{name}.jsonl.gz" for split, name in one.items()} for task, one in FILES.items()}
+    return seven_tasks.data_files(Path(os.environ["MERGEMOE_SHARED"], "data"))
 
 
 @pytest.fixture(scope="module")

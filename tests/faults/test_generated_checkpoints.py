@@ -13,14 +13,12 @@ import pytest
 import torch
 import transformers
 from by_stages import drawn
+from first_look import look
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import mergemoe
-from mergemoe.checkpoints import finite, validation
 from mergemoe.checkpoints.model_folder import INDEX, SINGLE
-from mergemoe.models import layout, supported
-from mergemoe.workflow.planning import inspect, model_counts
 
 pytestmark = [pytest.mark.chance, pytest.mark.timeout(0), pytest.mark.usefixtures("own_module_cache")]
 
@@ -163,16 +161,6 @@ def bases(tmp_path_factory):
     mergemoe.save(model, folder / "compact")
     found = {name: single(folder / name) for name in ("full", "compact")}
     return {name: (one, mergemoe.load(one, "cpu").state_dict()) for name, one in found.items()}
-
-
-def look(folder):
-    """All that a run, `plan` and `inspect` do with a checkpoint before the first tensor is used."""
-    validation.check_checkpoint(folder)
-    inspect.inspect_checkpoint(folder)
-    model_counts.model_counts.__wrapped__(folder)
-    supported.check_architecture(folder)
-    layout.describe_layout(folder, digests=False)
-    finite.check_finite(folder)
 
 
 def equal(one, other):

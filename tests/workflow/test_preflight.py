@@ -24,6 +24,14 @@ def small(tiny, **changes):
     return config
 
 
+def passes_or_says(config, message):
+    if message is None:
+        preflight.check_params(read_params(config))
+    else:
+        with pytest.raises(UserError, match=message):
+            preflight.check_params(read_params(config))
+
+
 def test_preflight_passes_what_can_run(tiny, monkeypatch):
     monkeypatch.chdir(ROOT)
     preflight.check_params(read_params(small(tiny)))
@@ -89,11 +97,7 @@ def test_a_budget_and_a_routing_fit_the_model(family, cluster, solve, message, t
     config["cluster"]["half"] |= changes
     config["solve"] = {"joint": {"method": "joint", **solve}}
     config["evaluate"]["tasks"] = {}
-    if message is None:
-        preflight.check_params(read_params(config))
-    else:
-        with pytest.raises(UserError, match=message):
-            preflight.check_params(read_params(config))
+    passes_or_says(config, message)
 
 
 @pytest.mark.parametrize(
@@ -113,11 +117,7 @@ def test_a_refine_fits_a_part_that_the_experts_have(family, parts, message, tmp_
     config["runs"] = [["tiny", "mixed", "half", "mergemoe", "tuned"]]
     config["evaluate"] = {key: value for key, value in config["evaluate"].items() if key != "generation"}
     config["evaluate"]["tasks"] = {}
-    if message is None:
-        preflight.check_params(read_params(config))
-    else:
-        with pytest.raises(UserError, match=message):
-            preflight.check_params(read_params(config))
+    passes_or_says(config, message)
 
 
 @pytest.mark.parametrize(
@@ -133,11 +133,7 @@ def test_a_share_leaves_a_size(cluster, message, tiny, monkeypatch):
     config = small(tiny)
     config["cluster"] = {"half": {"by": "selection", **cluster}}
     config["solve"] = {"sized": {"method": "select", "width": "auto"}}
-    if message is None:
-        preflight.check_params(read_params(config))
-    else:
-        with pytest.raises(UserError, match=message):
-            preflight.check_params(read_params(config))
+    passes_or_says(config, message)
 
 
 def test_one_size_for_all_layers_needs_one_that_is_common(tiny, monkeypatch):
