@@ -15,7 +15,17 @@ from tiny_project import everything, snakemake
 
 pytestmark = [pytest.mark.chance, pytest.mark.timeout(0)]
 
-FROM = ("calibrate", "profile", "cluster", "solve", "refine", "models", "scores")  # deleted from here on
+FROM = (
+    "layout",
+    "calibrate",
+    "capture",
+    "profile",
+    "cluster",
+    "solve",
+    "refine",
+    "models",
+    "scores",
+)  # deleted from here on
 
 
 @pytest.fixture(scope="module")
@@ -46,52 +56,56 @@ def processes(project, what):
     return found
 
 
-def kill(project, draw, running):
-    """Send a signal to some of a run's processes; return which, and what ends."""
-    number = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-    what = draw.choice(["snakemake", "stage", "all"])
-    time.sleep(draw.uniform(0.5, 8))
+def send(project, number, what):
     for process in processes(project, what):
         try:
             os.kill(process, number)
         except ProcessLookupError:
             continue
-    if running.poll() is None:
-        try:
-            running.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(running.pid, signal.SIGKILL)
-    for process in processes(project, "all"):
-        os.kill(process, signal.SIGKILL)
-    return f"{signal.Signals(number).name} of {what}"
 
 
-def finish(project):
-    """Give the same command again, after --unlock if it asks for that; return its status, and what it took."""
-    done, took = snakemake(project), "one command"
-    if "--unlock" in done.stdout + done.stderr:
+def kill(project, draw):
+    """Start a run and send a signal to some of its processes; return which, and whether the run was still going."""
+    running = start(project)
+    number = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    what = draw.choice(["snakemake", "stage", "all"])
+    time.sleep(draw.uniform(0.5, 8))
+    going = running.poll() is None
+    send(project, number, what)
+    try:
+        running.wait(60)
+    except subprocess.TimeoutExpired:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    send(project, signal.SIGKILL, "all")
+    return f"{signal.Signals(number).name} of {what}" if going else "too late"
+
+
+def unlock(project):
+    """Do what the message of a locked folder says, if there is a lock."""
+    if any((project / ".snakemake/locks").glob("*")):
         assert snakemake(project, "--unlock").returncode == 0
-        done, took = snakemake(project), "unlocked"
-    return done, took
 
 
-def test_what_was_killed_ends_in_the_same_bytes(finished, project):
+def test_what_was_killed_once_or_again_and_again_ends_in_the_same_bytes(finished, project):
     expected, counts, wrong = everything(project), Counter(), []
     for draw in chance.rounds("random kills", least=2):
-        first = draw.randrange(len(FROM))
+        first, kills = draw.randrange(len(FROM)), []
         for name in (*FROM[first:], "report"):
             shutil.rmtree(project / "results" / name, ignore_errors=True)
-        what = kill(project, draw, start(project))
-        done, took = finish(project)
-        found = everything(project)
+        for _ in range(draw.randint(1, 4)):
+            kills.append(kill(project, draw))
+            unlock(project)
+        done, found = snakemake(project), everything(project)
         left = [*(project / "results").glob(".tmp/*"), *(project / "results").glob(".finished")]
         if done.returncode or found != expected or left:
             other = [path for path in found | expected if found.get(path) != expected.get(path)]
-            wrong.append((FROM[first], what, done.returncode, other, left, (done.stdout + done.stderr)[-2000:]))
+            wrong.append((FROM[first], kills, done.returncode, other, left, (done.stdout + done.stderr)[-2000:]))
             shutil.rmtree(project)
             shutil.copytree(finished, project)
-        counts[f"{what}, {took}"] += 1
-        if sum(counts.values()) % 20 == 0:
+        counts.update(kills)
+        if draw.random() < 0.1:
             chance.tell("random kills", counts)
     chance.tell("random kills", counts)
     assert not wrong, "\n".join(map(str, wrong))
+    assert counts["too late"] <= sum(counts.values()) / 2
