@@ -7,17 +7,19 @@ file is enough for one task: this module finds it by its line `task: <name>` and
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lm_eval
 import yaml
+from datasets import config
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from mergemoe.errors import UserError
+from mergemoe.evaluation.task_folder import read_folder
 
 STOCK = Path(lm_eval.__file__).parent / "tasks"
 # {task: our subclass}, for tasks that are Python classes with a data source of their own.
@@ -55,7 +57,8 @@ def open_task(
         manager = TaskManager(include_path=include, include_defaults=False)
         if name not in manager.all_tasks:
             raise UserError(f"evaluate.tasks.{name}: no file in {include} defines this task. Correct the name")
-        yield LmEvalTask(name, name, manager, None)
+        with _own_cache() if any(file.data_files() for file in read_folder(Path(include))) else nullcontext():
+            yield LmEvalTask(name, name, manager, None)
         return
     path = find_stock_file(name)
     if path is not None and fewshot and load_yaml(path, resolve_func=False).get("num_fewshot") == 0:
@@ -80,6 +83,18 @@ def open_task(
         if name not in manager.all_tasks:
             raise UserError(f"evaluate.tasks.{name}: lm-eval {lm_eval.__version__} has no such task. Correct the name")
         yield LmEvalTask(name, name, manager, None)
+
+
+@contextmanager
+def _own_cache() -> Iterator[None]:
+    """Let `datasets` read local files anew: in its cache on disk, only path and time identify one."""
+    kept = config.HF_DATASETS_CACHE
+    with tempfile.TemporaryDirectory() as folder:
+        config.HF_DATASETS_CACHE = folder
+        try:
+            yield
+        finally:
+            config.HF_DATASETS_CACHE = kept
 
 
 def find_stock_file(name: str) -> Path | None:

@@ -1,6 +1,7 @@
 """A task of one's own: its folder, its name, and code that it names."""
 
 import pytest
+from tiny_project import ROOT
 
 from mergemoe.errors import UserError
 from mergemoe.workflow.config.evaluate import Task
@@ -38,3 +39,40 @@ def test_a_folder_without_the_task_is_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text("task: other\n")
     with pytest.raises(UserError, match="no .*yaml file in .* has `task: mine`"):
         check_task("mine", Task(include=str(tmp_path)))
+
+
+OUTSIDE = {
+    "a template": "include: ../other/template\n",
+    "a link": "include: link\n",
+    "data": "dataset_kwargs: {data_files: {test: [FOLDER/other/data.jsonl]}}\n",
+    "data of a member of a group": "x: [{dataset_kwargs: {data_files: FOLDER/other/data.jsonl}}]\n",
+    "a prompt": "use_prompt: 'FOLDER/other/prompts.yaml:first'\n",
+}
+
+
+@pytest.mark.parametrize("text", OUTSIDE.values(), ids=OUTSIDE)
+def test_files_outside_the_folder_are_refused_with_trust_too(tmp_path, text):
+    for name in ("template", "data.jsonl", "prompts.yaml", "link_target"):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other" / name).write_text("x: 1\n")
+    (tmp_path / "tasks" / "sub").mkdir(parents=True)
+    (tmp_path / "tasks" / "sub" / "link").symlink_to(tmp_path / "other")
+    text = text.replace("FOLDER", str(tmp_path)).replace("include: link", "include: sub/link/template")
+    (tmp_path / "tasks" / "mine.yaml").write_text(PLAIN + text)
+    for trust in (False, True):
+        with pytest.raises(UserError, match=r"mine.yaml reads .*other/.*, which is no file inside"):
+            check_task("mine", Task(include=str(tmp_path / "tasks"), trust_code=trust))
+
+
+def test_a_linked_file_of_the_folder_does(tmp_path):
+    """Its content goes into the provenance, unlike that of a linked folder's files."""
+    (tmp_path / "template").write_text("x: 1\n")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "link").symlink_to(tmp_path / "template")
+    (tmp_path / "tasks" / "mine.yaml").write_text(PLAIN + "include: link\n")
+    check_task("mine", Task(include=str(tmp_path / "tasks")))
+
+
+def test_the_demo_tasks_do(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    check_task("blimp", Task(include="data/blimp"))

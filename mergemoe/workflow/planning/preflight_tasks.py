@@ -1,19 +1,17 @@
 """Check a task of section evaluate before the first job: its files, and whether they are code."""
 
-import re
 from pathlib import Path
 
 from mergemoe.errors import UserError
+from mergemoe.evaluation.task_folder import read_folder
 from mergemoe.workflow.config.evaluate import Task
-
-CODE = re.compile(r"!function|^class *:", re.MULTILINE)  # what lm-eval imports and runs from a task file's folder
 
 
 def check_task(name: str, task: Task) -> None:
     """Check a task's files.
 
     Raises:
-        UserError: if a file is missing, or task files name code that nobody has trusted.
+        UserError: if a file is missing, lies where no provenance lists it, or is code that nobody has trusted.
     """
     for split, path in task.data_files.items():
         if not Path(path).is_file():
@@ -23,13 +21,21 @@ def check_task(name: str, task: Task) -> None:
     folder = Path(task.include)
     if not folder.is_dir():
         raise UserError(f"evaluate.tasks.{name}.include: {folder} is not a folder")
-    texts = {path: path.read_text(errors="replace") for path in sorted(folder.rglob("*.y*ml")) if path.is_file()}
-    line = re.compile(rf"^(task|group): *[\"']?{re.escape(name)}[\"']? *$", re.MULTILINE)
-    if not any(line.search(text) for text in texts.values()):
+    try:
+        files = read_folder(folder)
+    except UserError as error:
+        raise UserError(f"evaluate.tasks.{name}.include: {error}") from None
+    if not any(name in (file.content.get("task"), file.content.get("group")) for file in files):
         raise UserError(f"evaluate.tasks.{name}: no *.yaml file in {folder} has `task: {name}` or `group: {name}`")
-    code = [path for path, text in texts.items() if CODE.search(text)]
-    if code and not task.trust_code:
-        raise UserError(
-            f"evaluate.tasks.{name}: {code[0]} names Python code, which lm-eval runs. Read it; if you trust it, set "
-            "`trust_code: true`"
-        )
+    listed = {path.resolve() for path in folder.rglob("*") if path.is_file()}  # the files that go into the provenance
+    for file in files:
+        if file.code and not task.trust_code:
+            raise UserError(
+                f"evaluate.tasks.{name}: {file.path} names Python code, which lm-eval runs. Read it; if you trust it, "
+                "set `trust_code: true`"
+            )
+        if outside := [path for path in file.read if path.resolve() not in listed]:
+            raise UserError(
+                f"evaluate.tasks.{name}: {file.path} reads {outside[0]}, which is no file inside {folder}. A score "
+                "lists the files of that folder alone. Move or copy the file there"
+            )
