@@ -87,7 +87,7 @@ def open_task(
 
 @contextmanager
 def _own_cache() -> Iterator[None]:
-    """Let `datasets` read local files anew: in its cache on disk, only path and time identify one."""
+    """Let `datasets` read the local files: in its cache on disk, only path and time identify one."""
     kept = config.HF_DATASETS_CACHE
     with tempfile.TemporaryDirectory() as folder:
         config.HF_DATASETS_CACHE = folder
