@@ -18,7 +18,7 @@ min_version("9.0")
 
 
 with plain_errors():
-    check_files(["params.yaml", *workflow.overwrite_configfiles])
+    check_files("params.yaml", workflow.overwrite_configfiles)
 
 
 configfile: "params.yaml"

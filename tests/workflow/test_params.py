@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 from good_params import GOOD
@@ -56,6 +57,20 @@ def test_the_projects_own_file_names_some_of_all_runs_that_fit():
             "the path d/nnnnnnnnnnnnnnnnnn... has 258 letters; a file system takes",
         ),
         ("calibrate.mixed.source", 600 * "d/", "the path d/d/d/d/d/d/d/d/d/d/... has 1200 letters"),
+        (
+            "calibrate.mixed.source",
+            "results/report/x.txt",
+            "calibrate.mixed.source: .* lies in the workflow's own folder results/",
+        ),
+        (
+            "evaluate.heldout.source",
+            "data/../scratch/x.txt",
+            "evaluate.heldout.source: .* lies in the workflow's own folder scratch/",
+        ),
+        ("evaluate.tasks.piqa", {"include": "."}, "include: the path '.' holds the workflow's own folder results/"),
+        ("evaluate.tasks.piqa", {"include": "results/a"}, "lies in the workflow's own folder results/"),
+        ("evaluate.tasks.piqa", {"include": str(Path("results/a").absolute())}, "lies in the workflow's own folder"),
+        ("evaluate.tasks.piqa", {"data_files": {"test": "logs/x"}}, "test: .* lies in the workflow's own folder logs/"),
         ("evaluate.tasks.piqa", {"include": "-tasks"}, "would be read as an option"),
         ("evaluate.tasks.piqa", {"data_files": {"test": "-f"}}, "would be read as an option"),
         ("model.provenance", {"path": "x"}, "model: the name `provenance` is reserved"),

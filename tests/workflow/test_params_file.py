@@ -1,12 +1,14 @@
 """params.yaml as a file: plain YAML, each key once, and nothing in it is run."""
 
+import os
 import re
 
 import pytest
 from project import run
+from snakemake.common.configfile import load_configfile
 
 from mergemoe.errors import UserError
-from mergemoe.workflow.config.params_file import read_file
+from mergemoe.workflow.config.params_file import check_files, read_file
 
 CODE = "__use_yte__: true\n__definitions__:\n  - import pathlib\n  - pathlib.Path('ran').touch()\n"
 NOT_YAML = {
@@ -22,6 +24,9 @@ NOT_YAML = {
     "a tab": ("model:\n\t- x", "cannot be read as YAML"),
     "an open bracket": ("model: [", "cannot be read as YAML"),
     "NUL": ("model: \0", "cannot be read as YAML"),
+    "a key twice in JSON": ('{"a": 1, "b": {"c": 1, "d": 2, "d": 3}}', "'d' is there twice"),
+    "a number of 6,000 digits in JSON": ('{"a": 1' + "0" * 6000 + "}", "cannot be read as YAML"),
+    "nesting in JSON": ('{"a": ' + "[" * 5000 + "]" * 5000 + "}", "cannot be read as YAML"),
     "a list": ("- 1", "holds no sections"),
     "nothing": ("", "holds no sections"),
     "nesting": ("a: " + "[" * 5000, "cannot be read as YAML"),
@@ -40,6 +45,26 @@ def test_what_is_no_plain_yaml_is_refused_with_the_place(tmp_path, text, words):
 def test_anchors_and_merges_are_read_as_yaml_has_them(tmp_path):
     (tmp_path / "params.yaml").write_text("a: &base {samples: 8, length: 9}\nb: {<<: *base, length: 7}\n")
     assert read_file(tmp_path / "params.yaml") == {"a": {"samples": 8, "length": 9}, "b": {"samples": 8, "length": 7}}
+
+
+def test_json_is_read_as_json_as_snakemake_reads_it(tmp_path):
+    """In YAML, 1e-3 is a text, and a tab is no space."""
+    path = tmp_path / "params.yaml"
+    path.write_text('{\n\t"solve": {"ridge": 1e-3}}')
+    assert read_file(path) == {"solve": {"ridge": 0.001}} == load_configfile(path)
+
+
+def test_files_of_configfile_are_checked_like_params_yaml(tmp_path):
+    good, twice, pipe = (str(tmp_path / name) for name in ("good.yaml", "twice.yaml", "pipe"))
+    (tmp_path / "good.yaml").write_text("a: 1")
+    (tmp_path / "twice.yaml").write_text("a: 1\na: 2")
+    os.mkfifo(pipe)
+    check_files(tmp_path / "none.yaml", [])
+    check_files(good, [good])
+    with pytest.raises(UserError, match="twice.yaml .*'a' is there twice"):
+        check_files(good, [good, twice])
+    with pytest.raises(UserError, match="--configfile .*pipe is a pipe, which is read only once"):
+        check_files(good, [pipe])
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mergemoe.workflow.config.names import LocalPath
+from mergemoe.workflow.config.names import InputPath
 
 # Bounds above which a number is a slip of the hand, and a job would end late, in an error of a library or never.
 Threads = Annotated[int, Field(gt=0, le=1024, description="CPU threads; the last bits depend on it")]
@@ -20,7 +20,7 @@ class Section(BaseModel):
 class Text(Section):
     """A source of text: a local file, or a Hugging Face data set at one commit."""
 
-    source: LocalPath | None = Field(default=None, description="a .jsonl, .jsonl.gz, .txt or .txt.gz file")
+    source: InputPath | None = Field(default=None, description="a .jsonl, .jsonl.gz, .txt or .txt.gz file")
     dataset: str | None = Field(default=None, description="a Hugging Face data set, in place of `source`")
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$", description="its full commit hash")
     subset: str | None = Field(default=None, description="its configuration, if it has several")

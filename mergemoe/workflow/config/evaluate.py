@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from mergemoe.workflow.config.base import BatchTokens, Section, Text, Threads
-from mergemoe.workflow.config.names import LocalPath
+from mergemoe.workflow.config.names import InputPath
 
 # The tasks of the papers that lm-eval has: the seven of MergeMoE; those of MC-SMoE without WikiQA and HotpotQA, with
 # squad_completion (is the answer in the continuation?) for SQuAD.
@@ -18,11 +18,11 @@ SUITES = {
 class Task(Section):
     """One task of lm-eval."""
 
-    include: LocalPath | None = Field(
+    include: InputPath | None = Field(
         default=None, description="folder of task files, for a task that is not lm-eval's own"
     )
     trust_code: bool = Field(default=False, description="whether Python code that the files of `include` name may run")
-    data_files: dict[str, LocalPath] = Field(
+    data_files: dict[str, InputPath] = Field(
         default={}, description="{split: .jsonl or .jsonl.gz file}: local data for a task of lm-eval"
     )
     fewshot: int | None = Field(

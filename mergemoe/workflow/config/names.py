@@ -1,7 +1,7 @@
 """Names and paths in params.yaml: they become parts of paths, Snakemake's wildcards, and words of command lines."""
 
 import re
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -10,6 +10,7 @@ from mergemoe.artifacts.paths import RESULTS
 
 LONGEST = 100  # letters; a file system takes 255 bytes, and a temporary name adds host and process
 LONGEST_PATH, LONGEST_PART = 1000, 255  # letters of a whole path, bytes of a name in it
+OWN = (RESULTS, "scratch", "logs", ".snakemake")  # folders in which the workflow makes and deletes files
 RESERVED = {"results", "provenance"}  # names of our own files and folders
 
 
@@ -43,10 +44,33 @@ def fault_of_path(path: str) -> str | None:
     return None
 
 
+def fault_of_input(path: str) -> str | None:
+    """Return why the path of a text or a task does not do: a run would read what it makes itself."""
+    if why := fault_of_path(path):
+        return why
+    try:
+        place, own = Path(path).resolve(), {name: Path(name).resolve() for name in OWN}
+    except (OSError, RuntimeError):  # links that lead to each other
+        return f"the path {path!r} leads nowhere. Correct it"
+    for name, folder in own.items():
+        if place == folder or folder in place.parents:
+            return f"the path {path!r} lies in the workflow's own folder {name}/. Move the files elsewhere"
+        if place in folder.parents:
+            return f"the path {path!r} holds the workflow's own folder {name}/. Give a folder of its own to the files"
+    return None
+
+
 def _checked(path: str) -> str:
     if why := fault_of_path(path):
         raise ValueError(why)
     return path
 
 
+def _checked_input(path: str) -> str:
+    if why := fault_of_input(path):
+        raise ValueError(why)
+    return path
+
+
 LocalPath = Annotated[str, AfterValidator(_checked)]
+InputPath = Annotated[str, AfterValidator(_checked_input)]

@@ -1,5 +1,6 @@
-"""Read params.yaml as plain YAML: no key twice, no code."""
+"""Read params.yaml as Snakemake does, as JSON or else as plain YAML: no key twice, no code."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     """Return the content of a params.yaml.
 
     Raises:
-        UserError: if it is missing, no YAML, names a key twice, or has Snakemake's templates.
+        UserError: if it is missing, neither JSON nor YAML, names a key twice, or has Snakemake's templates.
     """
     path = Path(path)
     if not path.is_file():
@@ -54,7 +55,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     if (size := path.stat().st_size) > LONGEST:
         raise UserError(f"{path} has {size:,} bytes; at most {LONGEST:,} are read. Is it the file that you mean?")
     try:
-        content = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+        content = _content(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = one_line(" ".join(str(error).split()))
         raise UserError(f"{path} cannot be read as YAML: {said}") from None
@@ -62,13 +63,38 @@ def read_file(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} holds no sections. README.md shows a params.yaml")
     if TEMPLATES in content:
         raise UserError(
-            f"{path} has {TEMPLATES}, with which Snakemake runs code that the file holds. Write the values themselves"
+            f"{path} has {TEMPLATES}, with which Snakemake runs code that the file holds (that of a file of "
+            "--configfile has run: Snakemake reads it before this workflow). Write the values themselves"
         )
     return content
 
 
-def check_files(paths: Iterable[str | Path]) -> None:
-    """Check those of the files that are there, before Snakemake reads them."""
-    for path in paths:
-        if Path(path).is_file():
-            read_file(path)
+def _content(text: str) -> Any:
+    """Return the content of a text; a number such as 1e-3 is one in JSON, and a word in YAML."""
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except ValueError:
+        return _Loader(text).get_single_data()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise yaml.constructor.ConstructorError(problem=f"{twice!r} is there twice")
+    return found
+
+
+def check_files(own: str | Path, given: Iterable[str | Path]) -> None:
+    """Check the workflow's params.yaml, if it is there, and the files of --configfile, which Snakemake has read.
+
+    Raises:
+        UserError: as read_file, or if a file of --configfile is a pipe, which has nothing left to check.
+    """
+    if Path(own).is_file():
+        read_file(own)
+    for path in given:
+        if not Path(path).is_file():
+            raise UserError(f"--configfile {path} is a pipe, which is read only once. Write its content to a file")
+        read_file(path)
