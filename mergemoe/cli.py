@@ -185,7 +185,7 @@ def run_export(args: argparse.Namespace) -> None:
         raise UserError(f"{card} has the scores of another checkpoint. Run `snakemake` to the end, then export again")
     if Path(args.folder).exists():
         raise UserError(f"{args.folder} exists. Name a new folder")
-    store.check_files(source, store.read_json(listed)["files"])
+    store.check_whole(source, store.read_json(listed)["files"])
     with atomic.atomic(args.folder) as folder:
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".*"))
         shutil.copyfile(card, folder / "README.md")

@@ -10,7 +10,6 @@ import argparse
 import re
 
 from mergemoe.artifacts import atomic, digests, store
-from mergemoe.checkpoints import model_folder
 from mergemoe.compressed import checkpoint_card
 from mergemoe.compressed.assemble import assemble
 from mergemoe.moe.layout_types import Layout
@@ -21,9 +20,6 @@ from stages.support import command
 def main(args: argparse.Namespace) -> None:
     """Read the layers, write the checkpoint whole."""
     layout: Layout = store.read_json(args.layout)
-    store.check_files(
-        model_folder.locate_checkpoint(layout["path"], layout.get("revision")), layout["files"], original=True
-    )
     solved = {int(re.findall(r"\d+", path)[-1]): store.read_tensors(path) for path in args.solved}
     with atomic.atomic(args.out) as folder:
         assemble(layout, solved, folder)

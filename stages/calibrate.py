@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from mergemoe.artifacts import store
 from mergemoe.calibration import token_sequences
-from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints import recorded_folder
 from stages.support import command
 
 
@@ -20,10 +20,9 @@ def main(args: argparse.Namespace) -> None:
     cfg = dict(args.cfg)
     holdout = cfg.pop("holdout")
     layout = store.read_json(args.layout)
-    tokenizer = AutoTokenizer.from_pretrained(
-        model_folder.locate_checkpoint(layout["path"], layout.get("revision")), trust_remote_code=False
-    )
-    sequences = token_sequences.sequences_from_source(tokenizer, **cfg)
+    original = recorded_folder.open_original(layout, weights=False)
+    tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)
+    sequences = token_sequences.sequences_from_source(tokenizer, layout["vocab_size"], **cfg)
     tensors = {
         "input_ids": torch.tensor(sequences.ids, dtype=torch.int32),
         "attention_mask": torch.tensor(sequences.mask, dtype=torch.uint8),

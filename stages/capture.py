@@ -14,7 +14,7 @@ import torch
 from mergemoe import devices
 from mergemoe.artifacts import atomic, digests, store
 from mergemoe.calibration.capture import batches_of, capture
-from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints import recorded_folder
 from mergemoe.models.layered_model import LayeredModel
 from mergemoe.moe.layout_types import Layout
 from stages.support import command
@@ -26,8 +26,7 @@ def main(args: argparse.Namespace) -> Path:
     device = devices.set_up_torch(args.cfg["threads"], args.device)
     layout: Layout = store.read_json(args.layout)
     tokens = store.read_tensors(args.tokens)
-    original = model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
-    store.check_files(original, layout["files"], original=True)
+    original = recorded_folder.open_original(layout)
     layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)
     batches = batches_of(tokens["input_ids"], tokens["attention_mask"], args.cfg["batch_tokens"], device)
     scratch = Path("scratch", "capture", digests.digest_json(args.provenance))

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from mergemoe import devices
 from mergemoe.artifacts import store
-from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints import recorded_folder
 from mergemoe.compressed.loading import load
 from mergemoe.evaluation import lm_eval_run, lm_eval_tasks
 from stages.support import command
@@ -27,8 +27,7 @@ def main(args: argparse.Namespace) -> None:
     cfg = dict(args.cfg)
     device = devices.set_up_torch(cfg.pop("threads"), args.device)
     made = store.read_json(args.made)
-    folder = model_folder.locate_checkpoint(args.model, made.get("revision"))
-    store.check_files(folder, made["files"], original="layers" in made)
+    folder = recorded_folder.open_recorded(args.model, made)
     dtype = getattr(torch, cfg.pop("dtype"))
     run = {key: cfg[key] for key in ("fewshot", "limit", "batch_size")}
     with lm_eval_tasks.open_task(args.task, cfg["include"], cfg["data_files"], cfg["fewshot"]) as task:

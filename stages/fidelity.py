@@ -13,7 +13,7 @@ import torch
 from mergemoe import devices
 from mergemoe.artifacts import store
 from mergemoe.calibration.capture import batches_of
-from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints import recorded_folder
 from mergemoe.compressed.loading import load
 from mergemoe.evaluation import fidelity
 from mergemoe.models.stacks import layer_stacks
@@ -27,8 +27,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.set_up_torch(args.cfg["threads"], args.device)
     layout: Layout = store.read_json(args.layout)
     made = store.read_json(args.made)
-    folder = model_folder.locate_checkpoint(args.model, made.get("revision"))
-    store.check_files(folder, made["files"], original=args.made == args.layout)
+    folder = recorded_folder.open_recorded(args.model, made)
     model = load(folder, device, getattr(torch, args.cfg["dtype"]))
     head = fidelity.logits_function(model)
     kept = store.read_tensors(f"{args.reference}/final.safetensors")

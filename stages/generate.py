@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from mergemoe import devices
 from mergemoe.artifacts import store
-from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints import recorded_folder
 from mergemoe.compressed.loading import load
 from mergemoe.evaluation import generation
 from stages.support import command
@@ -27,9 +27,8 @@ def main(args: argparse.Namespace) -> None:
     device = devices.set_up_torch(args.cfg["threads"], args.device)
     settings, dtype = args.cfg["generation"], getattr(torch, args.cfg["dtype"])
     layout, made = store.read_json(args.layout), store.read_json(args.made)
-    folder = model_folder.locate_checkpoint(args.model, made.get("revision"))
-    store.check_files(folder, made["files"], original=args.made == args.layout)
-    original = model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
+    folder = recorded_folder.open_recorded(args.model, made)
+    original = recorded_folder.open_original(layout, weights=args.made != args.layout)
     kept = store.read_tensors(f"{args.reference}/final.safetensors")
     starts = generation.take_prompts(
         kept["input_ids"], kept["attention_mask"], settings["prompts"], settings["prompt_tokens"]
@@ -40,7 +39,6 @@ def main(args: argparse.Namespace) -> None:
     continued = generation.greedy_continuations(model, starts, settings["new_tokens"], end, size, device)
     if args.made != args.layout:
         del model  # two of them may not fit
-        store.check_files(original, layout["files"], original=True)
         model = load(original, device, dtype)
     scores = generation.continuation_scores(continued, end) | generation.continuation_perplexity(
         model, starts, continued, size, device

@@ -16,7 +16,7 @@ from mergemoe import devices
 from mergemoe.artifacts import atomic, digests, store
 from mergemoe.calibration import token_sequences
 from mergemoe.calibration.capture import batches_of, capture
-from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints import recorded_folder
 from mergemoe.models.layered_model import LayeredModel
 from mergemoe.models.layerwise_forward import final_hidden
 from mergemoe.moe.layout_types import Layout
@@ -28,10 +28,9 @@ def main(args: argparse.Namespace) -> Path:
     """Draw the held-out sequences, stream the model, write the folder whole."""
     device = devices.set_up_torch(args.cfg["threads"], args.device)
     layout: Layout = store.read_json(args.layout)
-    original = model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
-    store.check_files(original, layout["files"], original=True)
+    original = recorded_folder.open_original(layout)
     tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)
-    sequences = token_sequences.sequences_from_source(tokenizer, **args.cfg["heldout"])
+    sequences = token_sequences.sequences_from_source(tokenizer, layout["vocab_size"], **args.cfg["heldout"])
     ids, mask = torch.tensor(sequences.ids, dtype=torch.int32), torch.tensor(sequences.mask, dtype=torch.uint8)
     layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)
     batches = batches_of(ids, mask, args.cfg["batch_tokens"], device)

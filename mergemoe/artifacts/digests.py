@@ -3,6 +3,7 @@
 A digest of tensors covers names, types, shapes and bytes, so a file and its tensors in memory have the same one.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -104,6 +105,18 @@ def sha256(path: str | Path) -> str:
         return digest_json({p.relative_to(path).as_posix(): sha256(p) for p in files})
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path: str | Path) -> str:
+    """Return the sha256 of a file of which a process may read many parts: it is read again only if it has changed."""
+    found = Path(path).stat()
+    return _sha256_of(Path(path).resolve(), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@functools.cache
+def _sha256_of(path: Path, *state: int) -> str:
+    """Return the sha256 of a file in this state; nobody can set the last number, the time of its last change."""
+    return sha256(path)
 
 
 def canonical(value: Any) -> str:

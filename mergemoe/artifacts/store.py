@@ -20,6 +20,7 @@ from mergemoe.artifacts.digests import (
     digest_tensor_file,
     digest_tensors,
     sha256,
+    sha256_once,
 )
 from mergemoe.artifacts.reading import reading
 from mergemoe.artifacts.safetensors_header import read_header
@@ -161,12 +162,32 @@ def check_files(folder: str | Path, digests: Mapping[str, str], original: bool =
     for name, digest in digests.items():
         path = Path(folder, name)
         fact = None if path.is_file() else "is missing"
-        if not fact and sha256(path) != digest:
+        if not fact and (sha256_once if original else sha256)(path) != digest:
             fact = "is not the file that was recorded (its sha256 differs)"
         if fact and original:
             raise ArtifactError(
                 f"{path} {fact}. The checkpoint was changed or damaged after the job `layout` read it. Put the old "
-                "file back; or, if you want the change, run `snakemake` again, which then begins with `layout`"
+                "file back; or, if you want the change, run `snakemake --forcerun layout`"
             )
         if fact:
             raise damaged_artifact(path, fact)
+
+
+def check_whole(folder: str | Path, digests: Mapping[str, str]) -> None:
+    """Check that a folder that a job has made holds what the job wrote, and nothing else that a reader would find.
+
+    Args:
+        folder: folder of the files; hidden ones, which are Snakemake's, do not count.
+        digests: {name: sha256} from the folder's provenance.json.
+
+    Raises:
+        ArtifactError: if a file is missing, differs, or is none of the job's.
+    """
+    check_files(folder, digests)
+    listed = {Path(folder, name) for name in (*digests, "provenance.json")}
+    for path in sorted(Path(folder).rglob("[!.]*")):
+        if path not in listed and (path.is_symlink() or not path.is_dir()):
+            raise ArtifactError(
+                f"{path} was not written by the job that made {folder}, and whoever loads the checkpoint may read it. "
+                "Move it elsewhere, or change a copy of the folder outside results/"
+            )

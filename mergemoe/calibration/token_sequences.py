@@ -24,16 +24,20 @@ class Sequences(NamedTuple):
 
 
 def sequences_from_source(
-    tokenizer: Any, *, samples: int, length: int, seed: int, pack: bool, field: str, **location: Any
+    tokenizer: Any, vocabulary: int, *, samples: int, length: int, seed: int, pack: bool, field: str, **location: Any
 ) -> Sequences:
-    """Read documents and draw sequences with a transformers tokenizer; `location` is what open_documents takes."""
+    """Read documents and draw sequences with a transformers tokenizer; `location` is what open_documents takes.
+
+    Raises:
+        UserError: if the text is too short, or a token has no row among the `vocabulary` rows of the model's embedding.
+    """
     end = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if end is None:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} has neither a bos_token nor an eos_token, which begins every "
             "document here: set one in its tokenizer_config.json"
         )
-    return draw_sequences(
+    drawn = draw_sequences(
         open_documents(field=field, **location),
         lambda document: tokenizer.encode(document, add_special_tokens=False),
         end,
@@ -43,6 +47,13 @@ def sequences_from_source(
         pack=pack,
         tokenizer=tokenizer.name_or_path,
     )
+    if (largest := max(map(max, drawn.ids))) >= vocabulary:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} makes a token {largest} of this text, but the model's "
+            f"embedding has {vocabulary} rows. The tokenizer belongs to another checkpoint. Use the one that belongs "
+            "to these weights"
+        )
+    return drawn
 
 
 def draw_sequences(

@@ -1,5 +1,6 @@
 """Read the experts and the router of one layer, from the places in the layout, with safetensors and torch alone."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from mergemoe.artifacts import store
 from mergemoe.checkpoints import model_folder
 from mergemoe.errors import UserError
 from mergemoe.moe.experts import Experts
@@ -25,9 +27,8 @@ def read_experts(
         device: the device for the tensors.
         folder: a compressed checkpoint of the same model to read instead of the model itself.
     """
-    folder = Path(folder) if folder else model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
     entry = layer_entry(layout, layer)
-    with StoredTensors(folder) as stored:
+    with _stored(layout, folder) as stored:
         kept = _count(entry, stored)
         roles = {}
         for role, facts in entry["roles"].items():
@@ -47,14 +48,13 @@ def read_router(
     Raises:
         UserError: the family is not in router_headers.ROUTERS.
     """
-    folder = Path(folder) if folder else model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
     entry = layer_entry(layout, layer)["router"]
     if not entry["keys"]:
         raise UserError(
             f"{layout['model_type']}: the routing rule of {entry['class']} is not known to this version, so rows of "
             "the router can be neither deleted nor joined. Use a method that keeps the routing (docs/models.md)"
         )
-    with StoredTensors(folder) as stored:
+    with _stored(layout, folder) as stored:
         return {name: stored[key].to(device) for name, key in entry["keys"].items()}
 
 
@@ -69,6 +69,12 @@ def is_rerouted(layout: Layout, layer: int, folder: str | Path) -> bool:
     entry = layer_entry(layout, layer)
     keys = entry["router"]["keys"]
     return bool(keys) and model_folder.read_headers(folder)[keys["router"]]["shape"][0] < entry["experts"]
+
+
+def _stored(layout: Layout, folder: str | Path | None) -> "StoredTensors":
+    if folder:
+        return StoredTensors(Path(folder))
+    return StoredTensors(model_folder.locate_checkpoint(layout["path"], layout.get("revision")), layout["files"])
 
 
 def _count(entry: LayerLayout, stored: "StoredTensors") -> int:
@@ -90,9 +96,9 @@ def _expert_map(entry: LayerLayout, stored: "StoredTensors") -> list[int]:
 class StoredTensors:
     """The tensors of a checkpoint folder by key; each is read when it is used."""
 
-    def __init__(self, folder: Path):
-        """Read the headers."""
-        self.folder, self.headers = folder, model_folder.read_headers(folder)
+    def __init__(self, folder: Path, recorded: Mapping[str, str] | None = None):
+        """Read the headers; of an original checkpoint, `recorded` has the sha256 that its files must have."""
+        self.folder, self.headers, self.recorded = folder, model_folder.read_headers(folder), recorded
         self.stack, self.files = ExitStack(), {}
 
     def __enter__(self) -> "StoredTensors":
@@ -107,6 +113,8 @@ class StoredTensors:
         """Return one tensor."""
         name = self.headers[key]["file"]
         if name not in self.files:
+            if self.recorded:
+                store.check_files(self.folder, {name: self.recorded.get(name, "")}, original=True)
             self.files[name] = self.stack.enter_context(safe_open(self.folder / name, "pt"))
         return self.files[name].get_tensor(key)
 

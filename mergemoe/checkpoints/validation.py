@@ -58,6 +58,20 @@ def check_checkpoint(folder: str | Path, dequantize: bool = False) -> None:
     _check_counts(folder, config, found)
 
 
+def check_top_k(folder: str | Path, config: Mapping[str, Any], experts: int) -> None:
+    """Check that a token can choose as many of a layer's experts as config.json says, if it says so.
+
+    Raises:
+        UserError: it says 0, or more than there are.
+    """
+    working = config_keys.config_top_k(config)
+    if experts and working is not None and not 1 <= working <= experts:
+        raise UserError(
+            f"{folder}: config.json states that {working} experts work on a token, but a layer has {experts}. "
+            f"{_MISMATCH}"
+        )
+
+
 def check_stored_types(folder: str | Path, headers: expert_headers.Headers, config: Mapping[str, Any]) -> None:
     """Check that no weight of a model that is not quantized is stored as integers, which transformers would cast.
 
@@ -128,13 +142,8 @@ def _check_layers(
 def _check_counts(
     folder: str | Path, config: Mapping[str, Any], found: Mapping[str, expert_headers.RoutedTensor]
 ) -> None:
-    said, working = config_keys.config_values(config, "experts"), config_keys.config_top_k(config)
-    fewest = min((held.experts for held in found.values()), default=0)
-    if working and 0 < fewest < working:
-        raise UserError(
-            f"{folder}: config.json states that {working} experts work on a token, but a layer has {fewest}. "
-            f"{_MISMATCH}"
-        )
+    said = config_keys.config_values(config, "experts")
+    check_top_k(folder, config, min((held.experts for held in found.values()), default=0))
     for key, held in found.items():
         if said and held.experts not in said:
             raise UserError(

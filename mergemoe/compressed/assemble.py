@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints import model_folder, recorded_folder
 from mergemoe.checkpoints.expert_weights import StoredTensors
 from mergemoe.checkpoints.shards import CARRIED, write_shards
 from mergemoe.compressed import modeling, stock
@@ -37,7 +37,7 @@ def assemble(layout: Layout, solved: Mapping[int, Mapping[str, Tensor]], out: Pa
     Raises:
         UserError: if the routing changed and stock code cannot load the result.
     """
-    folder = model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
+    folder = recorded_folder.open_original(layout)
     out.mkdir(parents=True)
     merged = {entry["layer"]: entry for entry in layout["layers"] if _changed(entry, solved[entry["layer"]])}
     if merged:

@@ -12,8 +12,9 @@ import transformers
 from mergemoe.artifacts.atomic import atomic
 from mergemoe.artifacts.writing import writing
 from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints.config_keys import config_values
 from mergemoe.checkpoints.shards import CARRIED
-from mergemoe.checkpoints.validation import check_stored_types
+from mergemoe.checkpoints.validation import check_stored_types, check_top_k
 from mergemoe.compressed.model_config import compact_class
 from mergemoe.compressed.modeling import merged_class
 from mergemoe.errors import UserError, in_short, shown
@@ -61,6 +62,10 @@ def load(
     folder = Path(path).resolve()  # save looks there for the tokenizer, wherever it is called
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        text = config.get_text_config().to_dict()
+        check_top_k(
+            path, text, sum(max(config_values(text, what), default=0) for what in ("experts", "identity_experts"))
+        )
         cls = merged_class(name, deduplicate) if name else model_class(config)
         model, info = cls.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True

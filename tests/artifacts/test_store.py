@@ -2,6 +2,7 @@
 
 import os
 
+import chance
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -111,6 +112,15 @@ def test_the_sweep_takes_only_what_dead_jobs_left(tmp_path):
     assert sorted(home.iterdir()) == sorted([alive, other])
 
 
+def test_a_file_is_hashed_again_once_it_has_changed(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("a")
+    before = digests.sha256_once(path)
+    assert before == digests.sha256(path)
+    chance.write_unseen(path, b"b")
+    assert digests.sha256_once(path) == digests.sha256(path) != before
+
+
 def test_recorded_files_are_compared(tmp_path):
     (tmp_path / "a").write_text("a")
     recorded = {"a": digests.sha256(tmp_path / "a")}
@@ -170,3 +180,19 @@ def test_every_reader_refuses_an_artifact_in_anothers_place(tmp_path, made_as, p
         else:
             with pytest.raises(ArtifactError, match=words):
                 read(path)
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "chat_template.jinja", "below/a.jinja", "a link"])
+def test_a_file_that_is_not_listed_is_refused_in_a_whole_folder(name, tmp_path):
+    folder = tmp_path / "model"
+    (folder / "below").mkdir(parents=True)
+    for file in ("a", ".snakemake_timestamp", "provenance.json"):
+        (folder / file).touch()
+    recorded = {"a": digests.sha256(folder / "a")}
+    store.check_whole(folder, recorded)
+    if name == "a link":
+        (folder / name).symlink_to(tmp_path)
+    else:
+        (folder / name).touch()
+    with pytest.raises(ArtifactError, match=f"{name} was not written by the job that made {folder}"):
+        store.check_whole(folder, recorded)

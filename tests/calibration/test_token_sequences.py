@@ -73,7 +73,7 @@ def test_a_tokenizer_without_a_token_to_begin_a_document_is_refused(tmp_path):
         name_or_path = "mine"
 
     with pytest.raises(UserError, match="tokenizer of mine has neither a bos_token nor an eos_token"):
-        sequences_from_source(Bare(), samples=1, length=2, seed=0, pack=True, field="text", source="none")
+        sequences_from_source(Bare(), 97, samples=1, length=2, seed=0, pack=True, field="text", source="none")
 
 
 class Letters:
@@ -94,7 +94,7 @@ def test_a_long_document_is_tokenized_as_far_as_it_is_needed(tmp_path, monkeypat
     (tmp_path / "a.txt").write_text(text := "".join(chr(97 + i % 26) for i in range(10_000)))
     tokenizer = Letters()
     drawn = sequences_from_source(
-        tokenizer, samples=3, length=50, seed=0, pack=True, field="text", source=str(tmp_path / "a.txt")
+        tokenizer, 256, samples=3, length=50, seed=0, pack=True, field="text", source=str(tmp_path / "a.txt")
     )
     assert sum(drawn.ids, []) == [END, *encode(text[:149])]  # as one piece of text would give
     assert tokenizer.given == 200
@@ -114,3 +114,14 @@ def test_empty_documents_before_the_text_do_no_harm_and_nothing_else_is_refused(
 def test_no_list_is_made_for_samples_that_the_text_cannot_give(pack):
     with pytest.raises(UserError, match="gives at most .* sequences of 4 tokens"):
         draw_sequences(text_of(["abcd"] * 9), encode, END, 10**15, 4, 0, pack)
+
+
+def test_a_token_without_a_row_in_the_embedding_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("abcz")
+    drawn = {"samples": 1, "length": 4, "seed": 0, "pack": True, "field": "text", "source": str(tmp_path / "a.txt")}
+    largest = max(sequences_from_source(Letters(), 256, **drawn).ids[0])
+    sequences_from_source(Letters(), largest + 1, **drawn)
+    with pytest.raises(
+        UserError, match=f"makes a token {largest} of this text, but the model's embedding has {largest} rows"
+    ):
+        sequences_from_source(Letters(), largest, **drawn)

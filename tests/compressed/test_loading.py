@@ -248,3 +248,10 @@ def test_a_link_that_leads_nowhere_is_not_written_over(compact, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UserError, match="exists"):
         mergemoe.save(mergemoe.load(compact, "cpu"), tmp_path / "link")
+
+
+@pytest.mark.parametrize("working", [0, 9, 1 << 30])
+def test_a_number_of_experts_that_no_token_can_choose_is_refused(working, folder):
+    configured(folder, lambda config: config.update(num_experts_per_tok=working))
+    with pytest.raises(UserError, match=f"{working} experts work on a token, but a layer has 8"):
+        mergemoe.load(folder, "cpu")

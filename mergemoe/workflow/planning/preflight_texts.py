@@ -1,6 +1,7 @@
 """Draw every local text once with each model's tokenizer before the first job."""
 
 from mergemoe.calibration import text_rows, token_sequences
+from mergemoe.checkpoints import config_keys, model_folder
 from mergemoe.errors import UserError
 from mergemoe.models import supported
 from mergemoe.workflow.config.params import Params
@@ -18,6 +19,7 @@ def check_texts(params: Params) -> None:
         folder = params.model[model].folder()
         try:
             supported.check_architecture(folder)
+            rows = config_keys.needed_size(model_folder.read_config(folder), "vocabulary")
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except UserError as error:
             raise UserError(f"model.{model}: {error}") from None
@@ -31,7 +33,8 @@ def check_texts(params: Params) -> None:
         for name, wanted in {f"calibrate.{calibrate}": chosen, "evaluate.heldout": params.evaluate.heldout}.items():
             if wanted.source:
                 try:
-                    token_sequences.sequences_from_source(tokenizer, **wanted.model_dump(exclude={"holdout"}))
+                    drawn = wanted.model_dump(exclude={"holdout"})
+                    token_sequences.sequences_from_source(tokenizer, rows, **drawn)
                 except UserError as error:
                     raise UserError(f"{name}: {error}") from None
     for task, chosen in params.evaluate.tasks.items():
