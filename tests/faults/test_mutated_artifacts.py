@@ -1,5 +1,6 @@
-"""Every kind of artifact, changed at random: its reader refuses it, or reads the same numbers."""
+"""Every kind of result, changed at random: its reader refuses it, or reads the same numbers; the ledger names it."""
 
+import re
 import resource
 import shutil
 import time
@@ -12,6 +13,7 @@ import torch
 from mergemoe.artifacts import digests, provenance, store
 from mergemoe.calibration.activation_file import Reader
 from mergemoe.errors import ArtifactError
+from mergemoe.workflow.ledger import commands, verify_results
 
 pytestmark = [pytest.mark.chance, pytest.mark.timeout(0)]
 
@@ -38,17 +40,28 @@ HEADS = {"digest": digests.digest_artifact, "provenance": provenance.read_proven
 
 
 def listed_elsewhere(path):
-    """Weights and settings of a checkpoint, and metrics.json, have their sha256 in a provenance.json instead."""
-    return "models" in path.parts and path.name != "provenance.json" or path.name == "metrics.json"
+    """Files of a checkpoint, pages, cards, tables and metrics.json have their sha256 in a provenance.json instead."""
+    inside = "models" in path.parts and path.name != "provenance.json"
+    return inside or path.name == "metrics.json" or path.suffix not in READERS
 
 
 @pytest.fixture(scope="module")
-def results(finished, tmp_path_factory):
-    return shutil.copytree(finished / "results", tmp_path_factory.mktemp("mutated") / "results")
+def project(finished, tmp_path_factory):
+    return shutil.copytree(finished, tmp_path_factory.mktemp("mutated") / "project")
+
+
+@pytest.fixture(scope="module")
+def results(project):
+    return project / "results"
+
+
+def visible(results):
+    paths = (path for path in results.rglob("*") if path.is_file())
+    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(results).parts))
 
 
 def test_no_change_of_an_artifact_is_taken_for_right(results):
-    files = [path for path in results.rglob("*") if path.suffix in READERS and not listed_elsewhere(path)]
+    files = [path for path in visible(results) if not listed_elsewhere(path)]
     kinds = {suffix: [path for path in files if path.suffix == suffix] for suffix in READERS}
     counts, wrong = Counter(), []
     for draw in chance.rounds("mutated artifacts", least=60):
@@ -78,3 +91,40 @@ def test_no_change_of_an_artifact_is_taken_for_right(results):
     chance.tell("mutated artifacts", counts)
     assert not wrong, wrong[:20]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3_000_000  # kB; nothing tried to read what is not there
+
+
+def test_no_change_of_a_listed_file_passes_the_ledger_or_the_reader_of_a_checkpoint(project, results):
+    claims = commands.ask_ledger(project)["claims"]
+    assert verify_results.check_results(project, claims) == []
+    files = [path for path in visible(results) if listed_elsewhere(path)]
+    kinds = sorted({(path.relative_to(results).parts[0], path.suffix) for path in files})
+    assert {("models", ".safetensors"), ("cards", ".md"), ("report", ".html"), ("metrics.json", ".json")} <= {*kinds}
+    counts, wrong = Counter(), []
+    for draw in chance.rounds("mutated listed files", least=2 * len(kinds)):
+        kind = draw.choice(kinds)
+        path = draw.choice([path for path in files if (path.relative_to(results).parts[0], path.suffix) == kind])
+        whole = path.read_bytes()
+        siblings = [other.read_bytes() for other in files if other.suffix == path.suffix and other != path]
+        how, content = chance.mutated(whole, draw, siblings)
+        if content == whole:
+            counts["the same bytes"] += 1
+            continue
+        chance.write_unseen(path, content)
+        name, seen = str(path.relative_to(project)), "named"
+        try:
+            if name not in {fault.path for fault in verify_results.check_results(project, claims)}:
+                seen = "missed by the ledger"
+            if kind[0] == "models":
+                listed = store.read_json(path.parent / "provenance.json")["files"]
+                with pytest.raises(ArtifactError, match=re.escape(path.name)):
+                    store.check_files(path.parent, listed)
+        except Exception as error:
+            seen = f"raw {type(error).__name__}"
+        except pytest.fail.Exception:
+            seen = "missed by the reader"
+        counts[seen] += 1
+        if seen != "named":
+            wrong.append((name, how, seen))
+        chance.write_unseen(path, whole)
+    chance.tell("mutated listed files", counts)
+    assert not wrong, wrong[:20]
