@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -170,25 +169,9 @@ def run_table(args: argparse.Namespace) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     """Copy a run's checkpoint with its full model card, after verifying both."""
-    from huggingface_hub import ModelCard
+    from mergemoe.report import export
 
-    from mergemoe.artifacts import atomic, paths, provenance, store
-
-    source, card = Path(paths.MODELS, args.name), Path(paths.CARDS, f"{args.name}.md")
-    if not (source / "provenance.json").is_file() or not card.is_file():
-        found = Path(paths.MODELS).glob("*/*/*/*/config.json")
-        done = sorted(str(path.parent.relative_to(paths.MODELS)) for path in found)
-        raise UserError(f"{args.name} is not a finished run. Finished runs: {', '.join(done) or 'none'}")
-    listed = source / "provenance.json"
-    made = json.loads(ModelCard.load(card).data["provenance"])
-    if made["inputs"].get(listed.as_posix()) != provenance.content_digest(listed):
-        raise UserError(f"{card} has the scores of another checkpoint. Run `snakemake` to the end, then export again")
-    if Path(args.folder).exists():
-        raise UserError(f"{args.folder} exists. Name a new folder")
-    store.check_whole(source, store.read_json(listed)["files"])
-    with atomic.atomic(args.folder) as folder:
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(".*"))
-        shutil.copyfile(card, folder / "README.md")
+    export.export_run(args.name, Path(args.folder))
     print(f"{args.folder}: load it with mergemoe.load({args.folder!r})")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergemoe.artifacts.reading import reading
+from mergemoe.artifacts.reading import reading, refuse_no_file
 from mergemoe.artifacts.safetensors_header import read_header
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def sha256(path: str | Path) -> str:
     if path.is_dir():
         files = sorted(p for p in path.rglob("[!.]*") if p.is_file())
         return digest_json({p.relative_to(path).as_posix(): sha256(p) for p in files})
+    refuse_no_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

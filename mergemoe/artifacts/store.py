@@ -22,7 +22,7 @@ from mergemoe.artifacts.digests import (
     sha256,
     sha256_once,
 )
-from mergemoe.artifacts.reading import reading
+from mergemoe.artifacts.reading import reading, refuse_no_file
 from mergemoe.artifacts.safetensors_header import read_header
 from mergemoe.errors import ArtifactError, UserError, damaged_artifact
 
@@ -161,6 +161,7 @@ def check_files(folder: str | Path, digests: Mapping[str, str], original: bool =
     """
     for name, digest in digests.items():
         path = Path(folder, name)
+        refuse_no_file(path)
         fact = None if path.is_file() else "is missing"
         if not fact and (sha256_once if original else sha256)(path) != digest:
             fact = "is not the file that was recorded (its sha256 differs)"

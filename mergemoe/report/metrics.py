@@ -13,6 +13,7 @@ from typing import Any
 from mergemoe import errors
 from mergemoe.artifacts import paths, store
 from mergemoe.artifacts.paths import below
+from mergemoe.artifacts.reading import reading
 from mergemoe.artifacts.run import Run
 from mergemoe.checkpoints import cost, model_folder
 from mergemoe.errors import ArtifactError
@@ -76,10 +77,23 @@ def read_metrics(results: Path) -> Metrics:
     Raises:
         ArtifactError: if the file is missing or has changed.
     """
-    path, record = below(results, paths.METRICS), below(results, paths.REPORTED)
-    name = os.path.relpath(path, record.parent)
-    store.check_files(record.parent, {name: read_artifact(record)["files"][name]})
-    return json.loads(path.read_text())
+    path = below(results, paths.METRICS)
+    check_reported(results, path)
+    with reading(path):
+        return json.loads(path.read_text())
+
+
+def check_reported(results: Path, path: Path) -> None:
+    """Check that a file is the one that the report wrote.
+
+    Raises:
+        ArtifactError: if it is missing, has changed, or the report wrote none of this name.
+    """
+    record = below(results, paths.REPORTED)
+    name, files = os.path.relpath(path, record.parent), read_artifact(record).get("files", {})
+    if name not in files:
+        raise errors.damaged_artifact(record, f"does not list {path}")
+    store.check_files(record.parent, {name: files[name]})
 
 
 def _numbers(scores: Sequence[Path], folder: str | Path, there: There | None) -> Scores:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mergemoe.artifacts import atomic, job_cache, paths, run_guard, verify
+from mergemoe.artifacts import atomic, job_cache, paths, reading, run_guard, verify
 from mergemoe.errors import ArtifactError, UserError
 from mergemoe.workflow.planning import preflight_texts
 from stages.support import expected
@@ -86,16 +86,17 @@ def refuse_if_over() -> None:
 
 
 def refuse_a_link() -> None:
-    """Check that the folder of results is no link: git and DVC take nothing behind one.
+    """Check that the folder of results is no link and holds none: git and DVC take nothing behind one.
 
     Raises:
-        UserError: if it is.
+        UserError: if it is, or holds one.
     """
     if Path(paths.RESULTS).is_symlink():
         raise UserError(
             f"{paths.RESULTS}/ is a link to {os.readlink(paths.RESULTS)}, and DVC records nothing behind a link. Clone "
             "the project on that disk instead, or mount the disk there"
         )
+    reading.refuse_links(paths.RESULTS)
 
 
 def _end_run() -> None:

@@ -2,10 +2,13 @@
 
 import errno
 import os
+import socket
 
 import pytest
 
-from mergemoe.artifacts.reading import reading
+from mergemoe.artifacts import digests, provenance, store
+from mergemoe.artifacts.reading import links_below, reading, refuse_links
+from mergemoe.calibration.activation_file import Reader
 from mergemoe.errors import ArtifactError
 
 
@@ -37,3 +40,56 @@ def test_what_is_not_there_is_missing(number):
 
 def test_a_reason_is_passed_on_as_it_is():
     assert refusal(ArtifactError("of the reader")) == "of the reader"
+
+
+@pytest.fixture(params=["a pipe", "a device", "a folder", "a socket"])
+def no_file(request, tmp_path):
+    path = tmp_path / "results" / "x.json"
+    path.parent.mkdir()
+    if request.param == "a pipe":
+        os.mkfifo(path)
+    elif request.param == "a device":
+        path.symlink_to("/dev/zero")  # it never ends
+    elif request.param == "a folder":
+        path.mkdir()
+    else:
+        with socket.socket(socket.AF_UNIX) as opened:
+            opened.bind(os.path.relpath(path))
+    return path, request.param
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("suffix", [".json", ".safetensors", ".h5"])
+def test_what_is_no_file_is_refused_before_it_is_opened(no_file, suffix):
+    path = no_file[0].rename(no_file[0].with_suffix(suffix))
+    readers = [
+        digests.digest_artifact,
+        provenance.read_provenance,
+        lambda path: store.check_files(path.parent, {path.name: ""}),
+    ]
+    readers += {".json": [store.read_json], ".safetensors": [store.read_tensors], ".h5": [Reader]}[suffix]
+    readers += [digests.sha256] if no_file[1] != "a folder" else []  # a folder has one
+    for read in readers:
+        with pytest.raises(ArtifactError) as refused:
+            read(path)
+        assert f"{path} is {no_file[1]}, and a file belongs there" in str(refused.value)
+        assert "Delete it" not in str(refused.value)
+
+
+def test_links_pipes_and_devices_below_a_folder_are_found(tmp_path):
+    results = tmp_path / "results"
+    (results / "a/.hidden").mkdir(parents=True)
+    (results / "a/x.json").write_text("{}")
+    (results / "a/.hidden/link").symlink_to("nowhere")  # Snakemake's own
+    refuse_links(results)
+    refuse_links(tmp_path / "nothing")
+    (results / "b").symlink_to(tmp_path)
+    (results / "a/y.json").symlink_to("x.json")
+    (results / "a/z.json").symlink_to("nowhere")
+    os.mkfifo(results / "a/pipe")
+    found = links_below(results)
+    assert list(found) == [str(results / name) for name in ("a/pipe", "a/y.json", "a/z.json", "b")]
+    with pytest.raises(
+        ArtifactError, match=r"a/pipe is a pipe, which .* \(and 3 more\). Put the file or folder itself"
+    ):
+        refuse_links(results)

@@ -106,3 +106,41 @@ def test_export_refuses_a_card_with_the_scores_of_another_checkpoint(finished, t
     refused = command(project, "export", "tiny/mixed/half/mergemoe", str(tmp_path / "out"))
     assert refused.returncode != 0 and "scores of another checkpoint" in refused.stderr
     assert not (tmp_path / "out").exists()
+
+
+EDITS = {
+    "one number": lambda text: text.replace(b"0.", b"1.", 1),
+    "nothing in it": lambda _: b"",
+    "no front matter": lambda text: text.rpartition(b"---\n")[2],
+    "no text": lambda _: bytes(range(256)),
+    "another provenance": lambda _: b"---\nprovenance: '{}'\n---\n",
+    "no YAML": lambda text: text.replace(b"---\n", b"---\n[\n", 1),
+}
+
+
+def test_export_refuses_a_card_that_the_report_did_not_write(finished, tmp_path):
+    project, run = shutil.copytree(finished, tmp_path / "project"), "tiny/mixed/half/mergemoe"
+    card = project / "results/cards" / f"{run}.md"
+    whole = card.read_bytes()
+    for name, edit in EDITS.items():
+        card.write_bytes(edit(whole))
+        assert card.read_bytes() != whole, name
+        refused = command(project, "export", run, str(tmp_path / "out"))
+        assert refused.returncode != 0 and "Traceback" not in refused.stderr, name
+        assert f"{run}.md is not the file that was recorded (its sha256 differs)" in refused.stderr
+    card.write_bytes(whole)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("folder", ["x" * 5000, "tiny-moe/config.json/out", "/proc/out", "/dev/null"])
+def test_export_says_why_a_folder_cannot_be_made(project, folder):
+    refused = command(project, "export", "tiny/mixed/half/mergemoe", folder)
+    assert refused.returncode != 0 and "Traceback" not in refused.stderr
+    assert refused.stderr.startswith("error: ") and len(refused.stderr) < 2000
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "", "..", "tiny/mixed/half/../half/mergemoe", "tiny/mixed/half"])
+def test_export_of_what_is_no_run(project, name, tmp_path):
+    refused = command(project, "export", name, str(tmp_path / "out"))
+    assert refused.returncode != 0 and "is not a finished run. Finished runs: tiny/mixed/half/average" in refused.stderr
+    assert "Traceback" not in refused.stderr and len(refused.stderr) < 2000

@@ -4,17 +4,27 @@ Without a revision the working tree is audited; with one, a clone of it in a tem
 is computed again in another clone, from the checkpoint and the text alone, and compared file by file.
 """
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from mergemoe.artifacts.paths import METRICS, RESULTS
+from mergemoe.artifacts.stages import STAGES
+from mergemoe.artifacts.verify import Claims
 from mergemoe.errors import ArtifactError, UserError
 from mergemoe.report import missing_results
 from mergemoe.report.metrics import read_metrics
-from mergemoe.workflow.ledger import commands, compare, dvc_lock, record, recorded_environment, verify_results
+from mergemoe.workflow.ledger import (
+    commands,
+    compare,
+    dvc_lock,
+    kept_files,
+    record,
+    recorded_environment,
+    verify_results,
+)
 from mergemoe.workflow.ledger.clone import checkout_artifacts, temporary_clone
+from mergemoe.workflow.ledger.verify_results import Fault
 
 
 def audit_project(root: Path, revision: str | None = None, rerun: bool = False) -> dict[str, Any]:
@@ -42,12 +52,12 @@ def audit_project(root: Path, revision: str | None = None, rerun: bool = False) 
 def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
     locked = dvc_lock.read_lock(tree)
     kept_out = commands.kept_out(tree)
-    faults = verify_results.check_results(tree, commands.ask_ledger(tree)["claims"], kept_out)
-    rules = commands.stage_rules(tree)
-    stages = {
-        name: _stage(name, tree, locked, [f for f in faults if f.stage in rules[name]], kept_out) for name in locked
-    }
-    strays = [fault.fact for fault in faults if not fault.stage]
+    claims, rules = commands.ask_ledger(tree)["claims"], commands.stage_rules(tree)
+    faults = verify_results.check_results(tree, claims, kept_out) + _unlocked(claims, locked)
+    of = {name: [fault for fault in faults if fault.stage in rules.get(name, ())] for name in locked}
+    stages = {name: _stage(name, tree, locked, of[name], kept_out) for name in locked}
+    placed = {fault for found in of.values() for fault in found}
+    strays = [fault.fact for fault in faults if fault not in placed]  # of no run, or of a stage that is not locked
     found: dict[str, Any] = {"stages": stages, "strays": strays, "edited": _edited(tree, locked)}
     if rerun:
         with temporary_clone(root, commit) as again:
@@ -60,6 +70,15 @@ def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
     same = all(not one.get("differ") for one in stages.values())
     found["holds"], found["identical"] = held, held and same and not found["metrics"]["differ"]
     return found
+
+
+def _unlocked(claims: Claims, locked: dict[str, Any]) -> list[Fault]:
+    """Return a fault for each artifact that params.yaml asks for and dvc.lock lacks, because it was cut or edited."""
+    outs = [entry.path for entry in dvc_lock.lock_entries(locked, "outs")]
+    wanted = [(STAGES[claim["stage"]], path) for path, claim in claims.items()]
+    paths = [(stage.name, path) for stage, output in wanted if stage.dvc for path in stage.files(output)]
+    lacking = [(name, path) for name, path in paths if not verify_results.is_below(path, outs)]
+    return [Fault(name, path, f"{path} is not in dvc.lock") for name, path in lacking]
 
 
 def _compute(tree: Path) -> None:
@@ -75,7 +94,7 @@ def _compute(tree: Path) -> None:
 
 
 def _stage(
-    name: str, tree: Path, locked: dict[str, Any], faults: Sequence[verify_results.Fault], kept_out: Collection[str]
+    name: str, tree: Path, locked: dict[str, Any], faults: Sequence[Fault], kept_out: Collection[str]
 ) -> dict[str, Any]:
     """Return how one stage's outputs compare with dvc.lock and with their provenance."""
     outs = list(dvc_lock.lock_entries({name: locked[name]}, "outs"))
@@ -129,8 +148,11 @@ def _rerun(stages: dict[str, Any], tree: Path, again: Path, locked: dict[str, An
 
 def _metrics(root: Path, commit: str, tree: Path) -> dict[str, Any]:
     """Return the numbers of metrics.json that differ from the commit's, with their standard errors."""
-    known = commands.run_program(root, "git", "ls-tree", commit, METRICS)
-    committed = _flat(json.loads(commands.run_program(root, "git", "show", f"{commit}:{METRICS}"))) if known else {}
+    committed = {}
+    if commands.run_program(root, "git", "ls-tree", commit, METRICS):
+        text, name = commands.run_program(root, "git", "show", f"{commit}:{METRICS}"), f"{METRICS} of {commit[:12]}"
+        fix = "Commit the file that the report wrote: `mergemoe restore` of the commit before brings it back"
+        committed = _flat(kept_files.parse_kept(text, name, kept_files.Metrics, fix))
     try:
         found = _flat(read_metrics(tree / RESULTS))
     except ArtifactError:  # it is among the faults

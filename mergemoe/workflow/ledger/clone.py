@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, in_short
 from mergemoe.workflow.ledger import commands, dvc_lock
 
 
@@ -31,7 +31,14 @@ def temporary_clone(root: Path, commit: str) -> Iterator[Path]:
 def _configure(root: Path, tree: Path) -> None:
     """Give a clone the cache and the remotes of `root`, whose configuration may have paths relative to itself."""
     found, whole = (configparser.ConfigParser(interpolation=None) for _ in range(2))
-    found.read([root / ".dvc" / name for name in ("config", "config.local")])
+    for path in (root / ".dvc" / name for name in ("config", "config.local")):
+        try:
+            found.read(path, encoding="utf-8")
+        except (configparser.Error, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read ({in_short(error)}). It was cut or edited. `git checkout .dvc/config` brings "
+                "DVC's settings back; config.local is yours alone"
+            ) from None
     for name, section in found.items():
         url = section.get("url", "")
         path = "" if "://" in url or Path(url).is_absolute() else str((root / ".dvc" / url).resolve())
@@ -50,9 +57,12 @@ def fetch_artifacts(tree: Path) -> None:
     """Fetch the artifacts of a tree's dvc.lock from the remote into DVC's cache, if they are not there yet.
 
     Raises:
-        UserError: if an artifact is in neither, unless dvc.yaml keeps it out of pushes.
+        UserError: if an artifact is in neither, unless dvc.yaml keeps it out of pushes; or DVC's cache is damaged.
     """
     kept, failed = cache_folder(tree), ""
+    for entry in dvc_lock.locked_outs(tree):
+        if dvc_lock.lacks_whole_list(kept, entry.md5):
+            raise UserError(f"{entry.path} cannot be put in place. {_damage(tree, entry)}")
     if _missing(tree, kept):
         try:
             commands.run_program(tree, "dvc", "fetch")
@@ -82,7 +92,17 @@ def checkout_artifacts(tree: Path) -> None:
     kept_out = commands.kept_out(tree)
     for entry in dvc_lock.locked_outs(tree):
         if entry.path not in kept_out and dvc_lock.dvc_digest(tree / entry.path) != entry.md5:
-            raise UserError(
-                f"{entry.path} differs from dvc.lock, although DVC has just put it there. Its cache is damaged. "
-                "Delete .dvc/cache and run this again: it fetches everything from the remote"
-            )
+            fact = f"{entry.path} differs from dvc.lock, although DVC has just put it there"
+            raise UserError(f"{fact}. {_damage(tree, entry)}")
+
+
+def _damage(tree: Path, entry: dvc_lock.Entry) -> str:
+    """Return which files of DVC's cache are damaged, and what brings them back."""
+    found = [str(path) for path in dvc_lock.damaged_objects(cache_folder(tree), entry.md5)]
+    if not found:
+        return "DVC's cache lacks files of it now. Run this again"
+    if commands.run_program(tree, "dvc", "remote", "list").strip():
+        fix = "Delete these, and run this again: it fetches what the remote has of them"
+    else:
+        fix = "No remote has copies of them (`dvc remote list`). Put back these files from another copy of this project"
+    return f"Of DVC's cache {len(found)} files are damaged: {', '.join(found)}. {fix}"

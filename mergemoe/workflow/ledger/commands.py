@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mergemoe.errors import UserError
+from mergemoe.workflow.ledger import dvc_lock
 
 PYTHON = Path(sys.executable)
 
@@ -59,19 +58,16 @@ def ask_ledger(root: Path) -> dict[str, Any]:
 
 def stage_rules(root: Path) -> dict[str, set[str]]:
     """Return the Snakemake rules that each stage of dvc.yaml runs."""
-    commands = {name: stage["cmd"] for name, stage in _stages(root).items()}
+    commands = {name: str(stage.get("cmd")) for name, stage in dvc_lock.declared_stages(root).items()}
     found = {name: re.search(r"--allowed-rules (.+) stage_", command) for name, command in commands.items()}
     return {name: set(match[1].split()) if match else set() for name, match in found.items()}
 
 
 def unpushed(root: Path) -> set[str]:
     """Return the outputs that dvc.yaml keeps out of pushes."""
-    outs = [out for stage in _stages(root).values() for out in stage.get("outs", []) if isinstance(out, dict)]
-    return {path for out in outs for path, options in out.items() if options.get("push") is False}
-
-
-def _stages(root: Path) -> dict[str, Any]:
-    return yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    stages = dvc_lock.declared_stages(root).values()
+    outs = [out for stage in stages for out in stage.get("outs", []) if isinstance(out, dict)]
+    return {path for out in outs for path, options in out.items() if options and options.get("push") is False}
 
 
 def kept_out(root: Path) -> set[str]:

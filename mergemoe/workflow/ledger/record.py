@@ -17,8 +17,8 @@ from mergemoe.workflow.ledger.verify_results import Fault
 
 SHOWN = 12  # faults that a message lists
 MEND = """\
-Delete files that do not belong there, or restore them. `snakemake --cores all FILE ...` makes missing files, and then
-`snakemake --cores all` everything that depends on them."""
+Delete files and links that do not belong there, or restore them. `snakemake --cores all FILE ...` makes missing files,
+and then `snakemake --cores all` everything that depends on them."""
 
 
 def record_run(root: Path) -> str:
@@ -28,6 +28,7 @@ def record_run(root: Path) -> str:
         UserError: if jobs are pending, or an artifact does not match its path and params.yaml. Nothing changes then.
     """
     check_project(root)
+    _read_kept_files(root)
     with ThreadPoolExecutor() as pool:  # both take seconds, mostly of imports
         asked = pool.submit(commands.ask_ledger, root)
         jobs = commands.pending_jobs(root)
@@ -36,8 +37,10 @@ def record_run(root: Path) -> str:
         raise UserError(f"not recorded: jobs are pending ({listed}). Run `snakemake --cores all` first")
     wanted = asked.result()
     refuse(verify_results.check_results(root, wanted["claims"]), "not recorded")
-    before = _text(root / "dvc.lock")
-    with _kept_on_failure(root / "dvc.lock", root / "dvc.yaml"):
+    environments = root / recorded_environment.FILE
+    before, recorded = _text(root / "dvc.lock"), _text(environments)
+    with _kept_on_failure(root / "dvc.lock", root / "dvc.yaml", environments):
+        recorded_environment.renew_recorded(root)  # first, so that a kill leaves no lock beside an older record
         if _text(root / "dvc.yaml") != wanted["dvc.yaml"]:
             with atomic.atomic(root / "dvc.yaml") as file:
                 file.write_text(wanted["dvc.yaml"])
@@ -45,13 +48,24 @@ def record_run(root: Path) -> str:
         commands.run_program(root, "dvc", "commit", "--force")
         _check_lock(root)
     changed = _text(root / "dvc.lock") != before
-    if changed:
-        recorded_environment.renew_recorded(root)
+    if not changed and recorded is not None:
+        with atomic.atomic(environments) as file:
+            file.write_text(recorded)
     found = verify_results.result_files(root)
     size = sum((root / path).stat().st_size for path in found)
     files = ["dvc.lock", "dvc.yaml", str(recorded_environment.FILE), paths.METRICS]
     end = f"`git add -A` and `git commit` keep {', '.join(files)}; `dvc push` the artifacts" if changed else "as before"
     return f"recorded {len(found)} files, {size / 1e6:,.1f} MB: {end}"
+
+
+def _read_kept_files(root: Path) -> None:
+    """Read those of the ledger's files that are there, for what is wrong with them, before anything takes its time."""
+    if (root / "dvc.lock").exists():
+        dvc_lock.read_lock(root)
+    if (root / "dvc.yaml").exists():
+        dvc_lock.declared_stages(root)
+    recorded_environment.read_recorded(root)
+    recorded_environment.gather_logs(root / "logs")
 
 
 def _check_lock(root: Path) -> None:

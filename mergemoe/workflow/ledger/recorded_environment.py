@@ -10,13 +10,17 @@ from typing import Any
 
 from mergemoe import environment
 from mergemoe.artifacts import atomic
+from mergemoe.workflow.ledger import kept_files
 
 FILE = Path("envs", "recorded.json")
 
 
 def read_recorded(root: Path) -> dict[str, Any]:
     """Return the record of each stage; nothing if there is no file."""
-    return json.loads((root / FILE).read_text())["stages"] if (root / FILE).is_file() else {}
+    if not (root / FILE).exists():
+        return {}
+    otherwise = "; or delete it, and `mergemoe record` writes it from the logs"
+    return kept_files.read_kept(root, str(FILE), kept_files.Recorded, otherwise)["stages"]
 
 
 def renew_recorded(root: Path) -> None:
@@ -29,13 +33,18 @@ def renew_recorded(root: Path) -> None:
 
 
 def gather_logs(logs: Path) -> dict[str, Any]:
-    """Return {stage: jobs, seconds, highest peak of memory, environments} from the logs below a folder."""
+    """Return {stage: jobs, seconds, highest peak of memory, environments} from the logs below a folder.
+
+    Raises:
+        UserError: if the line of a log that says so was cut or edited.
+    """
     stages: dict[str, Any] = {}
     for path in sorted(logs.rglob("*.log")):
         lines = re.findall(rf"^{environment.MARK}(.*)$", path.read_text(errors="replace"), re.MULTILINE)
         if not lines:
             continue
-        ran = json.loads(lines[-1])
+        fix = f"Delete it, and its job is left out of {FILE}; or delete what the job made, and run `snakemake` again"
+        ran = kept_files.parse_kept(lines[-1], str(path), kept_files.RanIn, fix)
         stage = path.relative_to(logs).with_suffix("").parts[0]
         entry = stages.setdefault(stage, {"jobs": 0, "seconds": 0.0, "peak_mb": 0, "ran_in": []})
         entry["jobs"] += 1

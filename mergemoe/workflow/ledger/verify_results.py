@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mergemoe import errors
-from mergemoe.artifacts import digests, provenance, store, verify
+from mergemoe.artifacts import digests, provenance, reading, store, verify
+from mergemoe.artifacts.paths import RESULTS
 from mergemoe.artifacts.stages import STAGES
 from mergemoe.artifacts.verify import Claims
 from mergemoe.checkpoints import model_folder
@@ -39,9 +40,12 @@ def check_results(root: Path, claims: Claims, kept_out: Collection[str] = ()) ->
     found = result_files(root)
     listed, known = _listed(root, found), {}
     wanted = [path for output, claim in claims.items() for path in STAGES[claim["stage"]].files(output)]
-    missing = [path for path in wanted if not (root / path).exists() and not is_below(path, kept_out)]
-    missing += [path for path in listed if not (root / path).is_file()]
-    faults = [_fault(path, f"{path} is missing", claims, listed) for path in missing]
+    absent = [path for path in wanted if not (root / path).exists() and not is_below(path, kept_out)]
+    absent += [path for path in listed if not (root / path).is_file()]
+    faults = [_fault(path, _absence(root, path), claims, listed) for path in dict.fromkeys(absent)]
+    for name, fact in reading.links_below(root / RESULTS).items():
+        path = os.path.relpath(name, root)
+        faults.append(_fault(path, fact.replace(f"{root}/", ""), claims, listed))
     for path in track(found, "artifacts checked"):
         try:
             if path in listed:
@@ -52,6 +56,11 @@ def check_results(root: Path, claims: Claims, kept_out: Collection[str] = ()) ->
         except ArtifactError as error:
             faults.append(_fault(path, str(error).replace(f"{root}/", ""), claims, listed))
     return faults
+
+
+def _absence(root: Path, path: str) -> str:
+    file = root / path
+    return f"{path} is {reading.kind_of(file.stat().st_mode)}, not a file" if file.exists() else f"{path} is missing"
 
 
 def result_files(root: Path) -> list[str]:
