@@ -59,7 +59,7 @@ def refuse_no_file(path: str | Path) -> None:
 
 
 def kind_of(mode: int) -> str:
-    """Return what a path is, by its mode, as a noun."""
+    """Return the noun for a path of a mode."""
     kinds = {stat.S_ISDIR: "a folder", stat.S_ISLNK: "a link", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
     return next((noun for is_one, noun in kinds.items() if is_one(mode)), "a device")
 
