@@ -88,11 +88,16 @@ def _refuse_unrecorded(root: Path) -> None:
     """Refuse if a result would be lost: one that is neither in git nor in DVC's cache, for any revision."""
     kept, in_git = cache_folder(root), set(commands.run_program(root, "git", "ls-files", "results").splitlines())
     found = [path for path in verify_results.result_files(root) if path not in in_git]
-    lost = [path for path in found if not dvc_lock.is_cached(kept, dvc_lock.dvc_digest(root / path) or "")]
-    if lost:
+    digests = {path: dvc_lock.dvc_digest(root / path) or "" for path in found}
+    if lost := [path for path, md5 in digests.items() if not dvc_lock.is_cached(kept, md5)]:
         raise UserError(
             f"not restored: {len(lost)} files below results/ are not recorded, such as {lost[0]}. "
             "`mergemoe record` keeps them; or delete them"
+        )
+    if damaged := [str(path) for md5 in digests.values() for path in dvc_lock.damaged_objects(kept, md5)]:
+        raise UserError(
+            f"not restored: of DVC's cache {len(damaged)} files are damaged: {', '.join(damaged)}. What they held is "
+            "below results/ now. Delete these damaged files, and `mergemoe record` keeps it again"
         )
 
 
