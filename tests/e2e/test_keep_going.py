@@ -16,8 +16,7 @@ RUNS = ("mixed/half/average", "mixed/half/mergemoe", "mixed/half/mergemoe+tuned"
 FOLDER = {
     "no_data.yaml": """
 task: no_data
-dataset_path: json
-dataset_kwargs: {data_files: {test: nowhere.jsonl}}
+dataset_path: nobody/nowhere
 test_split: test
 output_type: multiple_choice
 doc_to_text: ""
@@ -27,7 +26,8 @@ doc_to_choice: ["a", "b"]
     "large.yaml": """
 include: no_data.yaml
 task: large
-dataset_kwargs: {data_files: {test: data/calibration/wiki.jsonl.gz}}
+dataset_path: json
+dataset_kwargs: {data_files: {test: bad/wiki.jsonl.gz}}
 process_docs: !function memory.full
 """,
     "memory.py": """
@@ -44,6 +44,7 @@ def kept_going(finished, tmp_path_factory):
     (project / "bad").mkdir()
     for name, text in FOLDER.items():
         (project / "bad" / name).write_text(text.lstrip())
+    shutil.copy(project / "data/calibration/wiki.jsonl.gz", project / "bad")
     params = yaml.safe_load((project / "params.yaml").read_text())
     own = {name: {"include": "bad", "trust_code": True} for name in ("no_data", "large")}
     params["evaluate"]["tasks"] |= {"misspelt": {}, **own, "blimp_causative": {"include": "data/blimp", "limit": 2}}
