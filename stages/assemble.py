@@ -10,6 +10,7 @@ import argparse
 import re
 
 from mergemoe.artifacts import atomic, digests, store
+from mergemoe.checkpoints import cost
 from mergemoe.compressed import checkpoint_card
 from mergemoe.compressed.assemble import assemble
 from mergemoe.moe.layout_types import Layout
@@ -25,7 +26,8 @@ def main(args: argparse.Namespace) -> None:
         assemble(layout, solved, folder)
         card = checkpoint_card.unscored_card(args.cfg, checkpoint_card.is_stock(path.name for path in folder.iterdir()))
         (folder / "README.md").write_text(card)  # `mergemoe export` replaces it
-        payload = {"files": {path.name: digests.sha256(path) for path in sorted(folder.iterdir())}}
+        files = {path.name: digests.sha256(path) for path in sorted(folder.iterdir())}
+        payload = {"files": files, "cost": cost.count_cost(folder)}
         store.write_json(folder / "provenance.json", payload, args.provenance)
 
 

@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> None:
     cfg = dict(args.cfg)
     device = devices.set_up_torch(cfg.pop("threads"), args.device)
     made = store.read_json(args.made)
-    folder = recorded_folder.open_recorded(args.model, made)
+    folder = recorded_folder.open_scored(args.model, made)
     dtype = getattr(torch, cfg.pop("dtype"))
     run = {key: cfg[key] for key in ("fewshot", "limit", "batch_size")}
     with lm_eval_tasks.open_task(args.task, cfg["include"], cfg["data_files"], cfg["fewshot"]) as task:

@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.set_up_torch(args.cfg["threads"], args.device)
     layout: Layout = store.read_json(args.layout)
     made = store.read_json(args.made)
-    folder = recorded_folder.open_recorded(args.model, made)
+    folder = recorded_folder.open_scored(args.model, made)
     model = load(folder, device, getattr(torch, args.cfg["dtype"]))
     head = fidelity.logits_function(model)
     kept = store.read_tensors(f"{args.reference}/final.safetensors")

@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> None:
     device = devices.set_up_torch(args.cfg["threads"], args.device)
     settings, dtype = args.cfg["generation"], getattr(torch, args.cfg["dtype"])
     layout, made = store.read_json(args.layout), store.read_json(args.made)
-    folder = recorded_folder.open_recorded(args.model, made)
+    folder = recorded_folder.open_scored(args.model, made)
     original = recorded_folder.open_original(layout, weights=args.made != args.layout)
     kept = store.read_tensors(f"{args.reference}/final.safetensors")
     starts = generation.take_prompts(

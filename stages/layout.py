@@ -4,22 +4,29 @@ python -m stages.layout --cfg '{"path": ..., "revision": ...}' --code DIGEST --o
 """
 
 import argparse
+from pathlib import Path
 
-from mergemoe.artifacts import store
-from mergemoe.checkpoints import finite, hub_record, model_folder
+from mergemoe.artifacts import paths, provenance, store
+from mergemoe.checkpoints import cost, finite, hub_record, model_folder
 from mergemoe.models import layout, supported
 from stages.support import command
 
 
 @command.stage("layout", __doc__, hashed=False)
 def main(args: argparse.Namespace) -> None:
-    """Read every weight once, ask transformers once, write plain JSON."""
+    """Compare a plain copy with its record, read every weight, ask transformers once, write plain JSON."""
     folder = model_folder.locate_checkpoint(args.cfg["path"], args.cfg.get("revision"))
+    inputs = {}
+    if args.cfg["path"] == paths.CONVERTED.format(model=Path(args.out).stem):
+        copied = paths.provenance_of(args.cfg["path"])
+        command.check_inputs([copied])
+        store.check_whole(folder, store.read_json(copied)["files"])
+        inputs[copied] = provenance.content_digest(copied)
     supported.check_architecture(folder)
     described = layout.describe_layout(args.cfg["path"], args.cfg.get("revision"))
     finite.check_finite(folder)
     hub_record.check_fetch_record(args.cfg["path"], args.cfg.get("revision"), described["files"])
-    store.write_json(args.out, described, args.provenance)
+    store.write_json(args.out, {**described, "cost": cost.count_cost(folder)}, {**args.provenance, "inputs": inputs})
 
 
 if __name__ == "__main__":

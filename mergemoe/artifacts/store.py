@@ -148,13 +148,14 @@ def read_state(path: Path) -> dict[str, "Tensor"]:
     return tensors
 
 
-def check_files(folder: str | Path, digests: Mapping[str, str], original: bool = False) -> None:
+def check_files(folder: str | Path, digests: Mapping[str, str], original: bool = False, once: bool = False) -> None:
     """Check that a folder's files are those whose digests were recorded.
 
     Args:
         folder: folder of the files.
         digests: {name: sha256}.
         original: whether it is the user's own checkpoint, which no job can make again.
+        once: whether this process may check or hash them more than once: it reads them once.
 
     Raises:
         ArtifactError: if one is missing or differs.
@@ -163,7 +164,7 @@ def check_files(folder: str | Path, digests: Mapping[str, str], original: bool =
         path = Path(folder, name)
         refuse_no_file(path)
         fact = None if path.is_file() else "is missing"
-        if not fact and (sha256_once if original else sha256)(path) != digest:
+        if not fact and (sha256_once if once else sha256)(path) != digest:
             fact = "is not the file that was recorded (its sha256 differs)"
         if fact and original:
             raise ArtifactError(
@@ -184,7 +185,7 @@ def check_whole(folder: str | Path, digests: Mapping[str, str]) -> None:
     Raises:
         ArtifactError: if a file is missing, differs, or is none of the job's.
     """
-    check_files(folder, digests)
+    check_files(folder, digests, once=True)
     listed = {Path(folder, name) for name in (*digests, "provenance.json")}
     for path in sorted(Path(folder).rglob("[!.]*")):
         if path not in listed and (path.is_symlink() or not path.is_dir()):

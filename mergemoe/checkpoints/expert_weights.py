@@ -114,7 +114,7 @@ class StoredTensors:
         name = self.headers[key]["file"]
         if name not in self.files:
             if self.recorded:
-                store.check_files(self.folder, {name: self.recorded.get(name, "")}, original=True)
+                store.check_files(self.folder, {name: self.recorded.get(name, "")}, original=True, once=True)
             self.files[name] = self.stack.enter_context(safe_open(self.folder / name, "pt"))
         return self.files[name].get_tensor(key)
 

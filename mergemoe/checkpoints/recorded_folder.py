@@ -1,6 +1,6 @@
 """Open a checkpoint folder whose files were recorded with their sha256, and check what is about to be read.
 
-The layout records the files of the original checkpoint, provenance.json those of a compressed one or of a plain copy.
+The layout records the files of the original checkpoint, provenance.json those of a compressed one.
 Every job that reads weights or a tokenizer comes through here, or through expert_weights.StoredTensors for one layer.
 """
 
@@ -24,30 +24,30 @@ def open_original(layout: Mapping[str, Any], weights: bool = True) -> Path:
         UserError: a model of the hub was not fetched.
         ArtifactError: a file is missing, differs from the recorded one, or was added.
     """
-    return open_recorded(layout["path"], layout, weights)
-
-
-def open_recorded(path: str | Path, made: Mapping[str, Any], weights: bool = True) -> Path:
-    """Return the folder of a checkpoint.
-
-    Args:
-        path: a folder or a hub id.
-        made: the layout of an original, or provenance.json of a compressed one.
-        weights: as in open_original.
-
-    Raises:
-        UserError: as in open_original.
-        ArtifactError: as in open_original.
-    """
-    folder = model_folder.locate_checkpoint(path, made.get("revision"))
-    if "layers" not in made:
-        store.check_whole(folder, made["files"])
-    elif recorded := made["files"]:
+    folder = model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
+    if recorded := layout["files"]:
         read = {name: digest for name, digest in recorded.items() if weights or not name.endswith(".safetensors")}
-        store.check_files(folder, read, original=True)
+        store.check_files(folder, read, original=True, once=True)
         if added := sorted({path.name for path in model_folder.checkpoint_files(folder)} - recorded.keys()):
             raise ArtifactError(
                 f"{folder / added[0]} was added after the job `layout` read the checkpoint, whose tokenizer or weights "
                 "it can change. Take it away; or, if you want the change, run `snakemake --forcerun layout`"
             )
     return folder
+
+
+def open_scored(path: str, made: Mapping[str, Any]) -> Path:
+    """Return the folder of a checkpoint that is scored.
+
+    Args:
+        path: a folder, or of an original a hub id.
+        made: the layout of an original, or provenance.json of a compressed one.
+
+    Raises:
+        UserError: as in open_original.
+        ArtifactError: as in open_original.
+    """
+    if "layers" in made:
+        return open_original({**made, "path": path})
+    store.check_whole(path, made["files"])
+    return Path(path)

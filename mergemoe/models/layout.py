@@ -88,7 +88,7 @@ def layout_of_model(model: Any, headers: Mapping[str, Any] | None = None) -> Mod
 
 def _digests(folder: Path) -> dict[str, str]:
     return {
-        path.name: digests.sha256(path)
+        path.name: digests.sha256_once(path)
         for path in track(model_folder.checkpoint_files(folder), "sha256 of the checkpoint's files")
     }
 

@@ -121,8 +121,12 @@ class ModelLayout(TypedDict):
 
 
 class Layout(ModelLayout):
-    """The layout of a checkpoint: a folder, or a hub id with a revision; `files` has the sha256 of each file."""
+    """The layout of a checkpoint: a folder, or a hub id with a revision; `files` has the sha256 of each file.
+
+    In the artifact, `cost` is what cost.count_cost gives.
+    """
 
     path: str
     revision: NotRequired[str]
     files: dict[str, str]
+    cost: NotRequired[dict[str, float]]

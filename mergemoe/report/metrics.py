@@ -15,7 +15,6 @@ from mergemoe.artifacts import paths, store
 from mergemoe.artifacts.paths import below
 from mergemoe.artifacts.reading import reading
 from mergemoe.artifacts.run import Run
-from mergemoe.checkpoints import cost, model_folder
 from mergemoe.errors import ArtifactError
 from mergemoe.text_table import aligned_table, markdown_table
 
@@ -37,6 +36,8 @@ def gather_scores(
 ) -> Metrics:
     """Return the scores and counted costs of every run and of the models that were compressed.
 
+    The costs are those that `layout` and `assemble` counted, sealed with the sha256 of the files that they counted.
+
     Args:
         results: the folder of all artifacts.
         runs: the runs.
@@ -50,12 +51,12 @@ def gather_scores(
     for run in runs:
         model, subject = run.model, run.subject
         if model not in metrics:
-            layout = read_artifact(below(results, paths.LAYOUT, model=model))
-            folder = model_folder.locate_checkpoint(layout["path"], layout.get("revision"))
+            cost = _cost(below(results, paths.LAYOUT, model=model))
             scores = score_paths(results, model, "full", tasks)
-            metrics[model] = {"full": _numbers(scores, folder, there), "runs": {}}
-        folder = below(results, paths.SUBJECT_MODEL, model=model, subject=subject)
-        metrics[model]["runs"][subject] = _numbers(score_paths(results, model, subject, tasks), folder, there)
+            metrics[model] = {"full": _numbers(scores, cost, there), "runs": {}}
+        folder = paths.SUBJECT_MODEL.format(model=model, subject=subject)
+        cost = _cost(below(results, paths.provenance_of(folder)))
+        metrics[model]["runs"][subject] = _numbers(score_paths(results, model, subject, tasks), cost, there)
     return metrics
 
 
@@ -96,8 +97,14 @@ def check_reported(results: Path, path: Path) -> None:
     store.check_files(record.parent, {name: files[name]})
 
 
-def _numbers(scores: Sequence[Path], folder: str | Path, there: There | None) -> Scores:
-    numbers = {f"cost/{name}": value for name, value in cost.count_cost(folder).items()}
+def _cost(path: Path) -> Mapping[str, float]:
+    if "cost" not in (made := read_artifact(path)):
+        raise errors.damaged_artifact(path, "has no cost, so another version wrote it")
+    return made["cost"]
+
+
+def _numbers(scores: Sequence[Path], cost: Mapping[str, float], there: There | None) -> Scores:
+    numbers = {f"cost/{name}": value for name, value in cost.items()}
     for path in (path for path in scores if there is None or there(path)):
         for name, value in read_artifact(path)["scores"].items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

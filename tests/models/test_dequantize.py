@@ -7,7 +7,9 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
+import chance
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,7 @@ from mergemoe.models.dequantize import QuantizedModel, dequantize_checkpoint
 from mergemoe.workflow.config.params import read_params
 from mergemoe.workflow.planning import plan, preflight
 from stages import convert as stage
+from stages import layout as layout_stage
 
 MAKERS = {
     "fp8": (make_fp8, FineGrainedFP8Config),
@@ -210,6 +213,29 @@ def test_the_stage_writes_the_copy_with_the_digests_of_both(fp8, tmp_path, monke
     store.check_files(out, written["files"])
     store.check_files(fp8, written["original"])
     assert [entry["experts"] for entry in layout.describe_layout(out)["layers"]] == [8]
+
+
+def test_a_damaged_copy_is_refused_by_layout_and_named_in_its_provenance(fp8, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = Path("results/convert/mine")
+    cfg = json.dumps({"path": str(fp8), "revision": None, "dequantize": True})
+    monkeypatch.setattr(sys, "argv", ["stage", "--cfg", cfg, "--code", "0", "--out", str(out)])
+    stage.main()
+    described = ["stage", "--cfg", json.dumps({"path": str(out)}), "--code", "0", "--out", "results/layout/mine.json"]
+    monkeypatch.setattr(sys, "argv", described)
+    layout_stage.main()
+    made = store.read_json("results/layout/mine.json")["provenance"]
+    assert made["inputs"] == {
+        f"{out}/provenance.json": store.read_json(out / "provenance.json")["provenance"]["payload"]
+    }
+    shard = min(out.glob("*.safetensors"))
+    whole = shard.read_bytes()
+    for content in (whole[:-1] + bytes([whole[-1] ^ 1]), whole):
+        chance.write_unseen(shard, content)
+        if content == whole:
+            (out / "chat_template.jinja").touch()
+        with pytest.raises(UserError, match=f"{shard.name} is not the file|chat_template.jinja was not written"):
+            layout_stage.main()
 
 
 def test_a_hub_models_files_must_be_those_that_were_fetched(fp8, tmp_path, monkeypatch):

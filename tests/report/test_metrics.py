@@ -1,6 +1,7 @@
 """The gathered numbers, on a synthetic study."""
 
 import json
+import shutil
 
 import pytest
 import synthetic
@@ -46,6 +47,18 @@ def test_a_missing_score_is_named(results):
     path = results / "scores/demo/mixed/half/average/blimp.json"
     path.unlink()
     with pytest.raises(UserError, match=f"{path} is missing"):
+        metrics.gather_scores(results, synthetic.RUNS, synthetic.TASKS)
+
+
+def test_the_sizes_are_those_that_the_jobs_sealed(gathered, results):
+    for folder in (results / "models/demo/mixed/half/average", results.parent / "demo-moe"):
+        shutil.copyfile(results / "models/demo/mixed/quarter/mergemoe/model.safetensors", folder / "model.safetensors")
+    assert metrics.gather_scores(results, synthetic.RUNS, synthetic.TASKS) == gathered
+
+
+def test_a_layout_of_an_older_version_is_named(results):
+    synthetic.write(results / "layout/demo.json", {"path": "demo", "layers": []})
+    with pytest.raises(UserError, match="layout/demo.json has no cost"):
         metrics.gather_scores(results, synthetic.RUNS, synthetic.TASKS)
 
 

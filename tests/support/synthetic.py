@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from mergemoe.artifacts import paths
 from mergemoe.artifacts.run import Run
 from mergemoe.artifacts.store import write_json
+from mergemoe.checkpoints.cost import count_cost
 
 LAYERS, EXPERTS, WIDTH, HIDDEN = 2, 8, 6, 4
 RUNS = [
@@ -33,7 +34,12 @@ def build(results: Path) -> Path:
     entry = {"experts": EXPERTS, "width": WIDTH, "top_k": 2}
     write(
         results / "layout/demo.json",
-        {"path": str(demo), "model_type": "qwen3_moe", "layers": [{"layer": i, **entry} for i in range(LAYERS)]},
+        {
+            "path": str(demo),
+            "model_type": "qwen3_moe",
+            "layers": [{"layer": i, **entry} for i in range(LAYERS)],
+            "cost": count_cost(demo),
+        },
     )
     for layer in range(LAYERS):
         figures = {
@@ -67,7 +73,8 @@ def _run(results: Path, run: Run) -> None:
             else {}
         ),
     }
-    write(folder / "provenance.json", {"files": {"modeling_mergemoe.py": "0" * 64}}, stage="assemble", params=params)
+    made = {"files": {"modeling_mergemoe.py": "0" * 64}, "cost": count_cost(folder)}
+    write(folder / "provenance.json", made, stage="assemble", params=params)
     for layer in range(LAYERS):
         told = refinement(layer, KEPT[cluster], kl) if run.refine else _solution(layer, KEPT[cluster], method, kl)
         write(results / layer_file(run, layer), told)
