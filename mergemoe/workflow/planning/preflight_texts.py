@@ -1,5 +1,7 @@
 """Draw every local text once with each model's tokenizer before the first job."""
 
+import sys
+
 from mergemoe.calibration import text_rows, token_sequences
 from mergemoe.checkpoints import config_keys, model_folder
 from mergemoe.errors import UserError
@@ -19,7 +21,6 @@ def check_texts(params: Params) -> None:
         folder = params.model[model].folder()
         try:
             supported.check_architecture(folder)
-            rows = config_keys.needed_size(model_folder.read_config(folder), "vocabulary")
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except UserError as error:
             raise UserError(f"model.{model}: {error}") from None
@@ -28,6 +29,8 @@ def check_texts(params: Params) -> None:
                 f"model.{model}: {folder} has no tokenizer for transformers ({str(error).partition(chr(10))[0]}). "
                 "Code inside a checkpoint is never run. Add a tokenizer.json"
             ) from None
+        stated = config_keys.config_values(model_folder.read_config(folder), "vocabulary")
+        rows = max(stated, default=sys.maxsize)  # a config.json may leave it to transformers; the job knows it
         chosen = params.calibrate[calibrate]
         token_sequences.check_holdout(chosen.samples, chosen.holdout)
         for name, wanted in {f"calibrate.{calibrate}": chosen, "evaluate.heldout": params.evaluate.heldout}.items():
