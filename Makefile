@@ -5,7 +5,7 @@
 # make test-lowest    run the tests of `make test` with the lowest versions that pyproject.toml allows; torch is a large download
 # make test-slurm    run the SLURM tests on a cluster on this machine, 15 minutes; SLURM_TESTS="a or b" selects some
 # make bench   compare all methods at equal size, hours; BENCH="demo few" selects comparisons of benchmarks/methods.py
-# make bench-refine    compare methods before and after a refine, an hour or less for each piece; PIECES="demo_64_50 ..."
+# make bench-refine    compare methods before and after a refine, an hour or less for each of PIECES="demo_64_50 ..."
 # make check   check style, formats, types and imports, and look up known vulnerabilities of the locked packages
 # make docs    build the documentation into scratch/site; a broken link or an unknown function fails
 # make lock    write envs/*.txt again with the newest versions that pins.txt allows
@@ -75,11 +75,13 @@ bench: .venv/run
 bench-refine: .venv/run
 	@mkdir -p scratch benchmarks/refine
 	set -e; for piece in $(PIECES); do \
-		.venv/bin/python benchmarks/refine.py params $$piece > scratch/$$piece.yaml; \
-		.venv/bin/snakemake --cores all --configfile scratch/$$piece.yaml --replace-workflow-config; \
-		.venv/bin/python benchmarks/refine.py keep $$piece; \
-		.venv/bin/python benchmarks/refine.py table; \
+		for seed in $$(.venv/bin/python benchmarks/refine.py left $$piece); do \
+			.venv/bin/python benchmarks/refine.py params $$piece $$seed > scratch/$$piece.yaml; \
+			.venv/bin/snakemake --cores all --configfile scratch/$$piece.yaml --replace-workflow-config; \
+			.venv/bin/python benchmarks/refine.py keep $$piece; \
+		done; \
 	done
+	.venv/bin/python benchmarks/refine.py table
 
 check: .venv/dev
 	.venv/bin/ruff check

@@ -19,7 +19,7 @@ import yaml
 
 FOLDER = Path(__file__).with_suffix("")
 SHARES = {"75": 0.75, "50": 0.5, "25": 0.25}
-SEEDS = 3
+SEEDS = range(3)
 # method -> (the grouping's `by`, the method's keys). `sized` chooses experts and width by held-out error.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "average": ("weights", {"method": "average"}),
@@ -59,7 +59,7 @@ def params_of(chosen: dict[str, Any]) -> dict[str, Any]:
     refine = chosen.get("refine", {})
     model = Path(chosen["model"]).name.removesuffix("-moe")
     calibrations = {
-        f"{name_of(chosen)}_{seed}": {**chosen["calibrate"], "seed": seed} for seed in range(chosen.get("seeds", SEEDS))
+        f"{name_of(chosen)}_{seed}": {**chosen["calibrate"], "seed": seed} for seed in chosen.get("seeds", SEEDS)
     }
     clusters, solves, runs = {}, {}, []
     for share in chosen["shares"]:

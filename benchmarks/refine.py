@@ -1,11 +1,13 @@
 """Compare methods before and after a refine, at equal size: write a piece's params.yaml, and print the table of all.
 
-python benchmarks/refine.py params PIECE > FILE    # snakemake --cores all --configfile FILE --replace-workflow-config
-python benchmarks/refine.py keep PIECE             # writes benchmarks/refine/PIECE.json from results/ and logs/
-python benchmarks/refine.py table                  # reads these files
+python benchmarks/refine.py left PIECE                  # prints the seeds that are not measured yet
+python benchmarks/refine.py params PIECE SEED > FILE    # snakemake --cores all --configfile FILE --replace-workflow-config
+python benchmarks/refine.py keep PIECE                  # adds results/ and logs/ to benchmarks/refine/PIECE.json
+python benchmarks/refine.py table                       # reads these files
 
 `make bench-refine PIECES="demo_64_50 ..."` does all. A piece is a model, the number of calibration sequences and the
-share of the routed weights that is kept. It takes about an hour of two cores, and the table shows what is there.
+share of the routed weights that is kept; its calibration seeds are measured one by one. A seed takes 20 minutes or less
+of two cores, and the table shows what is there.
 `demo_512_50_tasks` scores the first seed's runs of demo_512_50 on the seven tasks, from the hub, or from the files in
 $MERGEMOE_SHARED/data.
 """
@@ -62,14 +64,26 @@ LIMIT = 100  # examples of a task
 MEASURED_TWICE = ("demo_64_50", "demo_512_50")  # by generation and BLiMP, too
 
 
-def params(piece: str) -> dict[str, Any]:
-    """Return the params.yaml of a piece."""
+def seeds(piece: str) -> list[int]:
+    """Return the calibration seeds of a piece."""
+    return [0] if piece == SCORED else list(methods.SEEDS)
+
+
+def left(piece: str) -> list[int]:
+    """Return the calibration seeds of a piece that its file does not have."""
+    runs = [run for model in _kept(piece).values() for run in model["runs"]]
+    kept = {int(run.split("/")[0].rsplit("_", 1)[1]) for run in runs}
+    return [seed for seed in seeds(piece) if seed not in kept]
+
+
+def params(piece: str, seed: int) -> dict[str, Any]:
+    """Return the params.yaml of one calibration seed of a piece."""
     model, calibrate, share = PIECES[piece]
     chosen: dict[str, Any] = {"model": f"data/{model}-moe", "calibrate": CALIBRATIONS[calibrate], "shares": [share]}
     if piece == SCORED:
-        chosen |= {"tasks": _tasks(os.environ.get("MERGEMOE_SHARED")), "seeds": 1}
+        chosen |= {"tasks": _tasks(os.environ.get("MERGEMOE_SHARED"))}
     scores = {"tasks": {"blimp": {"include": "data/blimp"}}, "generation": {}} if piece in MEASURED_TWICE else {}
-    return methods.params_of({**chosen, "methods": METHODS, "refine": REFINE, **scores})
+    return methods.params_of({**chosen, "methods": METHODS, "refine": REFINE, "seeds": [seed], **scores})
 
 
 def _tasks(shared: str | None) -> dict[str, Any]:
@@ -80,7 +94,7 @@ def _tasks(shared: str | None) -> dict[str, Any]:
 
 
 def keep(piece: str, project: Path = Path()) -> None:
-    """Write a piece's file: the metrics of its runs, each with the CPU seconds of a layer's solve, or refine."""
+    """Add runs to a piece's file: their metrics, each with the CPU seconds of a layer's solve, or refine."""
     metrics = json.loads((project / "results/metrics.json").read_text())
     for model, found in metrics.items():
         for run, scores in found["runs"].items():
@@ -89,6 +103,7 @@ def keep(piece: str, project: Path = Path()) -> None:
             folder = project / "logs" / rule / model / calibrate / cluster / last.replace("+", "/")
             logs = [path.read_text() for path in folder.glob("layer_*.log")]
             scores[SECONDS] = statistics.mean(float(re.findall(r"CPU time: ([\d.]+) s", log)[-1]) for log in logs)
+        found["runs"] = _kept(piece).get(model, {}).get("runs", {}) | found["runs"]
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / f"{piece}.json").write_text(json.dumps(metrics, indent=1, sort_keys=True) + "\n")
 
@@ -100,7 +115,9 @@ def table() -> Iterator[str]:
         found = {share: scores for share, scores in found.items() if scores}
         if not found:
             continue
-        yield f"{model}-moe, calibrated on {NAMES[calibrate]}"
+        counts = {len(next(iter(scores["select"].values()))["fidelity/kl"]) for scores in found.values()}
+        few = "" if counts == {len(methods.SEEDS)} else f" ({min(counts)} of {len(methods.SEEDS)} seeds so far)"
+        yield f"{model}-moe, calibrated on {NAMES[calibrate]}{few}"
         yield ""
         columns = [(f"KL at {share}%", share, "fidelity/kl") for share in found]
         columns += [
@@ -142,8 +159,13 @@ def _tasks_table() -> Iterator[str]:
 
 
 def _scores(piece: str) -> dict[str, Any]:
+    kept = _kept(piece)
+    return methods.scores_of(kept) if kept else {}
+
+
+def _kept(piece: str) -> dict[str, Any]:
     path = FOLDER / f"{piece}.json"
-    return methods.scores_of(json.loads(path.read_text())) if path.is_file() else {}
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _cell(found: dict[str, Any], method: str, share: str, key: str) -> str:
@@ -165,12 +187,17 @@ def main() -> None:
     """Print a piece's params.yaml, write its file, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(dest="what", required=True)
-    for name in ("params", "keep"):
-        what.add_parser(name).add_argument("piece", choices=list(PIECES))
+    for name in ("left", "params", "keep"):
+        command = what.add_parser(name)
+        command.add_argument("piece", choices=list(PIECES))
+        if name == "params":
+            command.add_argument("seed", type=int)
     what.add_parser("table")
     args = parser.parse_args()
-    if args.what == "params":
-        yaml.safe_dump(params(args.piece), sys.stdout, sort_keys=False)
+    if args.what == "left":
+        print(*left(args.piece))
+    elif args.what == "params":
+        yaml.safe_dump(params(args.piece, args.seed), sys.stdout, sort_keys=False)
     elif args.what == "keep":
         keep(args.piece)
     else:

@@ -19,7 +19,7 @@ def test_all_methods_of_a_column_keep_the_same_share_of_the_weights(name):
     shares = [methods.SHARES[share] for share in methods.COMPARISONS[name]["shares"]]
     groups = [(params.cluster[run.cluster], params.width(run)) for run in params.all_runs()]
     kept = [chosen.share or chosen.experts * width for chosen, width in groups]
-    assert sorted(kept) == sorted(shares * (methods.SEEDS * len(methods.COMPARISONS[name]["methods"])))
+    assert sorted(kept) == sorted(shares * (len(methods.SEEDS) * len(methods.COMPARISONS[name]["methods"])))
 
 
 def test_every_method_but_the_one_that_grows_has_a_row():

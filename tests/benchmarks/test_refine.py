@@ -16,33 +16,43 @@ spec.loader.exec_module(refine)
 
 @pytest.mark.parametrize("piece", refine.PIECES)
 def test_every_run_of_a_piece_is_there_without_and_with_a_refine(piece):
-    params = read_params(refine.params(piece))
+    params = read_params(refine.params(piece, 1))
     runs = params.all_runs()
     bare = [run for run in runs if run.refine is None]
-    assert len(bare) == (1 if piece == refine.SCORED else 3) * len(refine.METHODS)
+    assert len(bare) == len(refine.METHODS)
+    assert {calibrate.seed for calibrate in params.calibrate.values()} == {1}
     assert sorted(run._replace(refine="tuned") for run in bare) == sorted(run for run in runs if run.refine)
     share = refine.methods.SHARES[refine.PIECES[piece][2]]
     assert {params.cluster[run.cluster].experts * params.width(run) for run in runs} == {share}
 
 
-def test_the_table_shows_each_method_before_and_after(tmp_path, monkeypatch):
-    monkeypatch.setattr(refine, "FOLDER", tmp_path / "kept")
-    (tmp_path / "results").mkdir()
+def write_results(project, seed):
+    """Write what a run of one seed leaves: its scores and its jobs' logs."""
     runs = {}
     for place, method in enumerate(refine.METHODS, 1):
-        for seed in range(3):
-            name = f"mixed_{seed}/none/slim_50" if method == "slim" else f"mixed_{seed}/some_50/{method}"
-            runs[name] = {"fidelity/kl": place * (seed + 1.0), "fidelity/perplexity": 50.0}
-            runs[f"{name}+tuned"] = {"fidelity/kl": place * (seed + 1.0) / 10, "fidelity/perplexity": 45.0}
+        name = f"mixed_{seed}/none/slim_50" if method == "slim" else f"mixed_{seed}/some_50/{method}"
+        runs[name] = {"fidelity/kl": place * (seed + 1.0), "fidelity/perplexity": 50.0}
+        runs[f"{name}+tuned"] = {"fidelity/kl": place * (seed + 1.0) / 10, "fidelity/perplexity": 45.0}
     metrics = {"demo": {"full": {"fidelity/perplexity": 40.0}, "runs": runs}}
-    (tmp_path / "results/metrics.json").write_text(json.dumps(metrics))
+    (project / "results/metrics.json").write_text(json.dumps(metrics))
     for name in runs:
         for layer, seconds in (("000", 2.0), ("001", 4.0)):
             rule, last = ("refine", "tuned/") if "+" in name else ("solve", "")
-            log = tmp_path / f"logs/{rule}/demo/{name.removesuffix('+tuned')}/{last}layer_{layer}.log"
+            log = project / f"logs/{rule}/demo/{name.removesuffix('+tuned')}/{last}layer_{layer}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(f"CPU time: 99.0 s\ntorch\nCPU time: {seconds * 10 if last else seconds} s\n")
-    refine.keep("demo_64_50", tmp_path)
+
+
+def test_the_table_shows_each_method_before_and_after(tmp_path, monkeypatch):
+    monkeypatch.setattr(refine, "FOLDER", tmp_path / "kept")
+    (tmp_path / "results").mkdir()
+    for seed in range(3):
+        assert refine.left("demo_64_50") == [0, 1, 2][seed:]
+        write_results(tmp_path, seed)
+        refine.keep("demo_64_50", tmp_path)
+        if seed == 1:
+            assert next(refine.table()) == "demo-moe, calibrated on 64 sequences (2 of 3 seeds so far)"
+    assert refine.left("demo_64_50") == [] and refine.left("demo_64_25") == [0, 1, 2]
     lines = list(refine.table())
     assert lines[0] == "demo-moe, calibrated on 64 sequences"
     assert "| | KL at 50% | perplexity at 50% | CPU seconds a layer at 50% |" in lines
@@ -52,12 +62,12 @@ def test_the_table_shows_each_method_before_and_after(tmp_path, monkeypatch):
 
 def test_the_seven_tasks_are_scored_on_local_files_if_there_are_any(monkeypatch):
     monkeypatch.setenv("MERGEMOE_SHARED", "/texts")
-    tasks = read_params(refine.params(refine.SCORED)).evaluate.tasks
+    tasks = read_params(refine.params(refine.SCORED, 0)).evaluate.tasks
     assert {name: list(task.data_files.values()) for name, task in tasks.items()}["piqa"] == [
         "/texts/data/piqa_validation.jsonl.gz"
     ]
     monkeypatch.delenv("MERGEMOE_SHARED")
-    assert set(read_params(refine.params(refine.SCORED)).evaluate.tasks) == set(refine.seven_tasks.FILES)
+    assert set(read_params(refine.params(refine.SCORED, 0)).evaluate.tasks) == set(refine.seven_tasks.FILES)
 
 
 def test_the_table_of_tasks_shows_each_before_and_after(tmp_path, monkeypatch):
