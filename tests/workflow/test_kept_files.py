@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import tempfile
 
 import pytest
 
@@ -35,6 +37,10 @@ WRONG_LOCKS = {
     "a number for a stage": b"stages:\n  evaluate: 3\n",
     "nothing for outs": b"stages:\n  evaluate:\n    outs: null\n",
     "an output without hash": b"stages:\n  evaluate:\n    outs: [{path: x}]\n",
+    **{
+        f"an output {path}": LOCK.replace("path: results/layout", f"path: {path}").encode()
+        for path in ("/etc", "../other", "results/../../other", ".", ".git", ".dvc/config", "''")
+    },
     "a stage twice": (LOCK + LOCK.partition("stages:\n")[2]).encode(),
     "a conflict": CONFLICT.format(LOCK, LOCK).encode(),
 }
@@ -118,6 +124,29 @@ def test_settings_of_dvc_that_were_cut_or_edited(tmp_path, content):
     path = tmp_path / ".dvc" / "config"
     path.write_bytes(content.encode("latin-1"))
     assert "`git checkout .dvc/config`" in refusal(lambda: clone._configure(tmp_path, tmp_path / "clone"), path)
+
+
+@pytest.mark.parametrize("up", [1, 3, 50])
+def test_a_clone_finds_what_lies_above_the_project_and_leaves_nothing_outside_it(tmp_path, monkeypatch, up):
+    project, text, temporary = tmp_path / "a/b/c/project", tmp_path / "a/b/c/text.txt", tmp_path / "temporary"
+    for folder in (project / ".dvc", temporary):
+        folder.mkdir(parents=True)
+    path = {1: "../text.txt", 3: "../../../b/c/text.txt", 50: "../" * 50 + str(text)[1:]}[up]
+    text.write_text("a text")
+    (project / ".dvc/config").touch()
+    (project / "dvc.lock").write_text(LOCK.replace("outs:", f"deps:\n    - path: {path}\n      md5: {MD5}\n    outs:"))
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (["init", "--quiet"], ["add", "-A"], ["commit", "--quiet", "-m", "Begin"]):
+        subprocess.run([*git, *words], cwd=project, check=True)
+    monkeypatch.setattr(clone, "cache_folder", lambda root: root / ".dvc/cache")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    if up == 50:
+        with pytest.raises(UserError, match="on which layout depends, is too far above"):
+            clone.temporary_clone(project, "HEAD").__enter__()
+    else:
+        with clone.temporary_clone(project, "HEAD") as tree:
+            assert (tree / path).read_text() == "a text" and [*temporary.iterdir()] == [tree.parents[10]]
+    assert not list(temporary.iterdir())
 
 
 def test_damaged_files_of_dvcs_cache_are_named(tmp_path):

@@ -1,6 +1,7 @@
 """A temporary clone of a project, and the artifacts that a commit of it has."""
 
 import configparser
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +10,15 @@ from pathlib import Path
 from mergemoe.errors import UserError, in_short
 from mergemoe.workflow.ledger import commands, dvc_lock
 
+DEEP = Path(*"abcdefghij")  # a dependency's path may lead up that many folders, which are then temporary, too
+
 
 @contextmanager
 def temporary_clone(root: Path, commit: str) -> Iterator[Path]:
     """Yield a temporary clone at a commit, with the DVC cache and the remotes of `root`."""
     with tempfile.TemporaryDirectory(prefix="mergemoe-") as folder:
-        tree = Path(folder, "project")
+        tree = Path(folder, DEEP, "project")
+        tree.parent.mkdir(parents=True)
         commands.run_program(root, "git", "clone", "--quiet", "--no-checkout", str(root), str(tree))
         commands.run_program(tree, "git", "checkout", "--quiet", "--detach", commit)
         _configure(root, tree)
@@ -22,6 +26,8 @@ def temporary_clone(root: Path, commit: str) -> Iterator[Path]:
             dvc_lock.read_lock(tree), "deps"
         ):  # a checkpoint or a text that is not in git
             ours, its = root / entry.path, tree / entry.path
+            if not Path(entry.path).is_absolute() and not Path(os.path.normpath(its)).is_relative_to(folder):
+                raise UserError(f"{entry.path}, on which {entry.stage} depends, is too far above the project's folder")
             if not entry.path.startswith("results/") and not its.exists() and ours.exists():
                 its.parent.mkdir(parents=True, exist_ok=True)
                 its.symlink_to(ours.resolve())

@@ -1,10 +1,10 @@
 """The files that git keeps for the ledger, each with its shape: one reader, one error that says how to get it back."""
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, RootModel, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, RootModel, StringConstraints
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -19,11 +19,25 @@ class Hashed(BaseModel):
     md5: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}(\.dir)?$")]
 
 
+def _inside(path: str) -> str:
+    """Refuse an output that is not inside the project: restore writes and deletes outputs."""
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] in {"/", ".git", ".dvc"} or ".." in parts:
+        raise ValueError(f"{path!r} is not the path of an output inside the project")
+    return path
+
+
+class Output(Hashed):
+    """A path that a stage wrote."""
+
+    path: Annotated[str, AfterValidator(_inside)]
+
+
 class LockedStage(BaseModel):
     """What a stage read and wrote when it was recorded."""
 
     deps: list[Hashed] = []
-    outs: list[Hashed] = []
+    outs: list[Output] = []
 
 
 class Lock(BaseModel):
