@@ -1,6 +1,5 @@
 """Score a model in memory with lm-eval."""
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -8,23 +7,31 @@ from typing import Any
 import lm_eval
 import torch
 from datasets.exceptions import DatasetGenerationError
-from jinja2 import UndefinedError
+from jinja2 import TemplateError
 from lm_eval.models.huggingface import HFLM
 
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, in_short
 from mergemoe.evaluation.lm_eval_tasks import LmEvalTask
 
-# Exceptions of lm-eval and `datasets` if rows are not JSON, cut off, missing, without a field, or of another type.
+# Exceptions of lm-eval and `datasets` if rows are not JSON, cut off, missing, without a field, or of another type, or
+# if a task file asks for what there is not.
 UNREADABLE = (
+    ArithmeticError,
+    AssertionError,
     AttributeError,
     DatasetGenerationError,
     EOFError,
     LookupError,
+    NotImplementedError,
     StopIteration,
+    TemplateError,
     TypeError,
-    UndefinedError,
-    json.JSONDecodeError,
+    ValueError,
 )
+HELP = {
+    "data_files": "They must be JSON lines with the field names of the data set that the stock task reads",
+    "include": "The task file's keys must be lm-eval's, and its templates must name fields that the rows have",
+}
 
 
 def score_task(
@@ -50,26 +57,24 @@ def score_task(
     try:
         results = _run(model, tokenizer, task, fewshot, limit, batch_size)
     except (RuntimeError, MemoryError) as error:  # torch has a class for a GPU out of memory, but none for a CPU
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in str(error):
-            raise
-        raise UserError(
-            f"evaluate.tasks.{task.name}: out of memory with batch_size {batch_size} ({error}). Lower `batch_size`"
-        ) from error
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
+            raise UserError(
+                f"evaluate.tasks.{task.name}: out of memory with batch_size {batch_size} ({error}). Lower `batch_size`"
+            ) from error
+        if task.local and isinstance(error, UNREADABLE):
+            raise _unreadable(task, error) from error
+        raise
     except (ConnectionError, FileNotFoundError) as error:  # `datasets` raises either if it is offline
         raise UserError(
             f"evaluate.tasks.{task.name}: its data cannot be loaded ({error}). If this machine reaches the hub, export "
             "HF_HUB_OFFLINE=0. If not, set `data_files` for the task (docs/tasks.md)"
         ) from error
     except UserError as error:  # of our own reader of rows
-        raise UserError(f"evaluate.tasks.{task.name}.data_files: {error}") from None
+        raise UserError(f"evaluate.tasks.{task.name}.{task.local}: {error}") from None
     except UNREADABLE as error:
         if not task.local:
             raise
-        cause = error.__cause__ or error
-        raise UserError(
-            f"evaluate.tasks.{task.name}.data_files: lm-eval cannot read the rows ({type(cause).__name__}: {cause}). "
-            "They must be JSON lines with the field names of the data set that the stock task reads (docs/tasks.md)"
-        ) from error
+        raise _unreadable(task, error) from error
     counts = {name: n["effective"] for name, n in results["n-samples"].items()}
     parts = {
         name: {**_numbers(values), "samples": counts[name]}
@@ -85,6 +90,14 @@ def score_task(
         "scores": _numbers(whole[task.name]),
         "parts": parts if set(parts) != {task.name} else {},
     }
+
+
+def _unreadable(task: LmEvalTask, error: Exception) -> UserError:
+    key = task.local or "include"
+    return UserError(
+        f"evaluate.tasks.{task.name}.{key}: lm-eval cannot read the rows ({in_short(error.__cause__ or error)}). "
+        f"{HELP[key]} (docs/tasks.md)"
+    )
 
 
 def _run(model: Any, tokenizer: Any, task: LmEvalTask, fewshot: int | None, limit: int | None, batch_size: int) -> Any:

@@ -35,7 +35,7 @@ class LmEvalTask:
     spec: str  # for lm-eval: a name that `manager` knows, or the path of a task file
     manager: TaskManager
     note: str | None  # a remark that is printed with the score
-    local: bool = False  # whether the data come from `data_files`
+    local: str | None = None  # the key of params.yaml that names its data on this machine
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def open_task(
         if name not in manager.all_tasks:
             raise UserError(f"evaluate.tasks.{name}: no file in {include} defines this task. Correct the name")
         with _own_cache() if any(file.data_files() for file in read_folder(Path(include))) else nullcontext():
-            yield LmEvalTask(name, name, manager, None)
+            yield LmEvalTask(name, name, manager, None, local="include")
         return
     path = find_stock_file(name)
     if path is not None and fewshot and load_yaml(path, resolve_func=False).get("num_fewshot") == 0:
@@ -75,7 +75,7 @@ def open_task(
             text, note = local_task_file(name, path, data_files, fewshot, folder)
             file = Path(folder, f"{name}.yaml")
             file.write_text(text)
-            yield LmEvalTask(name, str(file), TaskManager(include_defaults=False), note, local=True)
+            yield LmEvalTask(name, str(file), TaskManager(include_defaults=False), note, local="data_files")
     elif path is not None:
         yield LmEvalTask(name, str(path), TaskManager(include_defaults=False), None)
     else:

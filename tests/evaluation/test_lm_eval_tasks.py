@@ -232,6 +232,49 @@ def test_rows_that_cannot_be_read_name_their_task_and_what_is_missing(demo, tmp_
         lm_eval_run.score_task(*demo, task, fewshot=None, limit=2, batch_size=2)
 
 
+TASK_FILE = """
+task: mine
+dataset_path: json
+dataset_kwargs: {data_files: {test: ROWS}}
+test_split: test
+output_type: OUTPUT
+doc_to_text: "TEXT"
+doc_to_choice: [a, b]
+doc_to_target: label
+metric_list: [{metric: acc}]
+"""
+ROWS = '{"text": "one", "label": 0}\n{"text": "two", "label": 1}\n'
+RIGHT = {"OUTPUT": "multiple_choice", "TEXT": "{{text}}"}
+
+
+@pytest.mark.parametrize(
+    ("change", "rows", "message"),
+    [
+        ({}, "no JSON\n", "ArrowInvalid: JSON parse error"),
+        ({}, "", "StopIteration|Instruction .train. corresponds to no data"),
+        ({}, '{"label": 0}\n', "'text' is undefined"),
+        ({}, '{"text": "one", "label": 7}\n', "."),
+        ({}, '{"text": "one", "label": null}\n', "."),
+        ({"TEXT": "{{text"}, ROWS, "TemplateSyntaxError"),
+        ({"TEXT": "{{text | no_such_filter}}"}, ROWS, "No filter named"),
+        ({"TEXT": "{{label / 0}}"}, ROWS, "ZeroDivisionError"),
+        ({"OUTPUT": "no_such_kind"}, ROWS, "."),
+        ({"OUTPUT": "loglikelihood_rolling"}, ROWS, "."),
+    ],
+)
+def test_a_task_of_the_users_that_cannot_be_run_is_named(demo, tmp_path, change, rows, message):
+    (tmp_path / "rows.jsonl").write_text(rows)
+    text = TASK_FILE.replace("ROWS", str(tmp_path / "rows.jsonl"))
+    for name, value in {**RIGHT, **change}.items():
+        text = text.replace(name, value)
+    (tmp_path / "mine.yaml").write_text(text)
+    with (
+        pytest.raises(UserError, match=rf"evaluate\.tasks\.mine\.include: lm-eval cannot read the rows .*({message})"),
+        lm_eval_tasks.open_task("mine", str(tmp_path), {}, None) as task,
+    ):
+        lm_eval_run.score_task(*demo, task, fewshot=None, limit=2, batch_size=2)
+
+
 def test_the_number_of_examples_is_the_stock_tasks_unless_another_is_asked_for(demo, tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"question": "What is 1 + 1?", "answer": "It is 2. #### 2"}\n' * 6)
