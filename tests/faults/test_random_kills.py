@@ -57,28 +57,32 @@ def processes(project, what):
 
 
 def send(project, number, what):
+    """Send a signal to processes of a run; return how many it reached."""
+    reached = 0
     for process in processes(project, what):
         try:
             os.kill(process, number)
+            reached += 1
         except ProcessLookupError:
             continue
+    return reached
 
 
 def kill(project, draw):
-    """Start a run and send a signal to some of its processes; return which, and whether the run was still going."""
+    """Start a run and send a signal to some of its processes; return which, or that the run had ended before."""
     running = start(project)
     number = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
     what = draw.choice(["snakemake", "stage", "all"])
     time.sleep(draw.uniform(0.5, 8))
-    going = running.poll() is None
-    send(project, number, what)
+    while not (reached := send(project, number, what)) and running.poll() is None:
+        time.sleep(0.01)  # between two stages
     try:
         running.wait(60)
     except subprocess.TimeoutExpired:
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
     send(project, signal.SIGKILL, "all")
-    return f"{signal.Signals(number).name} of {what}" if going else "too late"
+    return f"{signal.Signals(number).name} of {what}" if reached else "too late"
 
 
 def unlock(project):
