@@ -1,9 +1,9 @@
 """Compare methods before and after a refine, at equal size: write a piece's params.yaml, and print the table of all.
 
-python benchmarks/refine.py left PIECE                  # prints the seeds that are not measured yet
-python benchmarks/refine.py params PIECE SEED > FILE    # snakemake --cores all --configfile FILE --replace-workflow-config
-python benchmarks/refine.py keep PIECE                  # adds results/ and logs/ to benchmarks/refine/PIECE.json
-python benchmarks/refine.py table                       # reads these files
+python benchmarks/refine.py left PIECE             # prints the seeds that are not measured yet
+python benchmarks/refine.py params PIECE SEED      # snakemake --cores all --configfile FILE --replace-workflow-config
+python benchmarks/refine.py keep PIECE             # adds results/ and logs/ to benchmarks/refine/PIECE.json
+python benchmarks/refine.py table                  # reads these files
 
 `make bench-refine PIECES="demo_64_50 ..."` does all. A piece is a model, the number of calibration sequences and the
 share of the routed weights that is kept; its calibration seeds are measured one by one. A seed takes 20 minutes or less
