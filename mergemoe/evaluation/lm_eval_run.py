@@ -1,6 +1,7 @@
 """Score a model in memory with lm-eval."""
 
 import os
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from datasets.exceptions import DatasetGenerationError
 from jinja2 import TemplateError
 from lm_eval.models.huggingface import HFLM
 
+from mergemoe.artifacts.writing import refused_write
 from mergemoe.errors import UserError, in_short
 from mergemoe.evaluation.lm_eval_tasks import LmEvalTask
 
@@ -93,9 +95,13 @@ def score_task(
 
 
 def _unreadable(task: LmEvalTask, error: Exception) -> UserError:
+    cause = error.__cause__ or error
+    cause.add_note(f"while `datasets` copied the rows into {tempfile.gettempdir()}")
+    if refused := refused_write(cause):
+        return refused
     key = task.local or "include"
     return UserError(
-        f"evaluate.tasks.{task.name}.{key}: lm-eval cannot read the rows ({in_short(error.__cause__ or error)}). "
+        f"evaluate.tasks.{task.name}.{key}: lm-eval cannot read the rows ({in_short(cause)}). "
         f"{HELP[key]} (docs/tasks.md)"
     )
 

@@ -1,5 +1,6 @@
 """Stock tasks of lm-eval on local data: its own prompts, its own scores, and clear words where that cannot be."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from datasets.exceptions import DatasetGenerationError
 from tiny_project import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -271,6 +273,23 @@ def test_a_task_of_the_users_that_cannot_be_run_is_named(demo, tmp_path, change,
     with (
         pytest.raises(UserError, match=rf"evaluate\.tasks\.mine\.include: lm-eval cannot read the rows .*({message})"),
         lm_eval_tasks.open_task("mine", str(tmp_path), {}, None) as task,
+    ):
+        lm_eval_run.score_task(*demo, task, fewshot=None, limit=2, batch_size=2)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES])
+def test_no_room_for_a_copy_of_the_rows_is_not_called_unreadable(demo, tmp_path, monkeypatch, number):
+    def fails(*args):
+        error = DatasetGenerationError("An error occurred while generating the dataset")
+        raise error from OSError(number, os.strerror(number))
+
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    text = TASK_FILE.replace("ROWS", str(tmp_path / "rows.jsonl"))
+    (tmp_path / "mine.yaml").write_text(text.replace("OUTPUT", "multiple_choice").replace("TEXT", "{{text}}"))
+    monkeypatch.setattr(lm_eval_run, "_run", fails)
+    with (
+        lm_eval_tasks.open_task("mine", str(tmp_path), {}, None) as task,
+        pytest.raises(UserError, match=rf"{os.strerror(number)}, while `datasets` copied .* then run the same again"),
     ):
         lm_eval_run.score_task(*demo, task, fewshot=None, limit=2, batch_size=2)
 
