@@ -97,7 +97,7 @@ def test_what_was_killed_once_or_again_and_again_ends_in_the_same_bytes(finished
         first, kills = draw.randrange(len(FROM)), []
         for name in (*FROM[first:], "report"):
             shutil.rmtree(project / "results" / name, ignore_errors=True)
-        for _ in range(draw.randint(1, 4)):
+        for _ in range(draw.randint(1, 8)):
             kills.append(kill(project, draw))
             unlock(project)
         done, found = snakemake(project), everything(project)
