@@ -1,5 +1,6 @@
 """Load a compressed or a stock checkpoint, and save a model as one."""
 
+import json
 import os
 import shutil
 import warnings
@@ -15,6 +16,7 @@ from mergemoe.checkpoints import model_folder
 from mergemoe.checkpoints.config_keys import config_values
 from mergemoe.checkpoints.shards import CARRIED
 from mergemoe.checkpoints.validation import check_stored_types, check_top_k
+from mergemoe.compressed.config_spelling import in_old_keys
 from mergemoe.compressed.model_config import compact_class
 from mergemoe.compressed.modeling import merged_class
 from mergemoe.errors import UserError, in_short, shown
@@ -125,6 +127,7 @@ def save(model: "PreTrainedModel", path: str | Path) -> None:
         raise UserError(f"{path} exists. save writes a new folder: choose another path")
     with writing(), atomic(path) as temporary:
         model.save_pretrained(temporary)
+        _spell_as_before(model, temporary / "config.json")
         origin = Path(model.name_or_path or "nowhere")
         for file in sorted(origin.iterdir()) if origin.is_dir() else ():
             if file.is_file() and file.name.startswith(CARRIED) and not (temporary / file.name).exists():
@@ -135,3 +138,13 @@ def save(model: "PreTrainedModel", path: str | Path) -> None:
             f"({model.name_or_path!r}). Save yours there: tokenizer.save_pretrained({str(path)!r})",
             stacklevel=2,
         )
+
+
+def _spell_as_before(model: Any, path: Path) -> None:
+    """Write config.json again in the original's keys, if the original's is on this machine."""
+    try:
+        raw, _ = transformers.PretrainedConfig.get_config_dict(model.name_or_path or "nowhere", local_files_only=True)
+    except (OSError, ValueError):  # made in memory, or moved since
+        return
+    if found := in_old_keys(model.config, raw):
+        path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")

@@ -7,11 +7,11 @@ from typing import Any
 import transformers
 
 from mergemoe.errors import UserError
-from mergemoe.models.families import auto_class
+from mergemoe.models.families import auto_class, auto_classes
 from mergemoe.moe.layout_types import LayerLayout
 from mergemoe.moe.packing import Stacking
 
-FORMAT = 1
+FORMAT = 2  # 1 named the stock class in auto_map alone
 _DAMAGED = "config.json is damaged or belongs to another checkpoint. Use the whole checkpoint as it was written"
 
 
@@ -25,7 +25,7 @@ def compact_class(path: str | Path, settings: Mapping[str, Any]) -> str:
     Raises:
         UserError: config.json has a newer format, or is not what compact_config writes.
     """
-    compact, auto_map = settings["mergemoe"] or {}, settings.get("auto_map") or {}
+    compact = settings["mergemoe"] or {}
     number, facts = compact.get("format"), compact.get("experts")
     if type(number) is not int or number < 1:
         raise UserError(f"{path} has format {number!r}, which must be a whole number. {_DAMAGED}")
@@ -35,14 +35,16 @@ def compact_class(path: str | Path, settings: Mapping[str, Any]) -> str:
         raise UserError(f"{path}: config.json lists no experts under `mergemoe`. {_DAMAGED}")
     if wrong := [name for name, each in facts.items() if not _is_whole(each)]:
         raise UserError(f"{path}: config.json states no sizes for {wrong[0][:200]} that fit together. {_DAMAGED}")
+    name = compact.get("class") if number > 1 else _in_auto_map(settings.get("auto_map") or {})
+    if not isinstance(name, str) or not isinstance(getattr(transformers, name, None), type):
+        raise UserError(f"{path}: config.json names no class of transformers that was compressed. {_DAMAGED}")
+    auto_class(name)
+    return name
+
+
+def _in_auto_map(auto_map: Mapping[str, Any]) -> str | None:
     texts = [name for name in auto_map.values() if isinstance(name, str)]
-    named = [name.rpartition(".MergeMoe")[2] for name in texts if ".MergeMoe" in name]
-    if not named or not isinstance(getattr(transformers, named[0], None), type):
-        raise UserError(
-            f"{path}: auto_map in config.json names no class of transformers that was compressed. {_DAMAGED}"
-        )
-    auto_class(named[0])
-    return named[0]
+    return next((name.rpartition(".MergeMoe")[2] for name in texts if ".MergeMoe" in name), None)
 
 
 def _is_whole(facts: Any) -> bool:
@@ -94,5 +96,9 @@ def compact_config(config: Mapping[str, Any], architecture: str, facts: Mapping[
     """
     if not facts:
         return dict(config)
-    auto_map = {auto_class(architecture): f"modeling_mergemoe.MergeMoe{architecture}"}
-    return {**config, "mergemoe": {"format": FORMAT, "experts": dict(facts)}, "auto_map": auto_map}
+    return {
+        **config,
+        "architectures": [f"MergeMoe{architecture}"],  # a program with its own code for the stock class must not use it
+        "auto_map": {auto: f"modeling_mergemoe.MergeMoe{name}" for auto, name in auto_classes(architecture).items()},
+        "mergemoe": {"format": FORMAT, "class": architecture, "experts": dict(facts)},
+    }

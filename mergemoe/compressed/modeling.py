@@ -7,11 +7,15 @@ loads without this package.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+if int(transformers.__version__.partition(".")[0]) < 5:
+    raise ImportError(f"this checkpoint needs transformers 5 or newer, and {transformers.__version__} is installed")
 
 
 def _mapped(stock: Any) -> Any:
@@ -133,6 +137,18 @@ def config_facts(model: Any) -> dict[str, Any]:
         raise ValueError("config.json lists no experts under `mergemoe`: it belongs to another checkpoint") from None
 
 
+def _smaller_modules(model: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the smaller modules that a model has, by its own names: a bare model lacks the outer class's prefix."""
+    for name, facts in config_facts(model).items():
+        for own in (name, name.removeprefix(f"{model.base_model_prefix}.")):
+            try:
+                model.get_submodule(own)
+            except AttributeError:
+                continue
+            yield own, facts
+            break
+
+
 def check_map(name: str, module: Any, facts: dict[str, Any], missing: Any) -> None:
     """Check the loaded expert_map of a module: kernels take any number for the place of an expert.
 
@@ -162,8 +178,12 @@ def _each(facts: dict[str, Any]) -> Iterator[tuple[str, list[int]]]:
             yield path.format(expert), shape[1:] if expert < after else [0] * len(shape[1:])
 
 
+@cache
 def merged_class(name: str, deduplicate: bool = False) -> Any:
-    """Return a subclass of transformers' class `name` whose experts are as few as config.mergemoe says."""
+    """Return a subclass of transformers' class `name` whose experts are as few as config.mergemoe says.
+
+    `name` is the class that was compressed, or any other with its layers: the bare model, a classifier.
+    """
     stock: Any = getattr(transformers, name)
 
     class Merged(stock):
@@ -182,26 +202,45 @@ def merged_class(name: str, deduplicate: bool = False) -> Any:
 
         def __init__(self, config: Any, *args: Any, **kwargs: Any):
             super().__init__(config, *args, **kwargs)
-            for module, facts in config_facts(self).items():
+            smaller = list(_smaller_modules(self))
+            if not smaller:
+                raise ValueError(f"{name} names its layers otherwise than the checkpoint, so it cannot read them")
+            for module, facts in smaller:
                 shrink_experts(self.get_submodule(module), facts, deduplicate)
+
+        @classmethod
+        def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+            if name != config.mergemoe.get("class", name):
+                raise ValueError(
+                    f"the layers of {name} are made smaller by from_pretrained only. A program that builds the bare "
+                    "model from config.json and puts experts of its own into it would compute something else. With "
+                    "vLLM, install the package mergemoe beside it, which has a plug-in"
+                )
+            return super()._from_config(config, **kwargs)
 
         @classmethod
         def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-            for module, facts in config_facts(model).items():
+            for module, facts in _smaller_modules(model):
                 check_map(module, model.get_submodule(module), facts, info["missing_keys"])
             return (model, info) if output_loading_info else model
 
         def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
             super().save_pretrained(save_directory, *args, **kwargs)
-            Path(save_directory, "modeling_mergemoe.py").write_text(source(name))
+            Path(save_directory, "modeling_mergemoe.py").write_text(source())
 
     Merged.__name__ = Merged.__qualname__ = "MergeMoe" + name
     return Merged
 
 
-def source(stock: str) -> str:
-    """Return the text of modeling_mergemoe.py for a stock class: this file and the one class that is meant."""
-    text = Path(__file__).read_text().split("\n# The class of this checkpoint.")[0].rstrip()
-    line = f'MergeMoe{stock} = merged_class("{stock}")'
-    return f"{text}\n\n\n# The class of this checkpoint.\n{line}\n"
+def __getattr__(name: str) -> Any:
+    """Return the class that auto_map in config.json names, such as MergeMoeQwen3MoeForCausalLM."""
+    stock = name.removeprefix("MergeMoe")
+    if stock == name or not hasattr(transformers, stock):
+        raise AttributeError(f"transformers {transformers.__version__} has no class {stock}")
+    return merged_class(stock)
+
+
+def source() -> str:
+    """Return the text of modeling_mergemoe.py, which is that of this file."""
+    return Path(__file__).read_text()

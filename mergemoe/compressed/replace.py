@@ -46,7 +46,8 @@ def replace_layers(model: Any, described: ModelLayout, solved: Solved, config: M
     facts = {entry["module"]: _make_compact(model, entry, solved[entry["layer"]]) for entry in entries}
     if facts:
         changed = compact_config(model.config.to_dict(), described["architecture"], facts)
-        model.config.mergemoe, model.config.auto_map = changed["mergemoe"], changed["auto_map"]
+        for key in ("architectures", "auto_map", "mergemoe"):
+            setattr(model.config, key, changed[key])
         model.__class__ = merged_class(described["architecture"])
         _CAN_RECORD_REGISTRY[model] = model._can_record_outputs  # transformers keeps it by class
 

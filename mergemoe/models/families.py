@@ -134,6 +134,20 @@ def model_class(config: Any) -> Any:
     )
 
 
+def auto_classes(architecture: str) -> dict[str, str]:
+    """Return {auto class: the class that it builds} of all auto classes of transformers for a model's configuration."""
+    cls, found = getattr(transformers, architecture), {}
+    for auto in sorted(name for name in dir(transformers) if name.startswith("AutoModel")):
+        known = getattr(getattr(transformers, auto), "_model_mapping", {})
+        if cls.config_class not in known:
+            continue
+        made = known[cls.config_class]
+        for one in made if isinstance(made, tuple) else (made,):
+            if issubclass(cls.config_class, one.config_class):  # otherwise the class is for the text part only
+                found.setdefault(auto, one.__name__)
+    return {**found, auto_class(architecture): architecture}
+
+
 def auto_class(architecture: str) -> str:
     """Return the name of the auto class that loads a class of transformers.
 

@@ -99,10 +99,6 @@ def test_a_tensor_that_the_model_of_config_json_does_not_read_is_named(compact, 
         (full / "config.json").write_text(before)
 
 
-def without(key):
-    return lambda config: config.pop(key)
-
-
 def compacted(**changes):
     return lambda config: config["mergemoe"].update(changes)
 
@@ -111,22 +107,35 @@ def first(**changes):
     return lambda config: next(iter(config["mergemoe"]["experts"].values())).update(changes)
 
 
+def first_format(reference):
+    """Formerly the class stood in auto_map alone."""
+
+    def change(config):
+        config["mergemoe"] = {"format": 1, "experts": config["mergemoe"]["experts"]}
+        config["auto_map"] = {"AutoModelForCausalLM": reference}
+
+    return change
+
+
+NO_CLASS = "names no class of transformers that was compressed"
 CONFIGS = {
     "no format": (lambda config: config["mergemoe"].pop("format"), "has format None, which must be a whole number"),
     "text for a format": (compacted(format="1"), "has format '1', which must be a whole number"),
-    "a newer format": (compacted(format=2), "this version reads up to 1. Update mergemoe"),
+    "a newer format": (compacted(format=3), "this version reads up to 2. Update mergemoe"),
     "no experts": (compacted(experts={}), "lists no experts"),
     "a list of experts": (compacted(experts=[1]), "lists no experts"),
     "text for mergemoe": (lambda config: config.update(mergemoe="x"), "mergemoe is str 'x', but must be an object"),
-    "no auto_map": (without("auto_map"), "auto_map in config.json names no class"),
-    "a list of classes": (
-        lambda config: config.update(auto_map={"AutoModelForCausalLM": ["modeling_mergemoe.MergeMoeX"]}),
-        "auto_map in config.json names no class",
+    "no class": (lambda config: config["mergemoe"].pop("class"), NO_CLASS),
+    "a list of classes": (compacted(**{"class": ["Qwen3MoeForCausalLM"]}), NO_CLASS),
+    "another class": (compacted(**{"class": "Nothing"}), NO_CLASS),
+    "a function": (compacted(**{"class": "set_seed"}), NO_CLASS),
+    "a class that generates no text": (
+        compacted(**{"class": "Qwen3MoeModel"}),
+        "not one of transformers' classes that",
     ),
-    "another class": (
-        lambda config: config.update(auto_map={"AutoModelForCausalLM": "modeling_mergemoe.MergeMoeNothing"}),
-        "auto_map in config.json names no class",
-    ),
+    "format 1 without auto_map": (first_format({}), NO_CLASS),
+    "format 1 with a list of classes": (first_format(["modeling_mergemoe.MergeMoeQwen3MoeForCausalLM"]), NO_CLASS),
+    "format 1 with another class": (first_format("modeling_mergemoe.MergeMoeNothing"), NO_CLASS),
     "more experts than before": (first(experts=[4, 8]), "states no sizes for model.layers.1.mlp.experts"),
     "sizes as text": (first(width=["24", "24"]), "states no sizes"),
     "no map": (first(expert_map={}), "states no sizes"),
@@ -150,6 +159,13 @@ def test_a_config_json_that_does_not_fit_is_refused(name, folder):
     with pytest.raises(UserError, match=words) as error:
         mergemoe.load(folder, "cpu")
     assert len(str(error.value)) < 1500
+
+
+def test_a_checkpoint_of_the_first_format_is_read(folder):
+    expected = mergemoe.load(folder, "cpu").state_dict()
+    configured(folder, first_format("modeling_mergemoe.MergeMoeQwen3MoeForCausalLM"))
+    found = mergemoe.load(folder, "cpu").state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_an_index_that_names_a_pickle_is_never_opened(folder):

@@ -24,7 +24,7 @@ from mergemoe.checkpoints.model_folder import shard_files
 from mergemoe.compressed.assemble import assemble
 from mergemoe.evaluation.fidelity import logits_function
 from mergemoe.models import layout
-from mergemoe.models.families import experts_modules
+from mergemoe.models.families import auto_class, experts_modules
 from mergemoe.models.layered_model import LayeredModel
 from mergemoe.models.layerwise_forward import final_hidden
 from mergemoe.models.stacks import layer_stacks
@@ -34,6 +34,9 @@ from mergemoe.moe.solved import compact_experts
 
 CPU = torch.device("cpu")
 KERNELS = ("batched_mm", "grouped_mm", "eager")
+
+
+ONE_AUTO_CLASS = set()
 
 
 class Made:
@@ -47,7 +50,7 @@ class Made:
         self.compact = folder / f"compact_{name}"
         assemble(self.layout, self.solved, self.compact, shard_bytes=60_000)
         config = json.loads((self.compact / "config.json").read_text())
-        self.auto = getattr(transformers, next(iter(config["auto_map"])))
+        self.auto = getattr(transformers, auto_class(config["mergemoe"]["class"]))
 
     @cached_property
     def stock(self):
@@ -322,6 +325,45 @@ def test_it_loads_both_ways_saves_again_and_generates(made, tmp_path):
     code = [folder / "modeling_mergemoe.py" for folder in (made.compact, tmp_path / f"again_{made.name}")]
     assert code[0].read_bytes() == code[1].read_bytes()
     found, expected = (m.generate(ids(1, 9), max_new_tokens=5, do_sample=False) for m in (library, made.expanded))
+    assert torch.equal(found, expected)
+
+
+def test_every_auto_class_builds_its_model_with_the_merged_experts_or_refuses(made):
+    """Each has the layers of the model that generates text, or raises; none has experts that nobody loaded."""
+    named = json.loads((made.compact / "config.json").read_text())["auto_map"]
+    facts = made.merged.config.mergemoe["experts"]
+    for auto, reference in named.items():
+        cls, stock = getattr(transformers, auto), reference.rpartition(".MergeMoe")[2]
+        if (
+            (prefix := getattr(transformers, stock).base_model_prefix)
+            == "transformer"
+            != next(iter(facts)).split(".")[0]
+        ):
+            with pytest.raises(ValueError, match="names its layers otherwise"):
+                cls.from_pretrained(made.compact, trust_remote_code=True)
+            continue
+        model = cls.from_pretrained(made.compact, trust_remote_code=True, dtype=torch.float32).eval()
+        assert type(model).__name__ == f"MergeMoe{stock}"
+        own = {name: tensor for name, tensor in model.state_dict().items() if "expert" in name}
+        theirs = made.merged.state_dict()
+        for name, tensor in own.items():
+            (twin,) = (name for name in (name, f"{prefix}.{name}") if name in theirs)
+            assert torch.equal(tensor, theirs[twin]), (auto, name)
+        if type(model).__name__ != type(made.merged).__name__:
+            with pytest.raises(ValueError, match="made smaller by from_pretrained only"):
+                cls.from_config(model.config, trust_remote_code=True)
+    assert len(named) >= 2 or made.name in ONE_AUTO_CLASS
+
+
+def test_a_bare_model_computes_what_the_whole_one_does(made):
+    bare = transformers.AutoModel.from_pretrained(made.compact, trust_remote_code=True, dtype=torch.float32).eval()
+    whole = made.merged.base_model if made.merged.base_model is not made.merged else made.merged.model
+    set_kernel(bare, "eager"), set_kernel(made.merged, "eager")
+    with torch.no_grad():
+        found, expected = (
+            model(ids(), **({"decoder_input_ids": ids()} if model.config.is_encoder_decoder else {}))[0]
+            for model in (bare, whole)
+        )
     assert torch.equal(found, expected)
 
 
