@@ -131,21 +131,25 @@ def read_tensors(path: str | Path) -> dict[str, "Tensor"]:
 
 
 def write_state(path: Path, tensors: Mapping[str, "Tensor"]) -> None:
-    """Write the state of a job into its scratch folder, whose name no other job's folder has."""
-    write_tensors(path, tensors, {"owner": path.parent.name})
+    """Write a state of a job into its scratch folder, whose name no other job's folder has."""
+    write_tensors(path, tensors, {"owner": _owner(path)})
 
 
 def read_state(path: Path) -> dict[str, "Tensor"]:
     """Read the state of a job.
 
     Raises:
-        ArtifactError: if it is missing, damaged, or another job's.
+        ArtifactError: if it is missing, damaged, or another one: of another job, or of other rows or layers.
     """
     tensors = read_tensors(path)
     owner = json.loads(read_header(path).metadata[PROVENANCE])["owner"]
-    if owner != path.parent.name:
-        raise damaged_artifact(path, f"is the state of another job, {owner}")
+    if owner != _owner(path):
+        raise damaged_artifact(path, f"is another state, {owner}, put in its place")
     return tensors
+
+
+def _owner(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
 
 
 def check_files(folder: str | Path, digests: Mapping[str, str], original: bool = False, once: bool = False) -> None:

@@ -112,8 +112,8 @@ def _saved(scratch: Path, modules: Collection[int], ends: Collection[int]) -> di
 
     What a killed pass left may be damaged: the last layer counts up to which all files are whole.
     """
-    for path in sorted(scratch.glob("residual_*.safetensors"), reverse=True):
-        done = int(path.stem.removeprefix("residual_"))
+    saved = [path.stem.removeprefix("residual_") for path in scratch.glob("residual_*.safetensors")]
+    for done in sorted((int(number) for number in saved if number.isdecimal()), reverse=True):
         try:
             for i in modules:
                 if i <= done:

@@ -33,7 +33,7 @@ CONFIG_KEYS = {
 
 LARGEST = 1 << 40
 DEEPEST = 10_000
-NESTED = ("text_config", "ffn_config", "vision_config", "audio_config")
+NESTED = ("text_config", "ffn_config", "vision_config", "audio_config", "rope_parameters")
 _COUNTS = {name for names in CONFIG_KEYS.values() for name in names}
 _COUNTS |= {"n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"}
 _OBJECTS = {*NESTED, "auto_map", "mergemoe"}
@@ -50,7 +50,7 @@ def check_values(path: Path, config: Mapping[str, Any]) -> None:
     """
     for key in NESTED:
         if isinstance(config.get(key), dict):
-            _check_values(path, config[key])
+            check_values(path, config[key])
     _check_values(path, config)
 
 
@@ -66,6 +66,8 @@ def _check_values(path: Path, config: Mapping[str, Any]) -> None:
             raise _wrong(path, key, value, "a name")
         if key == "architectures" and not (value is None or _are_texts(value)):
             raise _wrong(path, key, value, "a list of names")
+        if key == "rope_theta" and not (value is None or (isinstance(value, int | float) and value > 0)):
+            raise _wrong(path, key, value, "a number above 0")
         if key in _KERNELS and value not in (None, *_FREE):
             raise UserError(
                 f"{path}: {key} is {_short(value)}. Only {' and '.join(_FREE)} run without another package, and the "

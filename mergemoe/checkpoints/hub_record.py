@@ -35,8 +35,8 @@ def read_fetch_record(model: str, revision: str) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        digest = content.pop("digest", None)  # records of older versions have none
-        if digest is not None and digest != digests.digest_json(content):
+        old = "digest" not in content  # a record of an older version
+        if not old and content.pop("digest") != digests.digest_json(content):
             raise ValueError("it does not hold what was written: its digest differs")
         _check_shape(content)
     except OSError as error:

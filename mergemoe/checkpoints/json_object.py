@@ -1,6 +1,7 @@
 """Read a JSON file of a checkpoint."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,4 +35,18 @@ def read_object(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON ({error}). {AGAIN}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a JSON object. {AGAIN}")
+    if wrong := _not_finite(content):
+        raise UserError(f"{path}: {wrong}, which is no number to compute with. The file is damaged or was edited")
     return content
+
+
+def _not_finite(value: Any, key: str = "") -> str | None:
+    """Return the first key whose value is NaN or infinite; a bound in a list may be infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{key} is {value}"
+    if isinstance(value, dict):
+        return next(filter(None, (_not_finite(part, str(name)) for name, part in value.items())), None)
+    if isinstance(value, list):
+        parts = [part for part in value if not isinstance(part, float) or math.isnan(part)]
+        return next(filter(None, (_not_finite(part, key) for part in parts)), None)
+    return None

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe.checkpoints import config_keys, expert_headers, model_folder, quantization
-from mergemoe.errors import UserError
+from mergemoe.checkpoints.json_object import read_object
+from mergemoe.errors import UserError, shown
 
 _FLOATS = {"BF16", "F16", "F32", "F64"}
 _WEIGHTS = ("weight", "bias", "_proj", "sinks", "A_log")  # ends of keys; tables of tokens or experts are integers
@@ -38,6 +39,7 @@ def check_checkpoint(folder: str | Path, dequantize: bool = False) -> None:
             f"{folder}/config.json has no model_type, so the architecture is not known. It is not the configuration "
             "of a transformers checkpoint, or it is damaged. Use the config.json that belongs to the weights"
         )
+    check_generation(folder)
     if "mergemoe" in config:
         raise UserError(
             f"{folder} is a compressed checkpoint. Only an original can be compressed. Name the original here; "
@@ -56,6 +58,24 @@ def check_checkpoint(folder: str | Path, dequantize: bool = False) -> None:
     if not config.get("is_encoder_decoder"):
         _check_layers(folder, headers, config, found)
     _check_counts(folder, config, found)
+
+
+def check_generation(folder: str | Path) -> None:
+    """Check generation_config.json, if there is one: transformers takes its own defaults if it cannot read it.
+
+    Raises:
+        UserError: it is no JSON object, or names no tokens or numbers.
+    """
+    path = Path(folder, "generation_config.json")
+    if not path.exists():
+        return
+    for key, value in read_object(path).items():
+        each = value if isinstance(value, list) else [value]
+        if key.endswith("_token_id") and not all(one is None or type(one) is int for one in each):
+            raise UserError(
+                f"{path}: {key} is {shown(value)}, but must be the number of a token, or a list of such. The file is "
+                "damaged or was edited"
+            )
 
 
 def check_top_k(folder: str | Path, config: Mapping[str, Any], experts: int) -> None:

@@ -15,7 +15,7 @@ from mergemoe.artifacts.writing import writing
 from mergemoe.checkpoints import model_folder
 from mergemoe.checkpoints.config_keys import config_values
 from mergemoe.checkpoints.shards import CARRIED
-from mergemoe.checkpoints.validation import check_stored_types, check_top_k
+from mergemoe.checkpoints.validation import check_generation, check_stored_types, check_top_k
 from mergemoe.compressed.config_spelling import in_old_keys
 from mergemoe.compressed.model_config import compact_class
 from mergemoe.compressed.modeling import merged_class
@@ -54,6 +54,7 @@ def load(
     name = compact_class(path, settings) if "mergemoe" in settings else None
     headers = model_folder.read_headers(path)  # so that no pickle is opened, and what is missing or damaged is named
     check_stored_types(path, headers, settings)
+    check_generation(path)
     if Path(path, "adapter_config.json").exists():
         raise UserError(f"{path} holds an adapter (adapter_config.json) beside the weights. Move it elsewhere")
     for key, stored in headers.items() if name else ():

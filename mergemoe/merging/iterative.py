@@ -61,7 +61,7 @@ def fit(
         tried = {r: float(sum(s[i] for s in sums)) / energy for i, r in enumerate(ridges)} if len(ridges) > 1 else {}
         best = min(sorted(tried), key=lambda r: tried[r]) if tried else ridges[0]
         del blocks
-        found = [store.read_tensors(solver_state.solution_path(folder, rows, best)) for rows in slabs]
+        found = [store.read_state(solver_state.solution_path(folder, rows, best)) for rows in slabs]
     down = torch.cat([down_of(expert) for expert in experts], 1)
     for rows, part in zip(slabs, found, strict=True):
         down[rows] += part["deviation"].to(down.device)

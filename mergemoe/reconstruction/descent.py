@@ -23,6 +23,8 @@ from mergemoe.reconstruction.objective import Approximation
 from mergemoe.reconstruction.step_size import cosine, pace, role_groups
 
 SAVE_EVERY = 60.0  # seconds
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # Adam's state of a weight
+NUMBERS = {"steps", "start", "eps", "history", "losses"}  # the rest of a saved descent, but its best state
 BETAS = (0.9, 0.95)
 EPS = 1e-2  # of the gradients' RMS at the first step, for each role
 SURE = 2.0  # standard errors by which a state must be better than the start to be kept
@@ -176,9 +178,12 @@ class Descent:
             saved = store.read_state(path)
         except ArtifactError:
             return
+        moments = {f"{name}.{key}" for name in self.layer.weights for key in MOMENTS}
+        if not moments | self.layer.weights.keys() | NUMBERS <= saved.keys():
+            return
         for name, weight in self.layer.weights.items():
             weight.detach().copy_(saved[name])
-            like = {key: saved[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            like = {key: saved[f"{name}.{key}"] for key in MOMENTS}
             self.adam.state[weight] = {key: part.to(weight.device) for key, part in like.items()}
         for group, eps in zip(self.adam.param_groups, floats(saved["eps"]), strict=True):
             group["eps"] = eps

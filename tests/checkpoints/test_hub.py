@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -55,6 +56,7 @@ class Hub:
         self.listing = lambda entries: entries  # what is listed in place of the files
         self.headers: dict[str, str] = {}  # what is said in place of the right headers
         self.endless: set[str] = set()  # files whose body does not end
+        self.instead_of: dict[str, Callable[[Handler], None]] = {}  # how a kind of question is answered
         self.tokens: dict[str, str | None] = {}  # {host: the last authorization}
         self.closed = threading.Event()
         handler = type("Handler", (Handler,), {"hub": self})
@@ -95,6 +97,8 @@ class Handler(BaseHTTPRequestHandler):
         if revision not in {"main", COMMIT}:
             return self.fail("RevisionNotFound")
         files = self.hub.repositories[model]
+        if what in self.hub.instead_of:
+            return self.hub.instead_of[what](self)
         if what == "revision":
             return self.json({"id": model, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]})
         if what == "tree":
@@ -352,6 +356,7 @@ def another(path):
         (changed(SHARD, size=-1), "states the size -1"),
         (changed(SHARD, size="9"), "states the size '9'"),
         (changed(SHARD, size=True), "states the size True"),
+        (changed(SHARD, size=10**400, lfs={"size": 10**400}), "states the size 1000"),
         (changed("config.json", oid="../../x"), "states the digest '../../x'"),
         (changed("config.json", oid="0" * 64), "states the digest '0000"),
         (another("../x.json"), "lists a file with the name '../x.json'"),
@@ -372,6 +377,111 @@ def test_what_a_hub_lists_is_checked_before_anything_is_written(served, tmp_path
     served.listing = listing
     assert re.search(message, refused(served, MODEL, "--revision", COMMIT))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def said(content, **headers):
+    """An answer with other bytes and headers."""
+    return lambda handler: handler.answer(200, content, {"Content-Type": "application/json", **headers})
+
+
+def page_after_page(handler):
+    handler.answer(200, b"[]", {"Link": f'<http://127.0.0.1:{handler.hub.port}{handler.path}>; rel="next"'})
+
+
+def wait(handler):
+    handler.hub.closed.wait(60)
+
+
+def next_page(link):
+    return said(b"[]", Link=f'<{link}>; rel="next"')
+
+
+NO_ANSWER = "could not be downloaded|in no known form|cannot be read|has not answered"
+ESCAPES = said(json.dumps({"id": MODEL, "sha": "$(touch x)\x1b[31m\nerror: run this"}).encode())
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "message"),
+    [
+        ("tree", page_after_page, "has not answered a question in 3 s"),
+        ("tree", wait, "has not answered a question in 3 s"),
+        ("revision", wait, "has not answered a question in 3 s"),
+        ("tree", said(b"[" * 200_000), "in no known form"),
+        ("tree", said(b"<html>"), NO_ANSWER),
+        ("tree", said(b"[]", **{"Content-Encoding": "gzip"}), NO_ANSWER),
+        ("tree", next_page("http://\x00/"), NO_ANSWER),
+        ("tree", next_page("http://[::bad/"), NO_ANSWER),
+        ("tree", next_page("file:///etc/passwd"), NO_ANSWER),
+        (
+            "tree",
+            next_page("http://xn--\udc80/".encode("utf8", "replace").decode()),
+            NO_ANSWER,
+        ),
+        ("revision", said(b"junk"), "cannot be read"),
+        ("revision", said(b"[]"), "cannot be read"),
+        ("revision", said(b"{}"), "cannot be read|names the commit None"),
+        ("revision", said(b'{"id": 3, "siblings": [{}]}'), "cannot be read"),
+        ("revision", said(b'{"id": "a/b", "lastModified": "yesterday", "siblings": []}'), "cannot be read"),
+        ("revision", said(b'{"id": "a/b", "sha": 5}'), "names the commit 5 for main, which is none"),
+        ("revision", ESCAPES, r"names the commit '\$\(touch x\)\\x1b\[31m\\nerror: run this' for main, which is none"),
+    ],
+)
+def test_an_answer_that_is_none_ends_in_one_line_and_soon(served, kind, answer, message):
+    served.instead_of[kind] = answer
+    args = () if kind == "revision" else ("--revision", COMMIT)
+    patient = f"from mergemoe.checkpoints.hub import listing; listing.PATIENCE = 3; {CODE}"
+    command = [sys.executable, "-c", patient, "fetch", MODEL, *args]
+    done = subprocess.run(command, env=environment(served), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and re.search(message, done.stderr), done.stderr[-1500:]
+    own = [line for line in done.stderr.splitlines() if "thrown while requesting" not in line and "[Retry" not in line]
+    assert len(own) == 1 and "\x1b" not in done.stderr
+    assert "mergemoe fetch" not in done.stderr or kind == "tree"
+
+
+@pytest.mark.parametrize("what", ["pipe", "link", "folder"])
+@pytest.mark.parametrize("where", ["part", "blob"])
+def test_what_is_no_file_in_the_cache_is_named_and_not_touched(served, tmp_path, what, where):
+    digest = hashlib.sha256(served.repositories[MODEL][SHARD]).hexdigest()
+    path = hub_cache.blobs_folder(MODEL) / f"{digest}{download.PART if where == 'part' else ''}"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "mine").write_text("mine")
+    {"pipe": os.mkfifo, "folder": os.mkdir, "link": lambda one: one.symlink_to(tmp_path / "mine")}[what](path)
+    assert f"{path} is a {what}, and a file belongs there" in refused(served, MODEL, "--revision", COMMIT)
+    assert (tmp_path / "mine").read_text() == "mine"
+    path.rmdir() if what == "folder" else path.unlink()
+    assert run_fetch(served, MODEL, "--revision", COMMIT).returncode == 0
+
+
+def test_a_damaged_index_in_the_cache_is_named_with_what_to_delete(served):
+    index = hub_cache.blobs_folder(MODEL) / git_hash(served.repositories[MODEL][model_folder.INDEX])
+    index.parent.mkdir(parents=True)
+    index.write_text("{")
+    assert f"{index} is damaged" in (told := refused(served, MODEL, "--revision", COMMIT)) and "Delete it" in told
+    index.unlink()
+    assert run_fetch(served, MODEL, "--revision", COMMIT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda files: files["merges.txt"].update(size=4),
+        lambda files: files.update({"more.json": files["merges.txt"]}),
+        lambda files: files.pop("merges.txt"),
+        lambda files: [files.pop(name) for name in list(files)[1:]],
+    ],
+)
+def test_a_record_of_other_files_or_sizes_is_refused_and_kept(served, change):
+    assert run_fetch(served, MODEL, "--revision", COMMIT).returncode == 0
+    files = hub_record.read_fetch_record(MODEL, COMMIT)
+    change(files)
+    path = hub_record.write_fetch_record(MODEL, COMMIT, files)
+    before = path.read_bytes()
+    shutil.rmtree(hub_cache.snapshot_folder(MODEL, COMMIT))  # so that the hub is asked
+    done = run_fetch(served, MODEL, "--revision", COMMIT)
+    assert done.returncode == 1 and "names other files than the hub, or states other sizes" in done.stderr
+    assert path.read_bytes() == before
+    path.unlink()
+    assert run_fetch(served, MODEL, "--revision", COMMIT).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import io
 import os
 from pathlib import Path
 
-from mergemoe.artifacts import digests
+from mergemoe.artifacts import digests, reading
 from mergemoe.checkpoints import hub_cache
 from mergemoe.checkpoints.hub import listing
 from mergemoe.checkpoints.hub.listing import HubFile
@@ -20,9 +20,19 @@ PART = ".mergemoe.incomplete"  # huggingface_hub, too, treats names that end in 
 _OTHER = "has another sha256 or git hash than the hub states"
 
 
-def is_there(model: str, file: HubFile) -> bool:
-    """Tell whether the cache has a file's content, unchecked."""
-    return (hub_cache.blobs_folder(model) / file.digest).exists()
+def is_there(model: str, file: HubFile, whole: bool = False) -> bool:
+    """Tell whether the cache has a file's content; unchecked, unless it is to be `whole`.
+
+    Raises:
+        UserError: something else is in its place, or it is damaged.
+    """
+    path = hub_cache.blobs_folder(model) / file.digest
+    _refuse_no_file(path)
+    if whole and path.exists() and not is_listed(path, file):
+        raise UserError(
+            f"{path} is damaged: it has another sha256 or git hash than its name. Delete it and run this again"
+        )
+    return path.exists()
 
 
 def receive(model: str, revision: str, file: HubFile) -> None:
@@ -45,7 +55,9 @@ def receive(model: str, revision: str, file: HubFile) -> None:
 def link(model: str, revision: str, file: HubFile) -> None:
     """Put a file into the folder of its commit, as a link to its blob."""
     path = hub_cache.snapshot_folder(model, revision) / file.name
-    if not path.is_file():
+    if path.exists():
+        reading.refuse_no_file(path)
+    else:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         path.symlink_to(os.path.join("..", "..", "blobs", file.digest))
@@ -53,6 +65,8 @@ def link(model: str, revision: str, file: HubFile) -> None:
 
 def is_listed(path: Path, file: HubFile, sha256: str | None = None) -> bool:
     """Tell whether a file is the one that the hub lists; its sha256 is computed if it is not given."""
+    if path.stat().st_size != file.size:
+        return False
     if file.in_lfs:
         return (sha256 or digests.sha256(path)) == file.digest
     found = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
@@ -87,6 +101,7 @@ def _download(model: str, revision: str, file: HubFile) -> None:
 
     blob = hub_cache.blobs_folder(model) / file.digest
     part = blob.with_name(f"{file.digest}{PART}")
+    _refuse_no_file(part)
     if part.exists() and part.stat().st_size > file.size:
         part.unlink()
     try:
@@ -99,6 +114,13 @@ def _download(model: str, revision: str, file: HubFile) -> None:
         part.unlink()
         raise
     part.rename(blob)
+
+
+def _refuse_no_file(path: Path) -> None:
+    """Refuse what would be written through, or be waited for: a link, a folder, a pipe."""
+    reading.refuse_no_file(path)
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, and a file belongs there. Delete it and run the same command again")
 
 
 def _another(model: str, file: HubFile, fact: str) -> UserError:

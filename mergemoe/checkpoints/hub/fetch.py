@@ -11,7 +11,7 @@ from mergemoe.artifacts import digests
 from mergemoe.checkpoints import hub_cache, hub_record, model_folder
 from mergemoe.checkpoints.hub import download, listing
 from mergemoe.checkpoints.hub.listing import HubFile
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, in_short, one_line, shown
 from mergemoe.progress import track
 
 _AT_ONCE = 4  # files downloaded in parallel
@@ -52,19 +52,27 @@ def fetch_model(model: str, revision: str | None) -> Path:
                 f"recorded. Delete {file.resolve()} and run `{hub_cache.fetch_command(model, revision)}` again"
             )
         files[name] = {"size": file.stat().st_size, "sha256": sha256}
+    if known and files != known:
+        wrong = sorted(name for name in files | known if files.get(name) != known.get(name))
+        raise UserError(
+            f"{path} names other files than the hub, or states other sizes: {', '.join(wrong)[:200]}. Nothing was "
+            f"recorded. Restore it with git, or delete it and run `{hub_cache.fetch_command(model, revision)}` again"
+        )
     return hub_record.write_fetch_record(model, revision, files)
 
 
 def _commit_of(model: str, revision: str) -> str:
     """Return the message for a revision that is no full commit hash, with the hash that it has now."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
     text = f"{model}: `--revision` must be a full commit hash (40 hexadecimal digits), because a branch or tag can move"
     reason = None
     for name in dict.fromkeys((revision, "main")):
         try:
             with _asking(model, name):
-                commit = HfApi().model_info(model, revision=name).sha or ""
+                commit = listing.answer(model, lambda name=name: HfApi().model_info(model, revision=name)).sha
+                if not isinstance(commit, str) or not hub_cache.COMMIT.fullmatch(commit):
+                    raise UserError(f"{constants.ENDPOINT} names the commit {shown(commit)} for {name}, which is none")
             return f"{text}. For the commit that `{name}` is now: `{hub_cache.fetch_command(model, commit)}`"
         except UserError as error:
             reason = error
@@ -90,11 +98,18 @@ def _asking(model: str, revision: str) -> Iterator[None]:
         raise UserError(
             f"{constants.ENDPOINT} has no model {model}. Check the spelling; if it is private, run `hf auth login`"
         ) from None
+    except (UserError, MemoryError):
+        raise
     except (errors.HTTPError, OSError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = one_line(str(error).partition("\n")[0] or type(error).__name__)
         raise UserError(
             f"{model} could not be downloaded from {constants.ENDPOINT} ({reason}). Partial files are kept. Run the "
             "same command again to continue"
+        ) from None
+    except Exception as error:  # of huggingface_hub's parsers and its client: an answer in no known form has no end
+        raise UserError(
+            f"{model}: {constants.ENDPOINT} gave an answer that cannot be read ({in_short(error)}). Partial files are "
+            "kept. Look at HF_ENDPOINT and at proxies between this machine and the hub, then run the same command again"
         ) from None
 
 
@@ -127,7 +142,7 @@ def _needed(model: str, revision: str, listed: Mapping[str, HubFile]) -> list[st
             raise UserError(
                 f"{model} at {revision}: {model_folder.INDEX} has more than {_INDEX:,} bytes, so it is none"
             )
-        if not download.is_there(model, listed[model_folder.INDEX]):
+        if not download.is_there(model, listed[model_folder.INDEX], whole=True):
             download.receive(model, revision, listed[model_folder.INDEX])
         download.link(model, revision, listed[model_folder.INDEX])
         folder = hub_cache.snapshot_folder(model, revision)

@@ -4,13 +4,19 @@ They become names of files in the cache and bound what is written there, and a h
 """
 
 import itertools
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
 
 from mergemoe.checkpoints import hub_cache
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, in_short, shown
+
+Answer = TypeVar("Answer")
 
 MOST = 100_000  # entries of the top folder
+LARGEST = 1 << 50  # bytes of a file
+PATIENCE = 300.0  # seconds for an answer, whatever number of pages it has
 
 
 class HubFile(NamedTuple):
@@ -31,13 +37,39 @@ def list_files(model: str, revision: str) -> dict[str, HubFile]:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
+    def read() -> list[Any]:
+        return list(itertools.islice(HfApi().list_repo_tree(model, revision=revision), MOST + 1))
+
     try:
-        found = list(itertools.islice(HfApi().list_repo_tree(model, revision=revision), MOST + 1))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:  # of the library's parser
-        raise _refused(model, f"lists the files of {revision} in no known form ({error!r})") from None
+        found = answer(model, read)
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:  # of the library's parser
+        raise _refused(model, f"lists the files of {revision} in no known form ({in_short(error)})") from None
     if len(found) > MOST:
         raise _refused(model, f"lists more than {MOST:,} files at {revision}")
     return check_files(model, [entry for entry in found if isinstance(entry, RepoFile)])
+
+
+def answer(model: str, ask: Callable[[], Answer]) -> Answer:
+    """Return what a question to the hub leads to, if it does within PATIENCE: it may answer page after page.
+
+    Raises:
+        UserError: it does not; other errors pass.
+    """
+    outcome: Future[Answer] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(ask())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()  # nobody waits for it at the end of the process
+    try:
+        return outcome.result(PATIENCE)
+    except TimeoutError:
+        if not outcome.done():
+            raise _refused(model, f"has not answered a question in {PATIENCE:g} s") from None
+        raise
 
 
 def check_files(model: str, entries: Iterable[Any]) -> dict[str, HubFile]:
@@ -50,14 +82,14 @@ def check_files(model: str, entries: Iterable[Any]) -> dict[str, HubFile]:
     for entry in entries:
         name, size, digest = entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id
         if not isinstance(name, str) or not all(map(hub_cache.is_plain_name, name.split("/"))):
-            raise _refused(model, f"lists a file with the name {name!r}, which leads out of its folder or is none")
+            raise _refused(model, f"lists a file with the name {shown(name)}, which leads out of its folder or is none")
         if "/" in name:
             continue
-        if type(size) is not int or size < 0 or (entry.lfs and entry.lfs.size != size):
-            raise _refused(model, f"states the size {size!r} for {name}, which is none")
+        if type(size) is not int or not 0 <= size <= LARGEST or (entry.lfs and entry.lfs.size != size):
+            raise _refused(model, f"states the size {shown(size)} for {name}, which is none")
         pattern = hub_cache.SHA256 if entry.lfs else hub_cache.GIT_HASH
         if not isinstance(digest, str) or not pattern.fullmatch(digest):
-            raise _refused(model, f"states the digest {digest!r} for {name}, which is none")
+            raise _refused(model, f"states the digest {shown(digest)} for {name}, which is none")
         if name in listed:
             raise _refused(model, f"lists {name} twice")
         listed[name] = HubFile(name, size, digest, entry.lfs is not None)
@@ -74,9 +106,9 @@ def check_commit(model: str, revision: str, name: str, digest: str) -> None:
 
     said = get_hf_file_metadata(hf_hub_url(model, name, revision=revision))
     if said.commit_hash != revision:
-        raise _refused(model, f"answers with the commit {said.commit_hash!r} where {revision} was asked for")
+        raise _refused(model, f"answers with the commit {shown(said.commit_hash)} where {revision} was asked for")
     if said.etag != digest:
-        raise _refused(model, f"states the digest {said.etag!r} for {name}, but lists {digest}")
+        raise _refused(model, f"states the digest {shown(said.etag)} for {name}, but lists {digest}")
 
 
 def _refused(model: str, fact: str) -> UserError:
