@@ -108,7 +108,7 @@ def run_fetch(args: argparse.Namespace) -> None:
             )
     for model, revision in wanted:
         record = fetch.fetch_model(model, revision)
-        size = sum(file["size"] for file in json.loads(record.read_text())["files"].values())
+        size = sum(file["size"] for file in json.loads(record.read_text(encoding="utf-8"))["files"].values())
         print(f"{model}: {size / 1e9:.2f} GB in {model_folder.locate_checkpoint(model, revision)}")
         print(f"{record} lists the files and their sha256. Keep it in git.")
 
@@ -153,7 +153,7 @@ def run_audit(args: argparse.Namespace) -> None:
     found = audit_project(Path.cwd(), args.revision, args.rerun)
     path = Path("logs", "audit", f"{found['revision'][:12]}.json")
     with atomic.atomic(path) as file:
-        file.write_text(json.dumps(found, indent=1) + "\n")
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{audit_text.format_audit(found)}\n({path} has all details)")
     if not found["identical"]:
         sys.exit(1)

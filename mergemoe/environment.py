@@ -43,7 +43,11 @@ def _peak() -> int | None:
     getrusage's `ru_maxrss` will not do, because it includes the peak of the process that started this one.
     """
     status = Path("/proc/self/status")
-    found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE) if status.is_file() else None
+    found = (
+        re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(encoding="utf-8"), re.MULTILINE)
+        if status.is_file()
+        else None
+    )
     return round(int(found[1]) * 1024 / 1e6) if found else None
 
 
@@ -57,7 +61,7 @@ def _version(package: str) -> str | None:
 def _processor() -> str:
     """Return the processor's name, family and model on Linux, else Python's name. Last bits of results depend on it."""
     info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.is_file() else ""
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
     facts = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE))
     if len(facts) < 3:
         return platform.processor()

@@ -25,7 +25,7 @@ def main(args: argparse.Namespace) -> None:
     with atomic.atomic(args.out) as folder:
         assemble(layout, solved, folder)
         card = checkpoint_card.unscored_card(args.cfg, checkpoint_card.is_stock(path.name for path in folder.iterdir()))
-        (folder / "README.md").write_text(card)  # `mergemoe export` replaces it
+        (folder / "README.md").write_text(card, encoding="utf-8")  # `mergemoe export` replaces it
         files = {path.name: digests.sha256(path) for path in sorted(folder.iterdir())}
         payload = {"files": files, "cost": cost.count_cost(folder)}
         store.write_json(folder / "provenance.json", payload, args.provenance)

@@ -164,11 +164,11 @@ def _path(item: Any) -> str:
 def main() -> None:
     """Read params.yaml and dvc.yaml, print what both must be."""
     try:
-        graph = Graph(read_params(yaml.safe_load(Path("params.yaml").read_text())))
+        graph = Graph(read_params(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))))
     except UserError as error:
         sys.exit(f"error: {error}")
     path = Path("dvc.yaml")
-    text = path.read_text() if path.is_file() else ""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     print(json.dumps({"claims": expected.every_claim(graph), "dvc.yaml": renewed(text, graph)}))
 
 

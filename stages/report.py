@@ -38,14 +38,14 @@ def main(args: argparse.Namespace) -> None:
     }
     for path, text in texts.items():
         with atomic.atomic(path) as file:
-            file.write_text(text)
+            file.write_text(text, encoding="utf-8")
     with atomic.atomic(args.cards) as folder:
         for model in models:
             for run in model.runs:
                 own = {**made, "inputs": study.inputs(results, [replace(model, runs=[run])])}
                 card = folder / model.name / f"{run.name}.md"
                 card.parent.mkdir(parents=True, exist_ok=True)
-                card.write_text(model_card.scored_card(model, run, digests.canonical(own)))
+                card.write_text(model_card.scored_card(model, run, digests.canonical(own)), encoding="utf-8")
     cards = sorted(Path(args.cards).rglob("*.md"))
     folder = Path(args.out).parent
     files = {os.path.relpath(path, folder): digests.sha256(path) for path in [*texts, *cards]}

@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
     models = study.load_study(results, made, tasks, numbers, there)
     shown = {"stage": "report_partial", "params": args.cfg, "code": args.code}
     with atomic.atomic(args.out) as file:
-        file.write_text(page.render_page(models, numbers, shown, missing))
+        file.write_text(page.render_page(models, numbers, shown, missing), encoding="utf-8")
     for one in missing:
         print(f"{one.model}/{one.subject} lacks {one.missing}: {one.said}")
     print(f"{args.out} shows the rest")

@@ -48,6 +48,24 @@ def test_every_rule_module_is_listed():
     assert stages == set(CODE)
 
 
+def no_encoding(call):
+    """Tell whether a call reads or writes text in whatever encoding the locale of a machine has."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    words = [part.value for part in (*call.args, *given.values()) if isinstance(part, ast.Constant)]
+    if name == "open":
+        return "encoding" not in given and any(isinstance(word, str) and word in ("r", "w", "a", "x") for word in words)
+    text = name in ("read_text", "write_text") or (name in ("run", "Popen") and True in words and "text" in given)
+    return text and "encoding" not in given
+
+
+def test_text_is_utf_8_whatever_the_locale():
+    files = [path for name in ("mergemoe", "stages") for path in (ROOT / name).rglob("*.py")]
+    calls = ((path, node) for path in files for node in ast.walk(ast.parse(path.read_text())))
+    found = [(str(path), node.lineno) for path, node in calls if isinstance(node, ast.Call) and no_encoding(node)]
+    assert found == []
+
+
 def test_no_module_is_long_and_no_folder_is_crowded():
     files = [path for name in ("mergemoe", "stages") for path in (ROOT / name).rglob("*.py")]
     assert {str(path): n for path in files if (n := len(path.read_text().splitlines())) > 250} == {}

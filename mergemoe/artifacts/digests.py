@@ -42,7 +42,7 @@ def digest_artifact(path: str | Path) -> str:
     path = Path(path)
     with reading(path):
         if path.suffix == ".json":
-            whole = json.loads(path.read_text())
+            whole = json.loads(path.read_text(encoding="utf-8"))
             return digest_json({key: value for key, value in whole.items() if key != "provenance"})
         if path.suffix == ".safetensors":
             return digest_tensor_file(path)

@@ -33,7 +33,7 @@ def read_provenance(path: str | Path) -> dict[str, Any] | None:
 
 
 def _of_json(path: Path) -> dict[str, Any] | None:
-    whole = json.loads(path.read_text())
+    whole = json.loads(path.read_text(encoding="utf-8"))
     return whole.get("provenance") if isinstance(whole, dict) else None
 
 

@@ -19,5 +19,5 @@ def run_is_over() -> bool:
 def being_restored() -> bool:
     """Tell whether another process, of which this is no part, is putting a recorded revision in place."""
     mark = Path(RESTORING)
-    process = mark.read_text() if mark.is_file() else ""
+    process = mark.read_text(encoding="utf-8") if mark.is_file() else ""
     return process.isdecimal() and process != os.environ.get(RESTORE) and Path("/proc", process).exists()

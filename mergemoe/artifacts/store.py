@@ -44,7 +44,7 @@ def write_json(path: str | Path, payload: Mapping[str, Any], provenance: Mapping
             "range of their dtype, which usually means a damaged checkpoint"
         ) from error
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(whole, sort_keys=True, indent=1, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(whole, sort_keys=True, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def sealed(provenance: Mapping[str, Any], payload: str) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def read_json(path: str | Path, layer: int | None = None) -> Any:
         ArtifactError: if the file is missing, not JSON, not what its writer wrote, or another one's.
     """
     with reading(path):
-        whole = json.loads(Path(path).read_text())
+        whole = json.loads(Path(path).read_text(encoding="utf-8"))
         payload = {key: value for key, value in whole.items() if key != "provenance"}
         check_seal(path, dict(whole["provenance"]), digest_json(payload))
     if layer is not None and payload.get("layer") != layer:

@@ -20,7 +20,7 @@ def write_fetch_record(model: str, revision: str, files: Mapping[str, Mapping[st
     text = json.dumps({**content, "digest": digests.digest_json(content)}, sort_keys=True, indent=1) + "\n"
     if not path.is_file() or path.read_bytes() != text.encode():
         with atomic.atomic(path) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     return path
 
 

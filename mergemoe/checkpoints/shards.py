@@ -44,4 +44,6 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], out: Path, shard_bytes: 
         path.rename(out / name)
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": {key: names[p] for key, p in weight_map.items()}}
-        (out / "model.safetensors.index.json").write_text(json.dumps(index, sort_keys=True, indent=1) + "\n")
+        (out / "model.safetensors.index.json").write_text(
+            json.dumps(index, sort_keys=True, indent=1) + "\n", encoding="utf-8"
+        )

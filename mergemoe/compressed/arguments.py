@@ -142,6 +142,40 @@ def _checked(owner: str, table: Mapping[str, Option], given: Mapping[str, Any]) 
     return {name: given.get(name, option.default) for name, option in table.items()}
 
 
+def grouping_options(
+    described: ModelLayout,
+    kept: Mapping[int, int],
+    method: str,
+    options: Mapping[str, Any],
+    by: object,
+    max_size: object,
+    search: object,
+) -> dict[str, Any]:
+    """Return how experts are grouped, checked against the method and the layers: `by`, `max_size` and `search`.
+
+    Raises:
+        UserError: if there is no such grouping or option, or the method does not fit it.
+    """
+    routing, width = catalogue.routing(method, options), options.get("width", 1.0)
+    by = catalogue.usual_grouping(method, routing) if by is None else by
+    fitting = METHODS[method].groupings
+    if not isinstance(by, str) or by not in fitting:
+        raise UserError(f"`by`: got {shown(by)}; method {method} needs groups by {', '.join(fitting)}")
+    if why := catalogue.misfit(by, width, method, width, routing):
+        raise UserError(f"`by`: {why}")
+    if max_size is not None:
+        if by not in catalogue.BOUNDED:
+            raise UserError(f"`max_size` applies to groups by {', '.join(catalogue.BOUNDED)}; these are by {by}")
+        if isinstance(max_size, bool) or not isinstance(max_size, numbers.Integral) or max_size < 2:
+            raise UserError(f"`max_size` must be a whole number of at least 2, or None; got {shown(max_size)}")
+        for entry in described["layers"]:
+            if (groups := kept.get(entry["layer"], entry["experts"])) * int(max_size) < entry["experts"]:
+                raise UserError(f"`max_size` {max_size} is too small for {groups} groups of {entry['experts']} experts")
+    if search is not None and (by != "selection" or not isinstance(search, str) or search not in ("full", "quick")):
+        raise UserError(f"`search` must be full or quick, with groups by selection; got {shown(search)} by {by}")
+    return {"by": by, "max_size": max_size, "search": search}
+
+
 def refine_options(refine: str | Mapping[str, Any] | None, routing: str) -> dict[str, Any] | None:
     """Return all options of a refine, those that are given checked against their table; None without a refine.
 

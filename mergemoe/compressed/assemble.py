@@ -50,8 +50,8 @@ def assemble(layout: Layout, solved: Mapping[int, Mapping[str, Tensor]], out: Pa
         if config is None:
             facts = {entry["module"]: module_facts(entry, *sizes[layer]) for layer, entry in merged.items()}
             config = compact_config(original, layout["architecture"], facts)
-            (out / "modeling_mergemoe.py").write_text(modeling.source())
-        (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n")
+            (out / "modeling_mergemoe.py").write_text(modeling.source(), encoding="utf-8")
+        (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n", encoding="utf-8")
     for path in sorted(folder.iterdir()):
         if (
             path.is_file()

@@ -44,12 +44,14 @@ def compress(
     holdout: float = 0.125,
     batch_tokens: int = 16384,
     refine: str | Mapping[str, Any] | None = None,
+    by: str | None = None,
+    max_size: int | None = None,
+    search: str | None = None,
     **options: Any,
 ) -> "PreTrainedModel":
     """Merge the experts of a model in place, and return it.
 
-    On a CPU, at equal dtype, batches and threads, the weights are the workflow's, bit for bit; layers of 32 experts or
-    more are grouped with `search: quick`, if they are grouped by selection.
+    On a CPU, at equal dtype, batches and threads, the weights are the workflow's, bit for bit.
 
     Hooks that are registered on modules stay. What would be lost or go on computing with the old experts is refused:
     hooks of accelerate, parametrized or tied weights, adapters, compiled modules, hooks on gradients.
@@ -67,6 +69,10 @@ def compress(
         batch_tokens: tokens of one forward batch.
         refine: "auto", or keys of a `refine` choice in params.yaml: then gate, up and down of the merged experts are
             fitted to each layer's original output, after the method. None: they are not.
+        by: how experts are grouped, as in `cluster` of params.yaml; None: by the first of the method's groupings, or by
+            saliency if the router is pruned.
+        max_size: most experts of a group; None: any number.
+        search: full or quick, how groups by selection are found; None: quick for layers of 32 experts or more.
         options: of the method, as in params.yaml (docs/method.md lists them).
 
     Raises:
@@ -82,6 +88,7 @@ def compress(
     options = arguments.method_options(method, options)
     width, routing = options.get("width", 1.0), catalogue.routing(method, options)
     kept = arguments.kept_by_layer(described, layers, experts, method, width)
+    grouping = arguments.grouping_options(described, kept, method, options, by, max_size, search)
     config = arguments.stock_config(model, described, kept, width, routing)
     ids, mask = token_arguments.ids_and_mask(tokens, _vocabulary(model))
     heldout = token_arguments.heldout_sequences(len(ids), holdout, seed)
@@ -108,7 +115,9 @@ def compress(
                 if recorder:
                     recorder.remove()
             if entry:
-                solved[i] = _solve_layer(model, entry, kept[i], Remembered(rows, heldout), method, options, refined)
+                solved[i] = _solve_layer(
+                    model, entry, kept[i], Remembered(rows, heldout), grouping, method, options, refined
+                )
     replace_layers(model, described, solved, config)
     return model
 
@@ -144,6 +153,7 @@ def _solve_layer(
     entry: LayerLayout,
     kept: int,
     tokens: Remembered,
+    grouping: Mapping[str, Any],
     method: str,
     options: Mapping[str, Any],
     refined: Mapping[str, Any] | None,
@@ -152,10 +162,11 @@ def _solve_layer(
     profiled = profile_layer(tokens, layer.experts, layer.act)
     width = layer_sizes.kept_width(options.get("width", 1.0), entry["width"])
     routing = catalogue.routing(method, options)
-    by = catalogue.usual_grouping(method, routing)
-    problem, router_groups = layer.problem(), entry["router"]["groups"]
-    search = usual_search(entry["experts"])
-    expert_map = cluster.group_experts(by, kept, problem, profiled, width, router_groups=router_groups, search=search)
+    how = {**grouping, "search": grouping["search"] or usual_search(entry["experts"])}
+    groups = entry["router"]["groups"]
+    expert_map = cluster.group_experts(
+        kept=kept, problem=layer.problem(), profiled=profiled, width=width, router_groups=groups, **how
+    )
     router = None if routing == "preserved" else _router(model, entry)
     usage = profiled["usage"]
     solved = solve(layer.experts, expert_map, usage, tokens, layer.act, router=router, method=method, **options)[0]

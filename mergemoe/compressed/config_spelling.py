@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 OF_THE_FILE = ("_name_or_path", "transformers_version", "_commit_hash")  # they say nothing about the model
-RENAMED = {"dtype": "torch_dtype"}
+RENAMED = {"torch_dtype": "dtype"}  # as a configuration's attribute_map: {old name: new}
 
 
 def in_old_keys(config: PretrainedConfig, raw: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -37,9 +37,9 @@ def _edited(raw: Mapping[str, Any], before: PretrainedConfig, after: PretrainedC
         if isinstance(raw.get(key), dict) and isinstance(part := getattr(after, key, None), PretrainedConfig):
             found[key] = _edited(raw[key], getattr(before, key), part)
             continue
-        aliases = [alias for alias, name in after.attribute_map.items() if name == key] + [RENAMED.get(key)]
-        names = [name for name in (key, *aliases) if name in raw]
-        found.update(dict.fromkeys(names or [key], value))
+        aliases = [alias for alias, name in (after.attribute_map | RENAMED).items() if name == key]
+        for name in [name for name in (key, *aliases) if name in raw] or [key]:
+            found[name] = value
     return found
 
 

@@ -148,4 +148,4 @@ def _spell_as_before(model: Any, path: Path) -> None:
     except (OSError, ValueError):  # made in memory, or moved since
         return
     if found := in_old_keys(model.config, raw):
-        path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+        path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")

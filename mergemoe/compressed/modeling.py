@@ -227,7 +227,7 @@ def merged_class(name: str, deduplicate: bool = False) -> Any:
 
         def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
             super().save_pretrained(save_directory, *args, **kwargs)
-            Path(save_directory, "modeling_mergemoe.py").write_text(source())
+            Path(save_directory, "modeling_mergemoe.py").write_text(source(), encoding="utf-8")
 
     Merged.__name__ = Merged.__qualname__ = "MergeMoe" + name
     return Merged
@@ -243,4 +243,4 @@ def __getattr__(name: str) -> Any:
 
 def source() -> str:
     """Return the text of modeling_mergemoe.py, which is that of this file."""
-    return Path(__file__).read_text()
+    return Path(__file__).read_text(encoding="utf-8")

@@ -74,7 +74,7 @@ def open_task(
         with tempfile.TemporaryDirectory() as folder:
             text, note = local_task_file(name, path, data_files, fewshot, folder)
             file = Path(folder, f"{name}.yaml")
-            file.write_text(text)
+            file.write_text(text, encoding="utf-8")
             yield LmEvalTask(name, str(file), TaskManager(include_defaults=False), note, local="data_files")
     elif path is not None:
         yield LmEvalTask(name, str(path), TaskManager(include_defaults=False), None)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from mergemoe.methods.options import Method, Option
 
 ANY = ("weights", "router", "outputs", "selection")
+BOUNDED = ("weights", "router", "selection")  # the groupings that take `max_size`
 
 WIDTH = Option(
     "share of an expert's neurons that is kept, rounded up (of 128 neurons: to a multiple of 8)",

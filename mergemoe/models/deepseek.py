@@ -121,7 +121,7 @@ def convert_deepseek(folder: str | Path, out: Path) -> None:
     out.mkdir(parents=True)
     with StoredTensors(folder) as stored:
         write_shards(track(_tensors(stored), "convert: tensors", len(stored.headers)), out, 4 << 30)
-    (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n")
+    (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n", encoding="utf-8")
     for path in model_folder.checkpoint_files(folder):
         if path.suffix != ".safetensors" and not path.name.endswith(".index.json") and path.name != "config.json":
             shutil.copyfile(path, out / path.name)

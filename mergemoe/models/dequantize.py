@@ -76,7 +76,7 @@ def plain_dtype(config: dict[str, Any]) -> str:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, sort_keys=True, indent=2) + "\n")
+    path.write_text(json.dumps(content, sort_keys=True, indent=2) + "\n", encoding="utf-8")
 
 
 class QuantizedModel(LayeredModel):

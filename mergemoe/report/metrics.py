@@ -81,7 +81,7 @@ def read_metrics(results: Path) -> Metrics:
     path = below(results, paths.METRICS)
     check_reported(results, path)
     with reading(path):
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def check_reported(results: Path, path: Path) -> None:

@@ -104,7 +104,7 @@ def last_words(log: Path) -> str:
     """Return the last line of a log: its error, or a text that tells how far the job came."""
     if not log.is_file():
         return "not run"
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     if errors:
         return errors[-1]

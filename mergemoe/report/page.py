@@ -18,7 +18,7 @@ from mergemoe.report.sections import SECTIONS, Section, calibration, cost, error
 from mergemoe.report.study import ModelResults
 
 # Plotly.js's bundle of bars and lines, a quarter of the whole; tests hold its version to Python's plotly.
-PLOTLY = Path(__file__).with_name("templates").joinpath("plotly-basic.min.js").read_text()
+PLOTLY = Path(__file__).with_name("templates").joinpath("plotly-basic.min.js").read_text(encoding="utf-8")
 
 
 # Pages of some sections, each small enough for a data URL of Snakemake's own report: Chromium takes 2 MiB.

@@ -103,7 +103,7 @@ def claims() -> dict[str, Any] | None:
     path = os.environ.get(run_guard.RUN)
     if run_guard.run_is_over():
         raise UserError(run_guard.OVER)
-    return json.loads(Path(path).read_text()) if path else None
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
 
 
 def run(main: Callable[[], None]) -> None:

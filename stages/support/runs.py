@@ -39,7 +39,7 @@ def begin_run(graph: Graph) -> None:
     _end_run()
     path = FOLDER / f"{uuid.uuid4()}.json"
     with atomic.atomic(path) as file:
-        file.write_text(json.dumps(claims))
+        file.write_text(json.dumps(claims), encoding="utf-8")
     os.environ[run_guard.RUN] = str(path)
     preflight_texts.check_texts(graph.params)
 
@@ -48,7 +48,7 @@ def _try_to_write() -> None:
     """Write a file below results/ and delete it: where that fails, Snakemake, which deletes old outputs, says less."""
     probe = Path(paths.RESULTS, ".tmp", f"probe.{os.getpid()}")
     with atomic.atomic(probe) as file:
-        file.write_text("Can this folder be written?")
+        file.write_text("Can this folder be written?", encoding="utf-8")
     probe.unlink()
 
 

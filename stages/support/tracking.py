@@ -55,7 +55,7 @@ def _files(name: str) -> list[Path]:
 def imports(path: Path) -> list[str]:
     """Return the names that a file imports, wherever in it."""
     names = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -65,7 +65,7 @@ def imports(path: Path) -> list[str]:
 
 @functools.cache
 def _behaviour(path: Path) -> str:
-    return behaviour(path.read_text())
+    return behaviour(path.read_text(encoding="utf-8"))
 
 
 def files_below(folder: str | None) -> list[str]:

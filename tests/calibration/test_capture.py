@@ -143,6 +143,25 @@ def test_what_a_killed_pass_left_damaged_is_made_again(described, tokens, captur
     assert all(map(torch.equal, hidden, run(described, tokens, tmp_path / "anew")[2][1]))
 
 
+@pytest.mark.parametrize("name", ["residual_000.safetensors", "residual_x.safetensors", "residual_.safetensors"])
+def test_the_state_of_another_layer_is_not_gone_on_from(described, tokens, captured, tmp_path, monkeypatch, name):
+    """A pass is killed in layer 2, and the state before layer 2 gets the bytes of the one before layer 1."""
+
+    def run_layer(layer, hidden, arguments):
+        if layer.self_attn.layer_idx == 2:
+            raise KeyboardInterrupt
+        return real(layer, hidden, arguments)
+
+    real = module.run_layer
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "run_layer", run_layer)
+        run(described, tokens, tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / "residual_000.safetensors").read_bytes())
+    (tmp_path / "residual_001.safetensors").write_bytes((tmp_path / "residual_000.safetensors").read_bytes())
+    _, _, (again, _) = run(described, tokens, tmp_path)
+    assert all(again[layer].read_bytes() == captured[layer].read_bytes() for layer in (1, 2))
+
+
 def test_the_state_behind_two_layers_stays_for_another_copy_of_the_job_and_no_more(
     described, tokens, tmp_path, monkeypatch
 ):

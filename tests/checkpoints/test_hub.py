@@ -461,6 +461,14 @@ def test_a_damaged_index_in_the_cache_is_named_with_what_to_delete(served):
     assert run_fetch(served, MODEL, "--revision", COMMIT).returncode == 0
 
 
+def test_a_record_whose_digest_was_blanked_is_refused(served):
+    assert run_fetch(served, MODEL, "--revision", COMMIT).returncode == 0
+    path = hub_cache.fetch_record_path(MODEL, COMMIT)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "digest": None}))
+    with pytest.raises(UserError, match="does not hold what was written"):
+        hub_record.read_fetch_record(MODEL, COMMIT)
+
+
 @pytest.mark.parametrize(
     "change",
     [

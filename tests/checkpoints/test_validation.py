@@ -277,6 +277,53 @@ def test_code_that_a_checkpoint_brings_in_vain_is_no_fault(model_type, folder):
     supported.check_architecture(folder)
 
 
+NO_NUMBERS = {
+    "nan": ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, which is no number"),
+    "infinite": ({"rms_norm_eps": float("inf")}, "rms_norm_eps is inf"),
+    "too large": ({"rms_norm_eps": "1e999"}, "rms_norm_eps is inf"),
+    "deep": ({"rope_parameters": {"rope_type": "default", "rope_theta": float("nan")}}, "rope_theta is nan"),
+    "in a list": ({"layer_scales": [1.0, float("nan")]}, "layer_scales is nan"),
+    "no angle": ({"rope_theta": 0}, "rope_theta is int 0, but must be a number above 0"),
+    "no deep angle": ({"text_config": {"rope_parameters": {"rope_theta": -1.0}}}, "rope_theta is float -1.0"),
+    "text for an angle": ({"rope_theta": "1e6"}, "rope_theta is str '1e6'"),
+}
+
+
+@pytest.mark.parametrize("name", NO_NUMBERS)
+def test_numbers_of_config_json_that_nothing_can_be_computed_with_are_named(name, folder):
+    changes, words = NO_NUMBERS[name]
+    change_json(folder / "config.json", **changes)
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"1e999"', "1e999"))
+    with pytest.raises(UserError, match=words):
+        validation.check_checkpoint(folder)
+
+
+def test_a_bound_may_be_infinite(folder):
+    change_json(folder / "config.json", time_step_limit=[0.0, float("inf")], rope_theta=None)
+    validation.check_checkpoint(folder)
+
+
+GENERATION = {
+    "cut": ('{"eos_token_id": 1, "temp', "is not JSON"),
+    "a list": ("[1]", "holds a list, not a JSON object"),
+    "nan": ('{"temperature": NaN}', "temperature is nan"),
+    "a word for a token": ('{"eos_token_id": "x"}', "eos_token_id is 'x', but must be the number of a token"),
+    "a word among tokens": ('{"eos_token_id": [1, "x"]}', "eos_token_id is .* but must be the number of a token"),
+    "a truth for a token": ('{"pad_token_id": true}', "pad_token_id is True, but must be the number of a token"),
+}
+
+
+@pytest.mark.parametrize("name", GENERATION)
+def test_a_generation_config_that_transformers_would_leave_out_is_refused(name, folder):
+    content, words = GENERATION[name]
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(UserError, match=f"generation_config.json.*{words}"):
+        validation.check_checkpoint(folder)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 2], "pad_token_id": null, "top_p": 0.9}')
+    validation.check_checkpoint(folder)
+
+
 def run_stage(folder, monkeypatch):
     """The first job, in this process."""
     arguments = ["layout", "--cfg", json.dumps({"path": str(folder)}), "--code", "", "--out", str(folder / "out.json")]

@@ -161,6 +161,12 @@ def test_a_config_json_that_does_not_fit_is_refused(name, folder):
     assert len(str(error.value)) < 1500
 
 
+def test_a_cut_generation_config_is_refused_and_not_left_out(folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": 1,')
+    with pytest.raises(UserError, match="generation_config.json is not JSON"):
+        mergemoe.load(folder, "cpu")
+
+
 def test_a_checkpoint_of_the_first_format_is_read(folder):
     expected = mergemoe.load(folder, "cpu").state_dict()
     configured(folder, first_format("modeling_mergemoe.MergeMoeQwen3MoeForCausalLM"))

@@ -225,6 +225,17 @@ def test_a_state_that_is_damaged_or_anothers_is_made_anew(tmp_path, name, damage
     assert torch.equal(solution(solved(problem, tmp_path)), solution(whole))
 
 
+def test_the_solution_or_the_state_of_a_sibling_is_made_anew(tmp_path):
+    problem = problems.problem()
+    whole = solved(problem, tmp_path)
+    paths = sorted(tmp_path.glob("solution_*"))
+    contents = [path.read_bytes() for path in paths]
+    assert len(paths) > 2
+    for path, content in zip(paths, contents[1:] + contents[:1], strict=True):
+        path.write_bytes(content)
+    assert torch.equal(solution(solved(problem, tmp_path)), solution(whole))
+
+
 def test_a_solution_that_is_damaged_is_made_anew(tmp_path):
     problem = problems.problem()
     whole = solved(problem, tmp_path)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from mergemoe.errors import UserError
+from mergemoe.methods.catalogue import BOUNDED
 from mergemoe.moe import layer_sizes
 from mergemoe.workflow.config.base import Section, Threads
 
@@ -55,10 +56,8 @@ class Cluster(Section):
             )
         if self.budget != "uniform" and self.by in {"none", "saliency"}:
             raise ValueError(f"`budget: {self.budget}` needs groups that are merged; this grouping is `by: {self.by}`")
-        if self.max_size and self.by not in {"weights", "router", "selection"}:
-            raise ValueError(
-                f"`max_size` applies to `by: weights`, `router` or `selection`; this grouping is `by: {self.by}`"
-            )
+        if self.max_size and self.by not in BOUNDED:
+            raise ValueError(f"`max_size` applies to `by: {', '.join(BOUNDED)}`; this grouping is `by: {self.by}`")
         if self.by != "selection" and self.width != 1:
             raise ValueError(
                 f"`width` of a grouping needs `by: selection`; `by: {self.by}` takes it from the method only"

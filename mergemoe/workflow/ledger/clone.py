@@ -50,7 +50,7 @@ def _configure(root: Path, tree: Path) -> None:
         path = "" if "://" in url or Path(url).is_absolute() else str((root / ".dvc" / url).resolve())
         whole.read_dict({name: {**section, **({"url": path} if url and path else {})}})
     whole.read_dict({"cache": {"dir": str(cache_folder(root))}})
-    with (tree / ".dvc" / "config.local").open("w") as file:
+    with (tree / ".dvc" / "config.local").open("w", encoding="utf-8") as file:
         whole.write(file)
 
 

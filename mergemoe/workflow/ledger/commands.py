@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from mergemoe.errors import UserError
 from mergemoe.workflow.ledger import dvc_lock
 
 PYTHON = Path(sys.executable)
+LEAST = 1 << 20  # bytes: a disk that has less is full
+PATIENCE = 20  # seconds in which others may make room on it
 
 
 def run_program(root: Path, *command: str, shown: bool = False) -> str:
@@ -27,16 +30,37 @@ def run_program(root: Path, *command: str, shown: bool = False) -> str:
     """
     if command[0] in {"dvc", "snakemake"}:
         command = (str(PYTHON), "-m", *command)
-    errors = None if shown else subprocess.PIPE
+    name = " ".join(command[2:] if command[1:2] == ("-m",) else command)
+    errors, environment = None if shown else subprocess.PIPE, _environment()
     try:
-        done = subprocess.run(command, cwd=root, env=_environment(), stdout=subprocess.PIPE, stderr=errors, text=True)
+        running = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=errors)
     except FileNotFoundError:
         raise UserError(f"`{command[0]}` is not installed. Install it") from None
-    if done.returncode != 0:
-        name = " ".join(command[2:] if command[1] == "-m" else command)
-        said = f"{done.stdout}\n{done.stderr or ''}".strip().splitlines()[-12:]  # Snakemake says why in either
-        raise UserError("\n  ".join([f"`{name}` in {root} ended with status {done.returncode}", *said]))
-    return done.stdout
+    out, said = (text.decode(errors="replace") for text in _outcome(running, name, root))
+    if running.returncode != 0:
+        last = f"{out}\n{said}".strip().splitlines()[-12:]  # Snakemake says why in either
+        raise UserError("\n  ".join([f"`{name}` in {root} ended with status {running.returncode}", *last]))
+    return out
+
+
+def _outcome(running: "subprocess.Popen[bytes]", name: str, root: Path) -> tuple[bytes, bytes]:
+    """Return what a program prints until it ends; end it if there is no room: DVC's databases wait for that forever."""
+    full = 0
+    with running:
+        while True:
+            try:
+                out, said = running.communicate(timeout=1)
+                return out, said or b""
+            except subprocess.TimeoutExpired:
+                full = full + 1 if shutil.disk_usage(root).free < LEAST else 0
+            except BaseException:
+                running.kill()
+                raise
+            if full > PATIENCE:
+                running.kill()
+                raise UserError(
+                    f"No space left in {root.resolve()}, where `{name}` waits. Make room, then run it again"
+                )
 
 
 def _environment() -> dict[str, str]:

@@ -65,7 +65,7 @@ def _largest(one: Path, other: Path) -> float | None:
 
 
 def _payload(path: Path) -> Any:
-    whole = json.loads(path.read_text())
+    whole = json.loads(path.read_text(encoding="utf-8"))
     return {key: value for key, value in whole.items() if key != "provenance"}
 
 

@@ -122,7 +122,7 @@ def _is_whole(path: Path, md5: str) -> bool:
 
 def _members(path: Path) -> list[str]:
     """Return the hashes of a folder's files, from the list of them in DVC's cache."""
-    return [file["md5"] for file in json.loads(path.read_text())]
+    return [file["md5"] for file in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def _md5(path: Path) -> str:

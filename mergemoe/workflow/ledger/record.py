@@ -43,14 +43,14 @@ def record_run(root: Path) -> str:
         recorded_environment.renew_recorded(root)  # first, so that a kill leaves no lock beside an older record
         if _text(root / "dvc.yaml") != wanted["dvc.yaml"]:
             with atomic.atomic(root / "dvc.yaml") as file:
-                file.write_text(wanted["dvc.yaml"])
+                file.write_text(wanted["dvc.yaml"], encoding="utf-8")
         dvc_lock.forget_stages(root)
         commands.run_program(root, "dvc", "commit", "--force")
         _check_lock(root)
     changed = _text(root / "dvc.lock") != before
     if not changed and recorded is not None:
         with atomic.atomic(environments) as file:
-            file.write_text(recorded)
+            file.write_text(recorded, encoding="utf-8")
     found = verify_results.result_files(root)
     size = sum((root / path).stat().st_size for path in found)
     files = ["dvc.lock", "dvc.yaml", str(recorded_environment.FILE), paths.METRICS]
@@ -111,7 +111,7 @@ def refuse(faults: Sequence[Fault], what: str) -> None:
 
 
 def _text(path: Path) -> str | None:
-    return path.read_text() if path.is_file() else None
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def renew_recorded(root: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     text = json.dumps({"stages": {**read_recorded(root), **gather_logs(root / "logs")}}, sort_keys=True, indent=1)
     with atomic.atomic(path) as file:
-        file.write_text(f"{text}\n")
+        file.write_text(f"{text}\n", encoding="utf-8")
 
 
 def gather_logs(logs: Path) -> dict[str, Any]:
@@ -40,7 +40,9 @@ def gather_logs(logs: Path) -> dict[str, Any]:
     """
     stages: dict[str, Any] = {}
     for path in sorted(logs.rglob("*.log")):
-        lines = re.findall(rf"^{environment.MARK}(.*)$", path.read_text(errors="replace"), re.MULTILINE)
+        lines = re.findall(
+            rf"^{environment.MARK}(.*)$", path.read_text(errors="replace", encoding="utf-8"), re.MULTILINE
+        )
         if not lines:
             continue
         fix = f"Delete it, and its job is left out of {FILE}; or delete what the job made, and run `snakemake` again"

@@ -48,7 +48,7 @@ def _alone(root: Path) -> Iterator[None]:
     mark = root / run_guard.RESTORING
     mark.parent.mkdir(exist_ok=True)
     os.environ[run_guard.RESTORE] = str(os.getpid())
-    mark.write_text(str(os.getpid()))
+    mark.write_text(str(os.getpid()), encoding="utf-8")
     try:
         yield
     finally:

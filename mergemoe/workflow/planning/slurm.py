@@ -75,7 +75,7 @@ def read_partitions() -> Partitions:
     """
     path = PROFILE / "partitions.yaml"
     try:
-        return Partitions.model_validate(yaml.safe_load(path.read_text()))
+        return Partitions.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
@@ -86,7 +86,7 @@ def read_partitions() -> Partitions:
 @functools.cache
 def read_profile() -> Mapping[str, Any]:
     """Return config.yaml."""
-    return yaml.safe_load((PROFILE / "config.yaml").read_text())
+    return yaml.safe_load((PROFILE / "config.yaml").read_text(encoding="utf-8"))
 
 
 def on_gpu(stage: str) -> bool:
