@@ -56,6 +56,32 @@ def test_the_weights_are_the_workflows_bit_for_bit(name, dtype, method, refine, 
         assert torch.equal(found(**drawn()).logits, expected(**drawn()).logits)
 
 
+GROUPED = [
+    {"method": "joint", "routing": "folded", "features": "selected", "by": "selection"},
+    {"method": "joint", "by": "outputs"},
+    {"method": "average", "by": "router", "max_size": 2},
+    {"method": "select", "by": "selection", "search": "quick", "max_size": 3},
+]
+
+
+@pytest.mark.parametrize("how", GROUPED, ids=lambda how: f"{how['method']} by {how['by']}")
+def test_every_grouping_of_the_workflow_can_be_asked_for(how, tmp_path):
+    path = architectures.save("qwen3_moe", tmp_path / "full", torch.float32)
+    options = {name: value for name, value in how.items() if name not in ("method", "by", "max_size", "search")}
+    grouping = {name: how[name] for name in ("by", "max_size", "search") if name in how}
+    expected = by_workflow(path, drawn(), tmp_path, torch.float32, how["method"], grouping=grouping, **options)
+    kept = 6 if "routing" in how else 4
+    found = mergemoe.compress(
+        mergemoe.load(path, "cpu"), drawn(), experts=kept, seed=7, holdout=0.25, batch_tokens=48, **how
+    ).state_dict()
+    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.state_dict().items())
+    usual = {name: value for name, value in how.items() if name not in grouping}
+    other = mergemoe.compress(
+        mergemoe.load(path, "cpu"), drawn(), experts=kept, seed=7, holdout=0.25, batch_tokens=48, **usual
+    ).state_dict()
+    assert any(not torch.equal(tensor, other[key]) for key, tensor in found.items() if "experts" in key)
+
+
 def test_saving_what_was_compressed_in_memory_loads_both_ways(tiny, tmp_path):
     model = mergemoe.load(tiny, "cpu", torch.float32)
     ids = torch.randint(3, 4096, (6, 16), generator=torch.Generator().manual_seed(2))
@@ -137,6 +163,16 @@ def test_the_kernel_is_what_it_was(tiny):
         ({"method": "joint", "routing": "bogus"}, "method joint, `routing`: got 'bogus'; it must be preserved, pruned"),
         ({"method": "joint", "features": "bogus"}, "method joint, `features`: got 'bogus'; it must be plain, usage"),
         ({"method": "routed", "width": 0.5}, "method routed: `width` below 1 needs `features: selected`"),
+        ({"by": "weights"}, "`by`: got 'weights'; method select needs groups by selection"),
+        ({"by": ["selection"]}, r"`by`: got \['selection'\]"),
+        ({"method": "joint", "by": "saliency"}, "`by`: groups by saliency prune experts, but the routing is preserved"),
+        ({"method": "joint", "by": "selection", "width": 0.5, "features": "plain"}, "`width` below 1 needs"),
+        ({"max_size": 1}, "`max_size` must be a whole number of at least 2, or None; got 1"),
+        ({"max_size": True}, "`max_size` must be a whole number of at least 2, or None; got True"),
+        ({"max_size": 3, "experts": 2}, "`max_size` 3 is too small for 2 groups of 8 experts"),
+        ({"method": "hcsmoe", "max_size": 3}, "`max_size` applies to groups by weights, router, selection; these are"),
+        ({"search": "slow"}, "`search` must be full or quick, with groups by selection; got 'slow' by selection"),
+        ({"method": "mergemoe", "search": "quick"}, "`search` must be .* got 'quick' by weights"),
         ({"holdout": 0.0}, "method select chooses its ridge by held-out sequences.* `holdout`"),
         ({"refine": "tuned"}, "`refine` must be \"auto\", or a mapping of its options; got 'tuned'"),
         ({"refine": {"step": 3}}, "refine has no option step; it has: steps, batch"),

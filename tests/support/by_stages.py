@@ -30,11 +30,12 @@ def drawn(rows=8):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def by_workflow(path, tokens, folder, dtype, method, width=1.0, refine=None, **options):
-    """What the stages compute, called one after the other; `refine` are the options of a refine, if there is one."""
+def by_workflow(path, tokens, folder, dtype, method, width=1.0, refine=None, grouping=None, **options):
+    """What the stages compute, called one after the other; `refine` and `grouping` are options of those, if given."""
     options = catalogue.complete(method, options | ({"width": width} if width < 1 else {}))
     routing = catalogue.routing(method, options)
-    changes, by = routing != "preserved", catalogue.usual_grouping(method, routing)
+    changes, grouping = routing != "preserved", {"by": catalogue.usual_grouping(method, routing), **(grouping or {})}
+    by = grouping.pop("by")
     described = layout.describe_layout(path, digests=False)
     batches = batches_of(tokens["input_ids"], tokens["attention_mask"], 48, CPU)
     heldout = torch.tensor(heldout_rows(len(tokens["input_ids"]), 0.25, 7))
@@ -47,7 +48,8 @@ def by_workflow(path, tokens, folder, dtype, method, width=1.0, refine=None, **o
             usage, kept = profiled["usage"], 8 if by == "none" else 6 if changes else 4
             problem = Problem(experts.map(lambda m: m.float()), [], reader, act)
             groups = entry["router"]["groups"]
-            expert_map = cluster.group_experts(by, kept, problem, profiled, entry["width"], router_groups=groups)
+            how = {"router_groups": groups, **grouping}
+            expert_map = cluster.group_experts(by, kept, problem, profiled, entry["width"], **how)
             router = layer_router(entry, read_router(described, entry["layer"])) if changes else None
             solved[entry["layer"]], _ = solve(
                 experts, expert_map, usage, reader, act, router=router, method=method, **options
