@@ -24,7 +24,8 @@ def main(args: argparse.Namespace) -> None:
     solved = {int(re.findall(r"\d+", path)[-1]): store.read_tensors(path) for path in args.solved}
     with atomic.atomic(args.out) as folder:
         assemble(layout, solved, folder)
-        card = checkpoint_card.unscored_card(args.cfg, checkpoint_card.is_stock(path.name for path in folder.iterdir()))
+        stock = checkpoint_card.is_stock(path.name for path in folder.iterdir())
+        card = checkpoint_card.unscored_card(args.cfg, stock, **layout.get("license", {}))
         (folder / "README.md").write_text(card, encoding="utf-8")  # `mergemoe export` replaces it
         files = {path.name: digests.sha256(path) for path in sorted(folder.iterdir())}
         payload = {"files": files, "cost": cost.count_cost(folder)}

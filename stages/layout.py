@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from mergemoe.artifacts import provenance, store
-from mergemoe.checkpoints import cost, finite, hub_record, model_folder
+from mergemoe.checkpoints import cost, finite, hub_record, license, model_folder
 from mergemoe.models import layout, supported
 from stages.support import command
 
@@ -28,6 +28,8 @@ def main(args: argparse.Namespace) -> None:
     described = layout.describe_layout(args.cfg["path"], args.cfg.get("revision"))
     finite.check_finite(folder)
     hub_record.check_fetch_record(args.cfg["path"], args.cfg.get("revision"), described["files"])
+    if stated := license.stated_license(folder):
+        described["license"] = stated
     store.write_json(args.out, {**described, "cost": cost.count_cost(folder)}, {**args.provenance, "inputs": inputs})
 
 

@@ -45,7 +45,7 @@ _BODY = """\
 # {model}, compressed
 
 A copy of `{model}` with fewer or narrower experts in its Mixture-of-Experts layers (method `{method}`). Everything else
-is unchanged. {refined}{form} Run `{run}` made it:
+is unchanged. {refined}{form} {made_by} made it:
 
 {made}
 
@@ -74,28 +74,38 @@ def is_stock(files: Iterable[str]) -> bool:
     return "modeling_mergemoe.py" not in files
 
 
-def unscored_card(parameters: Parameters, stock: bool, **metadata: Any) -> str:
-    """Return the card of a run without its scores; `metadata` are more fields of ModelCardData."""
+def unscored_card(parameters: Parameters, stock: bool, made_by: str | None = None, **metadata: Any) -> str:
+    """Return the card of a checkpoint without scores.
+
+    Args:
+        parameters: {stage: parameters}.
+        stock: whether transformers loads it without code of ours.
+        made_by: what made it; None is the run of these parameters.
+        metadata: more fields of ModelCardData.
+    """
     model = parameters["model"]
     data = ModelCardData(
         # The Hub takes a path with a slash for an id, so the base model of a local folder is the folder's name.
         base_model=model["path"] if model.get("revision") else Path(model["path"]).name,
+        base_model_relation="finetune",  # of the hub's four words, the one for changed weights
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["mergemoe", "moe", "model-compression"],
         **metadata,
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{_body(parameters, stock)}"
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(parameters, stock, made_by)}"
 
 
-def _body(parameters: Parameters, stock: bool) -> str:
+def _body(parameters: Parameters, stock: bool, made_by: str | None) -> str:
     stages = stages_of(parameters)
     made = [[stage, parameters[stage].get("name", ""), listed_parameters(parameters[stage])] for stage in stages]
-    run = Run(**{stage: parameters[stage]["name"] for stage in stages if stage in Run._fields})
+    if made_by is None:
+        run = Run(**{stage: parameters[stage]["name"] for stage in stages if stage in Run._fields})
+        made_by = f"Run `{run.name}`"
     lines = loading_lines("PATH", stock)
     return _BODY.format(
         model=parameters["model"]["name"],
-        run=run.name,
+        made_by=made_by,
         method=method_of(parameters),
         made=markdown_table(["stage", "choice", "parameters"], made),
         refined=_refined(parameters["refine"]) if "refine" in parameters else "",

@@ -12,7 +12,7 @@ from mergemoe.calibration.capture import batches_of, run_batches
 from mergemoe.calibration.hooks import Recorder
 from mergemoe.calibration.open_layer import OpenLayer
 from mergemoe.calibration.profile import profile_layer
-from mergemoe.compressed import arguments, attached, token_arguments
+from mergemoe.compressed import arguments, attached, memory_card, token_arguments
 from mergemoe.compressed.replace import experts_of, replace_layers
 from mergemoe.errors import UserError
 from mergemoe.grouping import cluster
@@ -119,6 +119,11 @@ def compress(
                     model, entry, kept[i], Remembered(rows, heldout), grouping, method, options, refined
                 )
     replace_layers(model, described, solved, config)
+    if kept:
+        chosen = {"calibrate": {"sequences": list(ids.shape), "seed": seed, "holdout": holdout}}
+        chosen["cluster"] = {**grouping, "experts": kept if len(set(kept.values())) > 1 else min(kept.values())}
+        chosen["solve"] = {"method": method, **options}
+        memory_card.attach_card(model, config is not None, chosen | ({"refine": refined} if refined else {}))
     return model
 
 

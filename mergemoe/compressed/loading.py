@@ -16,6 +16,7 @@ from mergemoe.checkpoints import model_folder
 from mergemoe.checkpoints.config_keys import config_values
 from mergemoe.checkpoints.shards import CARRIED
 from mergemoe.checkpoints.validation import check_generation, check_stored_types, check_top_k
+from mergemoe.compressed import memory_card
 from mergemoe.compressed.config_spelling import in_old_keys
 from mergemoe.compressed.model_config import compact_class
 from mergemoe.compressed.modeling import merged_class
@@ -115,7 +116,7 @@ def _checked(device: Any, dtype: Any) -> tuple[torch.device, Any]:
 
 
 def save(model: "PreTrainedModel", path: str | Path) -> None:
-    """Write a checkpoint folder that `load` and trust_remote_code read, with the tokenizer the model came with.
+    """Write a checkpoint folder that `load` and trust_remote_code read, with a card and the model's own tokenizer.
 
     It is written beside `path` and then renamed, so that a save that fails leaves no folder.
 
@@ -129,6 +130,8 @@ def save(model: "PreTrainedModel", path: str | Path) -> None:
     with writing(), atomic(path) as temporary:
         model.save_pretrained(temporary)
         _spell_as_before(model, temporary / "config.json")
+        if card := getattr(model, memory_card.ATTRIBUTE, None):
+            (temporary / "README.md").write_text(card, encoding="utf-8")
         origin = Path(model.name_or_path or "nowhere")
         for file in sorted(origin.iterdir()) if origin.is_dir() else ():
             if file.is_file() and file.name.startswith(CARRIED) and not (temporary / file.name).exists():

@@ -3,7 +3,7 @@
 The layout is plain JSON, written by models/layout.py and read by every later stage. It has one entry per MoE layer.
 """
 
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class StackingFacts(TypedDict):
@@ -123,10 +123,11 @@ class ModelLayout(TypedDict):
 class Layout(ModelLayout):
     """The layout of a checkpoint: a folder, or a hub id with a revision; `files` has the sha256 of each file.
 
-    In the artifact, `cost` is what cost.count_cost gives.
+    In the artifact, `cost` is what cost.count_cost gives, and `license` what license.stated_license does, if anything.
     """
 
     path: str
     revision: NotRequired[str]
     files: dict[str, str]
     cost: NotRequired[dict[str, float]]
+    license: NotRequired[dict[str, Any]]

@@ -26,6 +26,7 @@ def scored_card(model: ModelResults, run: RunResults, provenance: str) -> str:
         "model_name": f"{model.name}/{run.name}",
         "eval_results": eval_results(model, run),
         "provenance": provenance,
+        **model.layout.get("license", {}),
     }
     text = checkpoint_card.unscored_card(run.parameters, run.stock, **metadata)
     return "\n".join([text, metrics.scores_markdown(run.scores, model.full, model.tasks), _hashes(run.files)])

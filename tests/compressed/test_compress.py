@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from by_stages import by_workflow, drawn
+from huggingface_hub import ModelCard
 from tiny_project import make_tiny
 from transformers import AutoModelForCausalLM
 
@@ -315,6 +316,21 @@ def test_computing_equal_experts_once_is_not_saved(tiny, tmp_path):
     mergemoe.save(mergemoe.load(tmp_path / "compact", "cpu", deduplicate=True), tmp_path / "again")
     assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "compact" / "config.json").read_text()
     assert not mergemoe.load(tmp_path / "again", "cpu").model.layers[1].mlp.experts.deduplicate
+
+
+def test_save_writes_a_card_of_what_was_done(tmp_path):
+    path = architectures.save("qwen3_moe", tmp_path / "full", torch.float32)
+    (path / "README.md").write_text("---\nlicense: mit\n---\n# Original\n")
+    model = mergemoe.compress(mergemoe.load(path, "cpu"), drawn(), experts=4, seed=3)
+    mergemoe.save(model, tmp_path / "saved")
+    card = ModelCard.load(tmp_path / "saved" / "README.md")
+    assert (card.data.license, card.data.base_model, card.data.base_model_relation) == ("mit", "full", "finetune")
+    assert "| solve |  | method: select, width: 1.0, ridge: auto, memory: 8.0 |" in card.text
+    assert "| cluster |  | by: selection, experts: 4 |" in card.text and "seed: 3" in card.text
+    assert "trust_remote_code=True" in card.text and str(tmp_path) not in card.text
+    slim = mergemoe.compress(mergemoe.load(path, "cpu"), drawn(), method="slim", width=0.5)
+    mergemoe.save(slim, tmp_path / "slim")
+    assert "It is a stock checkpoint" in (tmp_path / "slim" / "README.md").read_text()
 
 
 def test_the_tokenizer_comes_along_wherever_save_is_called(tiny, tmp_path, monkeypatch):

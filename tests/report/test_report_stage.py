@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import synthetic
+import yaml
 from huggingface_hub import ModelCard, metadata_load
 from plotly.offline import get_plotlyjs_version
 from report_stage import report
@@ -198,6 +199,15 @@ def test_a_card_says_what_a_refine_fitted(steps, parts, words):
     parameters["refine"] |= {"steps": steps, "parts": parts}
     card = checkpoint_card.unscored_card(parameters, stock=True)
     assert f"{words} of its experts were fitted" in card if words else "were fitted" not in card
+
+
+def test_a_card_has_the_license_of_the_original_and_its_relation_to_it():
+    parameters = {stage: {"name": stage, "path": "model", "method": "average"} for stage in checkpoint_card.STAGES}
+    parameters["refine"] |= {"steps": 0, "parts": ["up"]}
+    stated = {"license": "other", "license_name": "tongyi", "license_link": "LICENSE"}
+    front = yaml.safe_load(checkpoint_card.unscored_card(parameters, stock=True, **stated).split("---\n")[1])
+    assert stated.items() <= front.items() and front["base_model_relation"] == "finetune"
+    assert "license" not in yaml.safe_load(checkpoint_card.unscored_card(parameters, stock=True).split("---\n")[1])
 
 
 def test_an_absolute_path_of_the_model_stays_private():
