@@ -1,5 +1,7 @@
 """Errors that a user can act on. Any other exception is a bug and keeps its traceback."""
 
+import os
+import shlex
 from pathlib import Path
 
 
@@ -32,6 +34,39 @@ def shown(value: object) -> str:
     return one_line(text, 100)
 
 
+_FOLDERS = {"capture": 4, "models": 6, "scores": 5}  # parts of the path of a folder that a job writes as a whole
+_BY_REPORT = {"metrics.json", "quality.csv", "errors.csv", "report", "cards"}
+
+
+def output_of(path: str | Path) -> str | None:
+    """Return the output of Snakemake that a file below results/ belongs to; None if it is elsewhere."""
+    parts = Path(os.path.normpath(path)).parts
+    if "results" not in parts or len(below := parts[-1 - parts[::-1].index("results") :]) < 2:
+        return None
+    stage = below[1]
+    if stage.startswith("."):  # the job cache
+        return None
+    if stage in _BY_REPORT:
+        return "results/metrics.json"
+    if stage == "convert":
+        return "/".join([*below[:3], "provenance.json"])
+    whole = stage in _FOLDERS and (stage != "scores" or below[3:5] == ("full", "reference"))
+    return "/".join(below[: _FOLDERS[stage]] if whole else below)
+
+
+def remade(*paths: str | Path) -> str:
+    """Return the sentence that says how artifacts are made again.
+
+    Snakemake makes what it calls an output, which may be the folder of a file, and asks for nothing above an output
+    that is there; so it must be told.
+    """
+    outputs = dict.fromkeys(output for path in paths if (output := output_of(path)))
+    if not outputs:
+        return "Delete it and run `snakemake` again, which rebuilds it."
+    named = " ".join(map(shlex.quote, outputs))
+    return f"`snakemake --cores all --forcerun {named}` makes it again, and what depends on it."
+
+
 def damaged_artifact(path: str | Path, fact: str) -> ArtifactError:
     """Return the error for a damaged artifact; `fact` completes the sentence that begins with the path."""
-    return ArtifactError(f"{path} {fact}. Delete it and run `snakemake` again, which rebuilds it.")
+    return ArtifactError(f"{path} {fact}. {remade(path)}")

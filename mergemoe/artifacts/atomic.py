@@ -84,4 +84,12 @@ def sweep(results: str | Path) -> None:
     """Remove the temporary files of this host's jobs that no longer run."""
     for temporary in Path(results, ".tmp").glob(f"*.{socket.gethostname()}.*"):
         if not Path("/proc", temporary.suffix[1:]).exists():
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+            remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder, or a file, link or pipe, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -106,9 +106,9 @@ def restore_outputs(outs: Sequence[Path], made: Mapping[str, Any]) -> bool:
 
 def delete_unclaimed(results: str | Path, claims: Claims) -> None:
     """Delete kept outputs whose provenance matches no expected artifact; they can be large."""
-    for place in Path(results, ".finished").glob("*"):
-        if not any(_claimed(file, claims) for file in place.rglob("[!.]*")):
-            shutil.rmtree(place)
+    for place in Path(results, ".finished").glob("*"):  # also what a file system leaves there, such as .nfs0001
+        if place.is_symlink() or not any(_claimed(file, claims) for file in place.rglob("[!.]*")):
+            atomic.remove(place)
 
 
 def delete_all(results: str | Path) -> None:

@@ -30,7 +30,7 @@ def reading(path: str | Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in MISSING:
-            raise ArtifactError(f"{path} is missing. Run `snakemake` again, which makes it.") from None
+            raise damaged_artifact(path, "is missing") from None
         if error.errno not in OF_THE_CONTENT:
             raise ArtifactError(
                 f"{path} cannot be read now ({error}). It may be whole, so do not delete it: look at its permissions, "

@@ -7,7 +7,7 @@ from typing import Any
 
 from mergemoe.artifacts.addresses import address, owners
 from mergemoe.artifacts.provenance import content_digest, read_provenance
-from mergemoe.errors import ArtifactError
+from mergemoe.errors import ArtifactError, remade
 
 Claims = Mapping[str, Mapping[str, Any]]
 
@@ -82,7 +82,7 @@ def check_input(path: str | Path, claims: Claims | None, known: dict[str, str]) 
                 check_claim(file, made, claims)
             check_links(file, there, Path(), known)
         except ArtifactError as error:
-            raise ArtifactError(f"{error}. Delete {file} and run `snakemake` again, which makes it again.") from None
+            raise ArtifactError(f"{error}. {remade(file)}") from None
 
 
 def is_current(path: str | Path, claims: Claims | None) -> bool:

@@ -84,7 +84,7 @@ class Reader(Activations):
         """
         with reading(path):
             self.file: Any = h5py.File(path, "r")
-            provenance = json.loads(self.file.attrs[digests.PROVENANCE])
+            self.provenance = provenance = json.loads(self.file.attrs[digests.PROVENANCE])
             store.check_seal(path, provenance, digests.digest_activation_file(self.file))
             sequence = torch.from_numpy(self.file["sequence"][:].astype(np.int64))
             heldout = torch.from_numpy(self.file["heldout"][:])

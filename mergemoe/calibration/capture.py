@@ -62,7 +62,7 @@ def capture(
     scratch.mkdir(parents=True, exist_ok=True)
     modules = {entry["layer"]: entry for entry in layout["layers"]}
     ends = {stack.first - 1 for stack in layer_stacks(layered.model)}  # the next stack is prepared from these
-    residuals = _saved(scratch, list(modules), ends)
+    residuals = _saved(scratch, list(modules), ends, provenance)
     first = 1 + max(residuals, default=-1)
     if first:
         print(f"capture continues after layer {first - 1}, found in {scratch}", file=sys.stderr)
@@ -107,7 +107,9 @@ def run_batches(
         sequence += len(batch["input_ids"])
 
 
-def _saved(scratch: Path, modules: Collection[int], ends: Collection[int]) -> dict[int, dict[str, Tensor]]:
+def _saved(
+    scratch: Path, modules: Collection[int], ends: Collection[int], provenance: Mapping[str, Any]
+) -> dict[int, dict[str, Tensor]]:
     """Return {layer: the residual stream after it}: of the last layer to go on after, and of the ends before it.
 
     What a killed pass left may be damaged: the last layer counts up to which all files are whole.
@@ -117,12 +119,18 @@ def _saved(scratch: Path, modules: Collection[int], ends: Collection[int]) -> di
         try:
             for i in modules:
                 if i <= done:
-                    activation_file.Reader(scratch / f"layer_{i:03d}.h5", i).file.close()
+                    _check_layer(scratch / f"layer_{i:03d}.h5", i, provenance)
             needed = {done, *(end for end in ends if 0 <= end < done)}
             return {i: store.read_state(_residual_path(scratch, i)) for i in needed}
         except ArtifactError as error:
             print(f"capture does not continue after layer {done}: {error}", file=sys.stderr)
     return {}
+
+
+def _check_layer(path: Path, layer: int, provenance: Mapping[str, Any]) -> None:
+    with activation_file.Reader(path, layer) as file:
+        if any(file.provenance.get(key) != value for key, value in provenance.items()):
+            raise ArtifactError(f"{path} was made by another job")
 
 
 def _residual_path(scratch: Path, layer: int) -> Path:

@@ -4,6 +4,7 @@ A resumed solve must give the same bytes as one that was never killed, so all ve
 the solution so far. Files are written whole or not at all.
 """
 
+import sys
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,8 +48,11 @@ def solution_path(folder: Path, rows: slice, ridge: float) -> Path:
 
 def read_saved(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor] | None:
     """Return saved tensors; None if they are missing, damaged or of other shapes: then they are computed again."""
+    if not path.exists():
+        return None
     try:
         found = store.read_state(path)
-    except ArtifactError:
+    except ArtifactError as error:
+        print(f"the solve does not go on from there: {error}", file=sys.stderr)
         return None
     return found if {name: list(part.shape) for name, part in found.items()} == shapes else None

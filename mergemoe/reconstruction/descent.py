@@ -174,9 +174,12 @@ class Descent:
 
     def _resume(self, path: Path) -> None:
         """Take the saved state, if there is one; a damaged one counts as none."""
+        if not path.exists():
+            return
         try:
             saved = store.read_state(path)
-        except ArtifactError:
+        except ArtifactError as error:
+            print(f"the descent does not go on from there: {error}", file=sys.stderr)
             return
         moments = {f"{name}.{key}" for name in self.layer.weights for key in MOMENTS}
         if not moments | self.layer.weights.keys() | NUMBERS <= saved.keys():

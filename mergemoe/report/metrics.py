@@ -15,7 +15,7 @@ from mergemoe.artifacts import paths, store
 from mergemoe.artifacts.paths import below
 from mergemoe.artifacts.reading import reading
 from mergemoe.artifacts.run import Run
-from mergemoe.errors import ArtifactError
+from mergemoe.errors import damaged_artifact
 from mergemoe.text_table import aligned_table, markdown_table
 
 Scores = dict[str, float]
@@ -68,7 +68,7 @@ def score_paths(results: Path, model: str, subject: str, tasks: Sequence[str]) -
 def read_artifact(path: Path) -> Any:
     """Read a JSON artifact that the report cannot do without."""
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing. Run `snakemake --cores all`, which makes it, before the report.")
+        raise damaged_artifact(path, "is missing")
     return store.read_json(path)
 
 

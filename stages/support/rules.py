@@ -16,6 +16,7 @@ from typing import Any
 from mergemoe.artifacts import paths
 from mergemoe.artifacts.stage import Stage
 from mergemoe.artifacts.stages import STAGES
+from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import read_params
 from mergemoe.workflow.planning import preflight
 from stages.support import resources, runs
@@ -41,6 +42,8 @@ def prepare(workflow: Any, config: Mapping[str, Any]) -> Graph:
     Raises:
         UserError: if params.yaml, a model or the SLURM profile is wrong, or the run of this job has ended.
     """
+    if sys.flags.optimize > 1:
+        raise UserError("PYTHONOPTIMIZE is 2, which takes away docstrings that transformers needs. Unset it")
     use_this_python()
     runs.refuse_if_over()
     runs.refuse_a_link()

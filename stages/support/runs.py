@@ -7,6 +7,7 @@ file belongs to a run that has ended, or was killed and followed by another: it 
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from stages.support import expected
 from stages.support.graph import Graph
 
 FOLDER = Path("scratch", "runs")
+CLOCKS = 60.0  # seconds
 
 
 def begin_run(graph: Graph) -> None:
@@ -32,6 +34,7 @@ def begin_run(graph: Graph) -> None:
         raise UserError(
             "`mergemoe restore` is putting another revision in place here. Wait for its end, then run again"
         )
+    _refuse_the_future()
     claims = expected.every_claim(graph)
     _try_to_write()
     atomic.sweep(paths.RESULTS)
@@ -96,7 +99,30 @@ def refuse_a_link() -> None:
             f"{paths.RESULTS}/ is a link to {os.readlink(paths.RESULTS)}, and DVC records nothing behind a link. Clone "
             "the project on that disk instead, or mount the disk there"
         )
+    for name in (".tmp", ".finished"):
+        inner = Path(paths.RESULTS, name)
+        if inner.is_symlink() or (inner.exists() and not inner.is_dir()):
+            raise UserError(
+                f"{inner} is {reading.kind_of(inner.lstat().st_mode)}, and a folder belongs there. Delete it"
+            )
     reading.refuse_links(paths.RESULTS)
+
+
+def _refuse_the_future() -> None:
+    """Check that no artifact is from the future: Snakemake would make what depends on it, and then delete that.
+
+    Raises:
+        UserError: if one is, by more than the clocks of two machines may differ.
+    """
+    now = time.time()
+    files = (path for path in Path(paths.RESULTS).rglob("[!.]*") if path.is_file())
+    latest, path = max(((path.stat().st_mtime, str(path)) for path in files), default=(0.0, ""))
+    if latest > now + CLOCKS:
+        raise UserError(
+            f"{path} is from the future, by {latest - now:,.0f} s: the clock of this machine was set back, or that of "
+            "the machine which wrote it is ahead. Set the clocks right. Then `snakemake --cores 1 --touch --forceall` "
+            "gives all artifacts the time of now, and `mergemoe record` tells whether they are those of params.yaml"
+        )
 
 
 def _end_run() -> None:

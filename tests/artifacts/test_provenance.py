@@ -70,7 +70,7 @@ def test_an_artifact_is_held_against_its_claim(root, claim, message):
             PATH, {**claims, "results/profile/p.json": {**CLAIM, "stage": "profile", "params": {}}}
         )
     else:
-        with pytest.raises(ArtifactError, match=f"^{PATH} {message}.*Delete {PATH} and run `snakemake` again"):
+        with pytest.raises(ArtifactError, match=f"^{PATH} {message}.*--forcerun {PATH}` makes it again"):
             verify.check_input(PATH, claims, {})
 
 

@@ -60,7 +60,7 @@ def test_every_flipped_bit_of_the_payload_and_every_cut_is_noticed(tmp_path, nam
         flipped = bytearray(whole)
         flipped[where] ^= 1 << bit
         path.write_bytes(flipped)
-        with pytest.raises(ArtifactError, match=f"{name} .*run `snakemake` again"):
+        with pytest.raises(ArtifactError, match=f"{name} .*run `snakemake` again, which rebuilds it"):
             read(path)
     for length in (0, 5, len(whole) // 2, len(whole) - 3):
         path.write_bytes(whole[:length])

@@ -114,7 +114,7 @@ def test_a_flipped_bit_and_a_truncated_file_are_named(captured, tmp_path):
     broken = tmp_path / "layer_001.h5"
     for content in (flipped(captured[1]), whole[: len(whole) // 2], b""):
         broken.write_bytes(content)
-        with pytest.raises(ArtifactError, match="layer_001.h5 .* run `snakemake` again"):
+        with pytest.raises(ArtifactError, match="layer_001.h5 .* run `snakemake` again, which rebuilds"):
             Reader(broken)
 
 

@@ -6,16 +6,19 @@ import resource
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 
 import h5py
 import pytest
 import warm
-from tiny_project import snakemake
+from tiny_project import everything, snakemake
 
 from mergemoe.artifacts import store
 from mergemoe.artifacts.digests import sha256
+from mergemoe.errors import output_of, remade
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -147,7 +150,7 @@ def test_a_damaged_input_is_named_and_nothing_is_computed_from_it(project, comma
     failed = run(project, command)
     assert failed.returncode != 0
     assert f"error: {path} " in failed.stderr
-    assert "run `snakemake` again" in failed.stderr
+    assert f"`snakemake --cores all --forcerun {output_of(path)}` makes it again" in failed.stderr
     assert not output.exists()
 
 
@@ -179,3 +182,69 @@ def test_the_report_takes_no_score_that_was_made_otherwise(project, key, value, 
     said = done.stdout + done.stderr
     assert done.returncode != 0 and "average/fidelity.json" in said and words in said
     assert not (project / "results/report/index.html").exists()
+
+
+def test_whatever_is_damaged_can_be_made_again_by_the_command_that_the_error_names(finished, tmp_path):
+    project = shutil.copytree(finished, tmp_path / "project")
+    before = everything(project)
+    files = [path for path in before if path.startswith("results/")]
+    for path in files:
+        assert output_of(path) == output_of(project / path) and output_of(path).startswith("results/")
+    planned = snakemake(project, "--dry-run", "--forcerun", *{output_of(path) for path in files})
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    kinds = ["results/capture/", "results/models/", "results/scores/tiny/full/reference/", "results/metrics.json"]
+    lost = [next(path for path in files if path.startswith(kind)) for kind in kinds]
+    for path in lost:
+        (project / path).unlink()
+    command = re.search("`snakemake (.*)`", remade(*lost))[1]
+    done = snakemake(project, *shlex.split(command))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert everything(project) == before
+
+
+@pytest.mark.parametrize("name", [".nfs0001", "link", "folder", "dangling"])
+@pytest.mark.parametrize("place", [".tmp", ".finished"])
+def test_what_a_file_system_leaves_beside_temporary_files_stops_no_run(finished, tmp_path, place, name):
+    project = shutil.copytree(finished, tmp_path / "project")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    odd = project / "results" / place / (f"x.{socket.gethostname()}.99999999" if place == ".tmp" else name)
+    odd.parent.mkdir(exist_ok=True)
+    if name == "folder":
+        odd.mkdir()
+    elif name == ".nfs0001":
+        odd.write_text("x")
+    else:
+        odd.symlink_to(tmp_path / ("mine" if name == "link" else "nothing"))
+    done = snakemake(project, "--forcerun", "results/metrics.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not os.path.lexists(odd) and (tmp_path / "mine" / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", [".tmp", ".finished"])
+def test_a_link_in_the_place_of_our_own_folders_is_refused(finished, tmp_path, place):
+    project = shutil.copytree(finished, tmp_path / "project")
+    shutil.rmtree(project / "results" / place, ignore_errors=True)
+    (project / "results" / place).symlink_to(tmp_path)
+    done = snakemake(project)
+    assert done.returncode == 1 and f"results/{place} is a link, and a folder belongs there. Delete it" in done.stderr
+
+
+def test_artifacts_from_the_future_are_named_before_a_job_makes_any_again(finished, tmp_path):
+    project = shutil.copytree(finished, tmp_path / "project")
+    before, soon = everything(project), time.time() + 3600
+    path = "results/layout/tiny.json"
+    os.utime(project / path, (soon, soon))
+    done = snakemake(project, "--forcerun", "results/metrics.json")
+    assert done.returncode == 1 and re.search(rf"{path} is from the future, by 3,\d+ s", done.stderr), done.stderr
+    assert "Finished jobid" not in done.stderr and everything(project) == before
+    assert snakemake(project, "--touch", "--forceall").returncode == 0
+    again = snakemake(project)
+    assert again.returncode == 0 and "Nothing to be done" in again.stderr and everything(project) == before
+
+
+def test_python_without_docstrings_is_refused_at_the_start(finished, tmp_path):
+    project = shutil.copytree(finished, tmp_path / "project")
+    command = [sys.executable, "-OO", "-m", "snakemake", "--cores", "1"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 1 and "PYTHONOPTIMIZE is 2" in done.stderr and "Traceback" not in done.stderr

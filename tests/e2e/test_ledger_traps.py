@@ -231,11 +231,11 @@ def test_restore_loses_nothing(project):
     assert "tracked files have changes (params.yaml)" in refused(project, "restore", "half")
     run(project, "git", "checkout", "--quiet", "params.yaml")
     (project / "results/cluster/mine.json").write_text("{}")
-    assert "files below results/ are not recorded, such as results/cluster" in refused(project, "restore", "half")
+    assert "files below results/ are not in DVC's cache, such as results/cluster" in refused(project, "restore", "half")
     (project / "results/cluster/mine.json").unlink()
     assert "no such revision" in refused(project, "restore", "nowhere")
     shutil.rmtree(project / ".dvc/cache")
-    assert "are not recorded" in refused(project, "restore", "half")
+    assert "are not in DVC's cache" in refused(project, "restore", "half")
     assert "experts: 0.25" in (project / "params.yaml").read_text()  # the tree is what it was
 
 

@@ -213,4 +213,4 @@ def _explain(mistake: Any) -> str:
         message += f". YAML reads {mistake['input']} as text: write {mistake['input'].replace('e', '.0e')}"
     elif _is_short(mistake["input"]):
         message += f" (got {one_line(repr(mistake['input']))})"
-    return f"  {one_line(path) or 'top level'}: {one_line(message)}"
+    return f"  {one_line(path, 200) or 'top level'}: {one_line(message)}"

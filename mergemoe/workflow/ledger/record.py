@@ -11,14 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mergemoe.artifacts import atomic, paths
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, remade
 from mergemoe.workflow.ledger import commands, dvc_lock, recorded_environment, verify_results
 from mergemoe.workflow.ledger.verify_results import Fault
 
 SHOWN = 12  # faults that a message lists
-MEND = """\
-Delete files and links that do not belong there, or restore them. `snakemake --cores all FILE ...` makes missing files,
-and then `snakemake --cores all` everything that depends on them."""
+STRANGE = "Delete files and links that do not belong there, or restore what was there."
 
 
 def record_run(root: Path) -> str:
@@ -81,6 +79,8 @@ def _check_lock(root: Path) -> None:
 def check_project(root: Path) -> None:
     """Refuse a folder that is not a project under git and DVC."""
     needed = {"Snakefile": "run this in the project's folder", ".git": "run `git init`", ".dvc": "run `dvc init`"}
+    if not str(root.resolve()).isprintable():
+        raise UserError(f"{str(root.resolve())!r} has a letter that DVC's settings cannot hold. Rename the folder")
     for name, helps in needed.items():
         if not (root / name).exists():
             raise UserError(f"{root.resolve()} has no {name}: {helps}")
@@ -107,7 +107,9 @@ def refuse(faults: Sequence[Fault], what: str) -> None:
     if faults:
         listed = [f"  {fault.fact}" for fault in faults[:SHOWN]]
         more = [f"  and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        raise UserError("\n".join([f"{what}: {len(faults)} artifacts fail their checks", *listed, *more, MEND]))
+        ours = [fault.path for fault in faults if fault.stage]
+        fixes = ([STRANGE] if len(ours) < len(faults) else []) + ([remade(*ours)] if ours else [])
+        raise UserError("\n".join([f"{what}: {len(faults)} artifacts fail their checks", *listed, *more, *fixes]))
 
 
 def _text(path: Path) -> str | None:

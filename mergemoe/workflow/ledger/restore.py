@@ -91,8 +91,8 @@ def _refuse_unrecorded(root: Path) -> None:
     digests = {path: dvc_lock.dvc_digest(root / path) or "" for path in found}
     if lost := [path for path, md5 in digests.items() if not dvc_lock.is_cached(kept, md5)]:
         raise UserError(
-            f"not restored: {len(lost)} files below results/ are not recorded, such as {lost[0]}. "
-            "`mergemoe record` keeps them; or delete them"
+            f"not restored: {len(lost)} files below results/ are not in DVC's cache, such as {lost[0]}, and would be "
+            "lost. `mergemoe record` keeps them there; or delete them"
         )
     if damaged := [str(path) for md5 in digests.values() for path in dvc_lock.damaged_objects(kept, md5)]:
         raise UserError(
