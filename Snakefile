@@ -34,7 +34,7 @@ wildcard_constraints:
 
 onstart:
     with plain_errors():
-        runs.begin_run(graph)
+        runs.begin_run(graph, workflow.touch)
 
 
 onsuccess:

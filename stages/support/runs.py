@@ -23,18 +23,24 @@ FOLDER = Path("scratch", "runs")
 CLOCKS = 60.0  # seconds
 
 
-def begin_run(graph: Graph) -> None:
+def begin_run(graph: Graph, touching: bool) -> None:
     """Forget what no job will ask for, and write the claims to a file that this run's jobs find and check inputs by.
 
+    Args:
+        graph: the jobs.
+        touching: whether the run only gives files the time of now.
+
     Raises:
-        UserError: if the folder is being restored, or a text cannot be read or is too short, which only reading tells.
+        UserError: if the folder is being restored, an artifact is from the future, or a text cannot be read or is too
+            short, which only reading tells.
         OSError: if results/ or scratch/ cannot be written.
     """
     if run_guard.being_restored():
         raise UserError(
             "`mergemoe restore` is putting another revision in place here. Wait for its end, then run again"
         )
-    _refuse_the_future()
+    if not touching:
+        _refuse_the_future()
     claims = expected.every_claim(graph)
     _try_to_write()
     atomic.sweep(paths.RESULTS)
