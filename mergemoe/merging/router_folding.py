@@ -5,10 +5,12 @@ logit per group. If scores are a softmax, that is log sum exp of the members' lo
 If scores are sigmoids, it is the logit of min(sum sigmoid(l_j), SATURATED).
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from mergemoe.merging.least_squares import Moments
 from mergemoe.merging.ridge_regression import solve_toward_prior
@@ -42,4 +44,5 @@ def group_logit(logits: Tensor, scores: str) -> Tensor:
         return logits[:, 0]
     if scores == "softmax":
         return logits.logsumexp(1)
-    return logits.sigmoid().sum(1).clamp(max=SATURATED).logit()
+    total = logsigmoid(logits).logsumexp(1).clamp(max=math.log(SATURATED))  # a sigmoid itself is 0 below -745
+    return total - total.expm1().neg().log()

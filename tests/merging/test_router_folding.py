@@ -93,3 +93,16 @@ def test_sigmoids_of_members_add_up_to_one_that_does_not_saturate():
     logits = torch.tensor([[0.0, -1.0], [9.0, 9.0]], dtype=torch.float64)
     found = group_logit(logits, "sigmoid").sigmoid()
     torch.testing.assert_close(found, torch.tensor([0.5 + 1 / (1 + np.e), 0.999], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("low", [-1.0, -30.0, -200.0, -745.0, -1e3, -1e6])
+def test_the_logit_of_a_group_that_no_token_would_choose_is_a_number(low):
+    """Far below zero a sigmoid is the exponential of its logit, and in float64 it is 0 from -745 on."""
+    logits = torch.tensor([[low, low - 1.0], [low - 2.0, low]], dtype=torch.float64)
+    found = group_logit(logits, "sigmoid")
+    if low > -700:
+        total = logits.sigmoid().sum(1)
+        torch.testing.assert_close(found, total.log() - (-total).log1p(), rtol=1e-12, atol=1e-12)
+    else:
+        torch.testing.assert_close(found, logits.logsumexp(1), rtol=1e-12, atol=1e-12)
+    assert found.isfinite().all()
