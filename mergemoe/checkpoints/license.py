@@ -12,7 +12,7 @@ KEYS = ("license", "license_name", "license_link")
 
 
 def stated_license(folder: Path) -> dict[str, Any]:
-    """Return what a checkpoint's card, or else its config.json, says of its license, in the keys of the hub's cards."""
+    """Return the license that a checkpoint's card states, or else its config.json, in the keys of the hub's cards."""
     found = _front_matter(folder / "README.md")
     stated = {key: found[key] for key in KEYS if _is_text(found.get(key))}
     if "license" in stated:

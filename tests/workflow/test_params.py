@@ -138,7 +138,7 @@ def test_the_projects_own_file_names_some_of_all_runs_that_fit():
         (
             "cluster.half",
             {"by": "outputs", "experts": 4, "max_size": 2},
-            "applies to `by: weights`, `router` or `selection`; this grouping is `by: outputs`",
+            "applies to `by: weights, router, selection`; this grouping is `by: outputs`",
         ),
         ("cluster.half", {"by": "weights", "experts": 4, "max_size": 1}, "cluster.half.max_size"),
         ("cluster.half", {"by": "weights", "experts": 4, "search": "quick"}, "`search: quick` needs `by: selection`"),

@@ -50,7 +50,7 @@ def list_files(model: str, revision: str) -> dict[str, HubFile]:
 
 
 def answer(model: str, ask: Callable[[], Answer]) -> Answer:
-    """Return what a question to the hub leads to, if it does within PATIENCE: it may answer page after page.
+    """Return the answer to a question, if the hub gives it within PATIENCE: it may answer page after page.
 
     Raises:
         UserError: it does not; other errors pass.

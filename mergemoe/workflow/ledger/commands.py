@@ -44,7 +44,7 @@ def run_program(root: Path, *command: str, shown: bool = False) -> str:
 
 
 def _outcome(running: "subprocess.Popen[bytes]", name: str, root: Path) -> tuple[bytes, bytes]:
-    """Return what a program prints until it ends; end it if there is no room: DVC's databases wait for that forever."""
+    """Return the output of a program; end it if the disk is full: DVC's databases wait for room without end."""
     full = 0
     with running:
         while True:
