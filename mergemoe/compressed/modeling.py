@@ -222,6 +222,9 @@ def merged_class(name: str, deduplicate: bool = False) -> Any:
         def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
             for module, facts in _smaller_modules(model):
+                lost = [key for key in info["missing_keys"] if key.startswith(f"{module}.")]
+                if lost and name != model.config.mergemoe.get("class", name):  # of which transformers itself only warns
+                    raise ValueError(f"{name} does not find {lost[0]} under the names that the checkpoint has")
                 check_map(module, model.get_submodule(module), facts, info["missing_keys"])
             return (model, info) if output_loading_info else model
 
