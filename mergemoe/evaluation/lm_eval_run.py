@@ -24,7 +24,7 @@ UNREADABLE = (
     DatasetGenerationError,
     EOFError,
     LookupError,
-    NotImplementedError,
+    NotImplementedError,  # of lm-eval, for what a task file asks for
     StopIteration,
     TemplateError,
     TypeError,
