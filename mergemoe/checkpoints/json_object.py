@@ -29,13 +29,14 @@ def read_object(path: Path) -> dict[str, Any]:
         if (size := path.stat().st_size) > LONGEST:
             raise UserError(f"{path} has {size:,} bytes; at most {LONGEST:,} are read. {AGAIN}")
         content = json.loads(path.read_text(encoding="utf-8"))
+        wrong = _not_finite(content)  # here, because what json can read may nest too deeply for it
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}). Look at its name, its permissions and its disk") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}). {AGAIN}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a JSON object. {AGAIN}")
-    if wrong := _not_finite(content):
+    if wrong:
         raise UserError(f"{path}: {wrong}, which is no number to compute with. The file is damaged or was edited")
     return content
 

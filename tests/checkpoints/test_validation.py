@@ -299,6 +299,17 @@ def test_numbers_of_config_json_that_nothing_can_be_computed_with_are_named(name
         validation.check_checkpoint(folder)
 
 
+@pytest.mark.parametrize("depth", [300, 600, 900, 100_000])
+@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a":', "}")])
+def test_a_deep_config_json_is_read_or_refused(folder, depth, start, end):
+    path = folder / "config.json"
+    path.write_text(f'{{"deep": {start * depth}1{end * depth}, {path.read_text().strip()[1:]}')
+    try:
+        validation.check_checkpoint(folder)
+    except UserError as error:
+        assert "config.json is not JSON (maximum recursion depth" in str(error) and depth > 300
+
+
 def test_a_bound_may_be_infinite(folder):
     change_json(folder / "config.json", time_step_limit=[0.0, float("inf")], rope_theta=None)
     validation.check_checkpoint(folder)
