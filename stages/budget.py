@@ -23,7 +23,8 @@ def main(args: argparse.Namespace) -> None:
     layout: Layout = store.read_json(args.layout)
     layers = {artifact["layer"]: artifact for artifact in map(store.read_json, args.measured)}
     entries = {layer: layer_entry(layout, layer) for layer in layers}
-    widths = {layer: layer_sizes.kept_width(cfg["width"], entry["width"]) for layer, entry in entries.items()}
+    multiple = cfg["width_multiple"]
+    widths = {layer: layer_sizes.kept_width(cfg["width"], entry["width"], multiple) for layer, entry in entries.items()}
     if cfg["share"] is not None:
         sizes = allocation.best_size({layer: one["sizes"] for layer, one in layers.items()}, cfg["per"])
     else:

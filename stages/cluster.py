@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> None:
     profile: LayerProfile = store.read_json(args.profile, layer)
     untouched = args.cfg["experts"] is None
     kept = layer_sizes.kept_experts(args.cfg["experts"], entry["experts"])
-    width = layer_sizes.kept_width(args.cfg["width"], entry["width"])
+    width = layer_sizes.kept_width(args.cfg["width"], entry["width"], args.cfg["width_multiple"])
     for path in args.budget:
         budget: Budget = store.read_json(path)
         kept, width = budget["layers"][str(layer)]["experts"], budget["layers"][str(layer)]["width"]

@@ -27,8 +27,9 @@ def main(args: argparse.Namespace) -> None:
     layout: Layout = store.read_json(args.layout)
     profile: LayerProfile = store.read_json(args.profile, layer)
     entry = layer_entry(layout, layer)
-    counted = layer_sizes.kept_width(cfg["width"], entry["width"])
-    candidates = layer_sizes.measured_sizes(entry["experts"], entry["width"], cfg["share"], counted, cfg["max_size"])
+    n, width, multiple = entry["experts"], entry["width"], cfg["width_multiple"]
+    counted = layer_sizes.kept_width(cfg["width"], width, multiple)
+    candidates = layer_sizes.measured_sizes(n, width, cfg["share"], counted, multiple, cfg["max_size"])
     how = cfg["max_size"], cfg.get("search", "full")
     with open_layer(layout, layer, args.capture, device, torch.float32) as opened:
         sizes = list(curve.error_curve(cfg["by"], candidates, opened.problem(), profile, *how))

@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> Path:
     grouping: LayerGrouping = store.read_json(args.cluster, layer)
     profile: LayerProfile = store.read_json(args.profile, layer)
     if cfg.get("width") == "auto":
-        cfg["width"] = grouping["width"] / entry["width"]
+        cfg |= {"width": grouping["width"] / entry["width"], "width_multiple": 1}
     if cfg.get("routing", "preserved") != "preserved" and not grouping["untouched"]:
         router = router_rule.layer_router(entry, read_router(layout, layer, device))
     scratch = Path("scratch", "solve", digests.digest_json(args.provenance))

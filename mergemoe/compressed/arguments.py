@@ -24,7 +24,11 @@ RECOMMENDED = "select"
 
 
 def kept_by_layer(
-    described: ModelLayout, layers: str | Sequence[int], experts: int | float | None, method: str, width: float
+    described: ModelLayout,
+    layers: str | Sequence[int],
+    experts: int | float | None,
+    method: str,
+    options: Mapping[str, Any],
 ) -> dict[int, int]:
     """Return {layer: M} of the layers that lose experts, or neurons of each.
 
@@ -33,7 +37,7 @@ def kept_by_layer(
         layers: as compress has them.
         experts: M, or a share of N; None is a half, and all if the method keeps all.
         method: a method of the table.
-        width: a share of the neurons.
+        options: all of the method.
 
     Raises:
         UserError: if there is no such layer, or number of experts.
@@ -57,7 +61,9 @@ def kept_by_layer(
     kept = {layer: layer_sizes.kept_experts(experts, counts[layer]) for layer in sorted(wanted)}
     if keeps_all and any(m < counts[layer] for layer, m in kept.items()):
         raise UserError(f"method {method} keeps all experts and narrows them. Leave out `experts`, and give `width`")
-    return {layer: m for layer, m in kept.items() if m < counts[layer] or width < 1}
+    whole = {entry["layer"]: entry["width"] for entry in described["layers"]}
+    narrowed = {layer for layer in kept if catalogue.kept_width(options, whole[layer]) < whole[layer]}
+    return {layer: m for layer, m in kept.items() if m < counts[layer] or layer in narrowed}
 
 
 def _layer_numbers(layers: object) -> set[int]:
@@ -73,7 +79,7 @@ def _layer_numbers(layers: object) -> set[int]:
 
 
 def stock_config(
-    model: Any, described: ModelLayout, kept: Mapping[int, int], width: float, routing: str
+    model: Any, described: ModelLayout, kept: Mapping[int, int], options: Mapping[str, Any], routing: str
 ) -> dict[str, Any] | None:
     """Return the configuration of the compressed model if stock code loads it; None if it needs the compact format.
 
@@ -85,7 +91,7 @@ def stock_config(
     for layer, entry in entries.items() if rerouted else ():
         groups, top_groups = entry["router"]["groups"], entry["router"]["top_groups"]
         router_headers.check_router(described["model_type"], routing, kept[layer], entry["top_k"], groups, top_groups)
-    sizes = {layer: (kept[layer], layer_sizes.kept_width(width, entry["width"])) for layer, entry in entries.items()}
+    sizes = {layer: (kept[layer], catalogue.kept_width(options, entry["width"])) for layer, entry in entries.items()}
     settings = {**model.config.to_dict(), "dtype": described["dtype"]}
     return stock.choose_config(settings, described, sizes, dict.fromkeys(sizes, rerouted)) if sizes else None
 

@@ -22,7 +22,6 @@ from mergemoe.methods import catalogue
 from mergemoe.models import layout
 from mergemoe.models.layered_model import ResidentModel
 from mergemoe.models.layerwise_forward import LayerwiseForward
-from mergemoe.moe import layer_sizes
 from mergemoe.moe.layout_types import LayerLayout
 from mergemoe.moe.router_rule import Router, layer_router
 from mergemoe.moe.tokens import Remembered
@@ -86,10 +85,10 @@ def compress(
     described = layout.layout_of_model(model)
     method = arguments.method_name(method)
     options = arguments.method_options(method, options)
-    width, routing = options.get("width", 1.0), catalogue.routing(method, options)
-    kept = arguments.kept_by_layer(described, layers, experts, method, width)
+    routing = catalogue.routing(method, options)
+    kept = arguments.kept_by_layer(described, layers, experts, method, options)
     grouping = arguments.grouping_options(described, kept, method, options, by, max_size, search)
-    config = arguments.stock_config(model, described, kept, width, routing)
+    config = arguments.stock_config(model, described, kept, options, routing)
     ids, mask = token_arguments.ids_and_mask(tokens, _vocabulary(model))
     heldout = token_arguments.heldout_sequences(len(ids), holdout, seed)
     refined = arguments.refine_options(refine, routing)
@@ -165,7 +164,7 @@ def _solve_layer(
 ) -> dict[str, Tensor]:
     layer = OpenLayer(entry, experts_of(model, entry), tokens)
     profiled = profile_layer(tokens, layer.experts, layer.act)
-    width = layer_sizes.kept_width(options.get("width", 1.0), entry["width"])
+    width = catalogue.kept_width(options, entry["width"])
     routing = catalogue.routing(method, options)
     how = {**grouping, "search": grouping["search"] or usual_search(entry["experts"])}
     groups = entry["router"]["groups"]

@@ -38,7 +38,7 @@ def error_curve(
             "a budget is spent by the error on held-out calibration tokens, and there are none. Set "
             "`holdout` of `calibrate` above 0"
         )
-    whole, features = problem.experts.up.shape[1], "selected" if by == "selection" else "usage"
+    features = "selected" if by == "selection" else "usage"
     costs = Costs(problem, max(width for _, width in candidates), search) if by == "selection" else None
     for kept, width in track(candidates, "sizes of the layer"):
         if costs:
@@ -46,7 +46,7 @@ def error_curve(
         else:
             expert_map = cluster.group_experts(by, kept, problem, profiled, width, max_size)
         grouped = replace(problem, groups=groups_of(expert_map, profiled["usage"]))
-        merged = routed.merge(grouped, features, width / whole, ridge="auto")
+        merged = routed.merge(grouped, features, width, ridge="auto")
         compact = compact_experts(problem.experts, solved_tensors(problem.experts, expert_map, merged))
         error = output_error(problem.experts, compact, grouped.shares, problem.reader, problem.act, heldout=True)
         yield {"experts": kept, "width": width, "error": error or 0.0}

@@ -11,6 +11,7 @@ from torch import Tensor
 from mergemoe.merging.router_folding import folded_router
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.experts import Experts
+from mergemoe.moe.layer_sizes import kept_width
 from mergemoe.moe.problem import Merged, Problem, groups_of
 from mergemoe.moe.records import GroupRecord, SolveRecord
 from mergemoe.moe.router_rule import Router, check_rule, pruned_router
@@ -46,7 +47,8 @@ def solve(
         routing: preserved, pruned or folded.
         method: a file of mergemoe/methods.
         scratch: a folder that belongs to exactly this solve; a killed solve continues from it.
-        options: the method's options, except `method`, `threads` and `routing`.
+        options: the method's options, except `method`, `threads` and `routing`; the method gets the neurons that it
+            keeps (`kept`) for `width` and `width_multiple`.
 
     Returns:
         tensors: per role [G', ., .] in the stored dtype, `groups` [G'] their numbers, `expert_map` [N];
@@ -61,6 +63,9 @@ def solve(
     if routing != "preserved":
         assert router is not None
         problem = rerouted(problem, router, routing)
+    if "width" in options:
+        share, multiple = options.pop("width"), options.pop("width_multiple")
+        options["kept"] = kept_width(share, experts.up.shape[1], multiple)
     merged = merge(problem, **options)
     tensors = solved_tensors(experts, expert_map, merged)
     tensors |= {name: part.cpu() for name, part in problem.changed.state().items()} if problem.changed else {}

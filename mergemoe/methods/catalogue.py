@@ -10,17 +10,27 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from mergemoe.methods.options import Method, Option
+from mergemoe.moe.layer_sizes import WIDTH_MULTIPLE as WIDTH_MULTIPLE_DEFAULT
+from mergemoe.moe.layer_sizes import kept_width as rounded_width
 
 ANY = ("weights", "router", "outputs", "selection")
 BOUNDED = ("weights", "router", "selection")  # the groupings that take `max_size`
 
 WIDTH = Option(
-    "share of an expert's neurons that is kept, rounded up (of 128 neurons: to a multiple of 8)",
+    "share of an expert's neurons that is kept, rounded up to a multiple of `width_multiple`",
     default=1.0,
     above=0,
     at_most=1,
 )
+WIDTH_MULTIPLE = Option(
+    "the number of neurons kept is a multiple of it, as far as that of the original expert is; 128 or 256 for formats "
+    "that quantize in blocks of so many (`mergemoe plan` lists them)",
+    default=WIDTH_MULTIPLE_DEFAULT,
+    at_least=1,
+    whole=True,
+)
 WIDTH_OF_SHARE = replace(WIDTH, text=f"{WIDTH.text}; auto: the width chosen for `share` of `cluster`", words=("auto",))
+WIDTHS = {"width": WIDTH, "width_multiple": WIDTH_MULTIPLE}
 FEATURES = Option(
     "gate and up projections of a merged expert: plain or usage-weighted mean, usage-weighted mean of aligned neurons, "
     "zipped neurons, or the group's best neurons (selected)",
@@ -65,27 +75,27 @@ METHODS = {
     "unsolved": Method(
         "any features with the down-projection that comes with them",
         (*ANY, "saliency"),
-        {"features": FEATURES, "width": WIDTH, "routing": ROUTING},
+        {"features": FEATURES, **WIDTHS, "routing": ROUTING},
     ),
     "routed": Method(
         "any features, least squares on the routed output, group by group",
         ANY,
-        {"features": FEATURES, "width": WIDTH, "ridge": RIDGE},
+        {"features": FEATURES, **WIDTHS, "ridge": RIDGE},
     ),
     "joint": Method(
         "any features, least squares on the routed output, all groups of a layer at once",
         (*ANY, "saliency"),
-        {"features": FEATURES, "width": WIDTH, "routing": ROUTING, "ridge": RIDGE, "memory": MEMORY},
+        {"features": FEATURES, **WIDTHS, "routing": ROUTING, "ridge": RIDGE, "memory": MEMORY},
     ),
     "select": Method(
         "the best neurons of each group, solved like `joint`",
         ("selection",),
-        {"width": WIDTH_OF_SHARE, "ridge": RIDGE, "memory": MEMORY},
+        {**WIDTHS, "width": WIDTH_OF_SHARE, "ridge": RIDGE, "memory": MEMORY},
     ),
     "slim": Method(
         "the best neurons of each expert, solved like `joint`; nothing is merged",
         ("none",),
-        {"width": replace(WIDTH, default=None), "ridge": RIDGE, "memory": MEMORY},
+        {**WIDTHS, "width": replace(WIDTH, default=None), "ridge": RIDGE, "memory": MEMORY},
     ),
 }
 
@@ -101,6 +111,11 @@ def conflict(options: Mapping[str, Any]) -> str | None:
     if features != "selected" and width < 1:
         return f"`width` below 1 needs `features: selected`: {features} are averages"
     return None
+
+
+def kept_width(options: Mapping[str, Any], width: int) -> int:
+    """Return I', the neurons that a method with these options keeps of I; all if it has no option for it."""
+    return rounded_width(options.get("width", 1.0), width, options.get("width_multiple", 1))
 
 
 def routing(method: str, options: Mapping[str, Any]) -> str:

@@ -17,7 +17,6 @@ from mergemoe.merging.layer_moments import layer_sums
 from mergemoe.merging.layer_output import layer_error
 from mergemoe.merging.least_squares import effective_rank
 from mergemoe.moe.experts import Experts, down_of, joined, with_down
-from mergemoe.moe.layer_sizes import kept_width
 from mergemoe.moe.problem import Merged, Problem
 from mergemoe.moe.records import ByPart, JointOrRouted, MethodRecord
 
@@ -29,12 +28,11 @@ COPIES, HELD = 6, 6
 def merge(
     problem: Problem,
     features: feature_rules.Features,
-    width: float,
+    kept: int,
     ridge: float | Literal["auto"],
     memory: float,
 ) -> list[Merged]:
-    """Return, for every group of the layer, the expert with those features and the joint solution."""
-    kept = kept_width(width, problem.experts.up.shape[1])
+    """Return, for every group of the layer, the expert with those features, `kept` neurons and the joint solution."""
     experts = feature_rules.merged_experts(problem, problem.groups, features, kept)
     columns = [down_of(expert).shape[1] for expert in experts]
     if 8 * COPIES * sum(columns) * (sum(columns) + problem.experts.down.shape[1]) <= memory * 1e9:

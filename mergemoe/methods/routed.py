@@ -13,7 +13,6 @@ import torch
 from mergemoe.merging import feature_rules, ridge_regression
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.moe.experts import down_of, joined, with_down
-from mergemoe.moe.layer_sizes import kept_width
 from mergemoe.moe.problem import Merged, Problem
 from mergemoe.moe.records import MethodRecord
 
@@ -21,12 +20,11 @@ from mergemoe.moe.records import MethodRecord
 def merge(
     problem: Problem,
     features: feature_rules.Features,
-    width: float,
+    kept: int,
     ridge: float | Literal["auto"],
 ) -> list[Merged]:
-    """Return, per group, the expert with those features and its own least squares."""
-    kept = kept_width(width, problem.experts.up.shape[1])
-    groups = problem.groups if width < 1 else problem.merged_groups
+    """Return, per group, the expert with those features, `kept` neurons and its own least squares."""
+    groups = problem.groups if kept < problem.experts.up.shape[1] else problem.merged_groups
     if not groups:
         return []
     experts = feature_rules.merged_experts(problem, groups, features, kept)

@@ -6,6 +6,6 @@ from mergemoe.methods import joint
 from mergemoe.moe.problem import Merged, Problem
 
 
-def merge(problem: Problem, width: float, ridge: float | Literal["auto"], memory: float) -> list[Merged]:
-    """Return, per group, the I' best neurons of its members and their down-projections."""
-    return joint.merge(problem, "selected", width, ridge, memory)
+def merge(problem: Problem, kept: int, ridge: float | Literal["auto"], memory: float) -> list[Merged]:
+    """Return, per group, the `kept` best neurons of its members and their down-projections."""
+    return joint.merge(problem, "selected", kept, ridge, memory)

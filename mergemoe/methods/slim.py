@@ -6,6 +6,6 @@ from mergemoe.methods import select
 from mergemoe.moe.problem import Merged, Problem
 
 
-def merge(problem: Problem, width: float, ridge: float | Literal["auto"], memory: float) -> list[Merged]:
-    """Return, per expert, its best neurons and their down-projections, solved jointly."""
-    return select.merge(problem, width, ridge, memory)
+def merge(problem: Problem, kept: int, ridge: float | Literal["auto"], memory: float) -> list[Merged]:
+    """Return, per expert, its `kept` best neurons and their down-projections, solved jointly."""
+    return select.merge(problem, kept, ridge, memory)

@@ -4,12 +4,11 @@
 """
 
 from mergemoe.merging import feature_rules
-from mergemoe.moe.layer_sizes import kept_width
 from mergemoe.moe.problem import Merged, Problem
 
 
-def merge(problem: Problem, features: feature_rules.Features, width: float) -> list[Merged]:
-    """Return, per group, the expert with those features."""
-    groups = problem.groups if width < 1 else problem.merged_groups
-    experts = feature_rules.merged_experts(problem, groups, features, kept_width(width, problem.experts.up.shape[1]))
+def merge(problem: Problem, features: feature_rules.Features, kept: int) -> list[Merged]:
+    """Return, per group, the expert with those features and `kept` neurons."""
+    groups = problem.groups if kept < problem.experts.up.shape[1] else problem.merged_groups
+    experts = feature_rules.merged_experts(problem, groups, features, kept)
     return [Merged(group, expert, {}) for group, expert in zip(groups, experts, strict=True)]

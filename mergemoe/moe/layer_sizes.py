@@ -9,7 +9,7 @@ from mergemoe.moe.records import TokenNeeds
 
 STEPS = 8  # sizes are measured at every eighth of the experts
 GRAM_BYTES = 1 << 28  # of the pools' Grams held at once; with the cross sums and what is made of both, 5 times as much
-ALIGNED = 8  # neurons: grouped kernels want rows of whole 16 bytes
+WIDTH_MULTIPLE = 32  # neurons: the smallest block in which GGUF, GPTQ and AWQ quantize a row
 
 
 def kept_experts(experts: int | float | None, total: int) -> int:
@@ -40,9 +40,12 @@ def kept_experts(experts: int | float | None, total: int) -> int:
     return max(1, math.ceil(round(experts * total, 9)))
 
 
-def kept_width(share: float, width: int) -> int:
-    """Return I', the share of the experts' neurons that is kept, rounded up; if I is a multiple of 8, so is I'."""
-    step = _step(width)
+def kept_width(share: float, width: int, multiple: int) -> int:
+    """Return I', the share of the experts' neurons that is kept, rounded up to a multiple.
+
+    If I is no multiple of it, I' is one of the largest number that divides both: of 8 for I = 200 and 32.
+    """
+    step = math.gcd(width, multiple)
     return max(1, math.ceil(round(share * width / step, 9))) * step
 
 
@@ -82,24 +85,21 @@ def measured_experts(experts: int, max_size: int | None) -> list[int]:
 
 
 def measured_sizes(
-    experts: int, width: int, share: float | None, counted: int, max_size: int | None = None
+    experts: int, width: int, share: float | None, counted: int, multiple: int, max_size: int | None = None
 ) -> list[tuple[int, int]]:
-    """Return the sizes (M, I') at which a layer is measured; if I is a multiple of 8, so is the I' of a share.
+    """Return the sizes (M, I') at which a layer is measured.
 
     Args:
         experts: N.
         width: I.
         share: of the routed weights that may stay; None if only experts are removed.
         counted: I' of every size if `share` is None.
+        multiple: as kept_width has it; the I' of a share is rounded down.
         max_size: experts of a group at most.
     """
     kept = measured_experts(experts, max_size)
     if share is None:
         return [(m, counted) for m in kept]
-    step = _step(width)
+    step = math.gcd(width, multiple)
     most = [(m, int(share * experts * width / m + 1e-9) // step * step) for m in kept if m >= share * experts - 1e-9]
     return [(m, narrower) for m, narrower in most if narrower]
-
-
-def _step(width: int) -> int:
-    return ALIGNED if width % ALIGNED == 0 else 1

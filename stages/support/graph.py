@@ -165,14 +165,14 @@ class Graph:
     def curve_choice(self, wildcards: Any) -> str:
         """Return the settings of a layer's curve: not how much is spent, but which sizes can be chosen."""
         chosen = self.params.cluster[wildcards.cluster]
-        keys = {"by", "share", "width", "max_size", "search", "threads"}
+        keys = {"by", "share", "width", "width_multiple", "max_size", "search", "threads"}
         return tracking.parameter_text({key: value for key, value in chosen.settings().items() if key in keys})
 
     def budget_choice(self, wildcards: Any) -> str:
         """Return the settings of a budget: how much is spent, and by which measure."""
         chosen = self.params.cluster[wildcards.cluster]
         return tracking.parameter_text(
-            chosen.model_dump(include={"experts", "share", "per", "budget", "width", "max_size"})
+            chosen.model_dump(include={"experts", "share", "per", "budget", "width", "width_multiple", "max_size"})
         )
 
     def cluster_choice(self, wildcards: Any) -> str:

@@ -12,6 +12,7 @@ from project import run
 import mergemoe
 from mergemoe.artifacts import store
 from mergemoe.checkpoints import cost
+from mergemoe.workflow.planning import block_formats
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
 
@@ -32,6 +33,9 @@ def test_inspect_tells_family_layers_and_what_each_ratio_saves(project):
     assert "2 (numbers 1 to 2)" in told.stdout and "This version can compress the model" in told.stdout
     left = int(re.search(r"^0\.5 +([\d,]+)", told.stdout, re.MULTILINE)[1].replace(",", ""))
     assert left == cost.count_cost(project / "results/models/tiny/mixed/half/average")["bytes"]
+    assert re.search(r"^gate, up +32  Q4_0 to Q8_0  32$", told.stdout, re.MULTILINE)
+    assert re.search(r"^down +24  F16 only +none$", told.stdout, re.MULTILINE)
+    assert re.search(r"^down, width: 0.25 +8  F16 only +none$", told.stdout, re.MULTILINE)
 
 
 def test_inspect_says_why_not(project, tmp_path):
@@ -59,6 +63,21 @@ def test_plan_equals_what_the_run_made(project, finished):
         for group in json.loads(path.read_text())["groups"]
     ]
     assert f"has {min(groups):,} in the smallest" in told.stdout
+    assert re.search(r"formats that quantize.*\n.*\ngate, up +32 .*\ndown +24 .*\n\n", told.stdout)
+
+
+@pytest.mark.parametrize(
+    ("width", "fits"),
+    [
+        (768, "K-quants, Q4_0 to Q8_0  32, 64, 128"),
+        (1408, "Q4_0 to Q8_0            32, 64, 128"),
+        (96, "Q4_0 to Q8_0            32"),
+        (40, "F16 only                none"),
+    ],
+)
+def test_a_format_fits_rows_that_its_blocks_divide(width, fits):
+    lines = block_formats.formats_table([2048], [("down", width), ("down", 768)]).splitlines()
+    assert lines[2] == f"down{width:>14}  {fits}"
 
 
 def test_plan_names_a_mistake(project, tmp_path):

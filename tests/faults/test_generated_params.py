@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from snakemake.common.configfile import load_configfile
 from tiny_project import ROOT, copy_project
 
-from mergemoe.moe import layer_sizes
 from mergemoe.workflow.config.params import Params, read_params
 from mergemoe.workflow.config.params_file import read_file
 from mergemoe.workflow.planning import plan, preflight, slurm_table
@@ -273,8 +272,8 @@ def fault_of_plan(path, content, params: Params, text, claims):
     for run in params.all_runs():
         if any(not 1 <= kept <= n for n, kept in plan.kept_per_layer(params, run).values()):
             return f"{run.name} keeps {plan.kept_per_layer(params, run)}"
-        if layer_sizes.kept_width(params.width(run), 24) < 1:
-            return f"{run.name} keeps no neurons"
+        if any(not 1 <= width <= 24 for width in plan.kept_widths(params, run).values()):
+            return f"{run.name} keeps {plan.kept_widths(params, run)}"
         if plan.run_size(params, run)["parameters"] <= 0:
             return "a model without parameters"
     return None

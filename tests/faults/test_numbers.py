@@ -32,8 +32,8 @@ def choose(draw, one):
     options = {}
     for name, option in catalogue.METHODS[method].options.items():
         options[name] = draw.choice(option.words) if option.words else option.default
-        if name in ("width", "ridge"):
-            options[name] = draw.choice([1.0, 0.5] if name == "width" else [0.0, 0.0, 0.1, option.default])
+        some = {"width": [1.0, 0.5], "width_multiple": [1, 2, 3, 32], "ridge": [0.0, 0.0, 0.1, option.default]}
+        options[name] = draw.choice(some[name]) if name in some else options[name]
     if options.get("features", "selected") != "selected":
         options.pop("width", None)
     options = {name: value for name, value in options.items() if value is not None}
@@ -133,11 +133,10 @@ def run(draw, one):
     profiled = {"usage": usage, "saliency": norms, "router_similarity": likeness}
     routing = options.get("routing", "preserved")
     kept = draw.randint(one.rule.top_k if routing != "preserved" else 1, one.count)
-    share = options.get("width", 1.0)
-    width = -(-one.experts["up"].shape[1] * (share if share != "auto" else 1) // 1)
-    options = {**options, **({"width": 1.0} if share == "auto" else {})}
+    options |= {"width": 1.0} if options.get("width") == "auto" else {}
+    width = catalogue.kept_width(options, one.experts["up"].shape[1])
     case = (one.kind, method, options, by, kept, str(one.dtype))
-    expert_map = cluster.group_experts(by, kept, problem, profiled, int(width))
+    expert_map = cluster.group_experts(by, kept, problem, profiled, width)
     router = Router(one.rule, tensor(one.router, one.dtype)) if routing != "preserved" else None
     tensors, record = solve(experts, expert_map, usage, reader, act, router=router, method=method, **options)
     return case, expert_map, usage, tensors, record, options, method

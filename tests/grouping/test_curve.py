@@ -16,23 +16,30 @@ from mergemoe.moe.problem import groups_of
 
 
 @pytest.mark.parametrize(
-    ("experts", "width", "share"), [(16, 128, 0.25), (16, 128, 0.5), (24, 96, 0.75), (6, 5, 0.4), (60, 7, 0.01)]
+    ("experts", "width", "share", "multiple", "step"),
+    [
+        (16, 128, 0.25, 8, 8),
+        (16, 128, 0.5, 32, 32),
+        (16, 384, 0.5, 256, 128),
+        (24, 96, 0.75, 8, 8),
+        (6, 5, 0.4, 32, 1),
+        (60, 7, 0.01, 32, 1),
+    ],
 )
-def test_no_size_is_above_its_share_and_none_is_smaller_than_it_must(experts, width, share):
-    for m, narrower in measured_sizes(experts, width, share, 0):
-        step = 1 if width % 8 else 8
+def test_no_size_is_above_its_share_and_none_is_smaller_than_it_must(experts, width, share, multiple, step):
+    for m, narrower in measured_sizes(experts, width, share, 0, multiple):
         assert m * narrower <= share * experts * width + 1e-9 and narrower <= width and narrower % step == 0
         assert m * (narrower + step) > share * experts * width
 
 
 def test_experts_alone_are_measured_at_every_eighth():
-    assert measured_sizes(16, 128, None, 96) == [(m, 96) for m in range(2, 17, 2)]
-    assert measured_sizes(4, 8, None, 8) == [(m, 8) for m in range(1, 5)]
+    assert measured_sizes(16, 128, None, 96, 32) == [(m, 96) for m in range(2, 17, 2)]
+    assert measured_sizes(4, 8, None, 8, 32) == [(m, 8) for m in range(1, 5)]
 
 
 def test_no_size_needs_larger_groups_than_are_allowed():
-    assert measured_sizes(16, 128, None, 128, max_size=3) == [(m, 128) for m in range(6, 17, 2)]
-    assert [m for m, _ in measured_sizes(16, 128, 0.25, 0, max_size=2)] == [8, 10, 12, 14, 16]
+    assert measured_sizes(16, 128, None, 128, 32, max_size=3) == [(m, 128) for m in range(6, 17, 2)]
+    assert [m for m, _ in measured_sizes(16, 128, 0.25, 0, 8, max_size=2)] == [8, 10, 12, 14, 16]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,11 @@ def larger(problem, factor):
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("average", {}), ("mergemoe", {"ridge": 0.0}), ("routed", {"ridge": 0.1, "features": "usage", "width": 1.0})],
+    [
+        ("average", {}),
+        ("mergemoe", {"ridge": 0.0}),
+        ("routed", {"ridge": 0.1, "features": "usage", "width": 1.0, "width_multiple": 8}),
+    ],
 )
 def test_outputs_beyond_float32_are_refused_by_every_method(method, options, problem):
     reader = larger(problem, 1e30).reader

@@ -7,6 +7,7 @@ from mergemoe.merging import neuron_selection
 from mergemoe.methods import catalogue
 from mergemoe.moe.expert_forward import Activation, routed_output
 from mergemoe.moe.experts import Experts
+from mergemoe.moe.layer_sizes import kept_width
 from mergemoe.moe.problem import Problem, groups_of
 from mergemoe.moe.tokens import Tokens
 
@@ -147,6 +148,9 @@ def merge(method, problem, **options):
     """The merged groups; options that are not given have the defaults of the table."""
     complete = catalogue.complete(method.__name__.rpartition(".")[2], options)
     complete.pop("routing", None)  # the solve itself takes it
+    if "width" in complete:
+        width, multiple = complete.pop("width"), complete.pop("width_multiple")
+        complete["kept"] = kept_width(width, problem.experts.up.shape[1], multiple)
     return method.merge(problem, **complete)
 
 

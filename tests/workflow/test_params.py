@@ -120,6 +120,13 @@ def test_the_projects_own_file_names_some_of_all_runs_that_fit():
             {"by": "weights", "experts": 0.5, "width": 0.5},
             "`width` of a grouping needs `by: selection`",
         ),
+        (
+            "cluster.half",
+            {"by": "weights", "experts": 0.5, "width_multiple": 128},
+            "`width_multiple` of a grouping needs `by: selection`",
+        ),
+        ("solve.slim", {"method": "slim", "width": 0.5, "width_multiple": 0}, "solve.slim.width_multiple"),
+        ("solve.slim", {"method": "slim", "width": 0.5, "width_multiple": 0.5}, "solve.slim.width_multiple"),
         ("cluster.half", {"by": "weights"}, "`experts` is the number or share of experts kept"),
         ("cluster.whole", {"by": "none", "experts": 4}, "`by: none` keeps all: leave it out there only"),
         ("solve.slim", {"method": "slim"}, "solve.slim.width: Field required"),
@@ -276,6 +283,18 @@ def test_all_takes_every_product_whose_grouping_fits_and_says_what_it_leaves_out
     assert "pairs/thin is left out: the groups are made for width 1.0, but the method keeps 0.5" in left_out
 
 
+def test_groups_and_method_must_round_a_width_alike():
+    thin = {"by": "selection", "experts": 0.5, "width": 0.5, "width_multiple": 8}
+    solve = {"method": "select", "width": 0.5}
+    given = {**GOOD, "cluster": {"thin": thin}, "solve": {"thin": solve}, "refine": {}, "runs": "all"}
+    with pytest.raises(UserError, match="made for multiples of 8 neurons, the method keeps 32"):
+        read_params(given)
+    params = read_params({**given, "solve": {"thin": {**solve, "width_multiple": 8}}})
+    assert params.kept_width("thin", "thin", 40) == params.kept_width("thin", None, 40) == 24
+    params = read_params({**given, "solve": {"thin": {"method": "select", "width": "auto"}}})
+    assert params.kept_width("thin", "thin", 40) == 24
+
+
 def test_a_run_that_is_named_must_fit():
     with pytest.raises(UserError, match="mergemoe needs groups by weights, not by selection"):
         read_params({**GOOD, **BENCH, "runs": [["demo", "mixed", "pairs", "mergemoe"]]})
@@ -305,18 +324,23 @@ def test_a_share_is_rounded_up_and_a_number_is_itself(experts, total, kept):
 
 
 @pytest.mark.parametrize(
-    ("share", "width", "kept"),
+    ("share", "width", "multiple", "kept"),
     [
-        (0.5, 128, 64),
-        (0.35, 128, 48),
-        (0.01, 128, 8),
-        (0.5, 24, 16),
-        (1.0, 24, 24),
-        (0.6, 5, 3),
-        (0.5, 12, 6),
-        (1e-12, 24, 8),
-        (1e-12, 5, 1),
+        (0.5, 128, 32, 64),
+        (0.35, 128, 8, 48),
+        (0.35, 128, 32, 64),
+        (0.01, 128, 8, 8),
+        (0.5, 768, 256, 512),  # Qwen3-30B-A3B: 384 has no K-quant
+        (0.5, 768, 32, 384),
+        (0.5, 24, 32, 16),  # 8 divides both
+        (1.0, 24, 32, 24),
+        (0.5, 1408, 256, 768),  # 11 times 128
+        (0.6, 5, 32, 3),
+        (0.5, 12, 8, 8),
+        (0.5, 12, 1, 6),
+        (1e-12, 24, 8, 8),
+        (1e-12, 5, 8, 1),
     ],
 )
-def test_a_width_that_is_whole_16_bytes_stays_so(share, width, kept):
-    assert layer_sizes.kept_width(share, width) == kept
+def test_a_kept_width_is_a_multiple_as_far_as_the_original_is(share, width, multiple, kept):
+    assert layer_sizes.kept_width(share, width, multiple) == kept

@@ -33,6 +33,11 @@ class Cluster(Section):
     width: float = Field(
         default=1.0, gt=0, le=1, description="by selection: the share of neurons that each group keeps"
     )
+    width_multiple: int = Field(
+        default=layer_sizes.WIDTH_MULTIPLE,
+        ge=1,
+        description="by selection: kept neurons are a multiple of it, as far as an expert's are",
+    )
     max_size: int | None = Field(default=None, gt=1, description="most experts of a group")
     search: Literal["full", "quick"] = Field(
         default="full",
@@ -58,9 +63,9 @@ class Cluster(Section):
             raise ValueError(f"`budget: {self.budget}` needs groups that are merged; this grouping is `by: {self.by}`")
         if self.max_size and self.by not in BOUNDED:
             raise ValueError(f"`max_size` applies to `by: {', '.join(BOUNDED)}`; this grouping is `by: {self.by}`")
-        if self.by != "selection" and self.width != 1:
+        if self.by != "selection" and (wide := sorted(given & {"width", "width_multiple"})):
             raise ValueError(
-                f"`width` of a grouping needs `by: selection`; `by: {self.by}` takes it from the method only"
+                f"`{wide[0]}` of a grouping needs `by: selection`; `by: {self.by}` takes it from the method only"
             )
         if self.by != "selection" and self.search != "full":
             raise ValueError(f"`search: {self.search}` needs `by: selection`; `by: {self.by}` tries no unions")

@@ -133,16 +133,26 @@ class Params(Section):
         """Return why the choices of a run do not fit one another; None if they do."""
         grouping, method = self.cluster[run.cluster], self.solve[run.solve]
         width, routing = getattr(method, "width", 1.0), self.routing(run.solve)
+        multiple = getattr(method, "width_multiple", 1)
         counted = grouping.width if grouping.share is None else "auto"
         if why := catalogue.misfit(grouping.by, counted, method.method, width, routing):
             return why
+        if grouping.by == "selection" and width != "auto" and width < 1 and multiple != grouping.width_multiple:
+            return (
+                f"the groups are made for multiples of {grouping.width_multiple} neurons, the method keeps {multiple}"
+            )
         why = self.refine[run.refine].misfit(routing) if run.refine else None
         return f"refine.{run.refine}: {why}" if why else None
 
-    def width(self, run: Run) -> float:
-        """Return the share of each expert's neurons that a run keeps; 1 if a budget decides later."""
-        width = getattr(self.solve[run.solve], "width", 1.0)
-        return self.cluster[run.cluster].width if width == "auto" else width
+    def kept_width(self, cluster: str, solve: str | None, width: int) -> int:
+        """Return I', the neurons that a grouping and a solve keep of I; the groups' alone without a solve.
+
+        It is I if a budget decides later, which leaves the most.
+        """
+        options = self.solve[solve].model_dump() if solve else {"width": "auto"}
+        return catalogue.kept_width(
+            self.cluster[cluster].model_dump() if options.get("width") == "auto" else options, width
+        )
 
     def routing(self, solve: str) -> str:
         """Return the routing of a choice of `solve`: preserved, pruned or folded."""

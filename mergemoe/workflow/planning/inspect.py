@@ -6,6 +6,9 @@ from typing import Any
 from mergemoe.checkpoints import config_keys, cost, expert_headers, model_folder, validation
 from mergemoe.checkpoints.expert_headers import read_expert_sizes, read_plain_headers
 from mergemoe.moe import layer_sizes
+from mergemoe.workflow.planning.block_formats import formats_table
+
+SHARES = (0.75, 0.5, 0.25)
 
 
 def inspect_checkpoint(path: str | Path) -> str:
@@ -29,10 +32,20 @@ def inspect_checkpoint(path: str | Path) -> str:
         "",
         "experts kept   bytes          of full",
     ]
-    for share in (0.75, 0.5, 0.25):
+    for share in SHARES:
         saved = sum(
             sized[layer]["bytes"] * (n - layer_sizes.kept_experts(share, n)) // n for layer, n in layers.items()
         )
         left = whole["bytes"] - saved
         lines.append(f"{share:<14} {left:<14,.0f} {left / whole['bytes']:.0%}")
+    full = sorted({sized[layer]["width"] for layer in layers})
+    kept = [
+        (share, layer_sizes.kept_width(share, width, layer_sizes.WIDTH_MULTIPLE)) for share in SHARES for width in full
+    ]
+    widths = [*(("down", width) for width in full), *((f"down, width: {share}", width) for share, width in kept)]
+    lines += [
+        "",
+        "formats that quantize an expert of this width:",
+        formats_table([config_keys.needed_size(config, "hidden_size")], widths),
+    ]
     return "\n".join(lines)

@@ -121,7 +121,8 @@ class _Job:
 
     def curve(self) -> Held:
         layer, chosen = self._layer(), self.params.cluster[self.names["cluster"]]
-        sizes = layer_sizes.measured_sizes(layer.experts, layer.width, chosen.share, layer.kept_width, chosen.max_size)
+        n, most, multiple = layer.experts, chosen.max_size, chosen.width_multiple
+        sizes = layer_sizes.measured_sizes(n, layer.width, chosen.share, layer.kept_width, multiple, most)
         features = {"features": "selected" if chosen.by == "selection" else "usage"}
         sized = [layer._replace(kept=m, kept_width=width, largest=halved(layer.experts / m)) for m, width in sizes]
         held = [self.cluster(), *(solve_held(one, "routed", features) for one in sized)]
@@ -192,18 +193,17 @@ class _Job:
         number = int(self.names["layer"])
         sizes, chosen = self.model.routed[number], self.params.cluster.get(self.names.get("cluster", ""))
         n, inside = sizes["experts"], chosen is not None and bool(chosen.within([number]))
-        kept, share, largest = n, 1.0, 1
+        kept, width, largest = n, sizes["width"], 1
         if chosen and inside:
             kept = layer_sizes.kept_experts(chosen.share or (None if chosen.by == "none" else chosen.experts), n)
-            width = getattr(self.params.solve[self.names["solve"]], "width", 1.0) if "solve" in self.names else "auto"
-            share = chosen.width if width == "auto" else width
+            width = self.params.kept_width(self.names["cluster"], self.names.get("solve"), width)
             most = halved(n / kept) * (1 if chosen.by == "selection" else 2)  # other groupings are less even
             largest = 1 if chosen.by in ("saliency", "none") else min(most, chosen.max_size or n)
         return Layer(
             experts=n,
             kept=kept,
             width=sizes["width"],
-            kept_width=layer_sizes.kept_width(share, sizes["width"]),
+            kept_width=width,
             largest=largest,
             numbers=sizes["parameters"],
             bytes=sizes["bytes"],

@@ -14,6 +14,7 @@ from mergemoe.moe import layer_sizes
 from mergemoe.text_table import aligned_table
 from mergemoe.workflow.config.params import Params
 from mergemoe.workflow.planning import jobs
+from mergemoe.workflow.planning.block_formats import formats_table
 from mergemoe.workflow.planning.model_counts import ModelCounts, model_counts
 from mergemoe.workflow.planning.refine_resources import refine_scratch
 
@@ -29,6 +30,15 @@ def kept_per_layer(params: Params, run: Run) -> dict[int, tuple[int, int]]:
     return kept
 
 
+def kept_widths(params: Params, run: Run) -> dict[int, int]:
+    """Return {layer: I'} of a run; experts are as wide as before if a budget chooses their width later."""
+    inside = set(params.cluster[run.cluster].within(layers := model_counts(params.model[run.model].folder()).routed))
+    return {
+        layer: params.kept_width(run.cluster, run.solve, size["width"]) if layer in inside else size["width"]
+        for layer, size in layers.items()
+    }
+
+
 def run_size(params: Params, run: Run) -> dict[str, int]:
     """Return the parameters and bytes of a run's checkpoint: exact but for biases of experts of another width.
 
@@ -37,10 +47,9 @@ def run_size(params: Params, run: Run) -> dict[str, int]:
     equal, which is the least.
     """
     model, removed = model_counts(params.model[run.model].folder()), Counter[str]()
-    first, last = params.cluster[run.cluster].bounds()
+    widths = kept_widths(params, run)
     for layer, (n, m) in kept_per_layer(params, run).items():
-        whole_width = model.routed[layer]["width"]
-        width = layer_sizes.kept_width(params.width(run) if first <= layer <= last else 1.0, whole_width)
+        whole_width, width = model.routed[layer]["width"], widths[layer]
         if params.solve[run.solve].method == "oracle":
             width = whole_width * math.ceil(n / m)
         for what in ("parameters", "bytes"):
@@ -103,8 +112,17 @@ def plan_text(params: Params, results: Path) -> str:
         lines += ["", "oracle is larger, the more unequal its groups are: its sizes are what equal groups would take"]
     lines += ["", "disk (checkpoints and plain copies exact; the others estimated, before lossless compression)"]
     lines.append(aligned_table([[f"  {what}", f"{size / 1e6:,.1f} MB"] for what, size in disk(params).items()], "<>"))
-    lines += _refines(params)
-    return "\n".join([*lines, "", *_tokens(params, results)])
+    lines += [*_refines(params), "", *_tokens(params, results)]
+    lines += ["", "formats that quantize experts of these widths (`width_multiple` of `cluster` and `solve`)"]
+    return "\n".join([*lines, _formats(params)])
+
+
+def _formats(params: Params) -> str:
+    """Return a table of the quantized formats that fit the rows of the runs' experts."""
+    models = {run.model: model_counts(params.model[run.model].folder()) for run in params.all_runs()}
+    widths = {width for run in params.all_runs() for width in kept_widths(params, run).values()}
+    hidden = sorted({model.hidden for model in models.values()})
+    return formats_table(hidden, [("down", width) for width in sorted(widths, reverse=True)])
 
 
 def _refines(params: Params) -> list[str]:
@@ -129,16 +147,12 @@ def _tokens(params: Params, results: Path) -> list[str]:
     seen = set[tuple[Any, ...]]()
     for run in params.all_runs():
         model, chosen = model_counts(params.model[run.model].folder()), params.calibrate[run.calibrate]
-        first, last = params.cluster[run.cluster].bounds()
-        widths = {
-            layer: layer_sizes.kept_width(params.width(run) if first <= layer <= last else 1.0, size["width"])
-            for layer, size in model.routed.items()
-        }
+        widths = kept_widths(params, run)
         held = token_sequences.heldout_count(chosen.samples, chosen.holdout)
         tokens = (chosen.samples - held) * chosen.length
         shapes: dict[tuple[int, int, int], list[int]] = {}
         for layer, (n, m) in kept_per_layer(params, run).items():
-            if m < n or params.width(run) < 1 and first <= layer <= last:
+            if m < n or widths[layer] < model.routed[layer]["width"]:
                 shapes.setdefault((n, m, widths[layer]), []).append(layer)
         for (n, m, width), layers in sorted(shapes.items()):
             if (run[:3], m, width) in seen:  # another method's, of the same groups

@@ -1,5 +1,6 @@
 """Checks of params.yaml and checkpoints before the first job, so that a mistake stops the run early."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -123,12 +124,13 @@ def _check_share(params: Params, model: str, cluster: str, inside: Mapping[int, 
     found = []
     for layer, count in inside.items():
         width = sized[layer]["width"]
-        found.append(set(layer_sizes.measured_sizes(count, width, chosen.share, 0, chosen.max_size)))
+        multiple = math.gcd(width, chosen.width_multiple)
+        found.append(set(layer_sizes.measured_sizes(count, width, chosen.share, 0, multiple, chosen.max_size)))
         if not found[-1]:
             raise UserError(
                 f"cluster.{cluster}, layer {layer} of {model}: {chosen.share:.3g} of {count} experts of width {width} "
-                "is too small: every group must keep at least 8 neurons (1 if the width is not a multiple of 8). Raise "
-                "`share`, or `max_size` if it is set"
+                f"is too small: every group must keep at least {multiple} neurons. Raise `share`, or `max_size` if it "
+                "is set, or lower `width_multiple`"
             )
     if chosen.per == "model" and not set.intersection(*found):
         raise UserError(f"cluster.{cluster}, {model}: {NO_SIZE_IN_COMMON}")
