@@ -13,7 +13,7 @@ from tiny_project import everything
 
 pytestmark = [pytest.mark.chance, pytest.mark.timeout(0)]
 
-FROM = ("calibrate", "profile", "cluster", "solve", "refine", "models", "scores")  # deleted from here on
+FROM = ("calibrate", "capture", "profile", "cluster", "solve", "refine", "models", "scores")  # deleted from here on
 SNAKEMAKE = ("python", "-m", "snakemake", "--cores", "1")
 OTHERS = {
     "snakemake": SNAKEMAKE,

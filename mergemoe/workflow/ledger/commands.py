@@ -39,6 +39,8 @@ def run_program(root: Path, *command: str, shown: bool = False) -> str:
     out, said = (text.decode(errors="replace") for text in _outcome(running, name, root))
     if running.returncode != 0:
         last = f"{out}\n{said}".strip().splitlines()[-12:]  # Snakemake says why in either
+        if (free := shutil.disk_usage(root).free) < LEAST:  # which a database calls an I/O error
+            last.append(f"No space left in {root.resolve()}: {free:,} bytes. Make room, then run it again")
         raise UserError("\n  ".join([f"`{name}` in {root} ended with status {running.returncode}", *last]))
     return out
 

@@ -1,0 +1,1 @@
+"""Compact checkpoints in programs that have experts of their own."""
