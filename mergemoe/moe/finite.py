@@ -22,3 +22,20 @@ def check_finite(what: str, *numbers: Tensor | float) -> None:
             "stored. Hidden states or weights of this layer are very large, which usually means a damaged checkpoint; "
             "if it computes well otherwise, leave this layer out (`layers`)"
         )
+
+
+def stored(what: str, made: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return numbers in the dtype in which they are stored.
+
+    Raises:
+        UserError: if one is NaN or infinite, before or in that dtype.
+    """
+    check_finite(what, made)
+    found = made.to(dtype)
+    if not bool(found.isfinite().all()):
+        raise UserError(
+            f"{what} reach {float(made.abs().max()):.2g}, beyond the range of {str(dtype).removeprefix('torch.')}, "
+            "in which weights are stored. A least squares without a ridge finds such weights for features that depend on "
+            "one another: raise `ridge`, or leave this layer out (`layers`)"
+        )
+    return found

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mergemoe.moe.expert_forward import Activation, routed_output, shared_output
 from mergemoe.moe.experts import Experts
-from mergemoe.moe.finite import check_finite
+from mergemoe.moe.finite import check_finite, stored
 from mergemoe.moe.problem import Merged
 from mergemoe.moe.tokens import Activations, Tokens
 from mergemoe.moe.typed_torch import ints
@@ -27,9 +27,9 @@ def solved_tensors(experts: Experts, expert_map: Sequence[int], merged: Sequence
         "expert_map": torch.tensor(expert_map, dtype=torch.int64),
     }
     for role, like in experts.roles().items():
-        parts = [result.expert.roles()[role].to(experts.up.dtype) for result in merged]
+        made = [result.expert.roles()[role] for result in merged]
+        parts = [stored(f"{role} matrices of merged experts", part, experts.up.dtype) for part in made]
         tensors[role] = torch.cat(parts).cpu() if parts else like.new_empty((0, *like.shape[1:])).cpu()
-        check_finite(f"{role} matrices of merged experts", tensors[role])
     return tensors
 
 

@@ -62,7 +62,7 @@ class MappedRouter(BaseRouter):
         """
         if found.shape != self.expert_map.shape:
             raise ValueError(f"{name} has the shape {list(found.shape)}, not {list(self.expert_map.shape)}")
-        if not (0 <= int(found.min()) and int(found.max()) < self.kept):
+        if not (int(found.min()) >= 0 and int(found.max()) < self.kept):
             raise ValueError(
                 f"{name} holds numbers from {int(found.min())} to {int(found.max())}, but there are {self.kept} experts"
             )
@@ -118,7 +118,9 @@ def _stock_router(given: dict[str, Any]) -> Any:
 def _in_all_modules(stock: Callable[..., Any], other: Callable[..., Any]) -> Iterator[None]:
     """Replace a function in every module of vLLM that has imported its name."""
     name = stock.__name__
-    holders = [module for key, module in sys.modules.items() if key.startswith("vllm.") and vars(module).get(name) is stock]
+    holders = [
+        module for key, module in sys.modules.items() if key.startswith("vllm.") and vars(module).get(name) is stock
+    ]
     for module in holders:
         setattr(module, name, other)
     try:

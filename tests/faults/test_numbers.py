@@ -22,7 +22,7 @@ from mergemoe.moe.router_rule import Router
 pytestmark = [pytest.mark.chance, pytest.mark.timeout(0)]
 
 HARD = ("low rank", "a large token", "large", "large weights", "enormous weights", "overflow")
-SAID = "are NaN or infinite|does not follow the rule"  # saturated scores are equal, and the first is chosen
+SAID = "are NaN or infinite|beyond the range of|does not follow the rule"  # saturated scores are equal, and the first is chosen
 MISSING = 10 * np.finfo(np.float64).eps  # least_squares.solve_down: I times this share of the largest is no eigenvalue
 
 
@@ -86,13 +86,18 @@ def design(one, merged, shares, fit, groups):
 
 
 def excess(one, method, options, expert_map, usage, tensors, record):
-    """Yield (recorded error, the reference's best, both as shares of the energy) of every least squares."""
+    """Yield (recorded error, the reference's best, its rounding, the energy) of every least squares."""
     if one.kind == "enormous weights":
         return  # 1e-16 of such a feature is more than all the others
     fit, merged = ~one.held, stored(tensors, one, expert_map)
     groups = groups_of(expert_map, usage)
     members = [group.members for group in groups]
     shares = np.stack([one.g[:, m].sum(1) for m in members], 1)
+    norm = sum((part**2).sum() for role, part in one.experts.items() if role.startswith("down"))
+
+    def rounding(p):  # a solution is the prior and what is to be added; in float64 their sum may cancel
+        return (1e-15**2) * norm * (p**2).sum()
+
     if method == "mergemoe" and options["ridge"] == 0:
         for found in record["groups"]:
             group = groups[found["group"]]
@@ -100,7 +105,7 @@ def excess(one, method, options, expert_map, usage, tensors, record):
             mean = {r: np.einsum("c,c...->...", w, part[group.members])[None] for r, part in one.experts.items()}
             p = with_ones(features(mean, 0, one.x[fit], one.act), np.ones(fit.sum()), one)
             y = sum(u * output(one.experts, e, one.x[fit], one.act) for u, e in zip(w, group.members, strict=True))
-            yield found["objective"]["fit"], best(p, y), (y**2).sum()
+            yield found["objective"]["fit"], best(p, y), rounding(p), (y**2).sum()
     exact = one.dtype == torch.float32 or options.get("features") == "selected" or method in ("select", "slim")
     if options.get("ridge") != 0 or options.get("routing", "preserved") != "preserved" or not exact:
         return
@@ -111,10 +116,10 @@ def excess(one, method, options, expert_map, usage, tensors, record):
             y = sum(one.g[rows, j, None] * output(one.experts, j, one.x[rows], one.act) for j in members[m])
             p = design(one, merged, shares, rows, [m])
             if rows.any():
-                yield found["objective"]["fit"], best(p, y), (y**2).sum()
+                yield found["objective"]["fit"], best(p, y), rounding(p), (y**2).sum()
     if method in ("joint", "select", "slim"):
         p, y = design(one, merged, shares, fit, range(len(groups))), routed(one.experts, one.g, one.x, one.act)[fit]
-        yield record["groups"][0]["objective"]["fit"], best(p, y), (y**2).sum()
+        yield record["groups"][0]["objective"]["fit"], best(p, y), rounding(p), (y**2).sum()
 
 
 def run(draw, one):
@@ -148,11 +153,15 @@ def kept_apart(order, top_k):
 
 
 def addends(one, merged, g, rows):
-    """The squared norm of what float32 adds up, with opposite signs, to the layer's output: its last bits remain."""
-    found = 0.0
+    """The squared norm of what float32 adds up, with opposite signs, to the layer's output: its last bits remain.
+
+    The features are sums, too: with the absolute values of all that they are made of, they are what was added up.
+    """
+    found, x = 0.0, np.abs(one.x[rows])
     for experts, weight in ((one.experts, one.g), (merged, g)):
+        absolute = {role: np.abs(part) for role, part in experts.items()}
         for e in range(weight.shape[1]):
-            h = np.abs(features(experts, e, one.x[rows], one.act)) @ np.abs(experts["down"][e]).T
+            h = features(absolute, e, x, one.act) @ absolute["down"][e].T
             found = found + weight[rows, e, None] * (h + np.abs(experts.get("down_bias", np.zeros((e + 1, 1)))[e]))
     return (found**2).sum()
 
@@ -160,8 +169,8 @@ def addends(one, merged, g, rows):
 def checked(one, expert_map, usage, tensors, record, options, method):
     """Return what is wrong with a result; nothing if it is right."""
     wrong = [f"{name} is not finite" for name, part in tensors.items() if not part.isfinite().all()]
-    for found, least, energy in excess(one, method, options, expert_map, usage, tensors, record):
-        if energy > 1e-60 and (found is None or not found <= least / energy * 1.001 + 1e-6):
+    for found, least, rounding, energy in excess(one, method, options, expert_map, usage, tensors, record):
+        if energy > 1e-60 and (found is None or not found <= (least * 1.001 + rounding) / energy + 1e-6):
             wrong.append(f"the objective is {found}, the reference's {least / energy}")
     routing, merged = options.get("routing", "preserved"), stored(tensors, one, expert_map)
     if method == "oracle" or "down" not in merged:
@@ -201,7 +210,8 @@ def test_every_method_is_as_good_as_numpy_or_refuses(caplog):
             seen = "WRONG" if wrong else "right"
         except UserError as error:
             case, wrong, seen = (one.kind, str(one.dtype)), str(error), "refused"
-            if "held-out" not in wrong and not (one.kind in HARD and re.search(SAID, wrong)):
+            narrow = one.dtype == torch.float16 and "beyond the range of float16" in wrong  # its largest is 65,504
+            if "held-out" not in wrong and not narrow and not (one.kind in HARD and re.search(SAID, wrong)):
                 seen = "refused without need"
         except Exception as error:
             case, wrong, seen = (one.kind, str(one.dtype)), traceback.format_exc()[-900:], f"raw {type(error).__name__}"

@@ -54,5 +54,10 @@ def test_merged_weights_beyond_the_stored_dtype_are_refused(problem):
     merged = problem.experts[group.members[:1]].map(lambda part: part * 1e5)
     half = problem.experts.map(lambda part: part.to(torch.float16))
     assert solved_tensors(problem.experts, [0, 0, 1, 2, 1, 3], [Merged(group, merged, {})])
-    with pytest.raises(UserError, match="matrices of merged experts are NaN or infinite"):
+    with pytest.raises(
+        UserError, match=r"matrices of merged experts reach .*e\+05, beyond the range of float16.*`ridge`"
+    ):
         solved_tensors(half, [0, 0, 1, 2, 1, 3], [Merged(group, merged, {})])
+    merged.down[0, 0] = float("nan")
+    with pytest.raises(UserError, match="down matrices of merged experts are NaN or infinite"):
+        solved_tensors(problem.experts, [0, 0, 1, 2, 1, 3], [Merged(group, merged, {})])

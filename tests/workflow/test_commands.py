@@ -27,7 +27,9 @@ def test_a_program_that_fails_is_told_with_its_last_lines(tmp_path):
 
 def test_a_program_that_fails_without_room_says_so_whatever_it_calls_that(tmp_path, monkeypatch):
     monkeypatch.setattr(commands.shutil, "disk_usage", lambda path: SimpleNamespace(free=4096))
-    with pytest.raises(UserError, match=rf"\n  why\n  No space left in {tmp_path}: 4,096 bytes. Make room, then run it"):
+    with pytest.raises(
+        UserError, match=rf"\n  why\n  No space left in {tmp_path}: 4,096 bytes. Make room, then run it"
+    ):
         commands.run_program(tmp_path, sys.executable, "-c", PRINTS.format(255))
 
 
