@@ -22,7 +22,7 @@ from mergemoe.moe.router_rule import Router
 pytestmark = [pytest.mark.chance, pytest.mark.timeout(0)]
 
 HARD = ("low rank", "a large token", "large", "large weights", "enormous weights", "overflow")
-SAID = "are NaN or infinite|beyond the range of|does not follow the rule"  # saturated scores are equal, and the first is chosen
+SAID = "are NaN or infinite|beyond the range of|does not follow the rule"  # of saturated scores, the first is chosen
 MISSING = 10 * np.finfo(np.float64).eps  # least_squares.solve_down: I times this share of the largest is no eigenvalue
 
 
