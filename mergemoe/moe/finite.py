@@ -34,8 +34,8 @@ def stored(what: str, made: Tensor, dtype: torch.dtype) -> Tensor:
     found = made.to(dtype)
     if not bool(found.isfinite().all()):
         raise UserError(
-            f"{what} reach {float(made.abs().max()):.2g}, beyond the range of "
-            f"{str(dtype).removeprefix('torch.')}, in which weights are stored. A least squares without a ridge finds such weights for features that depend on "
+            f"{what} reach {float(made.abs().max()):.2g}, beyond the range of {str(dtype).removeprefix('torch.')}, in "
+            "which weights are stored. A least squares without a ridge finds such weights for features that depend on "
             "one another: raise `ridge`, or leave this layer out (`layers`)"
         )
     return found

@@ -178,8 +178,12 @@ class Node(str):
     """YAML, as it stands."""
 
 
+def name_of(key):
+    return key if type(key) is str else written(key)
+
+
 def lines_of(tree):
-    return [f"{written(key) if type(key) is not str else key}: {written(value)}" for key, value in tree.items()]
+    return [f"{name_of(key)}: {written(value)}" for key, value in tree.items()]
 
 
 GOOD = [line.encode() for line in lines_of(BASE)]
@@ -223,7 +227,7 @@ def files(draw):
         end = at + draw(st.integers(0, 8))
         text = text[:at] + draw(st.text(max_size=3) | st.text("{}[]&*!|>%@`'\"#:,-? \t\n", max_size=4)) + text[end:]
     if draw(st.integers(0, 9)) == 0:
-        text = "{" + ", ".join(f"{json.dumps(str(key))}: {written(value)}" for key, value in tree.items()) + "}"
+        text = "{" + ", ".join(f"{json.dumps(name_of(key))}: {written(value)}" for key, value in tree.items()) + "}"
     encoding = draw(st.sampled_from([*["utf-8"] * 30, "utf-8-sig", "utf-16", "latin-1"]))
     return text.encode(encoding, "surrogatepass" if encoding.startswith("utf") else "replace")
 

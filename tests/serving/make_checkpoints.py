@@ -34,7 +34,7 @@ BASE = dict(
 DENSE_AND_MOE = dict(intermediate_size=192, moe_intermediate_size=64)
 EXPERTS = dict(num_experts=16, num_experts_per_tok=4)
 LOCAL = dict(num_local_experts=16, num_experts_per_tok=4)
-MLA = dict(kv_lora_rank=32, qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=32)
+MLA = dict(kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128)  # as published
 ROUTED = dict(n_routed_experts=16, num_experts_per_tok=4)
 HEADS = {**BASE, "head_dim": 32}
 
