@@ -3,6 +3,7 @@
 # make test-all    run all tests but those on SLURM, 9 minutes; TESTS="full and not slurm" leaves out those of `make test`
 # make test-faults    make random faults, MINUTES=0.5 for each kind, and count what they lead to
 # make test-lowest    run the tests of `make test` with the lowest versions that pyproject.toml allows; torch is a large download
+# make test-serving    run compressed models in vLLM and transformers 4, 10 minutes, and 10 to install them at first
 # make test-slurm    run the SLURM tests on a cluster on this machine, 15 minutes; SLURM_TESTS="a or b" selects some
 # make bench   compare all methods at equal size, hours; BENCH="demo few" selects comparisons of benchmarks/methods.py
 # make bench-refine    compare methods before and after a refine, an hour or less for each of PIECES="demo_64_50 ..."
@@ -32,7 +33,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error $(CURDIR): the path contains a blank, and Snakemake cannot work there. Move the project to another folder)
 endif
 
-.PHONY: demo test test-all test-faults test-lowest test-slurm bench bench-refine check docs lock
+.PHONY: demo test test-all test-faults test-lowest test-serving test-slurm bench bench-refine check docs lock
 .DELETE_ON_ERROR:
 
 demo: .venv/run
@@ -44,7 +45,7 @@ test: .venv/dev
 	.venv/bin/pytest $(IN_PROCESSES)
 
 test-all: .venv/dev
-	.venv/bin/pytest -m "$(TESTS) and not chance" $(IN_PROCESSES)
+	.venv/bin/pytest -m "$(TESTS) and not chance and not serving" $(IN_PROCESSES)
 
 test-faults: .venv/dev
 	MERGEMOE_FAULTS_MINUTES=$(MINUTES) .venv/bin/pytest -m chance -s tests/faults
@@ -58,6 +59,10 @@ test-lowest: .venv/dev
 		--constraint scratch/lowest.txt --group dev --requirement pyproject.toml 'setuptools>=77'
 	.venv/bin/uv pip install --quiet --python scratch/lowest --no-deps --no-build-isolation --editable .
 	PATH=$(CURDIR)/scratch/lowest/bin:$$PATH scratch/lowest/bin/pytest $(IN_PROCESSES)
+
+test-serving: .venv/dev
+	tests/serving/environments.sh
+	.venv/bin/pytest -m serving tests/serving
 
 test-slurm: .venv/dev
 	tests/slurm/cluster.sh install

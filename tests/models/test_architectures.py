@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from hypothesis import strategies
+from random_groups import random_groups
 from safetensors.torch import load_file
 
 import mergemoe
@@ -77,21 +78,6 @@ class Made:
                     for expert in torch.where(tensors["expert_map"] == group)[0]:
                         view[expert] = tensors[role][row]
         return model
-
-
-def random_groups(described, entry):
-    """Groups drawn at random, with random weights: what solve would hand over. Layers differ in M."""
-    generator = torch.Generator().manual_seed(entry["layer"])
-    kept = 3 + entry["layer"] % 2
-    expert_map = torch.cat(
-        [torch.arange(kept), torch.randint(0, kept - 1, (entry["experts"] - kept,), generator=generator)]
-    )
-    groups = [g for g in range(kept) if int((expert_map == g).sum()) > 1]
-    tensors = {"groups": torch.tensor(groups), "expert_map": expert_map}
-    for role, matrices in read_experts(described, entry["layer"]).roles().items():
-        shape = (len(groups), *matrices.shape[1:])
-        tensors[role] = (torch.randn(shape, generator=generator) * matrices.std()).to(matrices.dtype)
-    return tensors
 
 
 def set_kernel(model, kernel):

@@ -1,21 +1,17 @@
-"""Write small random models and what `mergemoe` makes of them, with the log-probabilities that transformers computes.
+"""Small random models for engines, what mergemoe makes of them, and what transformers computes.
 
-python tests/serving/make_checkpoints.py FOLDER [NAME ...]
-
-An environment of an engine reads FOLDER/NAME/{full,stock,compact}/ and compares with FOLDER/NAME/expected.json. The
-models are larger than those of the other tests: engines have kernels for certain head sizes only.
+They are larger than those of `architectures`: engines have kernels for certain sizes of a head only.
 """
 
-import json
-import shutil
-import sys
 from pathlib import Path
 
 import torch
 import transformers as T
+from random_groups import random_groups
 
 import mergemoe
-from mergemoe.errors import UserError
+from mergemoe.compressed.assemble import assemble
+from mergemoe.models import layout
 from mergemoe.models.families import model_class
 
 BASE = dict(
@@ -78,58 +74,47 @@ CONFIGS = {
     ),
     "granitemoe": lambda: T.GraniteMoeConfig(**BASE, **LOCAL, intermediate_size=64),
     "gpt_oss": lambda: T.GptOssConfig(**HEADS, **LOCAL, intermediate_size=64, sliding_window=128),
-    "ernie4_5_moe": lambda: T.Ernie4_5_MoeConfig(
-        **BASE,
-        **DENSE_AND_MOE,
-        moe_num_experts=16,
-        moe_k=4,
-        moe_num_shared_experts=1,
-        moe_layer_start_index=1,
-        moe_layer_end_index=2,
-    ),
-    "minimax_m2": lambda: T.MiniMaxM2Config(**HEADS, **LOCAL, intermediate_size=64),
 }
+KNOWN_RULES = ("qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "glm4_moe")  # rows of the router can go
 PROMPTS = torch.randint(3, 512, (4, 48), generator=torch.Generator().manual_seed(3))
+NEW = 8  # tokens of a continuation
 CALIBRATION = torch.randint(3, 512, (16, 48), generator=torch.Generator().manual_seed(4))
 
 
-@torch.no_grad()
-def expected(folder: Path) -> list[list[float]]:
-    """The log-probability of each token of the prompts but the first, in float32."""
-    model = mergemoe.load(folder, "cpu", torch.float32)
-    scores = model(PROMPTS).logits[:, :-1].log_softmax(-1)
-    return scores.gather(-1, PROMPTS[:, 1:, None])[..., 0].tolist()
+WAYS = {
+    "stock": {"method": "reap", "experts": 0.5},
+    "slim": {"method": "slim", "width": 0.5},
+    "compact": {"method": "mergemoe", "experts": 0.5, "ridge": 0.1},
+}
 
 
-def make(name: str, folder: Path) -> None:
-    """One architecture: the full model, a stock checkpoint, and a compact one whose layers differ."""
-    shutil.rmtree(folder, ignore_errors=True)
+def save_full(name: str, folder: Path) -> Path:
+    """Save the random model of one architecture; biases and norms are random, too."""
     torch.manual_seed(0)
     config = CONFIGS[name]()
     model = model_class(config)._from_config(config, dtype=torch.float32)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
             tensor.add_(0.02 * torch.randn_like(tensor))
-    model.save_pretrained(folder / "full")
-    made = {"full": folder / "full"}
-    for kind, how in {
-        "stock": {"method": "reap", "experts": 0.5},
-        "slim": {"method": "slim", "width": 0.5},
-        "compact": {"method": "mergemoe", "experts": 0.5, "layers": [1, 2], "ridge": 0.1},
-    }.items():
-        model = mergemoe.load(folder / "full", "cpu", torch.float32)
-        try:
-            mergemoe.compress(model, CALIBRATION, **how)
-        except UserError as error:
-            print(f"{name}/{kind}: {error}")
-            continue
-        mergemoe.save(model, folder / kind)
-        made[kind] = folder / kind
-    facts = {"prompts": PROMPTS.tolist(), "expected": {kind: expected(path) for kind, path in made.items()}}
-    (folder / "expected.json").write_text(json.dumps(facts))
+    model.save_pretrained(folder)
+    return folder
 
 
-if __name__ == "__main__":
-    folder, *names = sys.argv[1:]
-    for name in names or CONFIGS:
-        make(name, Path(folder, name))
+def save_compressed(full: Path, kind: str, folder: Path) -> Path:
+    """Save what `compress` makes of a model in one of WAYS, or `uneven`: layers of different M and different groups."""
+    if kind == "uneven":
+        described = layout.describe_layout(full, digests=False)
+        assemble(described, {entry["layer"]: random_groups(described, entry) for entry in described["layers"]}, folder)
+        return folder
+    model = mergemoe.load(full, "cpu", torch.float32)
+    mergemoe.save(mergemoe.compress(model, CALIBRATION, **WAYS[kind]), folder)
+    return folder
+
+
+@torch.no_grad()
+def computed(folder: Path) -> tuple[list[list[float]], list[list[int]]]:
+    """What transformers computes in float32: log-probabilities of the prompts' tokens, and a greedy continuation."""
+    model = mergemoe.load(folder, "cpu", torch.float32)
+    scores = model(PROMPTS).logits[:, :-1].log_softmax(-1)
+    continued = model.generate(PROMPTS, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
+    return scores.gather(-1, PROMPTS[:, 1:, None])[..., 0].tolist(), continued[:, PROMPTS.shape[1] :].tolist()

@@ -1,0 +1,31 @@
+"""What transformers 4 computes, for test_serving: python transformers4_scores.py ASKED.json; see vllm_scores.py."""
+
+import json
+import os
+import sys
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from transformers import AutoModelForCausalLM
+
+
+@torch.no_grad()
+def computed(folder, asked):
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, **asked["options"]
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+    prompts = torch.tensor(asked["prompts"])
+    scores = model(prompts).logits[:, :-1].log_softmax(-1)
+    return {"scores": scores.gather(-1, prompts[:, 1:, None])[..., 0].tolist()}
+
+
+with open(sys.argv[1]) as file:
+    asked = json.load(file)
+for folder in asked["folders"]:
+    try:
+        result = computed(folder, asked)
+    except Exception as error:
+        result = {"error": f"{type(error).__name__}: {error}"}
+    print(json.dumps(result), flush=True)
