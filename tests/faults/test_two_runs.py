@@ -25,6 +25,7 @@ OTHERS = {
     "audit": ("python", "-m", "mergemoe.cli", "audit"),
 }
 CLEAR = re.compile(r"^(?:error: |.*Error in rule |LockException|WorkflowError)", re.MULTILINE)
+UNLOCKED = re.compile(r"FileNotFoundError: .*/\.snakemake/locks/")  # Snakemake's own, if its new lock is taken away
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,7 @@ def test_two_commands_at_once_do_no_harm(project):
         for what, one in zip(("snakemake", name), running, strict=True):
             said = one.communicate()[0]
             fine = one.returncode == 0 or CLEAR.search(said) and "Traceback" not in said
+            fine = fine or name == "snakemake --unlock" and UNLOCKED.search(said)
             assert fine or what == "audit" and re.search("differ|NOT as recorded", said), (
                 name,
                 what,
