@@ -168,6 +168,19 @@ rule refine:
         SHELL
 
 
+rule quantize:
+    """The experts of one layer, each weight at a value of a format of few bits, if a run asks for it."""
+    input:
+        layout=paths.LAYOUT,
+        capture=paths.CAPTURE,
+        solved=graph.fitted_layer,
+    output:
+        paths.QUANTIZED,
+        paths.QUANTIZE_RECORD,
+    shell:
+        SHELL
+
+
 rule assemble:
     """The compressed Hugging Face checkpoint of one run."""
     input:

@@ -12,7 +12,7 @@ import re
 from mergemoe.artifacts import atomic, digests, store
 from mergemoe.checkpoints import cost
 from mergemoe.compressed import checkpoint_card
-from mergemoe.compressed.assemble import assemble
+from mergemoe.compressed.assemble import assemble, saved_bytes
 from mergemoe.moe.layout_types import Layout
 from stages.support import command
 
@@ -28,7 +28,9 @@ def main(args: argparse.Namespace) -> None:
         card = checkpoint_card.unscored_card(args.cfg, stock, **layout.get("license", {}))
         (folder / "README.md").write_text(card, encoding="utf-8")  # `mergemoe export` replaces it
         files = {path.name: digests.sha256(path) for path in sorted(folder.iterdir())}
-        payload = {"files": files, "cost": cost.count_cost(folder)}
+        counted = cost.count_cost(folder)
+        counted["bytes"] -= saved_bytes(solved)
+        payload = {"files": files, "cost": counted}
         store.write_json(folder / "provenance.json", payload, args.provenance)
 
 

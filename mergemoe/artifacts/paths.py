@@ -1,7 +1,7 @@
 """Every path below results/ and logs/, as a pattern of wildcards such as `{model}`.
 
-run.py says what a run is, and how its choices become parts of paths. A solution is a solve, or a solve and what was
-added to it. A subject is scored: `full`, the original model, or a run by its name.
+run.py says what a run is, and how its choices become parts of paths. `fitted` is a solve, or a solve and a refine; a
+solution is that, or that and a quantization. A subject is scored: `full`, the original model, or a run by its name.
 """
 
 from pathlib import Path
@@ -24,6 +24,8 @@ SOLVED = "results/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}.safe
 SOLVE_RECORD = "results/solve/{model}/{calibrate}/{cluster}/{solve}/layer_{layer}.json"
 REFINED = "results/refine/{model}/{calibrate}/{cluster}/{solve}/{refine}/layer_{layer}.safetensors"
 REFINE_RECORD = "results/refine/{model}/{calibrate}/{cluster}/{solve}/{refine}/layer_{layer}.json"
+QUANTIZED = "results/quantize/{model}/{calibrate}/{cluster}/{fitted}/{quantize}/layer_{layer}.safetensors"
+QUANTIZE_RECORD = "results/quantize/{model}/{calibrate}/{cluster}/{fitted}/{quantize}/layer_{layer}.json"
 MODELS = "results/models"
 MODEL = "results/models/{model}/{calibrate}/{cluster}/{solution}"
 SUBJECT_MODEL = "results/models/{model}/{subject}"  # the same folder
@@ -39,10 +41,12 @@ REPORTED = "results/report/provenance.json"
 PARTIAL_PAGE = "scratch/report_partial/index.html"
 
 # What each wildcard matches.
-_SOLUTION = r"\w+(?:\+\w+)?"
+_FITTED = r"\w+(?:\+\w+)?"
+_SOLUTION = rf"{_FITTED}(?:@\w+)?"
 PATTERNS = {
-    **dict.fromkeys(("model", "calibrate", "cluster", "solve", "refine"), r"\w+"),
+    **dict.fromkeys(("model", "calibrate", "cluster", "solve", "refine", "quantize"), r"\w+"),
     "layer": r"\d{3}",
+    "fitted": _FITTED,
     "solution": _SOLUTION,
     "subject": rf"full|\w+/\w+/{_SOLUTION}",
     "task": r"(?!(?:fidelity|generation)\.json$)\w[\w.-]*",

@@ -1,7 +1,8 @@
 """A run: the choices that it is made of, and its name.
 
 A run has one choice of each of four sections of params.yaml, and may have one of each section that adds to a solve. Its
-name is the path of its choices, with what was added at the end: `mixed/pairs/select`, `mixed/pairs/select+tuned`.
+name is the path of its choices, with what was added at the end: `mixed/pairs/select`, `mixed/pairs/select+tuned`,
+`mixed/pairs/select+tuned@q4` if it is quantized.
 """
 
 from typing import NamedTuple
@@ -15,6 +16,7 @@ class Run(NamedTuple):
     cluster: str
     solve: str
     refine: str | None = None
+    quantize: str | None = None
 
     @property
     def choices(self) -> dict[str, str]:
@@ -30,9 +32,14 @@ class Run(NamedTuple):
         return names
 
     @property
+    def fitted(self) -> str:
+        """Return the solve, and the refine if it has one."""
+        return "+".join(name for name in (self.solve, self.refine) if name is not None)
+
+    @property
     def solution(self) -> str:
         """Return the last part of its name: the solve, and what was added to it."""
-        return "+".join(name for name in self[3:] if name is not None)
+        return "@".join(name for name in (self.fitted, self.quantize) if name is not None)
 
     @property
     def subject(self) -> str:
@@ -47,4 +54,4 @@ class Run(NamedTuple):
     @property
     def wildcards(self) -> dict[str, str]:
         """Return the parts of the paths of what is made for it alone, or shared with other runs; see paths.py."""
-        return {**self.choices, "solution": self.solution}
+        return {**self.choices, "fitted": self.fitted, "solution": self.solution}

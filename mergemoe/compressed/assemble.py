@@ -19,6 +19,7 @@ from mergemoe.checkpoints.expert_weights import StoredTensors
 from mergemoe.checkpoints.shards import CARRIED, write_shards
 from mergemoe.compressed import modeling, stock
 from mergemoe.compressed.model_config import compact_config, module_facts, role_shape
+from mergemoe.moe.experts import Experts
 from mergemoe.moe.layout_types import LayerLayout, Layout
 from mergemoe.moe.packing import Stacking
 from mergemoe.moe.solved import group_sources
@@ -59,6 +60,16 @@ def assemble(layout: Layout, solved: Mapping[int, Mapping[str, Tensor]], out: Pa
             or (not merged and path in model_folder.checkpoint_files(folder))
         ):
             shutil.copyfile(path, out / path.name)
+
+
+def saved_bytes(solved: Mapping[int, Mapping[str, Tensor]]) -> int:
+    """Return by how much quantized layers are smaller in their format than in the checkpoint, which has float32."""
+    saved = 0
+    for tensors in solved.values():
+        if "bytes" in tensors:
+            written = sum(part.nbytes for role, part in tensors.items() if role in Experts.__dataclass_fields__)
+            saved += written - int(tensors["bytes"])
+    return saved
 
 
 def _tensors(
@@ -113,7 +124,7 @@ def _layer(entry: LayerLayout, tensors: Mapping[str, Tensor], stored: StoredTens
             old = stored[keys[0]]
             if keys[0] not in written:
                 shape = role_shape(entry, role, kept, _width(entry, tensors))
-                written[keys[0]] = old.new_empty(where.shape(shape))
+                written[keys[0]] = tensors[role].new_empty(where.shape(shape))
             view, before = where.view(written[keys[0]], kept), where.view(old, entry["experts"])
             for group, (row, expert) in enumerate(sources):
                 view[group] = before[expert] if row is None else tensors[role][row]

@@ -19,7 +19,7 @@ from mergemoe.text_table import markdown_table
 
 Parameters = Mapping[str, Mapping[str, Any]]
 
-STAGES = ("model", "calibrate", "capture", "cluster", "solve", "refine")
+STAGES = ("model", "calibrate", "capture", "cluster", "solve", "refine", "quantize")
 
 LOADING = """\
 import mergemoe
@@ -41,11 +41,16 @@ REFINED = (
     "its weights if that did not surely lower its error on held-out tokens. "
 )
 
+QUANTIZED = (
+    "Last, the weights of all experts were rounded to {how} (`quantize`). They are stored as float32 numbers with the "
+    "values that this format has, so the files are larger than the size that is given. "
+)
+
 _BODY = """\
 # {model}, compressed
 
 A copy of `{model}` with fewer or narrower experts in its Mixture-of-Experts layers (method `{method}`). Everything else
-is unchanged. {refined}{form} {made_by} made it:
+is unchanged. {refined}{quantized}{form} {made_by} made it:
 
 {made}
 
@@ -109,6 +114,7 @@ def _body(parameters: Parameters, stock: bool, made_by: str | None) -> str:
         method=method_of(parameters),
         made=markdown_table(["stage", "choice", "parameters"], made),
         refined=_refined(parameters["refine"]) if "refine" in parameters else "",
+        quantized=_quantized(parameters["quantize"]) if "quantize" in parameters else "",
         form=STOCK if stock else COMPACT,
         loading=lines[0],
         loading_without=lines[1],
@@ -119,6 +125,12 @@ def _refined(choice: Mapping[str, Any]) -> str:
     return REFINED.format(parts=", ".join(choice["parts"])) if choice["steps"] != 0 else ""
 
 
+def _quantized(choice: Mapping[str, Any]) -> str:
+    if choice["by"] == "round":
+        return QUANTIZED.format(how=f"the nearest values of GGUF's {choice['format']}")
+    return QUANTIZED.format(how=f"{choice['bits']} bits by GPTQ, in groups of {choice['group']}")
+
+
 def stages_of(parameters: Parameters) -> list[str]:
     """Return the stages of a run whose parameters its card lists."""
     return [stage for stage in STAGES if stage in parameters]
@@ -126,7 +138,9 @@ def stages_of(parameters: Parameters) -> list[str]:
 
 def method_of(parameters: Parameters) -> str:
     """Return the method of a run, and what was added to it."""
-    return " + ".join([parameters["solve"]["method"], *(stage for stage in ("refine",) if stage in parameters)])
+    return " + ".join(
+        [parameters["solve"]["method"], *(stage for stage in ("refine", "quantize") if stage in parameters)]
+    )
 
 
 def listed_parameters(choice: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from mergemoe.artifacts.paths import below
 from mergemoe.artifacts.run import Run
 from mergemoe.compressed import checkpoint_card
 from mergemoe.moe.layout_types import Layout
+from mergemoe.moe.quantize_record import LayerQuantize
 from mergemoe.moe.records import ByPart, LayerGrouping, LayerProfile, LayerSolve
 from mergemoe.moe.refine_records import LayerRefine
 from mergemoe.report.metrics import Metrics, Scores, There, columns, read_artifact, winner
@@ -27,6 +28,7 @@ class RunResults:
     stock: bool  # whether transformers loads it without code of ours
     solved: Sequence[LayerSolve]  # one per layer
     refined: Sequence[LayerRefine] | None  # one per layer, if the run has a refine
+    quantized: Sequence[LayerQuantize] | None  # one per layer, if the run has a quantization
     scores: Scores
     texts: Sequence[Mapping[str, str]]  # continuations as text, if they were made
 
@@ -48,7 +50,7 @@ class RunResults:
     @property
     def errors(self) -> list[ByPart]:
         """The output error of each layer, as the checkpoint has it."""
-        return [layer["output_error"] for layer in self.refined or self.solved]
+        return [layer["output_error"] for layer in self.quantized or self.refined or self.solved]
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ def _run(results: Path, run: Run, layout: Layout, tasks: Sequence[str], metrics:
     made = assembled["provenance"]
     solved = _of_layers(results, paths.SOLVE_RECORD, layout, **run.choices)
     refined = _of_layers(results, paths.REFINE_RECORD, layout, **run.choices) if run.refine else None
-    layered = {"solve": solved, **({"refine": refined} if refined else {})}
-    code = {stage: layers[0]["provenance"]["code"] for stage, layers in layered.items()}
+    quantized = _of_layers(results, paths.QUANTIZE_RECORD, layout, **run.wildcards) if run.quantize else None
+    layered: dict[str, Any] = {"solve": solved, "refine": refined, "quantize": quantized}
+    code = {stage: layers[0]["provenance"]["code"] for stage, layers in layered.items() if layers}
     return RunResults(
         run=run,
         folder=folder,
@@ -129,6 +132,7 @@ def _run(results: Path, run: Run, layout: Layout, tasks: Sequence[str], metrics:
         stock=checkpoint_card.is_stock(assembled["files"]),
         solved=solved,
         refined=refined,
+        quantized=quantized,
         scores=metrics[run.model]["runs"][run.subject],
         texts=_texts(results, run.model, run.subject, tasks),
     )
@@ -167,7 +171,8 @@ def _inputs(model: ModelResults) -> Iterator[str]:
     for layer in model.layers:
         yield from (paths.PROFILE.format(model=model.name, calibrate=one, layer=layer) for one in model.profiles)
         for run in model.runs:
-            read = [paths.CLUSTER, paths.SOLVE_RECORD, *([paths.REFINE_RECORD] if run.refined else [])]
-            yield from (pattern.format(**run.run.choices, layer=layer) for pattern in read)
+            added = {paths.REFINE_RECORD: run.refined, paths.QUANTIZE_RECORD: run.quantized}
+            read = [paths.CLUSTER, paths.SOLVE_RECORD, *(pattern for pattern, records in added.items() if records)]
+            yield from (pattern.format(**run.run.wildcards, layer=layer) for pattern in read)
     for run in model.runs:
         yield paths.provenance_of(run.folder)

@@ -32,10 +32,15 @@ class Graph:
         return self.params.run_named(wildcards.model, named)
 
     def finished_layers(self, wildcards: Any) -> list[str]:
-        """Return the layers of the run whose checkpoint a job assembles: refined ones, if it has a refine."""
+        """Return the layers of the run whose checkpoint a job assembles: the last that were made for it."""
         run = self.run(wildcards)
-        pattern = paths.REFINED if run.refine else paths.SOLVED
-        return [pattern.format(**run.choices, layer=layer_name(layer)) for layer in self.layers[run.model]]
+        pattern = paths.QUANTIZED if run.quantize else paths.REFINED if run.refine else paths.SOLVED
+        return [pattern.format(**run.wildcards, layer=layer_name(layer)) for layer in self.layers[run.model]]
+
+    def fitted_layer(self, wildcards: Any) -> str:
+        """Return the layer that a job quantizes: a refined one, if its run has a refine."""
+        solve, _, refine = wildcards.fitted.partition("+")
+        return (paths.REFINED if refine else paths.SOLVED).format(**{**wildcards, "solve": solve, "refine": refine})
 
     def files(self, *names: str) -> list[str]:
         """Return the outputs of all jobs of some stages."""

@@ -161,6 +161,12 @@ ADDED = {
         ["tiny", "mixed", "half", "mergemoe", "longer"],
         {"refine": 2, **ONE},
     ),
+    "a quantization": (
+        "quantize",
+        {"g3": {"by": "gptq", "bits": 3, "group": 8}},
+        ["tiny", "mixed", "half", "mergemoe", "tuned", "g3"],
+        {"quantize": 2, **ONE},
+    ),
     "a refined run": ("refine", {}, ["tiny", "mixed", "half", "average", "tuned"], {"refine": 2, **ONE}),
 }
 
@@ -204,7 +210,7 @@ def test_what_is_added_reruns_nothing_that_exists(project, what):
     path = project / PARAMS
     before = path.read_text()
     params = yaml.safe_load(before)
-    params[section] |= choice
+    params[section] = params.get(section, {}) | choice
     params["runs"].append(run)
     try:
         path.write_text(yaml.safe_dump(params))

@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 GROUPINGS = {"half": {"by": "weights", "experts": 0.5}, "pairs": {"by": "selection", "experts": 0.5}}
 RUN = {"model": "wide", "calibrate": "text", "cluster": "half", "solve": "joint", "solution": "joint", "layer": "000"}
 
+G4 = {"g4": {"by": "gptq", "bits": 4}}
+
 
 def write_headers(folder, layers=1, hidden=512, width=256, experts=16, dtype="BF16"):
     """A checkpoint of qwen3_moe whose weights are a hole in a file."""
@@ -77,11 +79,11 @@ def study(tmp_path):
 
 
 def demo(runs="all", **calibrate):
-    """The demo's parameters, with a refine."""
+    """The demo's parameters, with a refine and a quantization."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["model"]["demo"]["path"] = str(ROOT / params["model"]["demo"]["path"])
     params["calibrate"]["mixed"] |= calibrate
-    return read_params({**params, "refine": {"tuned": {"by": "layer"}}, "runs": runs})
+    return read_params({**params, "refine": {"tuned": {"by": "layer"}}, "quantize": G4, "runs": runs})
 
 
 @pytest.mark.parametrize("stage", ["capture", "profile", "cluster", "solve", "reference", "fidelity", "evaluate"])
@@ -112,7 +114,8 @@ def test_every_stage_of_the_demo_has_an_estimate():
     params = demo()
     for run in params.all_runs():
         names = {**run.wildcards, "layer": "003", "task": "blimp"}
-        for stage in STAGES if run.refine else STAGES.keys() - {"refine"}:
+        without = {name for name in ("refine", "quantize") if getattr(run, name) is None}
+        for stage in STAGES.keys() - without:
             for subject in ("full", run.subject):
                 need = job_resources.job_need(params, stage, {**names, "subject": subject})
                 assert need.memory > 0

@@ -1,9 +1,9 @@
 """params.yaml: every number that a result depends on, checked before the first job.
 
 There is one section per stage. `model`, `calibrate`, `cluster` and `solve` hold named choices, and a run is one of
-each; `refine` holds named choices, too, of which a run may have one. Only the Snakefile and the command line import
-this module. A stage gets its own choice as JSON, complete and checked, so a new method or key changes no existing
-result.
+each; `refine` and `quantize` hold named choices, too, and a run may have one of each. Only the Snakefile and the
+command line import this module. A stage gets its own choice as JSON, complete and checked, so that a new method or key
+changes no existing result.
 """
 
 import itertools
@@ -22,6 +22,7 @@ from mergemoe.workflow.config.base import BatchTokens, Section, Text, Threads
 from mergemoe.workflow.config.cluster import Cluster
 from mergemoe.workflow.config.evaluate import Evaluate
 from mergemoe.workflow.config.names import LocalPath, fault_of_name
+from mergemoe.workflow.config.quantize import Quantize
 from mergemoe.workflow.config.refine import Refine
 from mergemoe.workflow.config.solve import Method
 
@@ -95,6 +96,7 @@ class Params(Section):
     cluster: dict[str, Cluster]
     solve: dict[str, Method]
     refine: dict[str, Refine] = {}
+    quantize: dict[str, Quantize] = {}
     evaluate: Evaluate
     runs: Literal["all"] | list[Run]
 
@@ -104,7 +106,7 @@ class Params(Section):
         for kind, named in kinds.items():
             if not named:
                 raise ValueError(f"{kind}: it is empty. Give at least one choice, by any name")
-        kinds["refine"] = self.refine
+        kinds |= {"refine": self.refine, "quantize": self.quantize}
         for kind, named in {**kinds, "evaluate.tasks": self.evaluate.tasks}.items():
             for name in named:
                 if why := fault_of_name(kind, name):
@@ -159,7 +161,7 @@ class Params(Section):
         return catalogue.routing(self.solve[solve].method, self.solve[solve].model_dump())
 
     def all_runs(self) -> list[Run]:
-        """Return the runs, in order; `runs: all` is every combination that fits, without a refine and with each."""
+        """Return the runs, in order; `runs: all` is every combination that fits, without and with each addition."""
         return [run for run in self._named() if not self.misfit(run)]
 
     def run_named(self, model: str, subject: str) -> Run:
@@ -177,7 +179,7 @@ class Params(Section):
         """Return the combinations that `runs: all` leaves out, one line per pair of grouping and solution."""
         pairs: dict[str, str] = {}
         for run in self._named():
-            bare = run._replace(refine=None)
+            bare = run._replace(refine=None, quantize=None)
             named = bare if self.misfit(bare) else run
             if why := self.misfit(named):
                 pairs[f"{named.cluster}/{named.solution}"] = why
@@ -185,7 +187,8 @@ class Params(Section):
 
     def _named(self) -> list[Run]:
         if self.runs == "all":
-            each = (self.model, self.calibrate, self.cluster, self.solve, (None, *self.refine))
+            added = ((None, *self.refine), (None, *self.quantize))
+            each = (self.model, self.calibrate, self.cluster, self.solve, *added)
             return [Run(*run) for run in itertools.product(*each)]
         return self.runs
 
@@ -209,7 +212,7 @@ def _is_short(value: Any) -> bool:
 def _explain(mistake: Any) -> str:
     of_a_union = ("int", "float", "literal[", "list[")  # pydantic's path includes the alternative that it tried
     where = [str(part) for part in mistake["loc"] if not str(part).startswith(of_a_union)]
-    if where[:1] == ["solve"]:
+    if where[:1] in (["solve"], ["quantize"]):
         del where[2:3]  # and the method
     if where[:1] == ["runs"]:  # the name's place in a list
         where[2:3] = [Run._fields[int(part)] if part.isdigit() else part for part in where[2:3]]

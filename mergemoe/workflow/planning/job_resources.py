@@ -136,6 +136,14 @@ class _Job:
         layer, chosen = self._layer(), self.params.refine[self.names["refine"]]
         return refine_held(layer, chosen.model_dump() | ({} if layer.inside else {"steps": 0}))
 
+    def quantize(self) -> Held:
+        layer = self._layer()
+        size = max(layer.hidden, layer.kept_width)
+        grams = layer.grams(min(layer.kept, max(1, layer_sizes.GRAM_BYTES // (8 * size**2))), size)
+        result = 4 * layer.numbers * layer.kept * layer.kept_width / (layer.experts * layer.width)
+        held = 4 * layer.numbers * 1.8 + layer.chunk + 3 * result + grams.tensors
+        return Held(held, disk=result, flops=4 * layer.flops + layer.kept * grams.flops)
+
     def assemble(self) -> Held:
         size = self._subject()["bytes"]
         return Held(host=size, disk=size)  # written tensors are mapped: solved layers, and the original's other tensors
@@ -196,7 +204,7 @@ class _Job:
         kept, width, largest = n, sizes["width"], 1
         if chosen and inside:
             kept = layer_sizes.kept_experts(chosen.share or (None if chosen.by == "none" else chosen.experts), n)
-            width = self.params.kept_width(self.names["cluster"], self.names.get("solve"), width)
+            width = self.params.kept_width(self.names["cluster"], self._solve(), width)
             most = halved(n / kept) * (1 if chosen.by == "selection" else 2)  # other groupings are less even
             largest = 1 if chosen.by in ("saliency", "none") else min(most, chosen.max_size or n)
         return Layer(
@@ -212,6 +220,10 @@ class _Job:
             tokens=_tokens(self.params.calibrate[self.names["calibrate"]]),
             inside=inside,
         )
+
+    def _solve(self) -> str | None:
+        """Return the choice of `solve` of the job's run; None before one is made."""
+        return self.names.get("solve", self.names.get("fitted", "").partition("+")[0]) or None
 
     def _subject(self) -> dict[str, int]:
         """Return the size of the checkpoint that is scored, or assembled."""

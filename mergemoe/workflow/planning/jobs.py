@@ -32,6 +32,7 @@ def _jobs_of_run(params: Params, stage: Stage, run: Run, layers: Sequence[int]) 
         "curve": chosen.spent() and chosen.budget != "usage",
         "budget": chosen.spent(),
         "refine": run.refine is not None,
+        "quantize": run.quantize is not None,
         "generate": "generation" in scored,
     }
     if not needed.get(stage.name, True):

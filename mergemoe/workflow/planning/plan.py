@@ -11,6 +11,7 @@ from mergemoe.artifacts.stages import recorded_stages
 from mergemoe.calibration import token_sequences
 from mergemoe.checkpoints.expert_headers import read_plain_headers
 from mergemoe.moe import layer_sizes
+from mergemoe.quantization.options import weight_bits
 from mergemoe.text_table import aligned_table
 from mergemoe.workflow.config.params import Params
 from mergemoe.workflow.planning import jobs
@@ -40,7 +41,7 @@ def kept_widths(params: Params, run: Run) -> dict[int, int]:
 
 
 def run_size(params: Params, run: Run) -> dict[str, int]:
-    """Return the parameters and bytes of a run's checkpoint: exact but for biases of experts of another width.
+    """Return the parameters and bytes of a run's checkpoint: exact but for biases of narrower or quantized experts.
 
     A budget over all layers is counted as if it were spent evenly, which leaves the most. Experts of `oracle` are as
     wide as the largest group makes them, which is known only after clustering: they are counted as if all groups were
@@ -48,13 +49,17 @@ def run_size(params: Params, run: Run) -> dict[str, int]:
     """
     model, removed = model_counts(params.model[run.model].folder()), Counter[str]()
     widths = kept_widths(params, run)
+    bits = weight_bits(params.quantize[run.quantize].model_dump()) if run.quantize else None
     for layer, (n, m) in kept_per_layer(params, run).items():
         whole_width, width = model.routed[layer]["width"], widths[layer]
         if params.solve[run.solve].method == "oracle":
             width = whole_width * math.ceil(n / m)
         for what in ("parameters", "bytes"):
             whole = model.routed[layer][what]
-            removed[what] += whole - whole * m * width // (n * whole_width)
+            kept = whole * m * width // (n * whole_width)
+            if what == "bytes" and bits:
+                kept = int(model.routed[layer]["parameters"] * m * width // (n * whole_width) * bits / 8)
+            removed[what] += whole - kept
             if params.routing(run.solve) != "preserved":
                 removed[what] += model.routers[layer][what] * (n - m) // n
     return {"parameters": model.parameters - removed["parameters"], "bytes": model.bytes - removed["bytes"]}

@@ -10,8 +10,11 @@ from mergemoe.checkpoints import config_keys, expert_headers, hub_cache, model_f
 from mergemoe.errors import UserError
 from mergemoe.grouping.allocation import NO_SIZE_IN_COMMON
 from mergemoe.moe import layer_sizes
+from mergemoe.quantization.options import misfit
 from mergemoe.reconstruction.requirements import no_part, too_few
 from mergemoe.workflow.config.params import Params
+from mergemoe.workflow.planning import plan
+from mergemoe.workflow.planning.model_counts import model_counts
 from mergemoe.workflow.planning.preflight_tasks import check_task
 
 
@@ -27,6 +30,8 @@ def check_params(params: Params) -> None:
     for model, cluster in dict.fromkeys((run.model, run.cluster) for run in params.all_runs()):
         _check_cluster(params, model, cluster, layers[model])
     for run in params.all_runs():
+        if run.quantize:
+            _check_blocks(params, run)
         _check_holdout(params, run)
         _check_routing(params, run, layers[run.model])
     for model, refine in dict.fromkeys((run.model, run.refine) for run in params.all_runs() if run.refine):
@@ -105,6 +110,19 @@ def _check_parts(params: Params, model: str, refine: str) -> None:
     roles = expert_headers.matrix_roles(expert_headers.read_plain_headers(folder), model_folder.read_config(folder))
     if why := no_part(params.refine[refine].model_dump()["parts"], roles):
         raise UserError(f"refine.{refine} on model.{model}: {why}")
+
+
+def _check_blocks(params: Params, run: Run) -> None:
+    """Check that the blocks of a run's quantization divide the rows of its experts; of a budget, the narrowest's."""
+    assert run.quantize
+    chosen, options = params.cluster[run.cluster], params.quantize[run.quantize].model_dump()
+    model = model_counts(params.model[run.model].folder())
+    widths = set(plan.kept_widths(params, run).values())
+    if chosen.share is not None:
+        widths = {math.gcd(width, chosen.width_multiple) for width in widths}
+    for width in sorted(widths):
+        if why := misfit(options, {"rows of gate and up": model.hidden, "rows of down": width}):
+            raise UserError(f"quantize.{run.quantize} of {run.listed}: {why}")
 
 
 def _check_files(params: Params) -> None:

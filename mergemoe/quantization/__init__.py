@@ -1,0 +1,1 @@
+"""Quantization: experts rounded to few bits, by the weights alone or by the error of their outputs."""

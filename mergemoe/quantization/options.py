@@ -1,0 +1,56 @@
+"""The table of quantizations: the options of each kind (`by` in section quantize), with their defaults and ranges.
+
+params.yaml and docs/method.md take names, defaults, ranges and descriptions from here.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mergemoe.methods.options import Option
+
+# Formats of GGUF: numbers of a block, and the bytes that it takes.
+BLOCKS = {"Q8_0": (32, 34), "Q5_1": (32, 24), "Q5_0": (32, 22), "Q4_1": (32, 20), "Q4_0": (32, 18)}
+
+ROUND = {"format": Option("block format of GGUF", words=tuple(BLOCKS))}
+GPTQ = {
+    "bits": Option("of a weight", at_least=2, at_most=8, whole=True),
+    "group": Option(
+        "weights of a row that share a scale and a zero", default=32, at_least=8, at_most=65_536, whole=True
+    ),
+    "damping": Option("added to the Gram matrix, as a share of its mean diagonal", default=0.01, above=0),
+}
+KINDS = {"round": ROUND, "gptq": GPTQ}
+TEXTS = {
+    "round": "every weight to the nearest value of a format of GGUF",
+    "gptq": "GPTQ: one column after the other, the rest of a row corrected for its error on the calibration tokens",
+}
+
+
+def block(options: Mapping[str, Any]) -> int:
+    """Return the number of weights that share a scale: it divides every row that is quantized."""
+    return BLOCKS[options["format"]][0] if options["by"] == "round" else options["group"]
+
+
+def weight_bits(options: Mapping[str, Any]) -> float:
+    """Return the bits of a weight with its share of scales, of 16 bits, and zeros, of as many bits as a weight."""
+    if options["by"] == "round":
+        numbers, size = BLOCKS[options["format"]]
+        return 8 * size / numbers
+    return options["bits"] + (16 + options["bits"]) / options["group"]
+
+
+def misfit(options: Mapping[str, Any], rows: Mapping[str, int]) -> str | None:
+    """Return why rows cannot be quantized; None if they can.
+
+    Args:
+        options: of one choice, with `by`.
+        rows: {what they are: the numbers of a row}.
+    """
+    size = block(options)
+    for what, length in rows.items():
+        if length % size:
+            return (
+                f"{what} of {length} numbers cannot be divided into blocks of {size}. Take another width "
+                "(`width_multiple`), or a smaller `group`"
+            )
+    return None

@@ -1,0 +1,38 @@
+"""Round the experts of one solved or refined layer to few bits.
+
+python -m stages.quantize --cfg JSON --code DIGEST --layer N --layout LAYOUT.json --capture LAYER.h5
+    --solved LAYER.safetensors --out LAYER.safetensors
+"""
+
+import argparse
+
+from mergemoe import devices
+from mergemoe.artifacts import store
+from mergemoe.calibration.open_layer import open_layer
+from mergemoe.checkpoints.expert_weights import layer_entry, read_router
+from mergemoe.moe import router_rule
+from mergemoe.moe.layout_types import Layout
+from mergemoe.moe.quantize_record import LayerQuantize
+from mergemoe.quantization.quantize import quantize
+from stages.support import command
+
+
+@command.stage("quantize", __doc__, "layout", "capture", "solved", also=["layer"], pair=True)
+def main(args: argparse.Namespace) -> None:
+    """Read experts, the layer and activations, quantize, write the weights and their record."""
+    cfg = dict(args.cfg)
+    device = devices.set_up_torch(cfg.pop("threads"), args.device)
+    layout: Layout = store.read_json(args.layout)
+    layer, router = int(args.layer), None
+    solved = store.read_tensors(args.solved)
+    if "router" in solved:
+        router = router_rule.layer_router(layer_entry(layout, layer), read_router(layout, layer, device))
+    with open_layer(layout, layer, args.capture, device) as opened:
+        tensors, record = quantize(opened.experts, solved, opened.reader, opened.act, router=router, **cfg)
+    quantized: LayerQuantize = {"layer": layer, **record}
+    store.write_tensors(args.out, tensors, args.provenance)
+    store.write_json(args.out.removesuffix(".safetensors") + ".json", quantized, args.provenance)
+
+
+if __name__ == "__main__":
+    command.run(main)

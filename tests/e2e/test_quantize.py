@@ -1,0 +1,111 @@
+"""Runs with a quantization: true bytes, what they share with runs without one, and what changing it reruns."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from project import run
+from safetensors.torch import load_file
+from tiny_project import planned, snakemake
+
+import mergemoe
+
+pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600), pytest.mark.full]
+
+CHOICES = {"g4": {"by": "gptq", "bits": 4, "group": 8}, "g2": {"by": "gptq", "bits": 2, "group": 8}}
+HALF, WHOLE = ["tiny", "mixed", "half", "mergemoe", "tuned"], ["tiny", "mixed", "whole", "average", None]
+RUNS = [[*HALF, "g4"], [*HALF, "g2"], [*WHOLE, "g4"], ["tiny", "mixed", "half", "average", None, "g4"]]
+NAMES = ["half/mergemoe+tuned@g4", "half/mergemoe+tuned@g2", "whole/average@g4", "half/average@g4"]
+
+
+@pytest.fixture(scope="module")
+def project(finished, tmp_path_factory):
+    """The finished project with four quantized runs; `whole` keeps every expert: the full model, quantized."""
+    project = shutil.copytree(finished, tmp_path_factory.mktemp("quantize") / "project")
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["cluster"]["whole"] = {"by": "weights", "experts": 1.0}
+    params["quantize"], params["runs"] = CHOICES, params["runs"] + RUNS
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    made = planned(project)
+    assert made == {
+        "cluster": 2, "solve": 2, "quantize": 8, "assemble": 4, "evaluate": 4, "fidelity": 4, "generate": 4,
+        "report": 1,
+    }  # fmt: skip
+    done = snakemake(project)
+    assert done.returncode == 0, done.stderr
+    return project
+
+
+def metrics(project):
+    return json.loads((project / "results/metrics.json").read_text())["tiny"]
+
+
+def test_the_size_is_that_of_the_format_and_the_plan_knows_it(project):
+    told, found = run(project, "mergemoe", "plan").stdout, metrics(project)
+    experts = 2 * 8 * 3 * 24 * 32  # numbers: two layers of eight
+    for name, kept, bits in zip(NAMES, (0.5, 0.5, 1, 0.5), (4, 2, 4, 4), strict=True):
+        size = found["runs"][f"mixed/{name}"]["cost/bytes"]
+        assert size == found["full"]["cost/bytes"] - 4 * experts + kept * experts * (bits + (16 + bits) / 8) / 8
+        assert f"{int(size):,}" in next(line for line in told.splitlines() if f"mixed/{name} " in line)
+
+
+def test_fewer_bits_are_further_from_the_full_model(project):
+    found = metrics(project)["runs"]
+    half, g4, g2 = (found[f"mixed/half/mergemoe+tuned{end}"]["fidelity/kl"] for end in ("", "@g4", "@g2"))
+    assert half < g2 and abs(g4 - half) < abs(g2 - half)
+    assert 0 < found["mixed/whole/average@g4"]["fidelity/kl"] < half
+
+
+def test_a_quantized_checkpoint_has_few_values_and_loads(project):
+    tensors = load_file(project / "results/quantize/tiny/mixed/half/mergemoe+tuned/g2/layer_001.safetensors")
+    groups = tensors["down"].double().unflatten(-1, (-1, 8))
+    assert max(len(group.unique()) for group in groups.flatten(0, 2)) <= 4
+    assert len(tensors["groups"]) == 4 and {part.dtype for part in (tensors["up"], tensors["gate"])} == {torch.float32}
+    model = mergemoe.load(project / "results/models/tiny/mixed/half/mergemoe+tuned@g2", "cpu", torch.float32)
+    assert torch.equal(model.model.layers[1].mlp.experts.down_proj.data, tensors["down"])
+    card = (project / "results/models/tiny/mixed/half/mergemoe+tuned@g2/README.md").read_text()
+    assert "rounded to 2 bits by GPTQ, in groups of 8" in card and "`tiny/mixed/half/mergemoe+tuned@g2`" in card
+
+
+def test_a_record_has_both_errors(project):
+    record = json.loads((project / "results/quantize/tiny/mixed/half/average/g4/layer_002.json").read_text())
+    solved = json.loads((project / "results/solve/tiny/mixed/half/average/layer_002.json").read_text())
+    assert record["start_error"] == pytest.approx(solved["output_error"], rel=1e-5)
+    assert record["output_error"]["fit"] > record["start_error"]["fit"] and record["bits"] == 6.5
+
+
+def test_changing_bits_reruns_the_quantization_and_what_is_below(project):
+    path = project / "params.yaml"
+    before = path.read_text()
+    one = {"assemble": 1, "evaluate": 1, "fidelity": 1, "generate": 1, "report": 1}
+    try:
+        path.write_text(before.replace("bits: 2", "bits: 3"))
+        assert planned(project) == {"quantize": 2, **one}
+    finally:
+        path.write_text(before)
+
+
+def test_a_layer_of_another_run_is_refused(project):
+    folder = project / "results/quantize/tiny/mixed/half/mergemoe+tuned"
+    own, other = (folder / name / "layer_001.safetensors" for name in ("g4", "g2"))
+    kept = own.read_bytes()
+    shutil.copyfile(other, own)
+    try:
+        done = snakemake(project, "--forcerun", "results/models/tiny/mixed/half/mergemoe+tuned@g4")
+        assert done.returncode != 0 and "put in its place" in done.stdout + done.stderr
+    finally:
+        own.write_bytes(kept)
+
+
+def test_blocks_that_divide_no_row_are_refused_before_the_first_job(project):
+    path = project / "params.yaml"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace("bits: 2, by: gptq, group: 8", "by: round, format: Q8_0"))
+        path.write_text(path.read_text().replace("bits: 2\n    by: gptq\n    group: 8", "by: round\n    format: Q8_0"))
+        done = snakemake(project, "--dry-run")
+        assert "rows of down of 24 numbers cannot be divided into blocks of 32" in done.stderr
+    finally:
+        path.write_text(before)
