@@ -109,8 +109,8 @@ def test_the_projects_own_file_names_some_of_all_runs_that_fit():
         ("runs", [["demo", "mixed", "half", "magic"]], "solve 'magic'; there are: average, mergemoe, reap, select"),
         ("runs", [["demo", "mixed", "half"]], "runs.0.solve: Field required"),
         ("runs", [], "empty"),
-        ("runs", [["demo"] * 6], "runs.0: a run is a list, or a mapping, of at most 5 names: model, calibrate"),
-        ("runs", ["demo"], "runs.0: a run is a list, or a mapping, of at most 5 names"),
+        ("runs", [["demo"] * 7], "runs.0: a run is a list, or a mapping, of at most 6 names: model, calibrate"),
+        ("runs", ["demo"], "runs.0: a run is a list, or a mapping, of at most 6 names"),
         ("runs", [{"model": "demo", "calibrate": "mixed", "solve": "average"}], "runs.0.cluster: Field required"),
         ("runs", [{"model": "demo", "refined": "tuned"}], "runs.0.refined: unknown key"),
         ("runs", [["demo", "mixed", "half", "average"], ["demo", "mixed", "half", "average", None]], "has a run twice"),
@@ -230,9 +230,9 @@ def test_a_router_can_be_fitted_where_the_solve_changes_it():
 def test_a_run_is_a_list_or_a_mapping():
     mapping = dict(zip(("model", "calibrate", "cluster", "solve"), SELECT, strict=True))
     runs = [SELECT, [*SELECT, None], mapping, mapping | {"refine": None}]
-    assert {refined({}, [run]).all_runs()[0] for run in runs} == {(*SELECT, None)}
+    assert {refined({}, [run]).all_runs()[0] for run in runs} == {(*SELECT, None, None)}
     assert {refined({}, [run]).all_runs()[0] for run in ([*SELECT, "tuned"], mapping | {"refine": "tuned"})} == {
-        (*SELECT, "tuned")
+        (*SELECT, "tuned", None)
     }
     named = refined({}, [SELECT, [*SELECT, "tuned"]])
     assert named.run_named("demo", "mixed/pairs/select+tuned") == named.all_runs()[1]
