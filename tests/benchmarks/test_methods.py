@@ -17,7 +17,9 @@ spec.loader.exec_module(methods)
 def test_all_methods_of_a_column_keep_the_same_share_of_the_weights(name):
     params = read_params(methods.params(name))
     shares = [methods.SHARES[share] for share in methods.COMPARISONS[name]["shares"]]
-    groups = [(params.cluster[run.cluster], params.width(run)) for run in params.all_runs()]
+    groups = [
+        (params.cluster[run.cluster], params.kept_width(run.cluster, run.solve, 128) / 128) for run in params.all_runs()
+    ]
     kept = [chosen.share or chosen.experts * width for chosen, width in groups]
     assert sorted(kept) == sorted(shares * (len(methods.SEEDS) * len(methods.COMPARISONS[name]["methods"])))
 

@@ -23,7 +23,8 @@ def test_every_run_of_a_piece_is_there_without_and_with_a_refine(piece):
     assert {calibrate.seed for calibrate in params.calibrate.values()} == {1}
     assert sorted(run._replace(refine="tuned") for run in bare) == sorted(run for run in runs if run.refine)
     share = refine.methods.SHARES[refine.PIECES[piece][2]]
-    assert {params.cluster[run.cluster].experts * params.width(run) for run in runs} == {share}
+    widths = [params.kept_width(run.cluster, run.solve, 128) / 128 for run in runs]
+    assert {params.cluster[run.cluster].experts * width for run, width in zip(runs, widths, strict=True)} == {share}
 
 
 def write_results(project, seed):
