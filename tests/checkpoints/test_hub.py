@@ -753,7 +753,7 @@ def test_every_stage_that_reads_the_model_finds_one_of_the_hub(served, tiny, mon
         store.write_tensors(path, {"expert_map": torch.arange(8), "groups": torch.arange(0)}, {})
     choice = {
         kind: {"name": kind, "path": MODEL, "method": "none", "steps": 8, "parts": ["up"]}
-        for kind in checkpoint_card.STAGES
+        for kind in checkpoint_card.STAGES[:-1]  # without a quantization
     }
     modeling = ["--modeling", str(ROOT / "mergemoe/compressed/modeling.py")]
     run("assemble", choice, *known, *modeling, "--solved", *solved, "--out", "whole")

@@ -145,7 +145,7 @@ def test_the_kernel_is_what_it_was(tiny):
         ({"layers": "2-1"}, "is an empty range"),
         ({"layers": [0]}, r"layers \[0\] have no experts"),
         ({"method": "foo"}, "no method 'foo'; there are: average, msmoe"),
-        ({"rigde": 1.0}, "method select has no option rigde; it has: width, ridge"),
+        ({"rigde": 1.0}, "method select has no option rigde; it has: width, width_multiple, ridge"),
         ({"method": "average", "ridge": 1.0}, "method average has no option ridge; it has: none"),
         ({"layers": []}, "`layers` is empty"),
         ({"layers": 1}, "a list of layers; got 1"),
@@ -325,7 +325,7 @@ def test_save_writes_a_card_of_what_was_done(tmp_path):
     mergemoe.save(model, tmp_path / "saved")
     card = ModelCard.load(tmp_path / "saved" / "README.md")
     assert (card.data.license, card.data.base_model, card.data.base_model_relation) == ("mit", "full", "finetune")
-    assert "| solve |  | method: select, width: 1.0, ridge: auto, memory: 8.0 |" in card.text
+    assert "| solve |  | method: select, width: 1.0, width_multiple: 32, ridge: auto, memory: 8.0 |" in card.text
     assert "| cluster |  | by: selection, experts: 4 |" in card.text and "seed: 3" in card.text
     assert "trust_remote_code=True" in card.text and str(tmp_path) not in card.text
     slim = mergemoe.compress(mergemoe.load(path, "cpu"), drawn(), method="slim", width=0.5)

@@ -18,8 +18,9 @@ pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
 READERS = [stage for stage in STAGES.values() if "layout" in stage.reads and stage.name not in {"budget", "report"}]
 RUN = "tiny/mixed/half/average"
 PLACE = {"model": "tiny", "calibrate": "mixed", "cluster": "half", "solve": "mergemoe", "refine": "tuned"}
-PLACE |= {"layer": "001", "solution": "mergemoe", "task": "blimp"}
+PLACE |= {"fitted": "mergemoe", "quantize": "g4", "layer": "001", "solution": "mergemoe", "task": "blimp"}
 SIZED = "  sized: {by: weights, experts: 0.5, layers: all, budget: error}\n"
+ROUNDED = "quantize:\n  g4: {by: gptq, bits: 4, group: 8}\n"
 
 
 @pytest.fixture
@@ -46,7 +47,8 @@ def change(path):
 def test_every_stage_refuses_another_original(project):
     params = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(
-        params.replace("refine:\n", f"{SIZED}refine:\n", 1) + "  - [tiny, mixed, sized, average]\n"
+        params.replace("refine:\n", f"{SIZED}{ROUNDED}refine:\n", 1)
+        + "  - [tiny, mixed, sized, average]\n  - [tiny, mixed, half, mergemoe, null, g4]\n"
     )
     for stage in reversed(READERS):  # snakemake deletes what a failed job had made
         file = project / "tiny-moe" / ("tokenizer.json" if stage.checkpoint == "none" else "model.safetensors")

@@ -77,7 +77,7 @@ def test_plan_equals_what_the_run_made(project, finished):
 )
 def test_a_format_fits_rows_that_its_blocks_divide(width, fits):
     lines = block_formats.formats_table([2048], [("down", width), ("down", 768)]).splitlines()
-    assert lines[2] == f"down{width:>14}  {fits}"
+    assert lines[2] == f"down{width:>13}  {fits}"
 
 
 def test_plan_names_a_mistake(project, tmp_path):

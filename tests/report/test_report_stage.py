@@ -17,6 +17,8 @@ from mergemoe.compressed import checkpoint_card
 from mergemoe.report import metrics
 from mergemoe.report.page import PARTS, PLOTLY
 
+Q4 = {"by": "round", "format": "Q4_0"}  # keys that the card of a quantized run reads
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -167,7 +169,7 @@ def test_the_card_beside_the_weights_is_the_same_text_without_scores(made):
 
 def test_a_card_asks_for_consent_only_where_code_of_ours_is_needed():
     parameters = {
-        stage: {"name": stage, "path": "model", "method": "average", "steps": 8, "parts": ["up"]}
+        stage: {"name": stage, "path": "model", "method": "average", "steps": 8, "parts": ["up"], **Q4}
         for stage in checkpoint_card.STAGES
     }
     assert "trust_remote_code=True" in checkpoint_card.unscored_card(parameters, stock=False)
@@ -195,14 +197,18 @@ def test_the_card_of_a_refined_run_has_a_line_of_its_refine(made):
 
 @pytest.mark.parametrize(("steps", "parts", "words"), [(0, ["up"], None), ("auto", ["down", "router"], "down, router")])
 def test_a_card_says_what_a_refine_fitted(steps, parts, words):
-    parameters = {stage: {"name": stage, "path": "model", "method": "average"} for stage in checkpoint_card.STAGES}
+    parameters = {
+        stage: {"name": stage, "path": "model", "method": "average", **Q4} for stage in checkpoint_card.STAGES
+    }
     parameters["refine"] |= {"steps": steps, "parts": parts}
     card = checkpoint_card.unscored_card(parameters, stock=True)
     assert f"{words} of its experts were fitted" in card if words else "were fitted" not in card
 
 
 def test_a_card_has_the_license_of_the_original_and_its_relation_to_it():
-    parameters = {stage: {"name": stage, "path": "model", "method": "average"} for stage in checkpoint_card.STAGES}
+    parameters = {
+        stage: {"name": stage, "path": "model", "method": "average", **Q4} for stage in checkpoint_card.STAGES
+    }
     parameters["refine"] |= {"steps": 0, "parts": ["up"]}
     stated = {"license": "other", "license_name": "tongyi", "license_link": "LICENSE"}
     front = yaml.safe_load(checkpoint_card.unscored_card(parameters, stock=True, **stated).split("---\n")[1])
@@ -210,9 +216,19 @@ def test_a_card_has_the_license_of_the_original_and_its_relation_to_it():
     assert "license" not in yaml.safe_load(checkpoint_card.unscored_card(parameters, stock=True).split("---\n")[1])
 
 
+def test_a_card_says_how_experts_were_quantized_and_that_files_are_larger():
+    parameters = {
+        stage: {"name": stage, "path": "model", "method": "average", **Q4} for stage in ("model", "solve", "quantize")
+    }
+    card = checkpoint_card.unscored_card(parameters, stock=True, made_by="A test")
+    assert "rounded to the nearest values of GGUF's Q4_0" in card and "(method `average + quantize`)" in card
+    parameters["quantize"] = {"name": "g3", "by": "gptq", "bits": 3, "group": 64}
+    assert "rounded to 3 bits by GPTQ, in groups of 64" in checkpoint_card.unscored_card(parameters, True, "A test")
+
+
 def test_an_absolute_path_of_the_model_stays_private():
     parameters = {
-        stage: {"name": stage, "path": "/home/me/Model-A", "method": "average", "steps": 8, "parts": ["up"]}
+        stage: {"name": stage, "path": "/home/me/Model-A", "method": "average", "steps": 8, "parts": ["up"], **Q4}
         for stage in checkpoint_card.STAGES
     }
     card = checkpoint_card.unscored_card(parameters, stock=False)
