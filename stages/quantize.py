@@ -8,9 +8,7 @@ import argparse
 
 from mergemoe import devices
 from mergemoe.artifacts import store
-from mergemoe.calibration.open_layer import open_layer
-from mergemoe.checkpoints.expert_weights import layer_entry, read_router
-from mergemoe.moe import router_rule
+from mergemoe.calibration.open_layer import open_layer, router_of
 from mergemoe.moe.layout_types import Layout
 from mergemoe.moe.quantize_record import LayerQuantize
 from mergemoe.quantization.quantize import quantize
@@ -23,10 +21,8 @@ def main(args: argparse.Namespace) -> None:
     cfg = dict(args.cfg)
     device = devices.set_up_torch(cfg.pop("threads"), args.device)
     layout: Layout = store.read_json(args.layout)
-    layer, router = int(args.layer), None
-    solved = store.read_tensors(args.solved)
-    if "router" in solved:
-        router = router_rule.layer_router(layer_entry(layout, layer), read_router(layout, layer, device))
+    layer, solved = int(args.layer), store.read_tensors(args.solved)
+    router = router_of(layout, layer, solved, device)
     with open_layer(layout, layer, args.capture, device) as opened:
         tensors, record = quantize(opened.experts, solved, opened.reader, opened.act, router=router, **cfg)
     quantized: LayerQuantize = {"layer": layer, **record}

@@ -11,9 +11,7 @@ from pathlib import Path
 
 from mergemoe import devices
 from mergemoe.artifacts import digests, store
-from mergemoe.calibration.open_layer import open_layer
-from mergemoe.checkpoints.expert_weights import layer_entry, read_router
-from mergemoe.moe import router_rule
+from mergemoe.calibration.open_layer import open_layer, router_of
 from mergemoe.moe.layout_types import Layout
 from mergemoe.moe.refine_records import LayerRefine
 from mergemoe.reconstruction.refine import refine
@@ -26,10 +24,8 @@ def main(args: argparse.Namespace) -> Path:
     cfg = {key: value for key, value in args.cfg.items() if key != "by"}
     device = devices.set_up_torch(cfg.pop("threads"), args.device)
     layout: Layout = store.read_json(args.layout)
-    layer, router = int(args.layer), None
-    solved = store.read_tensors(args.solved)
-    if "router" in solved:
-        router = router_rule.layer_router(layer_entry(layout, layer), read_router(layout, layer, device))
+    layer, solved = int(args.layer), store.read_tensors(args.solved)
+    router = router_of(layout, layer, solved, device)
     scratch = Path("scratch", "refine", digests.digest_json(args.provenance))
     with open_layer(layout, layer, args.capture, device) as opened:
         experts, reader, act = opened.experts, opened.reader, opened.act

@@ -1,19 +1,20 @@
 """Open one MoE layer: its experts, its activation function and its calibration tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mergemoe.calibration.activation_file import Reader
-from mergemoe.checkpoints.expert_weights import layer_entry, read_experts
+from mergemoe.checkpoints.expert_weights import layer_entry, read_experts, read_router
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.layout_types import LayerLayout, Layout
 from mergemoe.moe.problem import Group, Problem
-from mergemoe.moe.router_rule import Router
+from mergemoe.moe.router_rule import Router, layer_router
 from mergemoe.moe.tokens import Activations
 
 
@@ -34,6 +35,11 @@ class OpenLayer:
         """Return the layer with its experts in float32; `changed` is the router that replaces its own."""
         working = self.experts.map(lambda matrices: matrices.float())
         return Problem(working, list(groups), self.reader, self.act, changed)
+
+
+def router_of(layout: Layout, layer: int, solved: Mapping[str, Tensor], device: torch.device) -> Router | None:
+    """Return the original router of a layer if its solve changed the routing, else None."""
+    return layer_router(layer_entry(layout, layer), read_router(layout, layer, device)) if "router" in solved else None
 
 
 @contextmanager

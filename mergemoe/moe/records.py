@@ -105,6 +105,17 @@ class TokenCounts(TypedDict):
     heldout: int
 
 
+class ChangeRecord(TypedDict):
+    """A solved layer that was changed further: its sizes and tokens, its errors before and after."""
+
+    experts: int
+    kept: int
+    width: int
+    tokens: TokenCounts
+    start_error: ByPart
+    output_error: ByPart
+
+
 class JointOrRouted(TypedDict):
     """The error on held-out tokens of the joint solution, and of the one group by group."""
 

@@ -2,7 +2,7 @@
 
 from typing import TypedDict
 
-from mergemoe.moe.records import ByPart, TokenCounts
+from mergemoe.moe.records import ChangeRecord
 
 
 class Measurement(TypedDict):
@@ -16,15 +16,9 @@ class Measurement(TypedDict):
     heldout: float
 
 
-class RefineRecord(TypedDict):
-    """The refine of one layer: its errors before and after, the steps taken, and the step whose state was kept."""
+class RefineRecord(ChangeRecord):
+    """The refine of one layer: also the steps taken, and the step whose state was kept."""
 
-    experts: int
-    kept: int
-    width: int
-    tokens: TokenCounts
-    start_error: ByPart
-    output_error: ByPart
     steps: int
     best_step: int
     history: list[Measurement]

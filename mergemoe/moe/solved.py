@@ -8,7 +8,8 @@ from torch import Tensor
 from mergemoe.moe.expert_forward import Activation, routed_output, shared_output
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.finite import check_finite, stored
-from mergemoe.moe.problem import Merged
+from mergemoe.moe.problem import Merged, Problem, groups_of
+from mergemoe.moe.router_rule import Router
 from mergemoe.moe.tokens import Activations, Tokens
 from mergemoe.moe.typed_torch import ints
 from mergemoe.progress import track
@@ -38,6 +39,18 @@ def group_sources(tensors: Mapping[str, Tensor]) -> list[tuple[int | None, int]]
     expert_map = ints(tensors["expert_map"])
     row_of = {group: row for row, group in enumerate(ints(tensors["groups"]))}
     return [(row_of.get(group), expert_map.index(group)) for group in range(max(expert_map) + 1)]
+
+
+def solved_problem(
+    experts: Experts, solved: Mapping[str, Tensor], reader: Activations, act: Activation, router: Router | None
+) -> Problem:
+    """Return the layer behind the router that a solve left it, its experts in float32.
+
+    `router` is the original one, with its rule, if `solved` has rows of its own.
+    """
+    groups = groups_of(ints(solved["expert_map"]), [1] * len(experts))
+    changed = None if router is None else Router(router.rule, solved["router"], solved.get("router_bias"))
+    return Problem(experts.map(lambda matrices: matrices.float()), groups, reader, act, changed)
 
 
 def compact_experts(experts: Experts, tensors: Mapping[str, Tensor]) -> Experts:

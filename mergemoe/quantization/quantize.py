@@ -11,13 +11,12 @@ from mergemoe.errors import UserError
 from mergemoe.moe.expert_forward import Activation, features
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.layer_sizes import GRAM_BYTES
-from mergemoe.moe.problem import Problem, groups_of
+from mergemoe.moe.problem import Problem
 from mergemoe.moe.quantize_record import QuantizeRecord
 from mergemoe.moe.records import ByPart
 from mergemoe.moe.router_rule import Router
-from mergemoe.moe.solved import compact_experts, output_error
+from mergemoe.moe.solved import compact_experts, output_error, solved_problem
 from mergemoe.moe.tokens import Activations
-from mergemoe.moe.typed_torch import ints
 from mergemoe.quantization.gptq import gptq
 from mergemoe.quantization.grids import rounded_blocks
 from mergemoe.quantization.options import misfit, weight_bits
@@ -52,14 +51,11 @@ def quantize(
     Raises:
         UserError: if a block does not divide the rows.
     """
-    working = experts.map(lambda matrices: matrices.float())
-    compact = compact_experts(working, solved)
+    problem = solved_problem(experts, solved, reader, act, router)
+    compact = compact_experts(problem.experts, solved)
     lengths = {f"rows of {role}": part.shape[-1] for role, part in compact.roles().items() if role in ROLES}
     if why := misfit(options, lengths):
         raise UserError(why)
-    groups = groups_of(ints(solved["expert_map"]), [1] * len(experts))
-    changed = None if router is None else Router(router.rule, solved["router"], solved.get("router_bias"))
-    problem = Problem(working, groups, reader, act, changed)
     if options["by"] == "round":
         made = {
             role: rounded_blocks(part, options["format"]) for role, part in compact.roles().items() if role in ROLES
@@ -76,7 +72,7 @@ def quantize(
 
     def errors(which: Experts) -> ByPart:
         fit, heldout = (
-            output_error(working, which, problem.shares, reader, act, heldout=part) for part in (False, True)
+            output_error(problem.experts, which, problem.shares, reader, act, heldout=part) for part in (False, True)
         )
         return {"fit": fit, "heldout": heldout}
 

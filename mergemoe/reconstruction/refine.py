@@ -9,12 +9,13 @@ from torch import Tensor
 from mergemoe.errors import UserError
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.experts import Experts
-from mergemoe.moe.problem import Problem, groups_of
+from mergemoe.moe.problem import Problem
 from mergemoe.moe.records import ByPart
 from mergemoe.moe.refine_records import RefineRecord
 from mergemoe.moe.router_rule import Router
+from mergemoe.moe.solved import solved_problem
 from mergemoe.moe.tokens import Activations
-from mergemoe.moe.typed_torch import distinct, ints
+from mergemoe.moe.typed_torch import distinct
 from mergemoe.reconstruction.descent import Descent, Settings
 from mergemoe.reconstruction.kept_tokens import KeptTokens
 from mergemoe.reconstruction.objective import Approximation
@@ -68,13 +69,7 @@ def refine(
     ):
         if why:
             raise UserError(why)
-    problem = Problem(
-        experts.map(lambda matrices: matrices.float()),
-        groups_of(ints(solved["expert_map"]), [1] * len(experts)),
-        reader,
-        act,
-        None if router is None else Router(router.rule, solved["router"], solved.get("router_bias")),
-    )
+    problem = solved_problem(experts, solved, reader, act, router)
     layer = Approximation(problem, solved, parts)
     if not len(solved["groups"]) and len(layer.experts) == len(experts):
         steps = 0  # every expert is as it was
