@@ -176,6 +176,7 @@ def test_a_claim_is_what_the_job_is_told(tmp_path, more):
             "used": {"by": "weights", "experts": 0.5, "budget": "usage"},
         }
         params["solve"]["picked"] = {"method": "select", "width": "auto"}
+        params["quantize"] = {"g4": {"by": "gptq", "bits": 4, "group": 8}}
         params["runs"] = "all"
         (project / "params.yaml").write_text(yaml.safe_dump(params))
     dry = snakemake(project, "--dry-run", "--printshellcmds")
@@ -188,13 +189,14 @@ def test_a_claim_is_what_the_job_is_told(tmp_path, more):
     command = [sys.executable, "-m", "stages.ledger"]
     made = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout
     assert json.loads(made)["claims"] == told
-    rules = {"convert", "curve", "budget"} if more != "plain" else set()
+    rules = {"convert", "curve", "budget", "quantize"} if more != "plain" else set()
     assert {one["stage"] for one in told.values()} == set(RULES) - {
         "all",
         "report_partial",
         "convert",
         "curve",
         "budget",
+        "quantize",
     } | rules
 
 
