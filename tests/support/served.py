@@ -3,6 +3,7 @@
 They are larger than those of `architectures`: engines have kernels for certain sizes of a head only.
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -77,6 +78,8 @@ CONFIGS = {
 }
 KNOWN_RULES = ("qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "glm4_moe")  # rows of the router can go
 PROMPTS = torch.randint(3, 512, (4, 48), generator=torch.Generator().manual_seed(3))
+# Published checkpoints have the keys of transformers 4, which 5 reads and does not write.
+PUBLISHED = {"qwen3_moe": {"num_local_experts": "num_experts", "dtype": "torch_dtype"}}
 NEW = 8  # tokens of a continuation
 CALIBRATION = torch.randint(3, 512, (16, 48), generator=torch.Generator().manual_seed(4))
 
@@ -97,6 +100,11 @@ def save_full(name: str, folder: Path) -> Path:
         if tensor.is_floating_point():
             tensor.add_(0.02 * torch.randn_like(tensor))
     model.save_pretrained(folder)
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    for old, new in PUBLISHED.get(name, {}).items():
+        content[new] = content.pop(old)
+    path.write_text(json.dumps(content))
     return folder
 
 
