@@ -1,5 +1,6 @@
 """The model card of what `mergemoe.compress` made, which `mergemoe.save` writes beside the weights."""
 
+import numbers
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,5 +23,17 @@ def attach_card(model: Any, stock: bool, stages: Mapping[str, Mapping[str, Any]]
     revision = None if Path(path).is_dir() else getattr(model.config, "_commit_hash", None)
     original = {"name": Path(path).name, "path": path, **({"revision": revision} if revision else {})}
     license = stated_license(Path(path)) if Path(path, "config.json").is_file() else {}
-    card = unscored_card({"model": original, **stages}, stock, made_by="`mergemoe.compress`", **license)
+    plain = {stage: _plain(parameters) for stage, parameters in stages.items()}
+    card = unscored_card({"model": original, **plain}, stock, made_by="`mergemoe.compress`", **license)
     setattr(model, ATTRIBUTE, card)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with Python's own numbers in place of numpy's, which JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value

@@ -333,6 +333,18 @@ def test_save_writes_a_card_of_what_was_done(tmp_path):
     assert "It is a stock checkpoint" in (tmp_path / "slim" / "README.md").read_text()
 
 
+def test_the_card_is_the_same_for_numpys_numbers(tiny, tmp_path):
+    given = {"experts": 4, "seed": 3, "holdout": 0.25, "ridge": 0.5, "memory": 4.0, "width_multiple": 8, "max_size": 4}
+    numpys = {name: np.float32(value) if type(value) is float else np.int64(value) for name, value in given.items()}
+    cards = []
+    for i, numbers in enumerate((given, numpys)):
+        refine = {"steps": numbers["experts"], "rate": numbers["ridge"]}
+        model = mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn(), **numbers, refine=refine)
+        mergemoe.save(model, tmp_path / str(i))
+        cards.append((tmp_path / str(i) / "README.md").read_text())
+    assert cards[0] == cards[1] and "seed: 3" in cards[0]
+
+
 def test_the_tokenizer_comes_along_wherever_save_is_called(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tiny.parent)
     model = mergemoe.load(tiny.name, "cpu")

