@@ -55,7 +55,8 @@ CONFIGS = {
         topk_group=2,
         first_k_dense_replace=1,
         routed_scaling_factor=2.5,
-        topk_method="noaux_tc",  # as published; transformers' class does not write it, and vLLM asks for it
+        topk_method="noaux_tc",  # as published: transformers' class writes neither, and vLLM reads both
+        scoring_func="sigmoid",
     ),
     "deepseek_v2": lambda: T.DeepseekV2Config(
         **{**BASE, "num_key_value_heads": 4},
