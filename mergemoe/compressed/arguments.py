@@ -10,7 +10,7 @@ import transformers
 
 from mergemoe.checkpoints import router_headers
 from mergemoe.compressed import stock
-from mergemoe.errors import UserError, shown
+from mergemoe.errors import UserError, one_line, shown
 from mergemoe.methods import catalogue
 from mergemoe.methods.catalogue import METHODS
 from mergemoe.methods.options import Option
@@ -139,7 +139,7 @@ def method_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def _checked(owner: str, table: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return all options of a table: those that are given, and the defaults of the others."""
     if unknown := sorted(map(str, given.keys() - table.keys())):
-        raise UserError(f"{owner} has no option {', '.join(unknown)}; it has: {', '.join(table) or 'none'}")
+        raise UserError(f"{owner} has no option {one_line(', '.join(unknown), 200)}; it has: {', '.join(table) or 'none'}")
     for name, option in table.items():
         if name not in given and option.default is None:
             raise UserError(f"{owner} needs `{name}`, the {option.text}: {option.allowed}")

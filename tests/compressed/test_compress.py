@@ -146,6 +146,7 @@ def test_the_kernel_is_what_it_was(tiny):
         ({"layers": [0]}, r"layers \[0\] have no experts"),
         ({"method": "foo"}, "no method 'foo'; there are: average, msmoe"),
         ({"rigde": 1.0}, "method select has no option rigde; it has: width, width_multiple, ridge"),
+        ({"refine": {"1" * 5000: 1}}, r"refine has no option 1{100}\.\.\.1{100}; it has"),
         ({"method": "average", "ridge": 1.0}, "method average has no option ridge; it has: none"),
         ({"layers": []}, "`layers` is empty"),
         ({"layers": 1}, "a list of layers; got 1"),
