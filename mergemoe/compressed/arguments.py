@@ -139,7 +139,9 @@ def method_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def _checked(owner: str, table: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return all options of a table: those that are given, and the defaults of the others."""
     if unknown := sorted(map(str, given.keys() - table.keys())):
-        raise UserError(f"{owner} has no option {one_line(', '.join(unknown), 200)}; it has: {', '.join(table) or 'none'}")
+        raise UserError(
+            f"{owner} has no option {one_line(', '.join(unknown), 200)}; it has: {', '.join(table) or 'none'}"
+        )
     for name, option in table.items():
         if name not in given and option.default is None:
             raise UserError(f"{owner} needs `{name}`, the {option.text}: {option.allowed}")
