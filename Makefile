@@ -1,6 +1,6 @@
 # make demo    run the workflow on the model in data/demo-moe and print the results
-# make test    run the tests that a change needs, 3 minutes
-# make test-all    run all tests but those on SLURM, 9 minutes; TESTS="full and not slurm" leaves out those of `make test`
+# make test    run the tests that a change needs, 4 minutes
+# make test-all    run all tests but those on SLURM, 14 minutes; TESTS="full and not slurm" leaves out those of `make test`
 # make test-faults    make random faults, MINUTES=0.5 for each kind, and count what they lead to
 # make test-lowest    run the tests of `make test` with the lowest versions that pyproject.toml allows; torch is a large download
 # make test-serving    run compressed models in vLLM and transformers 4, 10 minutes, and 10 to install them at first
