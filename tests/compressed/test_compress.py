@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from by_stages import by_workflow, drawn
-from huggingface_hub import ModelCard
+from huggingface_hub import CommitOperationAdd, ModelCard, ModelCardData
 from tiny_project import make_tiny
 from transformers import AutoModelForCausalLM
 
@@ -332,6 +332,21 @@ def test_save_writes_a_card_of_what_was_done(tmp_path):
     slim = mergemoe.compress(mergemoe.load(path, "cpu"), drawn(), method="slim", width=0.5)
     mergemoe.save(slim, tmp_path / "slim")
     assert "It is a stock checkpoint" in (tmp_path / "slim" / "README.md").read_text()
+
+
+def test_a_saved_folder_can_be_uploaded_as_it_is(tiny, tmp_path):
+    # What huggingface_hub checks before it asks the hub: metadata of the card, paths in a repository, sizes.
+    model = mergemoe.compress(mergemoe.load(tiny, "cpu"), drawn(), experts=4, method="average")
+    mergemoe.save(model, tmp_path / "saved")
+    card = ModelCard.load(tmp_path / "saved" / "README.md")
+    assert ModelCardData(**card.data.to_dict()).to_yaml() == card.data.to_yaml()
+    known = {"license", "base_model", "base_model_relation", "library_name", "pipeline_tag", "tags"}
+    assert card.data.to_dict().keys() <= known and card.data.base_model_relation == "finetune"
+    files = [path for path in (tmp_path / "saved").rglob("*") if not path.is_dir()]
+    for path in files:
+        added = CommitOperationAdd(str(path.relative_to(tmp_path / "saved")), path)
+        assert path.is_file() and not path.is_symlink() and added.upload_info.size == path.stat().st_size > 0
+    assert {"README.md", "config.json", "model.safetensors", "modeling_mergemoe.py"} <= {path.name for path in files}
 
 
 def test_the_card_is_the_same_for_numpys_numbers(tiny, tmp_path):
