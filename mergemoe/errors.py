@@ -2,6 +2,8 @@
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -16,6 +18,17 @@ class ArtifactError(UserError):
 def in_short(error: BaseException) -> str:
     """Return the kind of another library's error and what it says, which may be a whole file, in 500 letters."""
     return one_line(f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def naming(path: object) -> Iterator[None]:
+    """Name a file or a folder in a user's error that does not."""
+    try:
+        yield
+    except UserError as error:
+        if type(error) is not UserError or str(path) in str(error):
+            raise
+        raise UserError(f"{path}: {error}") from None
 
 
 def one_line(text: str, longest: int = 500) -> str:

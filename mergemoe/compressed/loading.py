@@ -20,7 +20,8 @@ from mergemoe.compressed import memory_card
 from mergemoe.compressed.config_spelling import in_old_keys
 from mergemoe.compressed.model_config import compact_class
 from mergemoe.compressed.modeling import merged_class
-from mergemoe.errors import UserError, in_short, shown
+from mergemoe.errors import UserError, in_short, naming, shown
+from mergemoe.models.completeness import check_order
 from mergemoe.models.families import model_class
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def load(
     device, dtype = _checked(device, dtype)
     _check_path(path)
     settings = model_folder.read_config(path)
-    name = compact_class(path, settings) if "mergemoe" in settings else None
+    with naming(path):
+        name = compact_class(path, settings) if "mergemoe" in settings else None
     headers = model_folder.read_headers(path)  # so that no pickle is opened, and what is missing or damaged is named
     check_stored_types(path, headers, settings)
     check_generation(path)
@@ -70,7 +72,8 @@ def load(
         check_top_k(
             path, text, sum(max(config_values(text, what), default=0) for what in ("experts", "identity_experts"))
         )
-        cls = merged_class(name, deduplicate) if name else model_class(config)
+        with naming(path):
+            cls = merged_class(name, deduplicate) if name else model_class(config)
         model, info = cls.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
         )
@@ -81,6 +84,7 @@ def load(
             f"{path}: transformers cannot load it ({in_short(error)}). A file is damaged or was edited, or config.json "
             "and the weights belong to different checkpoints. Use the whole checkpoint as it was written"
         ) from error
+    check_order(model, headers, path)
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"{path} lacks {len(missing)} tensors that the model needs, such as {missing[0]}. transformers would fill "

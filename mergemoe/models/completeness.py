@@ -5,7 +5,8 @@ transformers fills missing tensors with random numbers and prints a warning. Her
 
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def check_completeness(model: Any, headers: Mapping[str, Any], folder: str | Pat
     for key, source in stored_keys(model, headers).items():
         for name in split_names(model, source):
             sources.setdefault(name, []).append((key, source))
+    check_order(model, headers, folder)
     parameters = dict(model.named_parameters())
     if missing := [name for name in parameters if name not in sources and not _excused(model, name)]:
         raise UserError(
@@ -41,6 +43,32 @@ def check_completeness(model: Any, headers: Mapping[str, Any], folder: str | Pat
         )
     for name, parameter in parameters.items():
         _check_shape(name, list(parameter.shape), sources.get(name, []), headers, folder)
+
+
+def check_order(model: Any, headers: Iterable[str], folder: str | Path) -> None:
+    """Check the names of tensors that are stacked into one: transformers takes what fits a pattern, in sorted order.
+
+    Args:
+        model: the model, its parameters on any device.
+        headers: the stored keys.
+        folder: the checkpoint folder, named in messages.
+
+    Raises:
+        UserError: if the names of a stack are not one name with numbers in turn.
+    """
+    stacks: dict[tuple[str, int], list[str]] = {}
+    for key, source in stored_keys(model, headers).items():
+        if source.operations[:1] == ("MergeModulelist",):
+            stacks.setdefault((source.parameter, source.part), []).append(key)
+    for (name, _), keys in stacks.items():
+        pieces = [re.split(r"(\d+)", key) for key in keys]
+        usual = Counter(tuple(parts[::2]) for parts in pieces).most_common(1)[0][0]
+        if odd := [key for key, parts in zip(keys, pieces, strict=True) if tuple(parts[::2]) != usual]:
+            raise UserError(f"{folder}: {odd[0]} stands among the tensors of {name}, and is named otherwise. {_MEANS}")
+        places = [set(map(int, place)) for place in zip(*(parts[1::2] for parts in pieces), strict=True)]
+        varying = [place for place in places if len(place) > 1]
+        if len(keys) > 1 and not (len(varying) == 1 and max(varying[0]) - min(varying[0]) + 1 == len(keys)):
+            raise UserError(f"{folder}: the tensors of {name}, such as {keys[0]}, are not numbered in turn. {_MEANS}")
 
 
 def _excused(model: Any, name: str) -> bool:

@@ -15,7 +15,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from mergemoe.artifacts import digests
 from mergemoe.checkpoints import model_folder
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, naming
 from mergemoe.models import completeness, router_layout
 from mergemoe.models.activation_rule import activation_of
 from mergemoe.models.families import Family, experts_modules, model_top_k, nested_attribute, stacked_parameter
@@ -48,8 +48,9 @@ def describe_layout(path: str | Path, revision: str | None = None, digests: bool
         UserError: this version cannot read the experts; the message gives the reason.
     """
     folder = model_folder.locate_checkpoint(path, revision)
-    model, headers = empty_model(folder), model_folder.read_headers(folder)
-    described = layout_of_model(model, headers)
+    with naming(folder):
+        model, headers = empty_model(folder), model_folder.read_headers(folder)
+        described = layout_of_model(model, headers)
     completeness.check_completeness(model, headers, folder)
     found: Layout = {"path": str(path), **described, "files": _digests(folder) if digests else {}}
     if revision:

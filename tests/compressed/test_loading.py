@@ -1,6 +1,7 @@
 """load refuses what is damaged by one clear error, and a save that fails can be tried again."""
 
 import json
+import shutil
 
 import architectures
 import numpy as np
@@ -14,6 +15,7 @@ import mergemoe
 from mergemoe.checkpoints.model_folder import INDEX, SINGLE
 from mergemoe.compressed import loading
 from mergemoe.errors import UserError
+from mergemoe.models import layout
 
 pytestmark = pytest.mark.usefixtures("own_module_cache")
 MAP = "model.layers.1.mlp.experts.expert_map"
@@ -277,3 +279,35 @@ def test_a_number_of_experts_that_no_token_can_choose_is_refused(working, folder
     configured(folder, lambda config: config.update(num_experts_per_tok=working))
     with pytest.raises(UserError, match=f"{working} experts work on a token, but a layer has 8"):
         mergemoe.load(folder, "cpu")
+
+
+EXPERT = "model.layers.1.mlp.experts.5.up_proj.weight"
+RENAMED = {
+    "model.layers.1.mlp.experts.K.up_proj.weight": "named otherwise",  # it comes behind the others
+    "model.layers.1.mlpoexperts.5.up_proj.weight": "named otherwise",  # a dot of a pattern is any letter
+    "model.layers.1.mlp.experts.5.up_projxweight": "named otherwise",
+    "model.layers.1.mlp.experts.55.up_proj.weight": "not numbered in turn",
+}
+
+
+@pytest.mark.parametrize(("name", "said"), RENAMED.items())
+def test_an_expert_that_transformers_would_take_for_another_is_refused(tiny, tmp_path, name, said):
+    folder = shutil.copytree(tiny, tmp_path / "renamed")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors.pop(EXPERT)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=f"{folder}: .*experts.*{said}"):
+        mergemoe.load(folder, "cpu")
+    with pytest.raises(UserError, match=str(folder)):
+        layout.describe_layout(folder, digests=False)
+
+
+def test_a_refusal_names_the_folder_whatever_is_wrong(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "bare")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Qwen3MoeModel"]}))
+    for call in (lambda: mergemoe.load(folder, "cpu"), lambda: layout.describe_layout(folder, digests=False)):
+        try:
+            call()
+        except UserError as error:
+            assert str(folder) in str(error)
