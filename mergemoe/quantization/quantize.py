@@ -10,6 +10,7 @@ from torch import Tensor
 from mergemoe.errors import UserError
 from mergemoe.moe.expert_forward import Activation, features
 from mergemoe.moe.experts import Experts
+from mergemoe.moe.finite import check_finite
 from mergemoe.moe.layer_sizes import GRAM_BYTES
 from mergemoe.moe.problem import Problem
 from mergemoe.moe.quantize_record import QuantizeRecord
@@ -63,6 +64,8 @@ def quantize(
         quantized = Experts(**{**compact.roles(), **made}, norm=compact.norm)
     else:
         quantized = _corrected(problem, compact, options)
+    for role, part in quantized.roles().items():  # a scale of 16 bits may overflow, also in an expert without tokens
+        check_finite(f"quantized {role} matrices", part)
     tensors = {
         **{name: part for name, part in solved.items() if name in ("expert_map", "router", "router_bias")},
         **{role: part.float().cpu() for role, part in quantized.roles().items()},

@@ -92,3 +92,12 @@ def test_rows_that_blocks_do_not_divide_are_refused(solved):
     experts, tensors, layer = solved
     with pytest.raises(UserError, match="rows of .* of 32 numbers cannot be divided into blocks of 24"):
         quantize(experts, tensors, layer.reader, layer.act, **{**GPTQ, "group": 24})
+
+
+@pytest.mark.parametrize("options", [ROUND, GPTQ])
+def test_weights_whose_scale_16_bits_cannot_hold_are_refused(solved, options):
+    experts, _, layer = solved
+    large = experts.map(lambda part: part.float() * 1e9)
+    tensors = solved_tensors(large, range(6), [])
+    with pytest.raises(UserError, match="quantized .* matrices are NaN or infinite"):
+        quantize(large, tensors, layer.reader, layer.act, **options)
