@@ -1,12 +1,11 @@
-"""What transformers 4 computes, for test_serving: python transformers4_scores.py ASKED.json; see vllm_scores.py."""
+"""What transformers 4 computes: python transformers4_scores.py ASKED.json, in its environment; see answers.py."""
 
-import json
 import os
-import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
+from answers import answer
 from transformers import AutoModelForCausalLM
 
 
@@ -21,11 +20,4 @@ def computed(folder, asked):
     return {"scores": scores.gather(-1, prompts[:, 1:, None])[..., 0].tolist()}
 
 
-with open(sys.argv[1]) as file:
-    asked = json.load(file)
-for folder in asked["folders"]:
-    try:
-        result = computed(folder, asked)
-    except Exception as error:
-        result = {"error": f"{type(error).__name__}: {error}"}
-    print(json.dumps(result), flush=True)
+answer(computed)

@@ -1,16 +1,10 @@
-"""What vLLM computes, for test_serving: python vllm_scores.py ASKED.json, in vLLM's environment.
+"""What vLLM computes: python vllm_scores.py ASKED.json, in its environment; see answers.py."""
 
-ASKED has `prompts` (lists of tokens), `new` (tokens of a continuation), `folders` and `options` of LLM. A line
-of JSON is printed for each folder: `scores` of the prompts' tokens and `continued`, or `error`.
-"""
-
-import gc
-import json
 import os
-import sys
 
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
 
+from answers import answer
 from vllm import LLM, SamplingParams
 
 USUAL = {
@@ -36,12 +30,4 @@ def computed(folder, asked):
     }
 
 
-with open(sys.argv[1]) as file:
-    asked = json.load(file)
-for folder in asked["folders"]:
-    try:
-        result = computed(folder, asked)
-    except Exception as error:
-        result = {"error": f"{type(error).__name__}: {error}"}
-    gc.collect()
-    print(json.dumps(result), flush=True)
+answer(computed)
