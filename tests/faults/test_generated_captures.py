@@ -11,6 +11,7 @@ import torch
 from hypothesis import strategies as st
 
 from mergemoe.artifacts import digests
+from mergemoe.artifacts.hdf5_text import write_text
 from mergemoe.calibration.activation_file import Reader
 
 pytestmark = [pytest.mark.chance, pytest.mark.timeout(0)]
@@ -18,6 +19,7 @@ pytestmark = [pytest.mark.chance, pytest.mark.timeout(0)]
 READ = ("hidden", "expert_index", "expert_weight", "router_logits")
 NAMES = (*READ, "sequence", "heldout")
 TYPES = ["f2", "f4", "f8", "i1", "i4", "i8", "u1", "u2", "u8", ">f4", "c8", "?", "S4", "O"]
+TEXTS = ["float32", "bfloat16", "float16", "uint16", "x" * 9999, " "]
 sizes = st.integers(0, 4) | st.integers(0, 60).map(lambda power: 2**power)
 
 
@@ -39,6 +41,7 @@ def changes(draw):
                 "more",
                 "attribute",
                 "seal",
+                "text",
                 "scalar",
             ]
             + ["number", "hard", "empty", "compact", "raw"]
@@ -79,6 +82,8 @@ def change(path, name, how, kind, shape, value, other, place):
             file[name].attrs["dtype"] = value
         elif how == "seal":
             file.attrs[digests.PROVENANCE] = value
+        elif how == "text":
+            write_text(file[name], "dtype", TEXTS[place % len(TEXTS)])
         elif how == "more":
             file.create_dataset("more", shape, kind, chunks=True if shape and all(shape) else None)
         elif how == "number":

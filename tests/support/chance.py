@@ -3,6 +3,7 @@
 MERGEMOE_FAULTS_MINUTES says how long a file of tests/faults works in all, MERGEMOE_FAULTS_SEED repeats a run.
 """
 
+import faulthandler
 import gc
 import os
 import random
@@ -23,6 +24,7 @@ from hypothesis.strategies import SearchStrategy
 from mergemoe.errors import UserError
 
 MINUTES = float(os.environ.get("MERGEMOE_FAULTS_MINUTES", "0.5"))
+HANGS = 600  # seconds of a round after which nothing is waited for
 SEED = int(os.environ.get("MERGEMOE_FAULTS_SEED") or random.SystemRandom().randrange(10**9))
 
 
@@ -30,9 +32,14 @@ def rounds(name: str, least: int = 3) -> Iterator[random.Random]:
     """Yield generators of chance until the time is over, at least some; each one's seed is printed with the name."""
     end, number = time.monotonic() + 60 * MINUTES, 0
     print(f"{name}: MERGEMOE_FAULTS_SEED={SEED}")
-    while number < least or time.monotonic() < end:
-        yield random.Random(f"{name} {SEED} {number}")
-        number += 1
+    try:
+        while number < least or time.monotonic() < end:
+            # No signal reaches Python inside a library that loops: then the run ends, with the stack of each thread.
+            faulthandler.dump_traceback_later(HANGS, exit=True, file=sys.__stderr__)
+            yield random.Random(f"{name} {SEED} {number}")
+            number += 1
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def examples(name: str, strategy: SearchStrategy[Any], check: Callable[[Any], None], each: int = 25) -> None:
