@@ -40,13 +40,16 @@ def main() -> None:
         "plan", help="show jobs, disk, memory, tokens and model sizes of params.yaml before anything runs"
     )
     command.add_argument("--params", default="params.yaml", metavar="FILE")
+    command.add_argument(
+        "--bytes", metavar="SIZE", help="list the combinations of its choices that fit a size such as 16GB, best first"
+    )
     command.set_defaults(run=run_plan)
 
     command = commands.add_parser("table", help="print the scores in results/metrics.json as a table")
     command.set_defaults(run=run_table)
 
     command = commands.add_parser("export", help="copy a run's checkpoint with its full card")
-    command.add_argument("name", metavar="RUN", help="MODEL/CALIBRATE/CLUSTER/SOLVE, or SOLVE+REFINE at the end")
+    command.add_argument("name", metavar="RUN", help="MODEL/CALIBRATE/CLUSTER/SOLVE[+REFINE][@QUANTIZE]")
     command.add_argument("folder", metavar="DIR", help="a new folder")
     command.set_defaults(run=run_export)
 
@@ -119,9 +122,22 @@ def run_plan(args: argparse.Namespace) -> None:
 
     params = _read_params(args.params)
     preflight.check_params(params)
+    if args.bytes is not None:
+        print(_fitting(params, args.bytes))
+        return
     print(plan.plan_text(params, Path("results")))
     if slurm.PROFILE.is_dir():
         print(f"\n{slurm_table.slurm_text(params)}")
+
+
+def _fitting(params: "Params", size: str) -> str:
+    from mergemoe.artifacts import paths
+    from mergemoe.report import metrics
+    from mergemoe.workflow.planning import fitting
+
+    limit, results = fitting.parse_bytes(size), Path(paths.RESULTS)
+    measured = metrics.read_metrics(results) if paths.below(results, paths.REPORTED).exists() else {}
+    return fitting.fitting_text(params, measured, limit)
 
 
 def _read_params(path: str) -> "Params":

@@ -21,7 +21,7 @@ CODE = {  # the packages that the code digest of a stage may cover
     "cluster": GROUND | {"calibration", "moe", "merging", "grouping"},
     "solve": GROUND | {"calibration", "moe", "merging"},  # and the file of its method
     "refine": GROUND | {"calibration", "moe", "reconstruction"},
-    "quantize": GROUND | {"calibration", "methods", "moe", "quantization"},  # methods: options.Option
+    "quantize": GROUND | {"calibration", "methods", "moe", "quantization", "reconstruction"},  # methods: options.Option
     "assemble": GROUND | {"models", "moe", "compressed"},
     "reference": GROUND | {"calibration", "models", "moe"},
     "fidelity": GROUND | {"calibration", "models", "moe", "compressed", "evaluation"},

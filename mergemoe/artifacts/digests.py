@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergemoe.artifacts.hdf5_text import read_text
+from mergemoe.artifacts.hdf5_attributes import read_attribute
 from mergemoe.artifacts.reading import reading, refuse_no_file
 from mergemoe.artifacts.safetensors_header import read_header
 
@@ -95,7 +95,7 @@ def digest_activation_file(file: Any) -> str:
 
 
 def _attributes(owner: Any, without: str = "") -> dict[str, str]:
-    return {name: read_text(owner, name) for name in owner.attrs if name != without}
+    return {name: read_attribute(owner, name) for name in owner.attrs if name != without}
 
 
 def sha256(path: str | Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mergemoe import errors
 from mergemoe.artifacts import digests, store
-from mergemoe.artifacts.hdf5_text import read_text
+from mergemoe.artifacts.hdf5_attributes import read_attribute
 from mergemoe.artifacts.reading import reading
 from mergemoe.artifacts.safetensors_header import read_header
 
@@ -47,7 +47,7 @@ def _of_activations(path: Path) -> dict[str, Any] | None:
     import h5py  # here, because only stages that read activations need it
 
     with h5py.File(path) as file:
-        return json.loads(read_text(file, digests.PROVENANCE))
+        return json.loads(read_attribute(file, digests.PROVENANCE))
 
 
 _READERS = {".json": _of_json, ".safetensors": _of_tensors, ".h5": _of_activations}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mergemoe import errors
 from mergemoe.artifacts import digests, store
-from mergemoe.artifacts.hdf5_text import read_text, write_text
+from mergemoe.artifacts.hdf5_attributes import read_attribute, write_attribute
 from mergemoe.artifacts.reading import reading
 from mergemoe.moe.tokens import Activations
 
@@ -45,7 +45,7 @@ class Writer:
                 dataset = self.file.create_dataset(
                     name, empty, array.dtype, maxshape=(None, *array.shape[1:]), chunks=chunk, **options
                 )
-                write_text(dataset, "dtype", str(rows.dtype).removeprefix("torch."))
+                write_attribute(dataset, "dtype", str(rows.dtype).removeprefix("torch."))
                 self.datasets[name] = dataset
             dataset = self.datasets[name]
             dataset.resize(len(dataset) + len(array), axis=0)
@@ -55,7 +55,7 @@ class Writer:
         """Write provenance and digest, and close."""
         self.file.flush()
         digest = digests.digest_activation_file(self.file)
-        write_text(self.file, digests.PROVENANCE, digests.canonical(store.sealed(provenance, digest)))
+        write_attribute(self.file, digests.PROVENANCE, digests.canonical(store.sealed(provenance, digest)))
         self.file.close()
 
     def discard(self) -> None:
@@ -85,7 +85,7 @@ class Reader(Activations):
         """
         with reading(path):
             self.file: Any = h5py.File(path, "r")
-            self.provenance = provenance = json.loads(read_text(self.file, digests.PROVENANCE))
+            self.provenance = provenance = json.loads(read_attribute(self.file, digests.PROVENANCE))
             store.check_seal(path, provenance, digests.digest_activation_file(self.file))
             sequence = torch.from_numpy(self.file["sequence"][:].astype(np.int64))
             heldout = torch.from_numpy(self.file["heldout"][:])
@@ -105,7 +105,7 @@ class Reader(Activations):
         """Return some rows of a dataset in their true type."""
         dataset = self.file[name]
         tensor = torch.from_numpy(dataset[start : start + rows])
-        return tensor.view(torch.bfloat16) if read_text(dataset, "dtype") == "bfloat16" else tensor
+        return tensor.view(torch.bfloat16) if read_attribute(dataset, "dtype") == "bfloat16" else tensor
 
 
 def _bits(rows: Tensor) -> np.ndarray:

@@ -17,8 +17,6 @@ from mergemoe.methods.options import Option
 from mergemoe.models.families import auto_class
 from mergemoe.moe import layer_sizes
 from mergemoe.moe.layout_types import ModelLayout
-from mergemoe.reconstruction.options import LAYER, misfit
-from mergemoe.reconstruction.requirements import no_part
 
 RECOMMENDED = "select"
 
@@ -29,8 +27,9 @@ def kept_by_layer(
     experts: int | float | None,
     method: str,
     options: Mapping[str, Any],
+    all_layers: bool = False,
 ) -> dict[int, int]:
-    """Return {layer: M} of the layers that lose experts, or neurons of each.
+    """Return {layer: M} of the layers that lose experts, or neurons of each; or of all that `layers` names.
 
     Args:
         described: the model's layout.
@@ -38,6 +37,7 @@ def kept_by_layer(
         experts: M, or a share of N; None is a half, and all if the method keeps all.
         method: a method of the table.
         options: all of the method.
+        all_layers: whether those count that lose nothing, too.
 
     Raises:
         UserError: if there is no such layer, or number of experts.
@@ -63,7 +63,7 @@ def kept_by_layer(
         raise UserError(f"method {method} keeps all experts and narrows them. Leave out `experts`, and give `width`")
     whole = {entry["layer"]: entry["width"] for entry in described["layers"]}
     narrowed = {layer for layer in kept if catalogue.kept_width(options, whole[layer]) < whole[layer]}
-    return {layer: m for layer, m in kept.items() if m < counts[layer] or layer in narrowed}
+    return {layer: m for layer, m in kept.items() if all_layers or m < counts[layer] or layer in narrowed}
 
 
 def _layer_numbers(layers: object) -> set[int]:
@@ -130,21 +130,25 @@ def method_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
     table = dict(METHODS[method].options)
     if "width" in table:
         table["width"] = replace(table["width"], words=())  # auto is the width of a `share`, which only params.yaml has
-    complete = _checked(f"method {method}", table, given)
+    complete = checked(f"method {method}", table, given)
     if why := catalogue.conflict(complete):
         raise UserError(f"method {method}: {why}")
     return complete
 
 
-def _checked(owner: str, table: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all options of a table: those that are given, and the defaults of the others."""
+def checked(owner: str, table: Mapping[str, Option], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of a table: those that are given, and the defaults of the others.
+
+    Raises:
+        UserError: if there is no such option or value, with those that there are.
+    """
     if unknown := sorted(map(str, given.keys() - table.keys())):
         raise UserError(
             f"{owner} has no option {one_line(', '.join(unknown), 200)}; it has: {', '.join(table) or 'none'}"
         )
     for name, option in table.items():
         if name not in given and option.default is None:
-            raise UserError(f"{owner} needs `{name}`, the {option.text}: {option.allowed}")
+            raise UserError(f"{owner} needs `{name}` ({option.text}): {option.allowed}")
         if name in given and not option.allows(given[name]):
             raise UserError(f"{owner}, `{name}`: got {shown(given[name])}; it must be {option.allowed}")
     return {name: given.get(name, option.default) for name, option in table.items()}
@@ -184,22 +188,6 @@ def grouping_options(
     return {"by": by, "max_size": max_size, "search": search}
 
 
-def refine_options(refine: str | Mapping[str, Any] | None, routing: str) -> dict[str, Any] | None:
-    """Return all options of a refine, those that are given checked against their table; None without a refine.
-
-    Raises:
-        UserError: if there is no such option or value, or the router is to be fitted although it stays.
-    """
-    if refine is None:
-        return None
-    if not isinstance(refine, Mapping) and not (isinstance(refine, str) and refine == "auto"):
-        raise UserError(f'`refine` must be "auto", or a mapping of its options; got {shown(refine)}')
-    complete = _checked("refine", LAYER, refine if isinstance(refine, Mapping) else {})
-    if why := misfit(complete, routing):
-        raise UserError(f"refine: {why}")
-    return complete
-
-
 def summary(described: ModelLayout, kept: Mapping[int, int], method: str, refined: Mapping[str, Any] | None) -> str:
     """Return a sentence on what compress is about to do; kept: {layer: M}."""
     counts = {entry["layer"]: entry["experts"] for entry in described["layers"]}
@@ -216,10 +204,3 @@ def check_mode(batch_tokens: object) -> None:
         raise UserError(f"`batch_tokens` must be a whole number above 0; got {shown(batch_tokens)}")
     if torch.is_inference_mode_enabled():
         raise UserError("compress does not run inside torch.inference_mode(). Call it outside; torch.no_grad() does")
-
-
-def check_parts(described: ModelLayout, parts: Sequence[str]) -> None:
-    """Check that the experts of every layer have one of the parts that a refine is to fit."""
-    for entry in described["layers"]:
-        if why := no_part(parts, entry["roles"]):
-            raise UserError(f"refine: {why}")

@@ -128,7 +128,8 @@ def _refined(choice: Mapping[str, Any]) -> str:
 def _quantized(choice: Mapping[str, Any]) -> str:
     if choice["by"] == "round":
         return QUANTIZED.format(how=f"the nearest values of GGUF's {choice['format']}")
-    return QUANTIZED.format(how=f"{choice['bits']} bits by GPTQ, in groups of {choice['group']}")
+    then = ", and fitted to each layer's original output" if choice["by"] == "descent" else ""
+    return QUANTIZED.format(how=f"{choice['bits']} bits by GPTQ, in groups of {choice['group']}{then}")
 
 
 def stages_of(parameters: Parameters) -> list[str]:

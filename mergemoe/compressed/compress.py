@@ -12,7 +12,7 @@ from mergemoe.calibration.capture import batches_of, run_batches
 from mergemoe.calibration.hooks import Recorder
 from mergemoe.calibration.open_layer import OpenLayer
 from mergemoe.calibration.profile import profile_layer
-from mergemoe.compressed import arguments, attached, memory_card, token_arguments
+from mergemoe.compressed import addition_arguments, arguments, attached, memory_card, token_arguments
 from mergemoe.compressed.replace import experts_of, replace_layers
 from mergemoe.errors import UserError
 from mergemoe.grouping import cluster
@@ -26,6 +26,7 @@ from mergemoe.moe.layout_types import LayerLayout
 from mergemoe.moe.router_rule import Router, layer_router
 from mergemoe.moe.tokens import Remembered
 from mergemoe.progress import Progress
+from mergemoe.quantization.quantize import quantize as quantize_layer
 from mergemoe.reconstruction.refine import refine as refine_layer
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def compress(
     by: str | None = None,
     max_size: int | None = None,
     search: str | None = None,
+    quantize: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> "PreTrainedModel":
     """Merge the experts of a model in place, and return it.
@@ -72,6 +74,8 @@ def compress(
             saliency if the router is pruned.
         max_size: most experts of a group; None: any number.
         search: full or quick, how groups by selection are found; None: quick for layers of 32 experts or more.
+        quantize: keys of a `quantize` choice in params.yaml: last, the experts of these layers are rounded to the
+            values of a format, in the model's dtype. None: they are not.
         options: of the method, as in params.yaml (docs/method.md lists them).
 
     Raises:
@@ -86,15 +90,19 @@ def compress(
     method = arguments.method_name(method)
     options = arguments.method_options(method, options)
     routing = catalogue.routing(method, options)
-    kept = arguments.kept_by_layer(described, layers, experts, method, options)
+    rounded = addition_arguments.quantize_options(quantize)
+    kept = arguments.kept_by_layer(described, layers, experts, method, options, all_layers=rounded is not None)
     grouping = arguments.grouping_options(described, kept, method, options, by, max_size, search)
     config = arguments.stock_config(model, described, kept, options, routing)
     ids, mask = token_arguments.ids_and_mask(tokens, _vocabulary(model))
     heldout = token_arguments.heldout_sequences(len(ids), holdout, seed)
-    refined = arguments.refine_options(refine, routing)
-    token_arguments.check_sequences(method, options.get("ridge", 0.0), refined, heldout, mask.any(1))
+    refined = addition_arguments.refine_options(refine, routing)
+    descends = refined is not None or (rounded is not None and rounded["by"] == "descent")
+    token_arguments.check_sequences(method, options.get("ridge", 0.0), descends, heldout, mask.any(1))
     if refined:
-        arguments.check_parts(described, refined["parts"])
+        addition_arguments.check_parts(described, refined["parts"])
+    if rounded:
+        addition_arguments.check_blocks(described, rounded, options)
     resident = ResidentModel(model)
     batches = batches_of(ids, mask, batch_tokens, model.device)
     print(arguments.summary(described, kept, method, refined), file=sys.stderr)
@@ -115,14 +123,16 @@ def compress(
                     recorder.remove()
             if entry:
                 solved[i] = _solve_layer(
-                    model, entry, kept[i], Remembered(rows, heldout), grouping, method, options, refined
+                    model, entry, kept[i], Remembered(rows, heldout), grouping, method, options, refined, rounded
                 )
     replace_layers(model, described, solved, config)
     if kept:
         chosen = {"calibrate": {"sequences": list(ids.shape), "seed": seed, "holdout": holdout}}
         chosen["cluster"] = {**grouping, "experts": kept if len(set(kept.values())) > 1 else min(kept.values())}
         chosen["solve"] = {"method": method, **options}
-        memory_card.attach_card(model, config is not None, chosen | ({"refine": refined} if refined else {}))
+        added = {"refine": refined, "quantize": rounded}
+        chosen |= {stage: keys for stage, keys in added.items() if keys}
+        memory_card.attach_card(model, config is not None, chosen)
     return model
 
 
@@ -161,6 +171,7 @@ def _solve_layer(
     method: str,
     options: Mapping[str, Any],
     refined: Mapping[str, Any] | None,
+    rounded: Mapping[str, Any] | None,
 ) -> dict[str, Tensor]:
     layer = OpenLayer(entry, experts_of(model, entry), tokens)
     profiled = profile_layer(tokens, layer.experts, layer.act)
@@ -174,9 +185,11 @@ def _solve_layer(
     router = None if routing == "preserved" else _router(model, entry)
     usage = profiled["usage"]
     solved = solve(layer.experts, expert_map, usage, tokens, layer.act, router=router, method=method, **options)[0]
-    if refined is None:
-        return solved
-    return refine_layer(layer.experts, solved, tokens, layer.act, router=router, **refined)[0]
+    if refined:
+        solved = refine_layer(layer.experts, solved, tokens, layer.act, router=router, **refined)[0]
+    if rounded:
+        solved = quantize_layer(layer.experts, solved, tokens, layer.act, router=router, **rounded)[0]
+    return solved
 
 
 def _router(model: Any, entry: LayerLayout) -> Router:

@@ -65,9 +65,7 @@ def heldout_sequences(rows: int, holdout: Any, seed: Any) -> Tensor:
     return torch.tensor(heldout_rows(rows, float(holdout), int(seed)))
 
 
-def check_sequences(
-    method: str, ridge: float | str, refined: Mapping[str, Any] | None, heldout: Tensor, real: Tensor
-) -> None:
+def check_sequences(method: str, ridge: float | str, descends: bool, heldout: Tensor, real: Tensor) -> None:
     """Check that there are sequences [S] with tokens to fit, and held-out ones if something is chosen by them."""
     if not (real & ~heldout).any():
         raise UserError("every sequence that has tokens is held out, so none is left to fit. Lower `holdout`")
@@ -77,5 +75,5 @@ def check_sequences(
             f"method {method} chooses its ridge by held-out sequences, and there are none. Give `holdout` a share "
             "above 0, or `ridge` a number such as 0.01"
         )
-    if refined and (why := too_few(int(heldout.sum()))):
+    if descends and (why := too_few(int(heldout.sum()))):
         raise UserError(why)

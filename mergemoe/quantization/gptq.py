@@ -7,16 +7,34 @@ H^-1 = U^T U, U upper triangular. The grid of a group is fitted when its first c
 are then.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from mergemoe.moe.finite import check_finite
 from mergemoe.moe.typed_torch import cholesky
-from mergemoe.quantization.grids import fitted_grid
+from mergemoe.quantization.grids import Grid, fitted_grid
 
 
-def gptq(weights: Tensor, gram: Tensor, bits: int, group: int, damping: float) -> Tensor:
-    """Return the quantized matrix, in float64.
+class Corrected(NamedTuple):
+    """A quantized matrix [R, C]; what each weight was, with all corrections, before it was rounded; the grids.
+
+    `grid` has a scale and a zero for each row and group [R, C / group].
+    """
+
+    weights: Tensor
+    before: Tensor
+    grid: Grid
+
+    def rows(self, which: slice) -> "Corrected":
+        """Return some rows of matrices [M, R, C]."""
+        grid = Grid(self.grid.scale[:, which], self.grid.zero[:, which], self.grid.bits)
+        return Corrected(self.weights[:, which], self.before[:, which], grid)
+
+
+def gptq(weights: Tensor, gram: Tensor, bits: int, group: int, damping: float) -> "Corrected":
+    """Return the quantized matrix, in float64, and its grids.
 
     Args:
         weights: W [R, C].
@@ -31,14 +49,18 @@ def gptq(weights: Tensor, gram: Tensor, bits: int, group: int, damping: float) -
     h.diagonal().add_(damping * h.diagonal().mean())
     check_finite("sums over the inputs of experts", h)
     upper = cholesky(torch.cholesky_inverse(cholesky(h)[0]))[0].mT
+    before, grids = torch.empty_like(w), list[Grid]()
     for start in range(0, w.shape[1], group):
         end = start + group
         grid = fitted_grid(w[:, start:end], bits)
+        grids.append(grid)
         errors = torch.zeros_like(w[:, start:end])
         for i in range(start, end):
+            before[:, i] = w[:, i]
             rounded = grid.nearest(w[:, i])
             errors[:, i - start] = (w[:, i] - rounded) / upper[i, i]
             w[:, i] = rounded
             w[:, i + 1 : end] -= errors[:, i - start, None] * upper[i, i + 1 : end]
         w[:, end:] -= errors @ upper[start:end, end:]
-    return w
+    scale, zero = (torch.stack(part, 1) for part in ([g.scale for g in grids], [g.zero for g in grids]))
+    return Corrected(w, before, Grid(scale, zero, bits))

@@ -4,9 +4,11 @@ params.yaml and docs/method.md take names, defaults, ranges and descriptions fro
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mergemoe.methods.options import Option
+from mergemoe.reconstruction.options import LAYER
 
 # Formats of GGUF: numbers of a block, and the bytes that it takes.
 BLOCKS = {"Q8_0": (32, 34), "Q5_1": (32, 24), "Q5_0": (32, 22), "Q4_1": (32, 20), "Q4_0": (32, 18)}
@@ -19,10 +21,13 @@ GPTQ = {
     ),
     "damping": Option("added to the Gram matrix, as a share of its mean diagonal", default=0.01, above=0),
 }
-KINDS = {"round": ROUND, "gptq": GPTQ}
+DESCENT = {**GPTQ, **{name: option for name, option in LAYER.items() if name != "parts"}}
+DESCENT["rate"] = replace(LAYER["rate"], default=0.05)  # many weights are near the middle of two values (docs/log.md)
+KINDS = {"round": ROUND, "gptq": GPTQ, "descent": DESCENT}
 TEXTS = {
     "round": "every weight to the nearest value of a format of GGUF",
     "gptq": "GPTQ: one column after the other, the rest of a row corrected for its error on the calibration tokens",
+    "descent": "GPTQ, then a descent to the layer's original output, whose gradients pass through the rounding",
 }
 
 

@@ -52,18 +52,23 @@ class Approximation:
         self.weights |= {f"{role}.{place}": part for role, part in own.items()}
         return replace(expert, **own)
 
+    def stored(self) -> list[Experts]:
+        """Return the experts as they would be stored."""
+        return self.experts
+
     def output(self, tokens: Tokens) -> Tensor:
         """Return the layer's routed output [n, H]."""
-        return merged_output(tokens.hidden, self.problem.shares(tokens), self.experts, self.problem.act)
+        return merged_output(tokens.hidden, self.problem.shares(tokens), self.stored(), self.problem.act)
 
     def solved(self) -> dict[str, Tensor]:
         """Return the tensors of the solved layer with the weights as they are now, on the CPU, in their stored dtypes.
 
         All M experts are among them, also those that the solve left as they were.
         """
-        tensors = {**self.origin, "groups": torch.arange(len(self.experts))}
-        for role in self.experts[0].roles():
-            stack = torch.cat([expert.roles()[role].detach() for expert in self.experts])
+        experts = self.stored()
+        tensors = {**self.origin, "groups": torch.arange(len(experts))}
+        for role in experts[0].roles():
+            stack = torch.cat([expert.roles()[role].detach() for expert in experts])
             tensors[role] = stack.to("cpu", self.origin[role].dtype)
         if "router" in self.weights:
             tensors["router"] = self.weights["router"].detach().to("cpu", self.origin["router"].dtype, copy=True)

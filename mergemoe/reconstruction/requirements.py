@@ -1,4 +1,4 @@
-"""The requirements of a refine: held-out sequences, and parts that the experts have."""
+"""The requirements of a refine or another descent: held-out sequences, and parts that the experts have."""
 
 from collections.abc import Collection, Sequence
 
@@ -17,6 +17,6 @@ def too_few(heldout: int) -> str | None:
     if heldout >= LEAST:
         return None
     return (
-        f"refine keeps the weights with the least error on held-out sequences, which takes {LEAST} of them to tell a "
-        f"gain from chance; there are {heldout}. Calibrate on more sequences, or raise `holdout`"
+        f"a descent keeps the weights with the least error on held-out sequences, which takes {LEAST} of them to tell "
+        f"a gain from chance; there are {heldout}. Calibrate on more sequences, or raise `holdout`"
     )

@@ -23,11 +23,14 @@ pytestmark = pytest.mark.usefixtures("own_module_cache")
 
 
 REFINE = {"steps": 8, "batch": 64}
+GPTQ, ROUND = {"by": "gptq", "bits": 3, "group": 8}, {"by": "round", "format": "Q8_0"}
 HOW = [
-    (torch.float32, "mergemoe", None),
-    (torch.bfloat16, "select", None),
-    (torch.bfloat16, "oracle", None),
-    (torch.bfloat16, "mergemoe", REFINE),
+    (torch.float32, "mergemoe", None, None),
+    (torch.bfloat16, "select", None, None),
+    (torch.bfloat16, "oracle", None, None),
+    (torch.bfloat16, "mergemoe", REFINE, None),
+    (torch.float32, "mergemoe", REFINE, GPTQ),
+    (torch.bfloat16, "average", None, {**GPTQ, "by": "descent", **REFINE}),
 ]
 NAMES = ["qwen3_moe", "gpt_oss", "nemotron_h", "dbrx", "longcat_flash", "jetmoe", "llama4_text"]
 
@@ -40,13 +43,14 @@ def swept(name):
     return pytest.param(name, marks=() if name == "qwen3_moe" else pytest.mark.full)
 
 
-@pytest.mark.parametrize(("dtype", "method", "refine"), HOW)
+@pytest.mark.parametrize(("dtype", "method", "refine", "quantize"), HOW)
 @pytest.mark.parametrize("name", [swept(name) for name in NAMES])
-def test_the_weights_are_the_workflows_bit_for_bit(name, dtype, method, refine, tmp_path):
+def test_the_weights_are_the_workflows_bit_for_bit(name, dtype, method, refine, quantize, tmp_path):
     path = architectures.save(name, tmp_path / "full", dtype)
-    expected = by_workflow(path, drawn(), tmp_path, dtype, method, refine=refine)
+    expected = by_workflow(path, drawn(), tmp_path, dtype, method, refine=refine, quantize=quantize)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-    how = {"experts": 4, "method": method, "seed": 7, "holdout": 0.25, "batch_tokens": 48, "refine": refine}
+    added = {"refine": refine, "quantize": quantize}
+    how = {"experts": 4, "method": method, "seed": 7, "holdout": 0.25, "batch_tokens": 48, **added}
     found = mergemoe.compress(model, drawn(), **how)
     assert found is model
     state = expected.state_dict()
@@ -152,7 +156,7 @@ def test_the_kernel_is_what_it_was(tiny):
         ({"layers": 1}, "a list of layers; got 1"),
         (
             {"method": "slim"},
-            "method slim needs `width`, the share of an expert's neurons.*: a number",
+            "method slim needs `width` .share of an expert's neurons.*: a number",
         ),
         ({"method": "slim", "width": 0.5, "experts": 4}, "slim keeps all experts"),
         ({"width": 1.5}, "method select, `width`: got 1.5; it must be a number above 0 and at most 1"),
@@ -181,8 +185,18 @@ def test_the_kernel_is_what_it_was(tiny):
         ({"refine": {"steps": 1.5}}, "refine, `steps`: got 1.5; it must be .*whole number at least 0"),
         ({"refine": {"parts": ["norm"]}}, r"refine, `parts`: got \['norm'\]; it must be a list"),
         ({"refine": {"parts": ["up", "router"]}}, "refine: `parts` names the router, but the routing is preserved"),
-        ({"refine": "auto", "ridge": 0.1, "holdout": 0.0}, "refine keeps the weights.*takes 2 of them.*there are 0"),
-        ({"refine": "auto", "ridge": 0.1, "holdout": 0.01}, "refine keeps the weights.*takes 2 of them.*there are 1"),
+        ({"refine": "auto", "ridge": 0.1, "holdout": 0.0}, "a descent keeps the weights.*takes 2 of them.*there are 0"),
+        (
+            {"refine": "auto", "ridge": 0.1, "holdout": 0.01},
+            "a descent keeps the weights.*takes 2 of them.*there are 1",
+        ),
+        ({"quantize": "q4"}, "`quantize` must be a mapping with `by`, one of round, gptq, descent; got 'q4'"),
+        ({"quantize": {"bits": 4}}, r"`quantize` must be a mapping with `by`.* got \{'bits': 4\}"),
+        ({"quantize": {"by": "gptq"}}, r"quantize by gptq needs `bits` \(of a weight\)"),
+        ({"quantize": {"by": "gptq", "bits": 4, "parts": 1}}, "quantize by gptq has no option parts; it has: bits"),
+        ({"quantize": {"by": "gptq", "bits": 9}}, "quantize by gptq, `bits`: got 9; it must be a whole number"),
+        ({"quantize": {"by": "gptq", "bits": 4, "group": 24}}, "quantize: rows .* cannot be divided into blocks of 24"),
+        ({"quantize": GPTQ | {"by": "descent"}, "holdout": 0.0, "ridge": 0.1}, "a descent keeps the weights"),
         ({"refine": True}, '`refine` must be "auto", or a mapping of its options; got True'),
         ({"refine": ["gate"]}, '`refine` must be "auto", or a mapping'),
         ({"refine": np.array([1, 2])}, '`refine` must be "auto", or a mapping'),

@@ -15,14 +15,21 @@ import mergemoe
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600), pytest.mark.full]
 
 CHOICES = {"g4": {"by": "gptq", "bits": 4, "group": 8}, "g2": {"by": "gptq", "bits": 2, "group": 8}}
+CHOICES["d2"] = {**CHOICES["g2"], "by": "descent", "steps": 8, "batch": 64}
 HALF, WHOLE = ["tiny", "mixed", "half", "mergemoe", "tuned"], ["tiny", "mixed", "whole", "average", None]
-RUNS = [[*HALF, "g4"], [*HALF, "g2"], [*WHOLE, "g4"], ["tiny", "mixed", "half", "average", None, "g4"]]
-NAMES = ["half/mergemoe+tuned@g4", "half/mergemoe+tuned@g2", "whole/average@g4", "half/average@g4"]
+RUNS = [[*HALF, "g4"], [*HALF, "g2"], [*HALF, "d2"], [*WHOLE, "g4"], ["tiny", "mixed", "half", "average", None, "g4"]]
+NAMES = [
+    "half/mergemoe+tuned@g4",
+    "half/mergemoe+tuned@g2",
+    "half/mergemoe+tuned@d2",
+    "whole/average@g4",
+    "half/average@g4",
+]
 
 
 @pytest.fixture(scope="module")
 def project(finished, tmp_path_factory):
-    """The finished project with four quantized runs; `whole` keeps every expert: the full model, quantized."""
+    """The finished project with five quantized runs; `whole` keeps every expert: the full model, quantized."""
     project = shutil.copytree(finished, tmp_path_factory.mktemp("quantize") / "project")
     params = yaml.safe_load((project / "params.yaml").read_text())
     params["cluster"]["whole"] = {"by": "weights", "experts": 1.0}
@@ -30,7 +37,7 @@ def project(finished, tmp_path_factory):
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     made = planned(project)
     assert made == {
-        "cluster": 2, "solve": 2, "quantize": 8, "assemble": 4, "evaluate": 4, "fidelity": 4, "generate": 4,
+        "cluster": 2, "solve": 2, "quantize": 10, "assemble": 5, "evaluate": 5, "fidelity": 5, "generate": 5,
         "report": 1,
     }  # fmt: skip
     done = snakemake(project)
@@ -45,7 +52,7 @@ def metrics(project):
 def test_the_size_is_that_of_the_format_and_the_plan_knows_it(project):
     told, found = run(project, "mergemoe", "plan").stdout, metrics(project)
     experts = 2 * 8 * 3 * 24 * 32  # numbers: two layers of eight
-    for name, kept, bits in zip(NAMES, (0.5, 0.5, 1, 0.5), (4, 2, 4, 4), strict=True):
+    for name, kept, bits in zip(NAMES, (0.5, 0.5, 0.5, 1, 0.5), (4, 2, 2, 4, 4), strict=True):
         size = found["runs"][f"mixed/{name}"]["cost/bytes"]
         assert size == found["full"]["cost/bytes"] - 2 * experts + kept * experts * (bits + (16 + bits) / 8) / 8
         assert f"{int(size):,}" in next(line for line in told.splitlines() if f"mixed/{name} " in line)
@@ -66,7 +73,9 @@ def test_a_quantized_checkpoint_has_few_values_and_loads(project):
     model = mergemoe.load(project / "results/models/tiny/mixed/half/mergemoe+tuned@g2", "cpu", torch.float32)
     assert torch.equal(model.model.layers[1].mlp.experts.down_proj.data, tensors["down"])
     card = (project / "results/models/tiny/mixed/half/mergemoe+tuned@g2/README.md").read_text()
-    assert "rounded to 2 bits by GPTQ, in groups of 8" in card and "`tiny/mixed/half/mergemoe+tuned@g2`" in card
+    assert "rounded to 2 bits by GPTQ, in groups of 8 (" in card and "`tiny/mixed/half/mergemoe+tuned@g2`" in card
+    card = (project / "results/models/tiny/mixed/half/mergemoe+tuned@d2/README.md").read_text()
+    assert "in groups of 8, and fitted to each layer's original output (" in card
 
 
 def test_a_record_has_both_errors(project):
@@ -81,7 +90,7 @@ def test_changing_bits_reruns_the_quantization_and_what_is_below(project):
     before = path.read_text()
     one = {"assemble": 1, "evaluate": 1, "fidelity": 1, "generate": 1, "report": 1}
     try:
-        path.write_text(before.replace("bits: 2", "bits: 3"))
+        path.write_text(before.replace("bits: 2", "bits: 3", 1))
         assert planned(project) == {"quantize": 2, **one}
     finally:
         path.write_text(before)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 
 from mergemoe.artifacts import digests
-from mergemoe.artifacts.hdf5_text import write_text
+from mergemoe.artifacts.hdf5_attributes import write_attribute
 from mergemoe.calibration.activation_file import Reader
 
 pytestmark = [pytest.mark.chance, pytest.mark.timeout(0)]
@@ -83,7 +83,7 @@ def change(path, name, how, kind, shape, value, other, place):
         elif how == "seal":
             file.attrs[digests.PROVENANCE] = value
         elif how == "text":
-            write_text(file[name], "dtype", TEXTS[place % len(TEXTS)])
+            write_attribute(file[name], "dtype", TEXTS[place % len(TEXTS)])
         elif how == "more":
             file.create_dataset("more", shape, kind, chunks=True if shape and all(shape) else None)
         elif how == "number":

@@ -13,7 +13,7 @@ from mergemoe.compressed import arguments
 from mergemoe.merging.feature_rules import Features
 from mergemoe.methods import catalogue, options
 from mergemoe.methods.catalogue import METHODS
-from mergemoe.quantization.options import GPTQ, ROUND
+from mergemoe.quantization.options import KINDS
 from mergemoe.reconstruction.options import LAYER
 from mergemoe.workflow.config.solve import SECTIONS
 
@@ -86,6 +86,6 @@ def test_averages_cannot_be_narrower():
 
 def test_the_documentation_has_the_table():
     text = (ROOT / "docs" / "method.md").read_text()
-    for table in (LAYER, ROUND, GPTQ):
+    for table in (LAYER, *KINDS.values()):
         assert options.options_markdown(table) in text
     assert options.markdown(METHODS) in text

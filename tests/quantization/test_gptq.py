@@ -37,25 +37,26 @@ def by_least_squares(w, x, bits, group, damping):
 @pytest.mark.parametrize(("bits", "group"), [(2, 4), (3, 8), (4, 16), (8, 8)])
 def test_each_column_is_followed_by_the_least_squares_of_the_others(bits, group):
     w, x = drawn(5, 16, 40)
-    found = gptq(w, x.T @ x, bits, group, 0.01)
+    found, before, grid = gptq(w, x.T @ x, bits, group, 0.01)
     expected = by_least_squares(w.numpy(), x.numpy(), bits, group, 0.01)
     np.testing.assert_allclose(found, expected, atol=1e-8)
+    assert torch.equal(grid.nearest(before.view(5, -1, group)).view_as(found), found)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_the_output_is_nearer_than_with_the_nearest_values(bits):
     w, x = drawn(32, 64, 400)
     nearest = torch.cat([fitted_grid(part, bits).nearest(part) for part in w.split(16, 1)], 1)
-    errors = [((made - w) @ x.T).square().sum() for made in (gptq(w, x.T @ x, bits, 16, 0.01), nearest)]
+    errors = [((made - w) @ x.T).square().sum() for made in (gptq(w, x.T @ x, bits, 16, 0.01).weights, nearest)]
     assert errors[0] < 0.7 * errors[1]
 
 
 def test_columns_without_input_are_rounded_to_the_nearest_value():
     w, x = drawn(4, 16, 40)
     nearest = torch.cat([fitted_grid(part, 4).nearest(part) for part in w.split(8, 1)], 1)
-    assert torch.equal(gptq(w, torch.zeros(16, 16), 4, 8, 0.01), nearest)
+    assert torch.equal(gptq(w, torch.zeros(16, 16), 4, 8, 0.01).weights, nearest)
     x[:, 8:] = 0
-    assert torch.equal(gptq(w, x.T @ x, 4, 8, 0.01)[:, 8:], nearest[:, 8:])
+    assert torch.equal(gptq(w, x.T @ x, 4, 8, 0.01).weights[:, 8:], nearest[:, 8:])
 
 
 @settings(max_examples=60, deadline=None)

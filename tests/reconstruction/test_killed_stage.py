@@ -1,4 +1,4 @@
-"""A refine job that is killed, and started again by the same command."""
+"""A job with a descent that is killed, and started again by the same command."""
 
 import json
 import os
@@ -14,12 +14,13 @@ from mergemoe.artifacts import store
 from mergemoe.checkpoints.expert_weights import read_experts
 from mergemoe.merging.solve import solve
 from mergemoe.moe.expert_forward import Activation
+from mergemoe.quantization.options import DESCENT
 from mergemoe.reconstruction.options import LAYER
 
 DIES = """\
 import os, signal
 from mergemoe.reconstruction import descent
-from stages import refine
+from stages import {stage}
 advance = descent.Descent._advance
 descent.SAVE_EVERY = 0.0
 def dying(self, batch):
@@ -27,21 +28,32 @@ def dying(self, batch):
         os.kill(os.getpid(), signal.SIGKILL)
     advance(self, batch)
 descent.Descent._advance = dying
-refine.main()
+{stage}.main()
 """
+STEPS = {"steps": 60, "batch": 64, "rate": 0.1}
+CHOICES = {
+    "refine": {"by": "layer", **{name: option.default for name, option in LAYER.items()}, **STEPS},
+    "quantize": {
+        "by": "descent",
+        **{name: option.default for name, option in DESCENT.items()},
+        **STEPS,
+        "bits": 2,
+        "group": 8,
+    },
+}
 
 
 @pytest.mark.full
 @pytest.mark.faults
-def test_a_killed_refine_goes_on_from_its_scratch_folder_and_removes_it(described, captured, reader, tmp_path):
+@pytest.mark.parametrize("stage", CHOICES)
+def test_a_killed_descent_goes_on_from_its_scratch_folder_and_removes_it(described, captured, reader, tmp_path, stage):
     layer, made = 1, {"stage": "test"}
     experts, expert_map = read_experts(described, layer), [0, 0, 1, 2, 2, 2, 3, 1]
     solved, _ = solve(experts, expert_map, [1] * 8, reader, Activation("silu"), method="mergemoe", ridge=0.0)
     store.write_json(tmp_path / "layout.json", described, made)
     store.write_tensors(tmp_path / "solved.safetensors", solved, made)
-    (tmp_path / "dies.py").write_text(DIES)
-    options = {name: option.default for name, option in LAYER.items()} | {"steps": 60, "batch": 64, "rate": 0.1}
-    cfg = json.dumps({"by": "layer", "threads": 1, **options})
+    (tmp_path / "dies.py").write_text(DIES.format(stage=stage))
+    cfg = json.dumps({"threads": 1, **CHOICES[stage]})
     inputs = {"layout": "layout.json", "solved": "solved.safetensors", "capture": captured[layer]}
     named = [part for name, path in inputs.items() for part in (f"--{name}", str(path))]
     run = partial(
@@ -50,14 +62,15 @@ def test_a_killed_refine_goes_on_from_its_scratch_folder_and_removes_it(describe
     command = ["--cfg", cfg, "--code", "0", "--layer", str(layer), *named, "--device", "cpu", "--out"]
     killed = run([sys.executable, "dies.py", *command, "one/layer.safetensors"])
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    (scratch,) = (tmp_path / "scratch" / "refine").iterdir()
+    (scratch,) = (tmp_path / "scratch" / stage).iterdir()
     assert [path.name for path in scratch.iterdir()] == ["state.safetensors"]  # files of tokens have no name
     assert store.read_tensors(scratch / "state.safetensors")["steps"].tolist()[0] == 30
-    done = run([sys.executable, "-m", "stages.refine", *command, "one/layer.safetensors"])
+    done = run([sys.executable, "-m", f"stages.{stage}", *command, "one/layer.safetensors"])
     assert done.returncode == 0, done.stderr
     assert not scratch.exists()
-    whole = run([sys.executable, "-m", "stages.refine", *command, "other/layer.safetensors"])
+    whole = run([sys.executable, "-m", f"stages.{stage}", *command, "other/layer.safetensors"])
     assert whole.returncode == 0, whole.stderr
     for name in ("layer.safetensors", "layer.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
-    assert json.loads((tmp_path / "one/layer.json").read_text())["best_step"] > 0
+    record = json.loads((tmp_path / "one/layer.json").read_text())
+    assert record.get("best_step", 1) > 0

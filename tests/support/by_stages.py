@@ -17,6 +17,8 @@ from mergemoe.models.layered_model import LayeredModel
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.problem import Problem
 from mergemoe.moe.router_rule import layer_router
+from mergemoe.quantization.options import KINDS
+from mergemoe.quantization.quantize import quantize as quantize_layer
 from mergemoe.reconstruction.options import LAYER
 from mergemoe.reconstruction.refine import refine as refine_layer
 
@@ -30,8 +32,8 @@ def drawn(rows=8):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def by_workflow(path, tokens, folder, dtype, method, width=1.0, refine=None, grouping=None, **options):
-    """What the stages compute, called one after the other; `refine` and `grouping` are options of those, if given."""
+def by_workflow(path, tokens, folder, dtype, method, width=1.0, refine=None, grouping=None, quantize=None, **options):
+    """What the stages compute, called one after the other; `refine` and others are options of those, if given."""
     options = catalogue.complete(method, options | ({"width": width} if width < 1 else {}))
     routing = catalogue.routing(method, options)
     changes, grouping = routing != "preserved", {"by": catalogue.usual_grouping(method, routing), **(grouping or {})}
@@ -61,5 +63,11 @@ def by_workflow(path, tokens, folder, dtype, method, width=1.0, refine=None, gro
                     experts, start, reader, act, router=router, scratch=scratch / str(entry["layer"]), **given
                 )
                 assert record["steps"] == refine["steps"]
+            if quantize:
+                given = {name: quantize.get(name, option.default) for name, option in KINDS[quantize["by"]].items()}
+                start = solved[entry["layer"]]
+                solved[entry["layer"]], _ = quantize_layer(
+                    experts, start, reader, act, router=router, by=quantize["by"], **given
+                )
     assemble(described, solved, folder / "workflow")
     return mergemoe.load(folder / "workflow", "cpu")

@@ -210,9 +210,21 @@ def test_a_refine_holds_the_state_of_the_kept_experts_and_its_tokens_on_disk(stu
 def test_the_plan_tells_the_scratch_of_a_refine_if_a_run_has_one(study, tmp_path):
     refined = plan.plan_text(study(samples=1024, refine={"tuned": {"by": "layer"}}), tmp_path)
     kept = 2 * 4 * 1024 * 256 * 512 / 1e6
-    told = f"scratch/ while a layer is refined: up to {kept:,.1f} MB, or {kept / 2:,.1f} MB with `targets: recomputed`"
+    told = f"fitted on its grids: up to {kept:,.1f} MB, or {kept / 2:,.1f} MB with `targets: recomputed`"
     assert told in refined and "text/half/joint+tuned" in refined
-    assert "refined" not in plan.plan_text(study(), tmp_path)
+    rounded = study(samples=1024, quantize={"d2": {"by": "descent", "bits": 2}})
+    assert told in plan.plan_text(rounded, tmp_path)
+    assert "refined" not in plan.plan_text(study(quantize=G4), tmp_path)
+
+
+def test_a_quantization_by_descent_holds_and_writes_what_a_refine_does_too(study):
+    choices = {**G4, "d2": {"by": "descent", "bits": 2}}
+    params, names = study(quantize=choices, refine={"tuned": {"by": "layer"}}), RUN | {"refine": "tuned"}
+    gptq, descent = (job_resources.job_need(params, "quantize", {**names, "quantize": name}) for name in choices)
+    refine = job_resources.job_need(params, "refine", names)
+    assert descent.memory > max(gptq.memory, refine.memory)
+    assert descent.flops == gptq.flops + refine.flops
+    assert descent.disk == pytest.approx(gptq.disk + refine.disk, abs=3)  # each in whole MB, with a constant
 
 
 def test_checkpoints_are_as_large_as_the_plan_says(study):

@@ -3,7 +3,7 @@
 import pytest
 from refusals import accepts
 
-from mergemoe.compressed import arguments
+from mergemoe.compressed import addition_arguments
 from mergemoe.reconstruction.options import KINDS, LAYER
 from mergemoe.workflow.config.refine import LAYER as SECTION
 
@@ -16,7 +16,7 @@ def test_params_yaml_and_compress_allow_the_same_values(name):
     for value in VALUES + LISTS:
         allowed = LAYER[name].allows(value)
         assert accepts(SECTION.model_validate, {"by": "layer", name: value}) == allowed, value
-        assert accepts(arguments.refine_options, {name: value}, "pruned") == allowed, value
+        assert accepts(addition_arguments.refine_options, {name: value}, "pruned") == allowed, value
 
 
 def test_a_choice_without_options_has_the_defaults_of_the_table():

@@ -160,6 +160,12 @@ class Params(Section):
         """Return the routing of a choice of `solve`: preserved, pruned or folded."""
         return catalogue.routing(self.solve[solve].method, self.solve[solve].model_dump())
 
+    def descents(self, run: Run) -> list[str]:
+        """Return the choices of a run that are a descent, each as `section.choice`."""
+        rounded = run.quantize and self.quantize[run.quantize].by == "descent"
+        chosen = {"refine": run.refine, "quantize": run.quantize if rounded else None}
+        return [f"{section}.{choice}" for section, choice in chosen.items() if choice]
+
     def all_runs(self) -> list[Run]:
         """Return the runs, in order; `runs: all` is every combination that fits, without and with each addition."""
         return [run for run in self._named() if not self.misfit(run)]

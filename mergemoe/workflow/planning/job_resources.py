@@ -142,7 +142,13 @@ class _Job:
         grams = layer.grams(min(layer.kept, max(1, layer_sizes.GRAM_BYTES // (8 * size**2))), size)
         result = 4 * layer.numbers * layer.kept * layer.kept_width / (layer.experts * layer.width)
         held = 4 * layer.numbers * 1.8 + layer.chunk + 3 * result + grams.tensors
-        return Held(held, disk=result, flops=4 * layer.flops + layer.kept * grams.flops)
+        found = Held(held, disk=result, flops=4 * layer.flops + layer.kept * grams.flops)
+        options = self.params.quantize[self.names["quantize"]].model_dump()
+        if options["by"] != "descent":
+            return found
+        descent = refine_held(layer, options)
+        rounded = 2 * result  # of the weights behind them
+        return found.then(descent._replace(tensors=descent.tensors + rounded))
 
     def assemble(self) -> Held:
         size = self._subject()["bytes"]

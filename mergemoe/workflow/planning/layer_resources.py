@@ -29,6 +29,11 @@ class Held(NamedTuple):
     disk: float = 0
     flops: float = 0
 
+    def then(self, other: "Held") -> "Held":
+        """Return what a job holds that does one after the other, and writes both."""
+        most = (max(mine, its) for mine, its in zip(self[:2], other[:2], strict=True))
+        return Held(*most, disk=self.disk + other.disk, flops=self.flops + other.flops)
+
 
 class Layer(NamedTuple):
     """N experts that become M.

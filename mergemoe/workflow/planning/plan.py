@@ -131,9 +131,9 @@ def _formats(params: Params) -> str:
 
 
 def _refines(params: Params) -> list[str]:
-    """Return a line with the disk that the largest job of a refine takes while it runs, if a run has one."""
+    """Return a line with the disk that the largest job of a descent takes while it runs, if a run has one."""
     sizes = list[tuple[int, int]]()
-    for run in (run for run in params.all_runs() if run.refine):
+    for run in (run for run in params.all_runs() if params.descents(run)):
         chosen, model = params.calibrate[run.calibrate], model_counts(params.model[run.model].folder())
         sizes.append((chosen.samples * chosen.length, model.hidden))
     if not sizes:
@@ -141,8 +141,8 @@ def _refines(params: Params) -> list[str]:
     tokens, hidden = max(sizes, key=math.prod)
     kept, recomputed = (refine_scratch(tokens, hidden, how) / 1e6 for how in ("kept", "recomputed"))
     return [
-        f"  besides, scratch/ while a layer is refined: up to {kept:,.1f} MB, or {recomputed:,.1f} MB with "
-        "`targets: recomputed`"
+        f"  besides, scratch/ while a layer is refined or fitted on its grids: up to {kept:,.1f} MB, or "
+        f"{recomputed:,.1f} MB with `targets: recomputed`"
     ]
 
 

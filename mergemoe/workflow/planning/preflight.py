@@ -24,19 +24,28 @@ def check_params(params: Params) -> None:
     Raises:
         UserError: with the key of params.yaml to change.
     """
-    layers = {model: _experts(model, params) for model in dict.fromkeys(run.model for run in params.all_runs())}
+    layers = {model: experts_of(model, params) for model in dict.fromkeys(run.model for run in params.all_runs())}
     for model in layers:
         _check_encoder(params, model)
     for model, cluster in dict.fromkeys((run.model, run.cluster) for run in params.all_runs()):
         _check_cluster(params, model, cluster, layers[model])
     for run in params.all_runs():
-        if run.quantize:
-            _check_blocks(params, run)
-        _check_holdout(params, run)
-        _check_routing(params, run, layers[run.model])
+        check_run(params, run, layers[run.model])
     for model, refine in dict.fromkeys((run.model, run.refine) for run in params.all_runs() if run.refine):
         _check_parts(params, model, refine)
     _check_files(params)
+
+
+def check_run(params: Params, run: Run, experts: Mapping[int, int]) -> None:
+    """Check that the choices of a run fit its model, whose layers have so many experts: {layer: N}.
+
+    Raises:
+        UserError: with the key of params.yaml to change.
+    """
+    if run.quantize:
+        _check_blocks(params, run)
+    _check_holdout(params, run)
+    _check_routing(params, run, experts)
 
 
 def _check_encoder(params: Params, model: str) -> None:
@@ -88,8 +97,9 @@ def _check_holdout(params: Params, run: Run) -> None:
     """Check that a run whose choices are made on held-out tokens has some."""
     calibrate = params.calibrate[run.calibrate]
     held = heldout_count(calibrate.samples, calibrate.holdout)
-    if run.refine and (why := too_few(held)):
-        raise UserError(f"refine.{run.refine} on calibrate.{run.calibrate}: {why}")
+    for choice in params.descents(run):
+        if why := too_few(held):
+            raise UserError(f"{choice} on calibrate.{run.calibrate}: {why}")
     if held:
         return
     chosen, empty = (
@@ -185,7 +195,12 @@ def _check_routing(params: Params, run: Run, counts: Mapping[int, int]) -> None:
         raise UserError(f"{run.name}: {error}") from None
 
 
-def _experts(model: str, params: Params) -> dict[int, int]:
+def experts_of(model: str, params: Params) -> dict[int, int]:
+    """Return {layer: N} of a model.
+
+    Raises:
+        UserError: if its checkpoint cannot be compressed.
+    """
     chosen = params.model[model]
     try:
         folder = chosen.folder()

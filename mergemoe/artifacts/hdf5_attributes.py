@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 
-def write_text(owner: Any, name: str, text: str) -> None:
+def write_attribute(owner: Any, name: str, text: str) -> None:
     """Give an HDF5 file or dataset an attribute."""
     owner.attrs[name] = np.bytes_(text.encode())
 
 
-def read_text(owner: Any, name: str) -> str:
+def read_attribute(owner: Any, name: str) -> str:
     """Return the text of an attribute.
 
     Raises:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mergemoe.artifacts.hdf5_text import read_text, write_text
+from mergemoe.artifacts.hdf5_attributes import read_attribute, write_attribute
 
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=300)
 OTHERS = {
@@ -25,9 +25,9 @@ OTHERS = {
 @given(text=texts)
 def test_what_is_written_is_read(text, tmp_path):
     with h5py.File(tmp_path / "one.h5", "w") as file:
-        write_text(file, "name", text)
+        write_attribute(file, "name", text)
     with h5py.File(tmp_path / "one.h5") as file:
-        assert read_text(file, "name") == text
+        assert read_attribute(file, "name") == text
     assert b"GCOL" not in (tmp_path / "one.h5").read_bytes()  # no global heap
 
 
@@ -36,9 +36,9 @@ def test_anything_else_is_refused_before_it_is_read(value, tmp_path):
     with h5py.File(tmp_path / "one.h5", "w") as file:
         file.attrs["name"] = value
         with pytest.raises(ValueError, match="the attribute name is no text of a fixed length"):
-            read_text(file, "name")
+            read_attribute(file, "name")
         with pytest.raises(KeyError):
-            read_text(file, "other")
+            read_attribute(file, "other")
 
 
 READS = """\
