@@ -10,10 +10,11 @@ import argparse
 import re
 
 from mergemoe.artifacts import atomic, digests, store
-from mergemoe.checkpoints import cost
+from mergemoe.checkpoints import cost, model_folder
 from mergemoe.compressed import checkpoint_card
 from mergemoe.compressed.assemble import assemble, saved_bytes
 from mergemoe.moe.layout_types import Layout
+from mergemoe.quantization import other_matrices
 from stages.support import command
 
 
@@ -22,14 +23,16 @@ def main(args: argparse.Namespace) -> None:
     """Read the layers, write the checkpoint whole."""
     layout: Layout = store.read_json(args.layout)
     solved = {int(re.findall(r"\d+", path)[-1]): store.read_tensors(path) for path in args.solved}
+    rest = args.cfg.get("quantize", {}).get("rest", other_matrices.NONE)
     with atomic.atomic(args.out) as folder:
-        assemble(layout, solved, folder)
+        assemble(layout, solved, folder, rest=rest)
         stock = checkpoint_card.is_stock(path.name for path in folder.iterdir())
         card = checkpoint_card.unscored_card(args.cfg, stock, **layout.get("license", {}))
         (folder / "README.md").write_text(card, encoding="utf-8")  # `mergemoe export` replaces it
         files = {path.name: digests.sha256(path) for path in sorted(folder.iterdir())}
         counted = cost.count_cost(folder)
-        counted["bytes"] -= saved_bytes(solved)
+        headers, config = model_folder.read_headers(folder), model_folder.read_config(folder)
+        counted["bytes"] -= saved_bytes(solved) + other_matrices.saved_bytes(headers, config, rest)
         payload = {"files": files, "cost": counted}
         store.write_json(folder / "provenance.json", payload, args.provenance)
 

@@ -130,6 +130,7 @@ _ROWS = (
         dvc="quantize",
         reads=(*_DRAWN, "solve", "refine"),
         sections=("quantize",),
+        parameters="layer_quantize_choice",
         threads="quantize",
         checkpoint="layer",
         device="gpu",

@@ -38,19 +38,21 @@ def count_cost(folder: str | Path, headers: Headers | None = None) -> dict[str, 
         UserError: the folder is no safetensors checkpoint, or config.json does not state the experts per token.
     """
     config = read_config(folder)
-    headers = {
-        key: header
-        for key, header in (headers or read_headers(folder)).items()
-        if "F" in header["dtype"] and header["bytes"]
-    }
-    if config.get("tie_word_embeddings") and any(map(_EMBEDDING.search, headers)):
-        headers = {key: header for key, header in headers.items() if not _HEAD.search(key)}  # a copy of the embedding
+    headers = counted_headers(headers or read_headers(folder), config)
     shares = _shares(headers, config, folder)
     return {
         "parameters": sum(math.prod(header["shape"]) for header in headers.values()),
         "bytes": sum(header["bytes"] for header in headers.values()),
         "flops_per_token": 2.0 * sum(math.prod(headers[key]["shape"]) * share for key, share in shares.items()),
     }
+
+
+def counted_headers(headers: Headers, config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the headers of a checkpoint's floating-point numbers, without a head that is a copy of the embedding."""
+    found = {key: header for key, header in headers.items() if "F" in header["dtype"] and header["bytes"]}
+    if config.get("tie_word_embeddings") and any(map(_EMBEDDING.search, found)):
+        return {key: header for key, header in found.items() if not _HEAD.search(key)}
+    return found
 
 
 def _shares(headers: Headers, config: Mapping[str, Any], folder: str | Path) -> dict[str, float]:

@@ -24,9 +24,17 @@ from mergemoe.moe.layout_types import LayerLayout, Layout
 from mergemoe.moe.packing import Stacking
 from mergemoe.moe.solved import group_sources
 from mergemoe.progress import track
+from mergemoe.quantization import other_matrices
+from mergemoe.quantization.grids import rounded_blocks
 
 
-def assemble(layout: Layout, solved: Mapping[int, Mapping[str, Tensor]], out: Path, shard_bytes: int = 4 << 30) -> None:
+def assemble(
+    layout: Layout,
+    solved: Mapping[int, Mapping[str, Tensor]],
+    out: Path,
+    shard_bytes: int = 4 << 30,
+    rest: str = other_matrices.NONE,
+) -> None:
     """Write a checkpoint folder; one that keeps all experts is the original, byte for byte.
 
     Args:
@@ -34,6 +42,7 @@ def assemble(layout: Layout, solved: Mapping[int, Mapping[str, Tensor]], out: Pa
         solved: {layer: tensors of solve.solve}.
         out: a new folder.
         shard_bytes: largest size of a file, and so of the memory needed; a larger tensor gets its own file.
+        rest: format of GGUF of the other matrices, whose values are written as float32; or none.
 
     Raises:
         UserError: if the routing changed and stock code cannot load the result.
@@ -46,7 +55,9 @@ def assemble(layout: Layout, solved: Mapping[int, Mapping[str, Tensor]], out: Pa
         sizes = {layer: (_kept(solved[layer]), _width(entry, solved[layer])) for layer, entry in merged.items()}
         config = stock.choose_config(original, layout, sizes, {layer: "router" in solved[layer] for layer in merged})
         with StoredTensors(folder) as stored:
+            rounded = [] if rest == other_matrices.NONE else other_matrices.other_matrices(stored.headers, original)
             tensors = _tensors(merged, solved, stored, mapped=config is None)
+            tensors = ((key, rounded_blocks(part, rest) if key in rounded else part) for key, part in tensors)
             write_shards(track(tensors, "assemble: tensors"), out, shard_bytes)
         if config is None:
             facts = {entry["module"]: module_facts(entry, *sizes[layer]) for layer, entry in merged.items()}

@@ -126,10 +126,13 @@ def _refined(choice: Mapping[str, Any]) -> str:
 
 
 def _quantized(choice: Mapping[str, Any]) -> str:
-    if choice["by"] == "round":
-        return QUANTIZED.format(how=f"the nearest values of GGUF's {choice['format']}")
-    then = ", and fitted to each layer's original output" if choice["by"] == "descent" else ""
-    return QUANTIZED.format(how=f"{choice['bits']} bits by GPTQ, in groups of {choice['group']}{then}")
+    how = f"the nearest values of GGUF's {choice.get('format')}"
+    if choice["by"] != "round":
+        then = ", and fitted to each layer's original output" if choice["by"] == "descent" else ""
+        how = f"{choice['bits']} bits by GPTQ, in groups of {choice['group']}{then}"
+    if choice["rest"] != "none":
+        how += f", all other matrices but routers to those of {choice['rest']}"
+    return QUANTIZED.format(how=how)
 
 
 def stages_of(parameters: Parameters) -> list[str]:

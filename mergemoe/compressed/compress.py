@@ -13,7 +13,7 @@ from mergemoe.calibration.hooks import Recorder
 from mergemoe.calibration.open_layer import OpenLayer
 from mergemoe.calibration.profile import profile_layer
 from mergemoe.compressed import addition_arguments, arguments, attached, memory_card, token_arguments
-from mergemoe.compressed.replace import experts_of, replace_layers
+from mergemoe.compressed.replace import experts_of, replace_layers, round_rest
 from mergemoe.errors import UserError
 from mergemoe.grouping import cluster
 from mergemoe.grouping.quick_search import usual_search
@@ -75,7 +75,7 @@ def compress(
         max_size: most experts of a group; None: any number.
         search: full or quick, how groups by selection are found; None: quick for layers of 32 experts or more.
         quantize: keys of a `quantize` choice in params.yaml: last, the experts of these layers are rounded to the
-            values of a format, in the model's dtype. None: they are not.
+            values of a format, and other matrices to that of `rest`, in the model's dtype. None: they are not.
         options: of the method, as in params.yaml (docs/method.md lists them).
 
     Raises:
@@ -126,6 +126,8 @@ def compress(
                     model, entry, kept[i], Remembered(rows, heldout), grouping, method, options, refined, rounded
                 )
     replace_layers(model, described, solved, config)
+    if rounded:
+        round_rest(model, rounded["rest"])
     if kept:
         chosen = {"calibrate": {"sequences": list(ids.shape), "seed": seed, "holdout": holdout}}
         chosen["cluster"] = {**grouping, "experts": kept if len(set(kept.values())) > 1 else min(kept.values())}

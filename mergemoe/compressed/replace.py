@@ -15,6 +15,8 @@ from mergemoe.moe.experts import Experts
 from mergemoe.moe.layout_types import LayerLayout, ModelLayout
 from mergemoe.moe.packing import Stacking
 from mergemoe.moe.solved import compact_experts
+from mergemoe.quantization import other_matrices
+from mergemoe.quantization.grids import rounded_blocks
 
 Solved = Mapping[int, Mapping[str, Tensor]]
 
@@ -50,6 +52,16 @@ def replace_layers(model: Any, described: ModelLayout, solved: Solved, config: M
             setattr(model.config, key, changed[key])
         model.__class__ = merged_class(described["architecture"])
         _CAN_RECORD_REGISTRY[model] = model._can_record_outputs  # transformers keeps it by class
+
+
+def round_rest(model: Any, rest: str) -> None:
+    """Round the matrices of a model outside its experts to the values of a format of GGUF, unless it is none."""
+    if rest == other_matrices.NONE:
+        return
+    parameters = dict(model.named_parameters())
+    headers = {name: {"dtype": "F32", "bytes": 1, "shape": list(part.shape)} for name, part in parameters.items()}
+    for name in other_matrices.other_matrices(headers, model.config.to_dict()):
+        parameters[name].data.copy_(rounded_blocks(parameters[name].detach(), rest))
 
 
 def _stay_stock(model: Any, entries: list[LayerLayout], solved: Solved, config: Mapping[str, Any]) -> None:

@@ -13,6 +13,11 @@ from mergemoe.reconstruction.options import LAYER
 # Formats of GGUF: numbers of a block, and the bytes that it takes.
 BLOCKS = {"Q8_0": (32, 34), "Q5_1": (32, 24), "Q5_0": (32, 22), "Q4_1": (32, 20), "Q4_0": (32, 18)}
 
+REST = Option(
+    "format of GGUF of every other matrix, with embeddings and without routers; none: they stay as they are",
+    default="none",
+    words=("none", *BLOCKS),
+)
 ROUND = {"format": Option("block format of GGUF", words=tuple(BLOCKS))}
 GPTQ = {
     "bits": Option("of a weight", at_least=2, at_most=8, whole=True),
@@ -23,7 +28,7 @@ GPTQ = {
 }
 DESCENT = {**GPTQ, **{name: option for name, option in LAYER.items() if name != "parts"}}
 DESCENT["rate"] = replace(LAYER["rate"], default=0.05)  # many weights are near the middle of two values (docs/log.md)
-KINDS = {"round": ROUND, "gptq": GPTQ, "descent": DESCENT}
+KINDS = {"round": ROUND | {"rest": REST}, "gptq": GPTQ | {"rest": REST}, "descent": DESCENT | {"rest": REST}}
 TEXTS = {
     "round": "every weight to the nearest value of a format of GGUF",
     "gptq": "GPTQ: one column after the other, the rest of a row corrected for its error on the calibration tokens",

@@ -120,6 +120,10 @@ class Graph:
         """Return the checkpoint that is compressed as one string."""
         return tracking.parameter_text(self.plain(wildcards.model).model_dump())
 
+    def layer_quantize_choice(self, wildcards: Any) -> str:
+        """Return what the quantization of a layer depends on; assemble alone rounds the rest."""
+        return tracking.parameter_text(self.params.quantize[wildcards.quantize].model_dump(exclude={"rest"}))
+
     def calibration_text(self, wildcards: Any) -> list[str]:
         """Return the local file that a calibration draws from; none for a data set."""
         source = self.params.calibrate[wildcards.calibrate].source

@@ -30,7 +30,7 @@ HOW = [
     (torch.bfloat16, "oracle", None, None),
     (torch.bfloat16, "mergemoe", REFINE, None),
     (torch.float32, "mergemoe", REFINE, GPTQ),
-    (torch.bfloat16, "average", None, {**GPTQ, "by": "descent", **REFINE}),
+    (torch.bfloat16, "average", None, {**GPTQ, "by": "descent", **REFINE, "rest": "Q8_0"}),
 ]
 NAMES = ["qwen3_moe", "gpt_oss", "nemotron_h", "dbrx", "longcat_flash", "jetmoe", "llama4_text"]
 

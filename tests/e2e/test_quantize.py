@@ -11,11 +11,13 @@ from safetensors.torch import load_file
 from tiny_project import planned, snakemake
 
 import mergemoe
+from mergemoe.checkpoints import model_folder
+from mergemoe.quantization import other_matrices
 
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600), pytest.mark.full]
 
 CHOICES = {"g4": {"by": "gptq", "bits": 4, "group": 8}, "g2": {"by": "gptq", "bits": 2, "group": 8}}
-CHOICES["d2"] = {**CHOICES["g2"], "by": "descent", "steps": 8, "batch": 64}
+CHOICES["d2"] = {**CHOICES["g2"], "by": "descent", "steps": 8, "batch": 64, "rest": "Q8_0"}
 HALF, WHOLE = ["tiny", "mixed", "half", "mergemoe", "tuned"], ["tiny", "mixed", "whole", "average", None]
 RUNS = [[*HALF, "g4"], [*HALF, "g2"], [*HALF, "d2"], [*WHOLE, "g4"], ["tiny", "mixed", "half", "average", None, "g4"]]
 NAMES = [
@@ -52,9 +54,13 @@ def metrics(project):
 def test_the_size_is_that_of_the_format_and_the_plan_knows_it(project):
     told, found = run(project, "mergemoe", "plan").stdout, metrics(project)
     experts = 2 * 8 * 3 * 24 * 32  # numbers: two layers of eight
+    model = project / yaml.safe_load((project / "params.yaml").read_text())["model"]["tiny"]["path"]
+    others = other_matrices.saved_bytes(model_folder.read_headers(model), model_folder.read_config(model), "Q8_0")
+    assert others > 0
     for name, kept, bits in zip(NAMES, (0.5, 0.5, 0.5, 1, 0.5), (4, 2, 2, 4, 4), strict=True):
         size = found["runs"][f"mixed/{name}"]["cost/bytes"]
-        assert size == found["full"]["cost/bytes"] - 2 * experts + kept * experts * (bits + (16 + bits) / 8) / 8
+        without = found["full"]["cost/bytes"] - 2 * experts - (others if name.endswith("@d2") else 0)
+        assert size == without + kept * experts * (bits + (16 + bits) / 8) / 8
         assert f"{int(size):,}" in next(line for line in told.splitlines() if f"mixed/{name} " in line)
 
 
@@ -74,8 +80,19 @@ def test_a_quantized_checkpoint_has_few_values_and_loads(project):
     assert torch.equal(model.model.layers[1].mlp.experts.down_proj.data, tensors["down"])
     card = (project / "results/models/tiny/mixed/half/mergemoe+tuned@g2/README.md").read_text()
     assert "rounded to 2 bits by GPTQ, in groups of 8 (" in card and "`tiny/mixed/half/mergemoe+tuned@g2`" in card
-    card = (project / "results/models/tiny/mixed/half/mergemoe+tuned@d2/README.md").read_text()
-    assert "in groups of 8, and fitted to each layer's original output (" in card
+    path = project / "results/models/tiny/mixed/half/mergemoe+tuned@d2"
+    card = (path / "README.md").read_text()
+    assert (
+        "in groups of 8, and fitted to each layer's original output, all other matrices but routers to those of" in card
+    )
+    (embedding,) = {
+        tuple(part.unflatten(-1, (-1, 32)).flatten(0, 1)[5].tolist())
+        for file in path.glob("*.safetensors")
+        for key, part in load_file(file).items()
+        if key.endswith("embed_tokens.weight")
+    }
+    steps = torch.tensor(embedding) / max(map(abs, embedding)) * 127
+    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=0.1)  # Q8_0: a scale in 16 bits, 255 values
 
 
 def test_a_record_has_both_errors(project):
@@ -92,6 +109,8 @@ def test_changing_bits_reruns_the_quantization_and_what_is_below(project):
     try:
         path.write_text(before.replace("bits: 2", "bits: 3", 1))
         assert planned(project) == {"quantize": 2, **one}
+        path.write_text(before.replace("rest: Q8_0", "rest: Q4_0"))
+        assert planned(project) == one  # its layers stay
     finally:
         path.write_text(before)
 

@@ -69,5 +69,5 @@ def by_workflow(path, tokens, folder, dtype, method, width=1.0, refine=None, gro
                 solved[entry["layer"]], _ = quantize_layer(
                     experts, start, reader, act, router=router, by=quantize["by"], **given
                 )
-    assemble(described, solved, folder / "workflow")
+    assemble(described, solved, folder / "workflow", rest=(quantize or {}).get("rest", "none"))
     return mergemoe.load(folder / "workflow", "cpu")

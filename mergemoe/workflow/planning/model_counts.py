@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mergemoe.checkpoints import config_keys, cost, expert_headers, model_folder, router_headers
+from mergemoe.quantization.options import REST
+from mergemoe.quantization.other_matrices import saved_bytes
 
 
 class ModelCounts(NamedTuple):
@@ -18,7 +20,8 @@ class ModelCounts(NamedTuple):
 
     parameters, bytes, flops: of the whole model, flops per token. layer, layer_bytes: numbers of the largest decoder
     layer, and their bytes. outside: numbers in no layer. largest_file: bytes. routed: {layer: experts, width,
-    parameters, bytes}; routers: {layer: parameters, bytes}.
+    parameters, bytes}; routers: {layer: parameters, bytes}. saved: {format: bytes that the matrices outside the experts
+    lose in it}.
     """
 
     parameters: int
@@ -34,6 +37,7 @@ class ModelCounts(NamedTuple):
     hidden: int
     top_k: int
     vocabulary: int
+    saved: dict[str, int]
 
 
 @functools.cache
@@ -61,4 +65,5 @@ def model_counts(folder: Path) -> ModelCounts:
         hidden=config_keys.needed_size(config, "hidden_size"),
         top_k=config_keys.config_top_k(config) or 1,
         vocabulary=config_keys.needed_size(config, "vocabulary"),
+        saved={format: saved_bytes(headers, config, format) for format in REST.words},
     )

@@ -12,6 +12,7 @@ from mergemoe.calibration import token_sequences
 from mergemoe.checkpoints.expert_headers import read_plain_headers
 from mergemoe.moe import layer_sizes
 from mergemoe.quantization.options import weight_bits
+from mergemoe.quantization.other_matrices import NONE
 from mergemoe.text_table import aligned_table
 from mergemoe.workflow.config.params import Params
 from mergemoe.workflow.planning import jobs
@@ -49,7 +50,8 @@ def run_size(params: Params, run: Run) -> dict[str, int]:
     """
     model, removed = model_counts(params.model[run.model].folder()), Counter[str]()
     widths = kept_widths(params, run)
-    bits = weight_bits(params.quantize[run.quantize].model_dump()) if run.quantize else None
+    choice = params.quantize[run.quantize].model_dump() if run.quantize else {}
+    bits, removed["bytes"] = weight_bits(choice) if choice else None, model.saved[choice.get("rest", NONE)]
     for layer, (n, m) in kept_per_layer(params, run).items():
         whole_width, width = model.routed[layer]["width"], widths[layer]
         if params.solve[run.solve].method == "oracle":
