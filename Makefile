@@ -7,6 +7,7 @@
 # make test-slurm    run the SLURM tests on a cluster on this machine, 15 minutes; SLURM_TESTS="a or b" selects some
 # make bench   compare all methods at equal size, hours; BENCH="demo few" selects comparisons of benchmarks/methods.py
 # make bench-refine    compare methods before and after a refine, an hour or less for each of PIECES="demo_64_50 ..."
+# make bench-frontier    compare merging and quantizing at equal bytes, 40 minutes of one core for each of PIECES="demo_select_50 ..."
 # make check   check style, formats, types and imports, and look up known vulnerabilities of the locked packages
 # make docs    build the documentation into scratch/site; a broken link or an unknown function fails
 # make lock    write envs/*.txt again with the newest versions that pins.txt allows
@@ -17,7 +18,6 @@
 
 PYTHON ?= python3
 BENCH ?= demo generation code few
-PIECES ?= demo_64_50
 TORCH_INDEX ?=
 SLURM_TESTS ?= slurm
 TESTS ?= not slurm
@@ -33,7 +33,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error $(CURDIR): the path contains a blank, and Snakemake cannot work there. Move the project to another folder)
 endif
 
-.PHONY: demo test test-all test-faults test-lowest test-serving test-slurm bench bench-refine check docs lock
+.PHONY: demo test test-all test-faults test-lowest test-serving test-slurm bench bench-refine bench-frontier check docs lock
 .DELETE_ON_ERROR:
 
 demo: .venv/run
@@ -77,16 +77,18 @@ bench: .venv/run
 		.venv/bin/python benchmarks/methods.py table $$name; \
 	done
 
-bench-refine: .venv/run
-	@mkdir -p scratch benchmarks/refine
+bench-refine: PIECES ?= demo_64_50
+bench-frontier: PIECES ?= demo_full_100
+bench-refine bench-frontier: bench-%: .venv/run
+	@mkdir -p scratch
 	set -e; for piece in $(PIECES); do \
-		for seed in $$(.venv/bin/python benchmarks/refine.py left $$piece); do \
-			.venv/bin/python benchmarks/refine.py params $$piece $$seed > scratch/$$piece.yaml; \
+		for seed in $$(.venv/bin/python benchmarks/$*.py left $$piece); do \
+			.venv/bin/python benchmarks/$*.py params $$piece $$seed > scratch/$$piece.yaml; \
 			.venv/bin/snakemake --cores all --configfile scratch/$$piece.yaml --replace-workflow-config; \
-			.venv/bin/python benchmarks/refine.py keep $$piece; \
+			.venv/bin/python benchmarks/$*.py keep $$piece; \
 		done; \
 	done
-	.venv/bin/python benchmarks/refine.py table
+	.venv/bin/python benchmarks/$*.py table
 
 check: .venv/dev
 	.venv/bin/ruff check

@@ -3,12 +3,14 @@
 import errno
 import os
 import resource
+import subprocess
 import sys
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from project import ROOT
 from snakemake.exceptions import WorkflowError
 
 from mergemoe import cli
@@ -77,6 +79,15 @@ def test_the_command_line_and_the_snakefile_show_one_line(tmp_path, monkeypatch,
     with pytest.raises(WorkflowError, match=r"Not a directory|File exists") as error, mistakes.plain_errors():
         runs._try_to_write()
     assert "while results/.tmp/probe" in str(error.value)
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_word(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "mergemoe.cli", "plan"]
+    with os.fdopen(write, "w") as nobody:
+        done = subprocess.run(command, cwd=ROOT, stdout=nobody, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("size", [0, 1000, 6000])
