@@ -1,9 +1,11 @@
-"""The lower envelope of combinations over their bytes, and a picture of it as SVG."""
+"""A picture of combinations over their bytes, with their lower envelope, as SVG."""
 
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import Protocol, TypeVar
+from typing import Protocol
+
+from mergemoe.report.score_plots import lower_envelope
 
 COLOURS = ("#777777", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a3d9a")
 FONT = 'font-family="sans-serif" font-size="13"'
@@ -27,20 +29,6 @@ class Placed(Protocol):
     def kl(self) -> float:
         """Return its KL."""
         ...
-
-
-P = TypeVar("P", bound=Placed)
-
-
-def lower(points: Sequence[P]) -> list[P]:
-    """Return the points that no other one of as few bytes is nearer than, the largest first."""
-    best = math.inf
-    kept = []
-    for point in sorted(points, key=lambda point: (point.bytes, point.kl)):
-        if point.kl < best:
-            kept.append(point)
-            best = point.kl
-    return kept[::-1]
 
 
 def picture(points: Sequence[Placed]) -> str:
@@ -84,7 +72,8 @@ def picture(points: Sequence[Placed]) -> str:
             f'<line x1="{WIDTH - RIGHT + 15}" x2="{WIDTH - RIGHT + 40}" y1="{y}" y2="{y}" stroke="{colour}"{dash}/>'
         )
         parts.append(f'<text x="{WIDTH - RIGHT + 47}" y="{y + 4}">{escape(name)}</text>')
-    parts.append(drawn(lower(points), 'stroke="black" stroke-width="6" stroke-opacity="0.18"'))
+    lowest = [points[place] for place in lower_envelope([(point.bytes, point.kl) for point in points])]
+    parts.append(drawn(lowest, 'stroke="black" stroke-width="6" stroke-opacity="0.18"'))
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">MB of the checkpoint</text>')
     parts.append(f'<text transform="translate(18 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">KL</text>')

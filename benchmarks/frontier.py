@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # also when a test loads this fi
 import envelope
 import methods
 
+from mergemoe.report.score_plots import lower_envelope
+
 FOLDER = Path(__file__).with_suffix("")
 METHODS = ("reap", "folded", "slim", "select")
 FULL = "full"  # all experts, none changed
@@ -144,7 +146,7 @@ def table() -> Iterator[str]:
         yield "| MB | lowest KL | bits | KL | perplexity | BLiMP | full model, quantized: MB, KL |"
         yield "|---|---|---|---|---|---|---|"
         plain = [point for point in found if point.method == FULL]
-        for point in envelope.lower(found):
+        for point in (found[place] for place in reversed(lower_envelope([(point.bytes, point.kl) for point in found]))):
             other = next((one for one in plain if one.bytes <= point.bytes * 1.001), None)
             beside = (
                 "–" if other is None else "the same" if other == point else f"{other.bytes / 1e6:.2f}, {other.kl:.3g}"

@@ -1,5 +1,6 @@
 """Figures of the runs' quality: each score over size, and the error of every layer."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,8 +35,24 @@ class Line(NamedTuple):
     heldout: Sequence[float | None]
 
 
+def lower_envelope(placed: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the places of the points (size, error) that no other one of at most their size beats, the smallest first.
+
+    Of equal points it is the first.
+    """
+    found, least = list[int](), math.inf
+    for place in sorted(range(len(placed)), key=lambda place: placed[place]):
+        if placed[place][1] < least:
+            found.append(place)
+            least = placed[place][1]
+    return found
+
+
 def quality(title: str, key: str, full: float | None, points: Sequence[Point], drawn: Mapping[str, Mark]) -> go.Figure:
-    """Draw a score over size, with one standard error; the full model is the dashed line."""
+    """Draw a score over size, with one standard error; the full model is the dashed line.
+
+    Where less is better, a broad line joins the runs that no smaller one beats.
+    """
     figure = go.Figure(layout={"template": HOUSE, "title": {"text": title}})
     for point in points:
         mark = drawn[point.method]
@@ -47,6 +64,17 @@ def quality(title: str, key: str, full: float | None, points: Sequence[Point], d
             marker={"color": mark.colour, "symbol": mark.symbol, "size": 11},
             name=point.run,
             hovertemplate=f"{point.run}<br>%{{y:.4g}} at %{{x:.1%}} of the bytes<extra></extra>",
+        )
+    if key in LOGARITHMIC:
+        best = [points[place] for place in lower_envelope([(point.share, point.value) for point in points])]
+        figure.add_scatter(
+            x=[point.share for point in best],
+            y=[point.value for point in best],
+            mode="lines",
+            line={"color": GREY, "width": 8},
+            opacity=0.3,
+            name="the lowest of its size",
+            hoverinfo="skip",
         )
     if full is not None:
         figure.add_scatter(

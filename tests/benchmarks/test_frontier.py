@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import random
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -51,20 +50,6 @@ def test_what_is_kept_is_not_measured_again_and_counts_as_the_mean(kept):
     assert {(point.kl, point.seeds) for point in points} == {(1.1, 2)} and len(points) == 14
     text = "\n".join(frontier.table())
     assert "demo-moe (4.00 MB" in text and "| slim+tuned, 50% | 4.00, 1.1 |" in text
-
-
-def test_the_envelope_has_every_point_that_none_beats():
-    draw = random.Random(0)
-    points = [frontier.Point("m", "50", str(i), draw.randint(1, 20), draw.randint(1, 20), 1, 1, 1) for i in range(60)]
-    found = envelope.lower(points)
-    assert found == sorted(found, key=lambda point: (-point.bytes, point.kl))
-    for point in points:
-        beaten = any(one.bytes <= point.bytes and one.kl <= point.kl for one in found)
-        better = any(
-            (one.bytes <= point.bytes and one.kl < point.kl) or (one.bytes < point.bytes and one.kl <= point.kl)
-            for one in points
-        )
-        assert beaten and (point in found) <= (not better)
 
 
 def test_the_picture_is_xml_with_a_line_per_name_and_the_envelope():

@@ -8,6 +8,7 @@ import synthetic
 from browsing import CONTRASTS, DESKTOP, PHONE, opened
 from report_stage import report
 
+from mergemoe.report import score_plots
 from mergemoe.report.metrics import shown as shown_as
 
 SIDEWAYS = "document.documentElement.scrollWidth - innerWidth"
@@ -66,6 +67,8 @@ def test_every_picture_of_scores_shows_the_numbers_of_metrics_json(browser, file
     with opened(browser, file) as (page, *_):
         for place, key in enumerate(keys, start=1):
             shown = {trace["name"]: trace for trace in drawn(page, f"quality-demo-{place}")}
+            lowest = shown.pop("the lowest of its size", None)
+            assert (lowest is not None) == (key in score_plots.LOGARITHMIC)
             full = shown.pop("full", None)
             assert (full and full["y"][0]) == numbers["full"].get(key)
             lines = page.evaluate("id => document.getElementById(id).layout.shapes || []", f"quality-demo-{place}")

@@ -1,5 +1,8 @@
 """The pictures of the report."""
 
+import random
+
+import pytest
 import synthetic
 
 from mergemoe.report import expert_chart, plot_style, refine_plots, score_plots, token_plots
@@ -83,3 +86,27 @@ def test_the_ticks_of_a_logarithmic_axis_are_plain_numbers():
     axis = plot_style.logarithmic([0.02, 0.5, None, 0.0])
     assert dict(zip(axis["tickvals"], axis["ticktext"], strict=True))[0.05] == "0.05"
     assert "20,000" in plot_style.logarithmic([100, 15_000])["ticktext"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_envelope_joins_the_runs_that_no_smaller_one_beats(seed):
+    draw = random.Random(seed)
+    placed = [(float(draw.randint(1, 20)), float(draw.randint(1, 20))) for _ in range(60)]
+    found = [placed[place] for place in score_plots.lower_envelope(placed)]
+    assert found == sorted(found) and len(set(found)) == len(found)
+    for size, error in placed:
+        others = [one for one in placed if one != (size, error)]
+        beaten = any(other <= size and value <= error for other, value in others)
+        assert ((size, error) in found) != beaten
+
+
+def test_a_score_of_which_less_is_better_is_drawn_with_its_envelope():
+    points = [
+        score_plots.Point(f"r{i}", "average", share, kl, None)
+        for i, (share, kl) in enumerate([(0.5, 0.1), (0.7, 0.2), (0.3, 0.4)])
+    ]
+    drawn = plot_style.marks(["average"])
+    kl, accuracy = (score_plots.quality("a score", key, None, points, drawn) for key in ("fidelity/kl", "task/acc"))
+    (line,) = [trace for trace in kl.data if trace.mode == "lines"]
+    assert (list(line.x), list(line.y)) == ([0.3, 0.5], [0.4, 0.1])
+    assert not [trace for trace in accuracy.data if trace.mode == "lines"]

@@ -17,7 +17,7 @@ from mergemoe.compressed import checkpoint_card
 from mergemoe.report import metrics
 from mergemoe.report.page import PARTS, PLOTLY
 
-Q4 = {"by": "round", "format": "Q4_0"}  # keys that the card of a quantized run reads
+Q4 = {"by": "round", "format": "Q4_0", "rest": "none"}  # keys that the card of a quantized run reads
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_the_page_holds_the_numbers_of_metrics_json(made, page):
     assert gathered == metrics.gather_scores(made / "results", synthetic.RUNS, synthetic.TASKS)
     assert block(page, 'id="metrics"') == gathered
     perplexity = view(page, "quality-demo-2", "fidelity/perplexity")
-    drawn = {trace["name"]: trace["y"][0] for trace in perplexity["data"]}
+    drawn = {trace["name"]: trace["y"][0] for trace in perplexity["data"] if trace["mode"] == "markers"}
     assert drawn.pop("full") == gathered["demo"]["full"]["fidelity/perplexity"]
     assert drawn == {name: run["fidelity/perplexity"] for name, run in gathered["demo"]["runs"].items()}
     for run in gathered["demo"]["runs"].values():
@@ -222,7 +222,7 @@ def test_a_card_says_how_experts_were_quantized_and_that_files_are_larger():
     }
     card = checkpoint_card.unscored_card(parameters, stock=True, made_by="A test")
     assert "rounded to the nearest values of GGUF's Q4_0" in card and "(method `average + quantize`)" in card
-    parameters["quantize"] = {"name": "g3", "by": "gptq", "bits": 3, "group": 64}
+    parameters["quantize"] = {"name": "g3", "by": "gptq", "bits": 3, "group": 64, "rest": "none"}
     assert "rounded to 3 bits by GPTQ, in groups of 64" in checkpoint_card.unscored_card(parameters, True, "A test")
 
 
