@@ -95,8 +95,8 @@ def excess(one, method, options, expert_map, usage, tensors, record):
     shares = np.stack([one.g[:, m].sum(1) for m in members], 1)
     norm = sum((part**2).sum() for role, part in one.experts.items() if role.startswith("down"))
 
-    def rounding(p):  # a solution is the prior and what is to be added; in float64 their sum may cancel
-        return (1e-15**2) * norm * (p**2).sum()
+    def rounding(p):  # the objective is summed up from Gram matrices: what the prior gives must cancel in float64
+        return 1e-15 * norm * (p**2).sum()
 
     if method == "mergemoe" and options["ridge"] == 0:
         for found in record["groups"]:
