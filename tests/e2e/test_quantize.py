@@ -64,6 +64,18 @@ def test_the_size_is_that_of_the_format_and_the_plan_knows_it(project):
         assert f"{int(size):,}" in next(line for line in told.splitlines() if f"mixed/{name} " in line)
 
 
+def test_the_plan_of_a_size_lists_what_was_measured_first(project):
+    found = metrics(project)
+    limit = sorted(scores["cost/bytes"] for scores in found["runs"].values())[3]
+    done = run(project, "mergemoe", "plan", "--bytes", f"{limit:.0f}")
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("  ")]
+    fits = {name: scores["fidelity/kl"] for name, scores in found["runs"].items() if scores["cost/bytes"] <= limit}
+    assert [line[0] for line in lines[: len(fits)]] == sorted(fits, key=fits.__getitem__)
+    assert all(line[3] == "–" and int(line[1].replace(",", "")) <= limit for line in lines[len(fits) :])
+    wrong = run(project, "mergemoe", "plan", "--bytes", "lots", ok=False)
+    assert wrong.returncode == 1 and "--bytes: got 'lots'; write a size as 16GB" in wrong.stderr
+
+
 def test_fewer_bits_are_further_from_the_full_model(project):
     found = metrics(project)["runs"]
     half, g4, g2 = (found[f"mixed/half/mergemoe+tuned{end}"]["fidelity/kl"] for end in ("", "@g4", "@g2"))
