@@ -11,7 +11,6 @@ weights that it keeps, without and with a refine, each at 16 and fewer bits; `fu
 minutes of one core.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -19,11 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 sys.path.insert(0, str(Path(__file__).parent))  # also when a test loads this file
 import envelope
 import methods
+import pieces
 
 from mergemoe.report.score_plots import lower_envelope
 
@@ -164,28 +162,15 @@ def table() -> Iterator[str]:
 
 def main() -> None:
     """Print a piece's params.yaml, write its file, print the tables or draw the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_subparsers(dest="what", required=True)
-    for name in ("left", "params", "keep"):
-        command = what.add_parser(name)
-        command.add_argument("piece", choices=list(PIECES))
-        if name == "params":
-            command.add_argument("seed", type=int)
-    what.add_parser("table")
+    parser, what = pieces.commands(__doc__, PIECES)
     command = what.add_parser("picture")
     command.add_argument("model", choices=["demo", "shared"])
     command.add_argument("file", type=Path)
     args = parser.parse_args()
-    if args.what == "left":
-        print(*left(args.piece))
-    elif args.what == "params":
-        yaml.safe_dump(params(args.piece, args.seed), sys.stdout, sort_keys=False)
-    elif args.what == "keep":
-        keep(args.piece)
-    elif args.what == "picture":
+    if args.what == "picture":
         args.file.write_text(envelope.picture(points(args.model)))
     else:
-        print("\n".join(table()).strip())
+        pieces.answer(args, left, params, keep, table)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ of two cores, and the table shows what is there.
 $MERGEMOE_SHARED/data.
 """
 
-import argparse
 import json
 import os
 import re
@@ -22,10 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 sys.path.insert(0, str(Path(__file__).parent))  # also when a test loads this file
 import methods
+import pieces
 import seven_tasks
 
 FOLDER = Path(__file__).with_suffix("")
@@ -185,23 +183,7 @@ def _ratios(found: dict[str, Any], share: str) -> str:
 
 def main() -> None:
     """Print a piece's params.yaml, write its file, or print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_subparsers(dest="what", required=True)
-    for name in ("left", "params", "keep"):
-        command = what.add_parser(name)
-        command.add_argument("piece", choices=list(PIECES))
-        if name == "params":
-            command.add_argument("seed", type=int)
-    what.add_parser("table")
-    args = parser.parse_args()
-    if args.what == "left":
-        print(*left(args.piece))
-    elif args.what == "params":
-        yaml.safe_dump(params(args.piece, args.seed), sys.stdout, sort_keys=False)
-    elif args.what == "keep":
-        keep(args.piece)
-    else:
-        print("\n".join(table()).strip())
+    pieces.answer(pieces.commands(__doc__, PIECES)[0].parse_args(), left, params, keep, table)
 
 
 if __name__ == "__main__":
