@@ -22,7 +22,7 @@ CODE = {  # the packages that the code digest of a stage may cover
     "solve": GROUND | {"calibration", "moe", "merging"},  # and the file of its method
     "refine": GROUND | {"calibration", "moe", "reconstruction"},
     "quantize": GROUND | {"calibration", "methods", "moe", "quantization", "reconstruction"},  # methods: options.Option
-    "assemble": GROUND | {"models", "moe", "compressed"},
+    "assemble": GROUND | {"models", "moe", "compressed", "quantization"},
     "reference": GROUND | {"calibration", "models", "moe"},
     "fidelity": GROUND | {"calibration", "models", "moe", "compressed", "evaluation"},
     "generate": GROUND | {"calibration", "models", "moe", "compressed", "evaluation"},

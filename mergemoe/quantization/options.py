@@ -8,10 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from mergemoe.methods.options import Option
+from mergemoe.quantization.blocks import BLOCKS
 from mergemoe.reconstruction.options import LAYER
-
-# Formats of GGUF: numbers of a block, and the bytes that it takes.
-BLOCKS = {"Q8_0": (32, 34), "Q5_1": (32, 24), "Q5_0": (32, 22), "Q4_1": (32, 20), "Q4_0": (32, 18)}
 
 REST = Option(
     "format of GGUF of every other matrix, with embeddings and without routers; none: they stay as they are",

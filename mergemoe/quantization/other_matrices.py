@@ -12,7 +12,7 @@ from typing import Any
 
 from mergemoe.checkpoints.cost import counted_headers
 from mergemoe.checkpoints.expert_headers import Headers, routed_tensors
-from mergemoe.quantization.options import BLOCKS
+from mergemoe.quantization.blocks import BLOCKS
 
 _ROUTER = re.compile(r"(^|[._])(gate|router)\.(.+\.)?weight$")
 NONE = "none"

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mergemoe.quantization.blocks import BLOCKS
 from mergemoe.quantization.gptq import gptq
 from mergemoe.quantization.grids import SHRINKS, fitted_grid, rounded_blocks
-from mergemoe.quantization.options import BLOCKS
 
 
 def drawn(rows, columns, tokens, seed=0):

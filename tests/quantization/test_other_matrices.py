@@ -7,7 +7,7 @@ import torch
 from mergemoe.checkpoints import cost, model_folder
 from mergemoe.models import layout
 from mergemoe.quantization import other_matrices
-from mergemoe.quantization.options import BLOCKS
+from mergemoe.quantization.blocks import BLOCKS
 
 
 def of_experts(described):
