@@ -73,7 +73,7 @@ def main() -> None:
     try:
         with writing():
             args.run(args)
-            sys.stdout.flush()
+            print(end="", flush=True)  # also if there is no standard output
     except UserError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:  # whoever reads, such as `head`, has enough
@@ -129,20 +129,23 @@ def run_plan(args: argparse.Namespace) -> None:
     params = _read_params(args.params)
     preflight.check_params(params)
     if args.bytes is not None:
-        print(_fitting(params, args.bytes))
+        print(_fitting(params, args))
         return
     print(plan.plan_text(params, Path("results")))
     if slurm.PROFILE.is_dir():
         print(f"\n{slurm_table.slurm_text(params)}")
 
 
-def _fitting(params: "Params", size: str) -> str:
+def _fitting(params: "Params", args: argparse.Namespace) -> str:
     from mergemoe.artifacts import paths
     from mergemoe.report import metrics
+    from mergemoe.workflow.ledger import commands
     from mergemoe.workflow.planning import fitting
 
-    limit, results = fitting.parse_bytes(size), Path(paths.RESULTS)
-    measured = metrics.read_metrics(results) if paths.below(results, paths.REPORTED).exists() else {}
+    limit, results, measured = fitting.parse_bytes(args.bytes), Path(paths.RESULTS), {}
+    if Path(args.params).resolve() == Path("params.yaml").resolve() and paths.below(results, paths.REPORTED).exists():
+        claims = commands.ask_ledger(Path.cwd())["claims"]
+        measured = fitting.current_scores(metrics.read_metrics(results), claims, results)
     return fitting.fitting_text(params, measured, limit)
 
 

@@ -85,6 +85,8 @@ def digest_activation_file(file: Any) -> str:
         dataset = file[name]
         if dataset.dtype.kind not in "biuf" or not dataset.shape or 0 in dataset.shape[1:] or dataset.nbytes > room:
             raise ValueError(f"{name} is {dataset.dtype} {list(dataset.shape)} in a file of {room // DEFLATED:,} bytes")
+        if dataset.is_virtual or dataset.external:  # its bytes lie in another file, which may not even end
+            raise ValueError(f"the numbers of {name} lie in another file")
         if dataset.chunks and (dataset.chunks[0] > ROWS or dataset.chunks[1:] != dataset.shape[1:]):
             raise ValueError(f"{name} of {list(dataset.shape)} has chunks of {list(dataset.chunks)}")
         facts = [name, str(dataset.dtype), list(dataset.shape), _attributes(dataset)]

@@ -10,10 +10,9 @@ from mergemoe.errors import UserError
 FULL = re.compile("no space left|file too large|quota exceeded", re.IGNORECASE)
 READ_ONLY = re.compile("read-only file system", re.IGNORECASE)
 REFUSED = re.compile(  # these may also be of reading
-    "permission denied|operation not permitted|input/output error|not a directory|file exists|file name too long"
-    "|stale file handle",
-    re.IGNORECASE,
+    "permission denied|operation not permitted|input/output error|file name too long|stale file handle", re.IGNORECASE
 )
+TAKEN = re.compile("not a directory|file exists", re.IGNORECASE)  # and so may these
 
 
 def refused_write(error: BaseException) -> UserError | None:
@@ -28,6 +27,8 @@ def refused_write(error: BaseException) -> UserError | None:
         fix = "Make room there"
     elif found := READ_ONLY.search(said) or (notes and REFUSED.search(said)):
         fix = "Make that place writable, or choose another"
+    elif found := notes and TAKEN.search(said):
+        fix = "Move away what lies there: a file, or a link to nothing"
     else:
         return None
     said = found[0].capitalize() if "\n" in said else said  # HDF5 adds its buffers

@@ -138,7 +138,11 @@ def _rows(count: int, like: Tensor, folder: Path | None) -> Tensor:
     shape = (count, *like.shape[1:])
     if folder is None or not count:
         return torch.empty(shape, dtype=like.dtype)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a file or a link to nothing lies there
+        error.add_note(f"while {folder} was written")
+        raise
     size = like[0].numel() * count
     with NamedTemporaryFile(dir=folder) as file:
         try:

@@ -24,6 +24,16 @@ def doubled(file):
     file["odd"] = h5py.SoftLink("/x")
 
 
+def virtual(file, source="other.h5"):
+    layout = h5py.VirtualLayout((9,), "f4")
+    layout[:] = h5py.VirtualSource(source, "odd", (9,))
+    file.create_virtual_dataset("odd", layout)
+
+
+def itself(file):
+    virtual(file, ".")
+
+
 CONTENT = {
     "a link to another file": (elsewhere, "odd is no dataset of this file"),
     "a link inside the file": (doubled, "odd is no dataset of this file"),
@@ -33,6 +43,12 @@ CONTENT = {
     "one number": (lambda file: file.create_dataset("odd", data=1.0), r"odd is float64 \[\]"),
     "more than fits": (lambda file: file.create_dataset("odd", (HUGE,), "f4", chunks=(100,)), "in a file of"),
     "a long chunk": (lambda file: file.create_dataset("odd", data=LONG, chunks=LONG.shape), "has chunks of"),
+    "a virtual dataset": (virtual, "the numbers of odd lie in another file"),
+    "a virtual dataset of itself": (itself, "the numbers of odd lie in another file"),
+    "external storage": (
+        lambda file: file.create_dataset("odd", (9,), "f4", external=[("/dev/zero", 0, h5py.h5f.UNLIMITED)]),
+        "the numbers of odd lie in another file",
+    ),
     "a chunk of columns": (
         lambda file: file.create_dataset("odd", (9, 4), "f4", chunks=(3, 2)),
         r"has chunks of \[3, 2\]",

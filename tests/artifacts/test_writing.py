@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shlex
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from mergemoe.artifacts.writing import refused_write, writing
 from mergemoe.calibration import capture
 from mergemoe.calibration.activation_file import Writer
 from mergemoe.errors import UserError
+from mergemoe.reconstruction import kept_tokens
 from mergemoe.workflow.ledger import record
 from stages.support import mistakes, runs
 
@@ -69,6 +71,14 @@ def test_a_name_that_no_file_system_takes_is_named(tmp_path):
         temporary.write_text("x")
 
 
+@pytest.mark.parametrize("lies", ["a file", "a link to nothing"])
+def test_a_scratch_folder_whose_place_is_taken_is_named(lies, tmp_path):
+    place = tmp_path / "scratch"
+    place.write_text("x") if lies == "a file" else place.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"while .*scratch/one was written\. Move away what lies there"), writing():
+        kept_tokens._rows(4, torch.zeros(1, 2), place / "one")
+
+
 def test_the_command_line_and_the_snakefile_show_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["mergemoe", "table"])
@@ -88,6 +98,8 @@ def test_a_reader_that_has_enough_ends_a_command_without_a_word(tmp_path):
     with os.fdopen(write, "w") as nobody:
         done = subprocess.run(command, cwd=ROOT, stdout=nobody, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (141, "")
+    done = subprocess.run(f"{shlex.join(command)} >&-", shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("size", [0, 1000, 6000])

@@ -72,6 +72,15 @@ def test_the_plan_of_a_size_lists_what_was_measured_first(project):
     fits = {name: scores["fidelity/kl"] for name, scores in found["runs"].items() if scores["cost/bytes"] <= limit}
     assert [line[0] for line in lines[: len(fits)]] == sorted(fits, key=fits.__getitem__)
     assert all(line[3] == "–" and int(line[1].replace(",", "")) <= limit for line in lines[len(fits) :])
+    path = project / "params.yaml"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace("bits: 4", "bits: 5"))
+        lines = run(project, "mergemoe", "plan", "--bytes", "1GB").stdout.splitlines()
+        assert {line.split()[3] for line in lines if "@g4 " in line} == {"–"}  # measured with 4 bits
+        assert "–" not in {line.split()[3] for line in lines if f"mixed/{NAMES[1]} " in line}
+    finally:
+        path.write_text(before)
     wrong = run(project, "mergemoe", "plan", "--bytes", "lots", ok=False)
     assert wrong.returncode == 1 and "--bytes: got 'lots'; write a size as 16GB" in wrong.stderr
 

@@ -8,7 +8,14 @@ from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import read_params
 from mergemoe.workflow.planning import fitting, plan
 
-SIZES = {"16GB": 16 * 10**9, "14.5 GiB": int(14.5 * 2**30), "300": 300, "0.5kB": 500, " 2MB ": 2_000_000}
+SIZES = {
+    "16GB": 16 * 10**9,
+    "14.5 GiB": int(14.5 * 2**30),
+    "300": 300,
+    "0.5kB": 500,
+    " 2MB ": 2_000_000,
+    "9007199254740993": 9007199254740993,
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,10 @@ def test_a_size_is_read_with_its_unit(text, size):
     assert fitting.parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "16Gb", "1e9", "0", "0.0001kB", "16 G B", "nan", "9" * 5000 + "Z"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "GB", "-1GB", "16Gb", "1e9", "0", "0.0001kB", "16 G B", "nan", "9" * 5000 + "Z", "9" * 400 + "GB", "9" * 5000],
+)
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(UserError, match="--bytes: got .*; write a size as 16GB") as error:
         fitting.parse_bytes(text)

@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
 
+from mergemoe.artifacts import paths, verify
 from mergemoe.artifacts.run import Run
 from mergemoe.errors import UserError, shown
 from mergemoe.report.metrics import Metrics
@@ -23,10 +26,30 @@ def parse_bytes(text: str) -> int:
     Raises:
         UserError: if it is none.
     """
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)", text.strip())
-    if not found or found[2] not in UNITS or not (size := int(float(found[1]) * UNITS[found[2]])):
+    found = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?) ?([A-Za-z]*)", text.strip())
+    if not found or found[2] not in UNITS or not (size := int(Decimal(found[1]) * UNITS[found[2]])):
         raise UserError(f"--bytes: got {shown(text)}; write a size as 16GB, 14.9GiB or 16000000000")
     return size
+
+
+def current_scores(metrics: Metrics, claims: verify.Claims, results: Path) -> Metrics:
+    """Return the runs of metrics.json whose fidelity was measured on what the choices, texts and code are now.
+
+    Args:
+        metrics: metrics.read_metrics.
+        claims: the expected provenance of every artifact.
+        results: the folder of all artifacts.
+    """
+
+    def current(model: str, subject: str) -> bool:
+        return verify.is_current(
+            paths.below(results, paths.SCORE, model=model, subject=subject, task="fidelity"), claims
+        )
+
+    return {
+        model: {"runs": {name: scores for name, scores in found["runs"].items() if current(model, name)}}
+        for model, found in metrics.items()
+    }
 
 
 def fitting_text(params: Params, metrics: Metrics, limit: int) -> str:
