@@ -85,8 +85,8 @@ def load(
         if _has_zeros(settings):
             raise UserError(
                 f"{path} has weights packed with zeros (compressed-tensors), and transformers "
-                f"{transformers.__version__} cannot load it ({in_short(error)}). Load the run's own checkpoint, or what "
-                "`mergemoe export` writes without --packed (docs/serving.md)"
+                f"{transformers.__version__} cannot load it ({in_short(error)}). Load the run's own checkpoint, or "
+                "what `mergemoe export` writes without --packed (docs/serving.md)"
             ) from error
         raise UserError(
             f"{path}: transformers cannot load it ({in_short(error)}). A file is damaged or was edited, or config.json "

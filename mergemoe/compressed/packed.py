@@ -24,11 +24,11 @@ from mergemoe.compressed import checkpoint_card
 from mergemoe.errors import UserError
 from mergemoe.moe.layout_types import LayerLayout, Layout
 from mergemoe.progress import track
+from mergemoe.quantization.quantize import ROLES
 
 _MATRIX = re.compile(r"(?P<experts>.+\.experts)\.\d+\.(?P<name>\w+)\.weight")
 _UNPACKED = "Or export it without --packed"
 _BY = "Add a choice with `by: gptq` or `by: descent` to `quantize` in params.yaml, and a run with it"
-_FORMAT = "pack-quantized"
 
 
 class Place(NamedTuple):
@@ -62,14 +62,15 @@ def packed_places(folder: Path, layout: Layout, options: Mapping[str, Any] | Non
             f"one, of `reap`, of `slim`, or of a grouping that keeps all experts. {_UNPACKED}"
         )
     places = dict(place for entry in layout["layers"] for place in _places(entry))
-    _scheme(options, [])
-    headers = model_folder.read_headers(folder)  # it has the keys of M experts of the N
-    return {key: place for key, place in places.items() if key in headers}
+    _scheme(options)
+    headers = model_folder.read_headers(folder)  # of M experts; the layout has the keys of all N
+    return {key: place for key, place in places.items() if key in headers and len(headers[key]["shape"]) == 2}
 
 
 def _places(entry: LayerLayout) -> Iterator[tuple[str, Place]]:
-    for role in {"gate", "up", "down"} & entry["roles"].keys():
-        facts = entry["roles"][role]
+    for role, facts in entry["roles"].items():
+        if role not in ROLES:
+            continue
         turned = facts["stored"]["transposed"] or facts["stored"]["flat"] or facts["stored"]["parts"] > 1
         if facts["fused"] or turned or not all(map(_MATRIX.fullmatch, facts["keys"])):
             raise UserError(
@@ -110,11 +111,10 @@ def _tensors(
     stored: StoredTensors, places: Mapping[str, Place], grids: Grids, options: Mapping[str, Any]
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors that stay, then those of one layer after the other, so that its grids are read once."""
-    scheme = _scheme(options, [])
+    scheme = _scheme(options)
     yield from ((key, stored[key]) for key in stored.headers if key not in places)
-    for layer, keys in itertools.groupby(
-        sorted(places, key=lambda key: places[key].layer), lambda key: places[key].layer
-    ):
+    of_layer = {key: place.layer for key, place in places.items()}
+    for layer, keys in itertools.groupby(sorted(places, key=of_layer.__getitem__), of_layer.__getitem__):
         tensors = grids(layer)
         for key in keys:
             scale, zero = (tensors[f"{places[key].role}_{part}"][places[key].row] for part in ("scale", "zero"))
@@ -138,27 +138,39 @@ def _packed(key: str, weight: Tensor, scale: Tensor, zero: Tensor, scheme: Any) 
 def _quantization_config(places: Mapping[str, Place], others: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
     from compressed_tensors.quantization import QuantizationConfig, QuantizationStatus
 
-    names: dict[str, set[str]] = {}
+    scheme, names = _scheme(options), dict[str, set[str]]()
     for found in filter(None, map(_MATRIX.fullmatch, places)):
         names.setdefault(found["experts"], set()).add(found["name"])
-    targets = [rf"re:^{re.escape(experts)}\.\d+\.({'|'.join(sorted(names[experts]))})$" for experts in sorted(names)]
+    scheme.targets = [
+        rf"re:^{re.escape(experts)}\.\d+\.({'|'.join(sorted(names[experts]))})$" for experts in sorted(names)
+    ]
     config = QuantizationConfig(
-        config_groups={"group_0": _scheme(options, targets)},
-        format=_FORMAT,
+        config_groups={"group_0": scheme},
+        format=scheme.format,
         quantization_status=QuantizationStatus.COMPRESSED,
         ignore=sorted(key.removesuffix(".weight") for key in others),
     )
     return config.model_dump(mode="json", exclude_none=True)
 
 
-def _scheme(options: Mapping[str, Any], targets: list[str]) -> Any:
-    """Return the package's description of our grids, for modules that match `targets`."""
+def _scheme(options: Mapping[str, Any]) -> Any:
+    """Return the package's description of our grids, yet without the modules that have them."""
     try:
-        from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+        from compressed_tensors.config import CompressionFormat
+        from compressed_tensors.quantization import (
+            QuantizationArgs,
+            QuantizationScheme,
+            QuantizationStrategy,
+            QuantizationType,
+        )
     except ImportError:
         raise UserError('packing needs the package compressed-tensors: pip install "mergemoe[packed]"') from None
 
     weights = QuantizationArgs(
-        num_bits=options["bits"], type="int", symmetric=False, strategy="group", group_size=options["group"]
+        num_bits=options["bits"],
+        type=QuantizationType.INT,
+        symmetric=False,
+        strategy=QuantizationStrategy.GROUP,
+        group_size=options["group"],
     )
-    return QuantizationScheme(targets=targets, weights=weights, format=_FORMAT)
+    return QuantizationScheme(targets=[], weights=weights, format=CompressionFormat.pack_quantized)

@@ -47,13 +47,13 @@ def packing_of(source: Path) -> Packing:
     places = packed.packed_places(source, layout, chosen.get("quantize"))
     numbers = sorted({place.layer for place in places.values()})
     layers = {n: paths.QUANTIZED.format(**run.wildcards, layer=paths.layer_name(n)) for n in numbers}
-    try:
-        verify.check_links(listed, {path: made["inputs"][path] for path in (described, *layers.values())}, Path(), {})
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}. {remade(*layers.values())}") from None
     for path in layers.values():
         with reading(path):
             names = read_header(path).tensors
         if "up_scale" not in names:
             raise damaged_artifact(path, "has no grids: an older version made it")
+    try:
+        verify.check_links(listed, {path: made["inputs"][path] for path in (described, *layers.values())}, Path(), {})
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}. {remade(*layers.values())}") from None
     return Packing(source, places, chosen["quantize"], layers)
