@@ -1,4 +1,4 @@
-"""What a packed copy of a run's checkpoint is made from: the checkpoint, and the grids of its quantized layers."""
+"""The sources of a packed copy of a run: its checkpoint, and the grids of its quantized layers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +33,7 @@ class Packing(NamedTuple):
 
 
 def packing_of(source: Path) -> Packing:
-    """Return how the checkpoint of a run is packed.
+    """Return the sources of a packed copy of a run's checkpoint.
 
     Raises:
         UserError: if it cannot be, or the layers that it was made from are not there as they were.
