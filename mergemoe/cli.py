@@ -53,6 +53,9 @@ def main() -> None:
     command = commands.add_parser("export", help="copy a run's checkpoint with its full card")
     command.add_argument("name", metavar="RUN", help="MODEL/CALIBRATE/CLUSTER/SOLVE[+REFINE][@QUANTIZE]")
     command.add_argument("folder", metavar="DIR", help="a new folder")
+    command.add_argument(
+        "--packed", action="store_true", help="write quantized experts in their bits, as compressed-tensors has them"
+    )
     command.set_defaults(run=run_export)
 
     command = commands.add_parser("record", help="verify the finished results and record them with DVC")
@@ -196,8 +199,13 @@ def run_export(args: argparse.Namespace) -> None:
     """Copy a run's checkpoint with its full model card, after verifying both."""
     from mergemoe.report import export
 
-    export.export_run(args.name, Path(args.folder))
-    print(f"{args.folder}: load it with mergemoe.load({args.folder!r})")
+    export.export_run(args.name, Path(args.folder), args.packed)
+    how = (
+        "a program that reads compressed-tensors (docs/serving.md)"
+        if args.packed
+        else f"mergemoe.load({args.folder!r})"
+    )
+    print(f"{args.folder}: load it with {how}")
 
 
 if __name__ == "__main__":

@@ -41,9 +41,14 @@ REFINED = (
     "its weights if that did not surely lower its error on held-out tokens. "
 )
 
-QUANTIZED = (
-    "Last, the weights of all experts were rounded to {how} (`quantize`). They are stored as float32 numbers with the "
-    "values that this format has, so the files are larger than the size that is given. "
+QUANTIZED = "Last, the weights of all experts were rounded to {how} (`quantize`). "
+AS_FLOATS = (
+    "They are stored as float32 numbers with the values that this format has, so the files are larger than the size "
+    "that is given. "
+)
+PACKED = (
+    "They are stored in these bits, as the package compressed-tensors packs them, for programs that read its format "
+    "`pack-quantized` with zeros."
 )
 
 _BODY = """\
@@ -60,11 +65,17 @@ is unchanged. {refined}{quantized}{form} {made_by} made it:
 
 ```python
 {loading}```
-
+{or_without}```python
+{loading_without}```
+"""
+OR_WITHOUT = """
 or, if mergemoe is not installed,
 
-```python
-{loading_without}```
+"""
+PACKED_BY = """\
+transformers 4.57.6 with compressed-tensors 0.17.1 reads it at 2, 4 or 8 bits; transformers 5.23 does not read
+the zeros.
+
 """
 
 
@@ -117,6 +128,7 @@ def _body(parameters: Parameters, stock: bool, made_by: str | None) -> str:
         quantized=_quantized(parameters["quantize"]) if "quantize" in parameters else "",
         form=STOCK if stock else COMPACT,
         loading=lines[0],
+        or_without=OR_WITHOUT,
         loading_without=lines[1],
     )
 
@@ -132,7 +144,13 @@ def _quantized(choice: Mapping[str, Any]) -> str:
         how = f"{choice['bits']} bits by GPTQ, in groups of {choice['group']}{then}"
     if choice["rest"] != "none":
         how += f", all other matrices but routers to those of {choice['rest']}"
-    return QUANTIZED.format(how=how)
+    return QUANTIZED.format(how=how) + AS_FLOATS
+
+
+def packed_text(card: str) -> str:
+    """Return the card of a quantized stock checkpoint as that of its packed copy."""
+    ours = f"```python\n{LOADING}```\n{OR_WITHOUT}"
+    return card.replace(AS_FLOATS + STOCK, PACKED).replace(ours, PACKED_BY)
 
 
 def stages_of(parameters: Parameters) -> list[str]:

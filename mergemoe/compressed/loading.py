@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from mergemoe.artifacts.atomic import atomic
 from mergemoe.artifacts.writing import writing
 from mergemoe.checkpoints import model_folder
 from mergemoe.checkpoints.config_keys import config_values
+from mergemoe.checkpoints.quantization import quantization_settings
 from mergemoe.checkpoints.shards import CARRIED
 from mergemoe.checkpoints.validation import check_generation, check_stored_types, check_top_k
 from mergemoe.compressed import memory_card
@@ -80,6 +82,12 @@ def load(
     except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers' own, of any kind: each key of config.json can lead to another one
+        if _has_zeros(settings):
+            raise UserError(
+                f"{path} has weights packed with zeros (compressed-tensors), and transformers "
+                f"{transformers.__version__} cannot load it ({in_short(error)}). Load the run's own checkpoint, or "
+                "what `mergemoe export` writes without --packed (docs/serving.md)"
+            ) from error
         raise UserError(
             f"{path}: transformers cannot load it ({in_short(error)}). A file is damaged or was edited, or config.json "
             "and the weights belong to different checkpoints. Use the whole checkpoint as it was written"
@@ -101,6 +109,16 @@ def load(
 def _check_path(path: object) -> None:
     if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
         raise UserError(f"`path` must be the path of a folder; got {shown(path)}")
+
+
+def _has_zeros(settings: Mapping[str, Any]) -> bool:
+    """Tell whether a config.json describes weights packed with zeros, as `mergemoe export --packed` writes them."""
+    found = quantization_settings(settings)
+    groups = found.get("config_groups") if isinstance(found, Mapping) else {}
+    if not isinstance(groups, Mapping):
+        return False
+    kinds = [group.get("weights") for group in groups.values() if isinstance(group, Mapping)]
+    return any(isinstance(weights, Mapping) and weights.get("symmetric") is False for weights in kinds)
 
 
 def _checked(device: Any, dtype: Any) -> tuple[torch.device, Any]:

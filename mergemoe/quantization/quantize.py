@@ -19,7 +19,7 @@ from mergemoe.moe.tokens import Activations
 from mergemoe.moe.typed_torch import distinct
 from mergemoe.quantization.calibrated import calibrated_experts
 from mergemoe.quantization.descended import descended_experts
-from mergemoe.quantization.grids import rounded_blocks
+from mergemoe.quantization.grids import Grid, rounded_blocks
 from mergemoe.quantization.options import misfit, weight_bits
 from mergemoe.reconstruction.requirements import too_few
 
@@ -48,15 +48,16 @@ def quantize(
         options: `by` and all options of it (options.KINDS).
 
     Returns:
-        tensors: in the form of `solved`, with every group, in float32: the values that the format has; and `bytes`,
-        which the layer's experts take in it.
+        tensors: in the form of `solved`, with every group, in float32: the values that the format has; `bytes`, which
+        the layer's experts take in it; and by gptq and descent the grids [M, R, C / group] of each role: `<role>_scale`
+        in float16 and `<role>_zero` in uint8.
         record: errors before and after, and the bytes of the format.
 
     Raises:
         UserError: if a block does not divide the rows, or a descent has too few held-out sequences.
     """
     problem = solved_problem(experts, solved, reader, act, router)
-    compact = compact_experts(problem.experts, solved)
+    compact, grids = compact_experts(problem.experts, solved), dict[str, Tensor]()
     lengths = {f"rows of {role}": part.shape[-1] for role, part in compact.roles().items() if role in ROLES}
     sequences = len(distinct(reader.read("sequence", 0, len(reader.held))[reader.held]))
     for why in (misfit(options, lengths), too_few(sequences) if options["by"] == "descent" else None):
@@ -71,11 +72,12 @@ def quantize(
         calibrated = calibrated_experts(problem, compact, options)
         quantized = calibrated.experts
         _check_finite(quantized)
+        grids = _grid_tensors(calibrated.grids)
         if options["by"] == "descent":
             start = _tensors(solved, calibrated.before)
             quantized = descended_experts(problem, start, calibrated.grids, scratch, options) or quantized
     _check_finite(quantized)
-    tensors = _tensors(solved, quantized)
+    tensors = {**_tensors(solved, quantized), **grids}
     tensors["bytes"] = torch.tensor(_stored(compact, weight_bits(options), experts.up.element_size()))
 
     def errors(which: Experts) -> ByPart:
@@ -109,6 +111,11 @@ def _tensors(solved: Mapping[str, Tensor], experts: Experts) -> dict[str, Tensor
         **{role: part.float().cpu() for role, part in experts.roles().items()},
         "groups": torch.arange(len(experts)),
     }
+
+
+def _grid_tensors(grids: Mapping[str, Grid]) -> dict[str, Tensor]:
+    scales = {f"{role}_scale": grid.scale.half().cpu() for role, grid in grids.items()}  # exact: fitted in 16 bits
+    return {**scales, **{f"{role}_zero": grid.zero.to(torch.uint8).cpu() for role, grid in grids.items()}}
 
 
 def _stored(experts: Experts, bits: float, size: int) -> int:

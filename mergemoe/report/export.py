@@ -8,19 +8,21 @@ from huggingface_hub import ModelCard
 
 from mergemoe.artifacts import atomic, paths, provenance, store, writing
 from mergemoe.artifacts.reading import reading
-from mergemoe.errors import UserError, one_line
-from mergemoe.report import metrics
+from mergemoe.errors import UserError, naming, one_line
+from mergemoe.report import metrics, packed_run
 
 
-def export_run(name: str, folder: Path) -> None:
+def export_run(name: str, folder: Path, packed: bool = False) -> None:
     """Copy a run's checkpoint and its card, after a check of every byte of both.
 
     Args:
         name: of the run, such as demo/mixed/half/mergemoe.
         folder: a new one.
+        packed: whether the experts are written in the bits of the run's quantization, as compressed-tensors has them.
 
     Raises:
-        UserError: if there is no such finished run, a file of it has changed, or the folder cannot be made.
+        UserError: if there is no such finished run, a file of it has changed, it cannot be packed, or the folder cannot
+            be made.
     """
     if name not in (finished := finished_runs()):
         raise UserError(f"{one_line(name)} is not a finished run. Finished runs: {', '.join(finished) or 'none'}")
@@ -33,10 +35,15 @@ def export_run(name: str, folder: Path) -> None:
         raise UserError(f"{card} has the scores of another checkpoint. Run `snakemake` to the end, then export again")
     store.check_whole(source, store.read_json(listed)["files"])
     _refuse_old(folder)
+    with naming(name):
+        packing = packed_run.packing_of(source) if packed else None
     try:
         with atomic.atomic(folder) as new:
-            shutil.copytree(source, new, ignore=shutil.ignore_patterns(".*"))
-            shutil.copyfile(card, new / "README.md")
+            if packing is None:
+                shutil.copytree(source, new, ignore=shutil.ignore_patterns(".*"))
+                shutil.copyfile(card, new / "README.md")
+            else:
+                packing.write(card, new)
     except OSError as error:
         fact = f"{one_line(str(folder))} cannot be made ({error.strerror or one_line(str(error))})"
         raise writing.refused_write(error) or UserError(f"{fact}. Name another folder") from error

@@ -16,6 +16,7 @@ NAMES = {
     "fidelity/perplexity": "perplexity",
     "fidelity/top1": "share of tokens whose likeliest next token is the full model's",
 }
+_FILES = "## Files"
 
 
 def scored_card(model: ModelResults, run: RunResults, provenance: str) -> str:
@@ -61,6 +62,11 @@ def _error(scores: Scores, key: str) -> dict[str, float] | None:
     return {"stderr": scores[f"{key}_stderr"]} if f"{key}_stderr" in scores else None
 
 
+def packed_card(card: str, files: Mapping[str, str]) -> str:
+    """Return the card of a packed copy of a run's checkpoint, with the digests of its own files."""
+    return checkpoint_card.packed_text(card.rpartition(_FILES)[0]) + _hashes(files)
+
+
 def _hashes(files: Mapping[str, str]) -> str:
     rows = [[f"`{name}`", f"`{digest}`"] for name, digest in sorted(files.items()) if name != "README.md"]
-    return f"## Files\n\n{markdown_table(['file', 'sha256'], rows)}\n"
+    return f"{_FILES}\n\n{markdown_table(['file', 'sha256'], rows)}\n"

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from tiny_project import planned, snakemake
 
 import mergemoe
+from mergemoe.artifacts import digests, store
+from mergemoe.artifacts.provenance import read_provenance
 from mergemoe.checkpoints import model_folder
 from mergemoe.quantization import other_matrices
 
@@ -146,6 +148,54 @@ def test_a_layer_of_another_run_is_refused(project):
         assert done.returncode != 0 and "put in its place" in done.stdout + done.stderr
     finally:
         own.write_bytes(kept)
+
+
+WHOLE_G4 = "tiny/mixed/whole/average@g4"
+
+
+def test_a_packed_copy_takes_the_bytes_that_are_told(project, tmp_path):
+    out = tmp_path / "out"
+    run(project, "mergemoe", "export", WHOLE_G4, str(out), "--packed")
+    packed, plain = (load_file(folder / "model.safetensors") for folder in (out, project / "results/models" / WHOLE_G4))
+    shapes = {key: part for key, part in packed.items() if key.endswith(".weight_shape")}
+    assert len(shapes) == 2 * 8 * 3 and all(part.nbytes == 16 for part in shapes.values())
+    told = metrics(project)["runs"]["mixed/whole/average@g4"]["cost/bytes"]
+    assert sum(part.nbytes for part in packed.values()) == told + 16 * len(shapes)
+    assert sum(part.nbytes for part in plain.values()) > told + 2 * 8 * 3 * 24 * 32 * 2
+    card = (out / "README.md").read_text()
+    assert "They are stored in these bits" in card and "float32 numbers" not in card and "mergemoe.load" not in card
+    assert "## Scores" in card and digests.sha256(out / "model.safetensors") in card
+    assert not (out / "provenance.json").exists()  # it lists the files of the run's own checkpoint
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("half/average", "this run is not quantized"), ("half/average@g4", "the checkpoint is compact")],
+)
+def test_what_cannot_be_packed_is_refused_before_anything_is_written(project, tmp_path, name, said):
+    refused = run(project, "mergemoe", "export", f"tiny/mixed/{name}", str(tmp_path / "new/out"), "--packed", ok=False)
+    assert refused.returncode == 1 and f"error: tiny/mixed/{name}: " in refused.stderr and said in refused.stderr
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda tensors: tensors.pop("up_scale"), "layer_002.safetensors has no grids: an older version made it"),
+        (lambda tensors: tensors["up_zero"].add_(1), "was made from another results/quantize/tiny/mixed/whole"),
+    ],
+)
+def test_a_layer_without_its_grids_is_not_packed(project, tmp_path, edit, said):
+    path = project / "results/quantize/tiny/mixed/whole/average/g4/layer_002.safetensors"
+    kept, tensors, made = path.read_bytes(), load_file(path), read_provenance(path)
+    edit(tensors)
+    store.write_tensors(path, tensors, {key: part for key, part in made.items() if key not in ("payload", "seal")})
+    try:
+        refused = run(project, "mergemoe", "export", WHOLE_G4, str(tmp_path / "out"), "--packed", ok=False)
+        assert refused.returncode == 1 and said in refused.stderr and "--forcerun" in refused.stderr
+        assert not (tmp_path / "out").exists()
+    finally:
+        path.write_bytes(kept)
 
 
 def test_blocks_that_divide_no_row_are_refused_before_the_first_job(project):

@@ -70,6 +70,22 @@ def test_gptq_corrects_for_the_tokens_of_each_expert_weighted_as_the_layer_uses_
         assert (found["down"][expert].double() - expected).abs().gt(1e-5).float().mean() < 0.02  # ties of the last bits
 
 
+@pytest.mark.parametrize("added", [{}, {"by": "descent", "steps": 4, "batch": 16, "rate": 0.3, "seed": 0}])
+def test_the_grids_have_every_quantized_weight_among_their_values(solved, added, tmp_path):
+    experts, tensors, layer = solved
+    fixed = {"dtype": "float32", "targets": "kept"} if added else {}
+    found, _ = quantize(experts, tensors, layer.reader, layer.act, scratch=tmp_path, **{**GPTQ, **added, **fixed})
+    roles = {"gate", "up", "down"} & experts.roles().keys()
+    assert {name.partition("_")[0] for name in found if name.endswith(("_scale", "_zero"))} == roles
+    for role in roles:
+        scale, zero = found[f"{role}_scale"], found[f"{role}_zero"]
+        assert (scale.dtype, zero.dtype) == (torch.float16, torch.uint8)
+        blocks = found[role].unflatten(-1, (-1, GPTQ["group"]))
+        assert scale.shape == zero.shape == blocks.shape[:-1]
+        steps = blocks / scale[..., None].float() + zero[..., None]
+        assert torch.equal(steps, steps.round()) and steps.min() >= 0 and steps.max() <= 2 ** GPTQ["bits"] - 1
+
+
 @pytest.mark.parametrize("options", [ROUND, GPTQ])
 def test_errors_are_those_of_the_layer_before_and_after(solved, options):
     experts, tensors, layer = solved

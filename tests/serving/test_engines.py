@@ -1,4 +1,4 @@
-"""Stock and compact checkpoints in vLLM and in transformers 4 compute what transformers computes."""
+"""Stock, compact and packed checkpoints in vLLM and in transformers 4 compute what transformers computes."""
 
 import json
 import os
@@ -9,8 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import served
+from random_grids import random_grids
 from safetensors.torch import load_file, save_file
 from tiny_project import ROOT
+
+from mergemoe.compressed.assemble import assemble
+from mergemoe.compressed.packed import packed_places, write_packed
+from mergemoe.models import layout
 
 pytestmark = [pytest.mark.serving, pytest.mark.timeout(900)]
 
@@ -122,3 +127,16 @@ def test_transformers_4_loads_stock_checkpoints_and_refuses_compact_ones(name, t
     for folder, found in zip(folders, stock, strict=False):
         assert_near(found, folder)
     assert compact["error"].startswith("ImportError: this checkpoint needs transformers 5 or newer, and 4.57.6")
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "deepseek_v3"])
+def test_transformers_4_computes_the_same_from_packed_experts(name, bits, tmp_path):
+    described = layout.describe_layout(served.save_full(name, tmp_path / "full"), digests=False)
+    layers = {entry["layer"]: random_grids(described, entry, bits, 32) for entry in described["layers"]}
+    options, folders = {"by": "gptq", "bits": bits, "group": 32}, [tmp_path / "plain", tmp_path / "packed"]
+    assemble(described, layers, folders[0])
+    write_packed(folders[0], packed_places(folders[0], described, options), layers.__getitem__, options, folders[1])
+    plain, packed = ask("transformers4", "transformers4_scores.py", folders, tmp_path)
+    assert_near(plain, folders[0])
+    assert packed == plain

@@ -142,8 +142,9 @@ class _Job:
         grams = layer.grams(min(layer.kept, max(1, layer_sizes.GRAM_BYTES // (8 * size**2))), size)
         result = 4 * layer.numbers * layer.kept * layer.kept_width / (layer.experts * layer.width)
         held = 4 * layer.numbers * 1.8 + layer.chunk + 3 * result + grams.tensors
-        found = Held(held, disk=result, flops=4 * layer.flops + layer.kept * grams.flops)
         options = self.params.quantize[self.names["quantize"]].model_dump()
+        grids = 0 if options["by"] == "round" else 3 / (4 * options["group"])  # a group beside its weights
+        found = Held(held, disk=(1 + grids) * result, flops=4 * layer.flops + layer.kept * grams.flops)
         if options["by"] != "descent":
             return found
         descent = refine_held(layer, options)
