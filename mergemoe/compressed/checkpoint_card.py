@@ -73,8 +73,8 @@ or, if mergemoe is not installed,
 
 """
 PACKED_BY = """\
-transformers 4.57.6 with compressed-tensors 0.17.1 reads it at 2, 4 or 8 bits; transformers 5.23 does not read
-the zeros.
+transformers 4.57.6 with compressed-tensors 0.17.1 and accelerate reads it at 2, 4 or 8 bits; transformers 5.23
+does not read the zeros.
 
 """
 

@@ -55,5 +55,5 @@ def packing_of(source: Path) -> Packing:
     try:
         verify.check_links(listed, {path: made["inputs"][path] for path in (described, *layers.values())}, Path(), {})
     except ArtifactError as error:
-        raise ArtifactError(f"{error}. {remade(*layers.values())}") from None
+        raise ArtifactError(f"{error}. {remade(source)}") from None
     return Packing(source, places, chosen["quantize"], layers)

