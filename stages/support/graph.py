@@ -121,7 +121,7 @@ class Graph:
         return tracking.parameter_text(self.plain(wildcards.model).model_dump())
 
     def layer_quantize_choice(self, wildcards: Any) -> str:
-        """Return what the quantization of a layer depends on; assemble alone rounds the rest."""
+        """Return the options that the quantization of a layer depends on; assemble alone rounds the rest."""
         return tracking.parameter_text(self.params.quantize[wildcards.quantize].model_dump(exclude={"rest"}))
 
     def calibration_text(self, wildcards: Any) -> list[str]:

@@ -141,7 +141,7 @@ def test_one_size_for_all_layers_needs_one_that_is_common(tiny, monkeypatch):
     config = small(tiny)
     config["solve"] = {"sized": {"method": "select", "width": "auto"}}
     config["cluster"] = {"half": {"by": "selection", "share": 0.5}}
-    monkeypatch.setattr(preflight, "_experts", lambda *_: {1: 8, 2: 17})
+    monkeypatch.setattr(preflight, "experts_of", lambda *_: {1: 8, 2: 17})
     with pytest.raises(UserError, match="have no size in common"):
         preflight.check_params(read_params(config))
     config["cluster"]["half"]["per"] = "layer"

@@ -30,7 +30,7 @@ class Held(NamedTuple):
     flops: float = 0
 
     def then(self, other: "Held") -> "Held":
-        """Return what a job holds that does one after the other, and writes both."""
+        """Return the needs of a job that does one after the other, and writes both."""
         most = (max(mine, its) for mine, its in zip(self[:2], other[:2], strict=True))
         return Held(*most, disk=self.disk + other.disk, flops=self.flops + other.flops)
 
