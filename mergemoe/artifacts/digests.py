@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergemoe.artifacts.hdf5_attributes import read_attribute
+from mergemoe.artifacts.formats.hdf5_attributes import read_attribute
+from mergemoe.artifacts.formats.safetensors_header import read_header
 from mergemoe.artifacts.reading import reading, refuse_no_file
-from mergemoe.artifacts.safetensors_header import read_header
 
 if TYPE_CHECKING:
     from torch import Tensor

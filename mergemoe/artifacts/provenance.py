@@ -10,9 +10,9 @@ from typing import Any
 
 from mergemoe import errors
 from mergemoe.artifacts import digests, store
-from mergemoe.artifacts.hdf5_attributes import read_attribute
+from mergemoe.artifacts.formats.hdf5_attributes import read_attribute
+from mergemoe.artifacts.formats.safetensors_header import read_header
 from mergemoe.artifacts.reading import reading
-from mergemoe.artifacts.safetensors_header import read_header
 
 
 def read_provenance(path: str | Path) -> dict[str, Any] | None:

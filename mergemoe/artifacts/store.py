@@ -22,8 +22,8 @@ from mergemoe.artifacts.digests import (
     sha256,
     sha256_once,
 )
+from mergemoe.artifacts.formats.safetensors_header import read_header
 from mergemoe.artifacts.reading import reading, refuse_no_file
-from mergemoe.artifacts.safetensors_header import read_header
 from mergemoe.errors import ArtifactError, UserError, damaged_artifact
 
 if TYPE_CHECKING:

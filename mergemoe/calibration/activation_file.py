@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mergemoe import errors
 from mergemoe.artifacts import digests, store
-from mergemoe.artifacts.hdf5_attributes import read_attribute, write_attribute
+from mergemoe.artifacts.formats.hdf5_attributes import read_attribute, write_attribute
 from mergemoe.artifacts.reading import reading
 from mergemoe.moe.tokens import Activations
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergemoe.artifacts.safetensors_header import Entry, read_header
+from mergemoe.artifacts.formats.safetensors_header import Entry, read_header
 from mergemoe.checkpoints.config_keys import check_values
 from mergemoe.checkpoints.hub_cache import cache_folder, fetch_command, snapshot_folder
 from mergemoe.checkpoints.json_object import AGAIN, LONGEST, read_object

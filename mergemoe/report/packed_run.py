@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mergemoe.artifacts import digests, paths, store, verify
+from mergemoe.artifacts.formats.safetensors_header import read_header
 from mergemoe.artifacts.reading import reading
 from mergemoe.artifacts.run import Run
-from mergemoe.artifacts.safetensors_header import read_header
 from mergemoe.compressed import packed
 from mergemoe.errors import ArtifactError, damaged_artifact, remade
 from mergemoe.moe.layout_types import Layout

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mergemoe.artifacts.hdf5_attributes import read_attribute, write_attribute
+from mergemoe.artifacts.formats.hdf5_attributes import read_attribute, write_attribute
 
 texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=300)
 OTHERS = {

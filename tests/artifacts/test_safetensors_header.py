@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mergemoe.artifacts.safetensors_header import LONGEST, read_header
+from mergemoe.artifacts.formats.safetensors_header import LONGEST, read_header
 
 ONE = {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}
 

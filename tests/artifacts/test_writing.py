@@ -3,7 +3,6 @@
 import errno
 import os
 import resource
-import shlex
 import subprocess
 import sys
 
@@ -98,7 +97,8 @@ def test_a_reader_that_has_enough_ends_a_command_without_a_word(tmp_path):
     with os.fdopen(write, "w") as nobody:
         done = subprocess.run(command, cwd=ROOT, stdout=nobody, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (141, "")
-    done = subprocess.run(f"{shlex.join(command)} >&-", shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    done = subprocess.run(closed, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 
 from mergemoe.artifacts import digests
-from mergemoe.artifacts.hdf5_attributes import write_attribute
+from mergemoe.artifacts.formats.hdf5_attributes import write_attribute
 from mergemoe.calibration.activation_file import Reader
 
 pytestmark = [pytest.mark.chance, pytest.mark.timeout(0)]
