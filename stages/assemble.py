@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
         stock = checkpoint_card.is_stock(path.name for path in folder.iterdir())
         card = checkpoint_card.unscored_card(args.cfg, stock, **layout.get("license", {}))
         (folder / "README.md").write_text(card, encoding="utf-8")  # `mergemoe export` replaces it
-        files = {path.name: digests.sha256(path) for path in sorted(folder.iterdir())}
+        files = digests.sha256_each(folder)
         counted = cost.count_cost(folder)
         headers, config = model_folder.read_headers(folder), model_folder.read_config(folder)
         counted["bytes"] -= saved_bytes(solved) + other_matrices.saved_bytes(headers, config, rest)

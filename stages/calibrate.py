@@ -6,10 +6,10 @@ python -m stages.calibrate --cfg JSON --code DIGEST --layout LAYOUT.json --text 
 import argparse
 
 import torch
-from transformers import AutoTokenizer
 
 from mergemoe.artifacts import store
 from mergemoe.calibration import token_sequences
+from mergemoe.calibration.tokenizer import open_tokenizer
 from mergemoe.checkpoints import recorded_folder
 from stages.support import command
 
@@ -21,7 +21,7 @@ def main(args: argparse.Namespace) -> None:
     holdout = cfg.pop("holdout")
     layout = store.read_json(args.layout)
     original = recorded_folder.open_original(layout, weights=False)
-    tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)
+    tokenizer = open_tokenizer(original)
     sequences = token_sequences.sequences_from_source(tokenizer, layout["vocab_size"], **cfg)
     tensors = {
         "input_ids": torch.tensor(sequences.ids, dtype=torch.int32),
@@ -29,9 +29,8 @@ def main(args: argparse.Namespace) -> None:
         "heldout": torch.tensor(token_sequences.heldout_rows(cfg["samples"], holdout, cfg["seed"]), dtype=torch.uint8),
     }
     store.write_tensors(args.out, tensors, args.provenance)
-    store.write_json(
-        args.out.removesuffix(".safetensors") + ".json", {"documents": sequences.documents}, args.provenance
-    )
+    manifest = {"documents": sequences.documents, "skipped": sequences.skipped}
+    store.write_json(args.out.removesuffix(".safetensors") + ".json", manifest, args.provenance)
 
 
 if __name__ == "__main__":

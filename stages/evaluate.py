@@ -11,10 +11,10 @@ it is not lm-eval's own, or are its data.
 import argparse
 
 import torch
-from transformers import AutoTokenizer
 
 from mergemoe import devices
 from mergemoe.artifacts import store
+from mergemoe.calibration.tokenizer import open_tokenizer
 from mergemoe.checkpoints import recorded_folder
 from mergemoe.compressed.loading import load
 from mergemoe.evaluation import lm_eval_run, lm_eval_tasks
@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
     run = {key: cfg[key] for key in ("fewshot", "limit", "batch_size")}
     with lm_eval_tasks.open_task(args.task, cfg["include"], cfg["data_files"], cfg["fewshot"]) as task:
         model = load(folder, device, dtype)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = open_tokenizer(folder)
         scored = lm_eval_run.score_task(model, tokenizer, task, **run)
     store.write_json(args.out, {"task": args.task, "settings": cfg, **scored}, args.provenance)
 

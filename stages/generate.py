@@ -9,10 +9,10 @@ MODEL and MADE are those of stages.evaluate. The full model, which judges the co
 import argparse
 
 import torch
-from transformers import AutoTokenizer
 
 from mergemoe import devices
 from mergemoe.artifacts import store
+from mergemoe.calibration.tokenizer import open_tokenizer
 from mergemoe.checkpoints import recorded_folder
 from mergemoe.compressed.loading import load
 from mergemoe.evaluation import generation
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
     starts = generation.take_prompts(
         kept["input_ids"], kept["attention_mask"], settings["prompts"], settings["prompt_tokens"]
     )
-    tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)
+    tokenizer = open_tokenizer(original)
     end, size = tokenizer.eos_token_id, args.cfg["batch_tokens"]
     model = load(folder, device, dtype)
     continued = generation.greedy_continuations(model, starts, settings["new_tokens"], end, size, device)

@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 
 from mergemoe.artifacts import provenance, store
-from mergemoe.checkpoints import cost, finite, hub_record, license, model_folder
+from mergemoe.checkpoints import cost, finite, license, model_folder
+from mergemoe.checkpoints.hub import hub_record
 from mergemoe.models import layout, supported
 from stages.support import command
 

@@ -10,12 +10,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from mergemoe import devices
 from mergemoe.artifacts import atomic, digests, store
 from mergemoe.calibration import token_sequences
 from mergemoe.calibration.capture import batches_of, capture
+from mergemoe.calibration.tokenizer import open_tokenizer
 from mergemoe.checkpoints import recorded_folder
 from mergemoe.models.layered_model import LayeredModel
 from mergemoe.models.layerwise_forward import final_hidden
@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> Path:
     device = devices.set_up_torch(args.cfg["threads"], args.device)
     layout: Layout = store.read_json(args.layout)
     original = recorded_folder.open_original(layout)
-    tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)
+    tokenizer = open_tokenizer(original)
     sequences = token_sequences.sequences_from_source(tokenizer, layout["vocab_size"], **args.cfg["heldout"])
     ids, mask = torch.tensor(sequences.ids, dtype=torch.int32), torch.tensor(sequences.mask, dtype=torch.uint8)
     layered = LayeredModel(original, getattr(torch, args.cfg["dtype"]), device)

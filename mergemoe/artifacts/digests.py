@@ -104,11 +104,16 @@ def sha256(path: str | Path) -> str:
     """Return the sha256 of a file, or of a folder's files and their names, without hidden files (Snakemake's)."""
     path = Path(path)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("[!.]*") if p.is_file())
-        return digest_json({p.relative_to(path).as_posix(): sha256(p) for p in files})
+        return digest_json(sha256_each(path))
     refuse_no_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_each(folder: str | Path) -> dict[str, str]:
+    """Return {name: sha256} of a folder's files, their names relative to it, without hidden files."""
+    files = sorted(path for path in Path(folder).rglob("[!.]*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
 def sha256_once(path: str | Path) -> str:

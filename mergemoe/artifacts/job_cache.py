@@ -128,11 +128,11 @@ def is_whole(path: Path, made: Mapping[str, Any]) -> bool:
         path: path of an artifact.
         made: its provenance without payload and seal (and the layer, in a folder's file), added on writing.
     """
-    files = [path / name for name in _files(path)]
+    files = _files(path)
     try:
         listed = store.read_json(path / "provenance.json")["files"] if (path / "provenance.json").is_file() else {}
         store.check_files(path, listed)
-        return bool(files) and all(_has_provenance(file, made) for file in files if file.name not in listed)
+        return bool(files) and all(_has_provenance(path / name, made) for name in files if name not in listed)
     except ArtifactError:
         return False
 

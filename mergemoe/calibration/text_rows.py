@@ -1,13 +1,14 @@
-"""Read the rows of a text file as a stream, gzipped or not, and refuse what is no text."""
+"""Read the rows of a text file as a stream, gzipped or not, and refuse what is no row."""
 
 import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mergemoe.calibration.row_text import kind_of
 from mergemoe.errors import UserError
 
 # The most that is read. All of a file is read before the first job, so a larger one would end late or never.
@@ -15,8 +16,6 @@ ROW = 2**23  # bytes of one row; JSON of this size takes 200 MB at worst
 ROWS = 2**23
 TEXT = 2**32  # bytes of all rows, unpacked
 FIRST, PACKED = 2**24, 100  # a gzip file that gave FIRST bytes, and PACKED times its own size, holds no text
-
-_KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", str: "text"}
 
 
 def read_chunks(path: str | Path) -> Iterator[tuple[int, bytes]]:
@@ -39,9 +38,9 @@ def read_chunks(path: str | Path) -> Iterator[tuple[int, bytes]]:
                 yield number, chunk
                 number += chunk.endswith(b"\n")
                 if number > ROWS:
-                    raise _too_large(path, f"{ROWS:,} rows")
+                    raise too_large(path, f"{ROWS:,} rows")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise _unreadable(path, number, error) from None
+        raise unreadable(path, number, error) from None
     except OSError as error:
         raise UserError(f"{path}: the system cannot read it ({error}). Look at its permissions and its disk") from error
 
@@ -53,17 +52,19 @@ def _check_size(path: Path, total: int, packed: int | None) -> None:
             "something else is in it. Look into it, or name another file"
         )
     if total > TEXT:
-        raise _too_large(path, f"{TEXT:,} bytes of text")
+        raise too_large(path, f"{TEXT:,} bytes of text")
 
 
-def _too_large(path: Path, bound: str) -> UserError:
+def too_large(path: Path, bound: str) -> UserError:
+    """Return the error for a file that has more than a bound."""
     return UserError(
         f"{path}: has more than {bound}. All of it is read before the first job, so no larger file is taken. Take a "
         "part of its rows"
     )
 
 
-def _unreadable(path: Path, number: int, error: Exception) -> UserError:
+def unreadable(path: Path, number: int, error: Exception) -> UserError:
+    """Return the error for a file that cannot be read from a row on."""
     return UserError(
         f"{path}: cannot be read from row {number} on ({error}). It is damaged or not complete, or not what its name "
         "says (.gz is gzip, text is UTF-8). Bring it again, or name another file"
@@ -81,7 +82,7 @@ def decode(path: Path, number: int, chunk: bytes, decoder: codecs.IncrementalDec
     try:
         return decoder.decode(chunk, final=not chunk)
     except UnicodeDecodeError as error:
-        raise _unreadable(path, number, error) from None
+        raise unreadable(path, number, error) from None
 
 
 def read_json_rows(path: str | Path) -> Iterator[tuple[int, str]]:
@@ -101,7 +102,7 @@ def read_json_rows(path: str | Path) -> Iterator[tuple[int, str]]:
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
-            raise _unreadable(path, number, error) from None
+            raise unreadable(path, number, error) from None
         if text.strip():
             yield number, text
 
@@ -120,49 +121,7 @@ def parse_row(path: str | Path, number: int, text: str) -> dict[str, Any]:
         ) from None
     if not isinstance(row, dict):
         raise UserError(
-            f"{path}: row {number} is {_kind(row)}, not a JSON object. Every row is one object, such as "
+            f"{path}: row {number} is {kind_of(row)}, not a JSON object. Every row is one object, such as "
             '{"text": "..."}. Correct the row or delete it'
         )
     return row
-
-
-def text_in(path: str | Path, number: int, row: Mapping[str, Any], field: str) -> str:
-    """Return the text in a field of a row.
-
-    Raises:
-        UserError: the row has no such field, or it is no text that a tokenizer can take.
-    """
-    if field not in row:
-        names = ", ".join(f"{name[:40]!r}" for name in list(row)[:8]) or "none"
-        raise UserError(
-            f"{path}: row {number} has no field {field!r}. Its fields are {names}. Name the field of the text "
-            "(`field` in params.yaml), or delete the row"
-        )
-    return check_text(path, number, field, row[field])
-
-
-def check_text(path: str | Path, number: int, field: str, value: Any) -> str:
-    """Return a value if it is text.
-
-    Raises:
-        UserError: it is not, or it holds half a surrogate pair.
-    """
-    where = f"{path}: row {number}: field {field!r}"
-    if not isinstance(value, str):
-        raise UserError(
-            f"{where} is {_kind(value)}, not text. A document is one JSON string. Write the text there, name another "
-            "field, or delete the row"
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where} holds {value[error.start]!a} at character {error.start + 1}, which is half a character (a lone "
-            "surrogate). No tokenizer can take it; it is left where text was cut inside a character. Delete it, or "
-            "the row"
-        ) from None
-    return value
-
-
-def _kind(value: Any) -> str:
-    return _KINDS.get(type(value), "an object")

@@ -6,8 +6,9 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from mergemoe.calibration import row_text
 from mergemoe.calibration.documents import Documents, open_documents
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, naming
 
 PIECE = 2**18  # characters; a longer document is tokenized piece by piece, as far as its tokens are needed
 EXPANSION = 4  # tokens of a character, at most
@@ -21,10 +22,19 @@ class Sequences(NamedTuple):
     ids: list[list[int]]
     mask: list[list[int]]
     documents: list[dict[str, Any]]
+    skipped: int = 0  # rows without text, which were left out
 
 
 def sequences_from_source(
-    tokenizer: Any, vocabulary: int, *, samples: int, length: int, seed: int, pack: bool, field: str, **location: Any
+    tokenizer: Any,
+    vocabulary: int,
+    *,
+    samples: int,
+    length: int,
+    seed: int,
+    pack: bool,
+    field: str | list[str],
+    **location: Any,
 ) -> Sequences:
     """Read documents and draw sequences with a transformers tokenizer; `location` is what open_documents takes.
 
@@ -37,8 +47,10 @@ def sequences_from_source(
             f"the tokenizer of {tokenizer.name_or_path} has neither a bos_token nor an eos_token, which begins every "
             "document here: set one in its tokenizer_config.json"
         )
+    with naming(str(location.get("source") or location.get("dataset"))):
+        documents = open_documents(field=field, render=row_text.renderer(tokenizer), **location)
     drawn = draw_sequences(
-        open_documents(field=field, **location),
+        documents,
         lambda document: tokenizer.encode(document, add_special_tokens=False),
         end,
         samples=samples,
@@ -53,7 +65,7 @@ def sequences_from_source(
             f"embedding has {vocabulary} rows. The tokenizer belongs to another checkpoint. Use the one that belongs "
             "to these weights"
         )
-    return drawn
+    return drawn._replace(skipped=documents.skipped)
 
 
 def draw_sequences(

@@ -38,8 +38,7 @@ _COUNTS = {name for names in CONFIG_KEYS.values() for name in names}
 _COUNTS |= {"n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"}
 _OBJECTS = {*NESTED, "auto_map", "mergemoe"}
 _DEPTHS = ("layers", "depth", "blocks")  # ends of keys; transformers builds so many modules
-_KERNELS = ("_attn_implementation", "attn_implementation")
-_FREE = ("eager", "sdpa")  # of torch alone
+_KERNELS = {"attn_implementation": ("eager", "sdpa"), "experts_implementation": ("eager", "batched_mm", "grouped_mm")}
 
 
 def check_values(path: Path, config: Mapping[str, Any]) -> None:
@@ -68,9 +67,10 @@ def _check_values(path: Path, config: Mapping[str, Any]) -> None:
             raise _wrong(path, key, value, "a list of names")
         if key == "rope_theta" and not (value is None or (isinstance(value, int | float) and value > 0)):
             raise _wrong(path, key, value, "a number above 0")
-        if key in _KERNELS and value not in (None, *_FREE):
+        of_torch = _KERNELS.get(key.removeprefix("_"))
+        if of_torch and value not in (None, *of_torch):
             raise UserError(
-                f"{path}: {key} is {_short(value)}. Only {' and '.join(_FREE)} run without another package, and the "
+                f"{path}: {key} is {_short(value)}. Only {', '.join(of_torch)} run without another package, and the "
                 "scores must not depend on what is installed. Delete the key: transformers then takes its default"
             )
 

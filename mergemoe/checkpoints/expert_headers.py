@@ -83,22 +83,39 @@ def mergeable_tensors(headers: Headers, config: Mapping[str, Any]) -> dict[str, 
 
     Mixtures of attention heads (jetmoe) and layers that predict further tokens are left out.
     """
-    return {
+    own = {
         key: held
         for key, held in routed_tensors(headers, config).items()
         if held.form != "identity" and "attention." not in key and "mtp" not in held.stack
     }
+    predicting = _predicting(own, config)
+    return {key: held for key, held in own.items() if not key.startswith(predicting)}
+
+
+def predicting_layers(headers: Headers, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the beginnings of the keys of layers that predict further tokens and are stored after the model's own.
+
+    Nothing of the model depends on them: they may have another number of experts, or another dtype.
+    """
+    own = {key: held for key, held in routed_tensors(headers, config).items() if "mtp" not in held.stack}
+    return _predicting(own, config)
+
+
+def _predicting(found: Mapping[str, RoutedTensor], config: Mapping[str, Any]) -> tuple[str, ...]:
+    layers = config_values(config, "layers")
+    if config.get("is_encoder_decoder") or not layers:
+        return ()
+    numbers = range(min(layers), max(layers) + max(config_values(config, "predicting_layers"), default=0))
+    return tuple(f"{stack}.{number}." for stack in {held.stack for held in found.values()} for number in numbers)
 
 
 def expert_sizes(headers: Headers, config: Mapping[str, Any]) -> dict[int, dict[str, int]]:
     """Return {layer: {experts: their number, width: I, parameters, bytes: of all experts}} of every MoE layer."""
     layers: dict[int, dict[str, int]] = {}
-    # Some checkpoints also store layers after the model's own, which predict further tokens.
-    beyond = (
-        min(config_values(config, "layers"), default=math.inf) if not config.get("is_encoder_decoder") else math.inf
-    )
+    # config.json may not say that there are layers which predict further tokens.
+    said = [] if config.get("is_encoder_decoder") else config_values(config, "layers")
     for key, held in sorted(mergeable_tensors(headers, config).items(), key=lambda item: item[1].layer):
-        if held.layer >= beyond:
+        if held.layer >= min(said, default=math.inf):
             continue
         shape = headers[key]["shape"]
         layer = layers.setdefault(held.layer, {"experts": held.experts, "width": 0, "parameters": 0, "bytes": 0})

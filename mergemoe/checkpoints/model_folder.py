@@ -11,10 +11,12 @@ from mergemoe.artifacts.formats.safetensors_header import Entry, read_header
 from mergemoe.checkpoints.config_keys import check_values
 from mergemoe.checkpoints.hub_cache import cache_folder, fetch_command, snapshot_folder
 from mergemoe.checkpoints.json_object import AGAIN, LONGEST, read_object
+from mergemoe.checkpoints.unmerged_parts import adapter_instead
 from mergemoe.errors import UserError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 BESIDE = (".json", ".model", ".jinja", ".txt")  # configuration, tokenizer, chat template
+TEMPLATES = "additional_chat_templates"  # the folder of a tokenizer's further chat templates
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 LONGEST_NAME = 1000  # letters of a tensor's name
 
@@ -44,6 +46,8 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         UserError: the file is missing, is no JSON object, or has a value of a wrong type.
     """
     path = Path(folder, "config.json")
+    if not path.exists() and (adapter := adapter_instead(folder)):
+        raise UserError(adapter)
     config = read_object(path)
     check_values(path, config)
     return config
@@ -59,7 +63,7 @@ def shard_files(folder: str | Path) -> list[Path]:
     read_config(folder)
     if not (folder / INDEX).is_file():
         if not (folder / SINGLE).is_file():
-            raise UserError(f"{folder} {_without_weights(folder)}")
+            raise UserError(adapter_instead(folder) or f"{folder} {_without_weights(folder)}")
         return [folder / SINGLE]
     named = sorted(set(read_weight_map(folder).values()))
     if (folder / SINGLE).is_file() and named != [SINGLE]:
@@ -118,12 +122,15 @@ def _check_name(index: Path, name: str) -> None:
 
 def checkpoint_files(folder: str | Path) -> list[Path]:
     """Return the files that a model's outputs depend on: configuration, tokenizer and weights."""
-    weights = shard_files(folder)
-    return sorted(weights + [path for path in Path(folder).iterdir() if is_beside_weights(path.name)])
+    weights, folder = shard_files(folder), Path(folder)
+    beside = [path for path in folder.iterdir() if is_beside_weights(path.name)]
+    return sorted([*weights, *beside, *folder.glob(f"{TEMPLATES}/*.jinja")])
 
 
 def is_beside_weights(name: str) -> bool:
-    """Return whether a model's outputs depend on a file of this name, weights excluded."""
+    """Return whether a model's outputs depend on a file, weights excluded; its name is relative to the folder."""
+    if "/" in name:
+        return name.startswith(f"{TEMPLATES}/") and name.endswith(".jinja")
     return name.endswith(BESIDE) and not name.endswith(".bin.index.json")
 
 

@@ -28,7 +28,8 @@ def open_original(layout: Mapping[str, Any], weights: bool = True) -> Path:
     if recorded := layout["files"]:
         read = {name: digest for name, digest in recorded.items() if weights or not name.endswith(".safetensors")}
         store.check_files(folder, read, original=True, once=True)
-        if added := sorted({path.name for path in model_folder.checkpoint_files(folder)} - recorded.keys()):
+        there = {path.relative_to(folder).as_posix() for path in model_folder.checkpoint_files(folder)}
+        if added := sorted(there - recorded.keys()):
             raise ArtifactError(
                 f"{folder / added[0]} was added after the job `layout` read the checkpoint, whose tokenizer or weights "
                 "it can change. Take it away; or, if you want the change, run `snakemake --forcerun layout`"

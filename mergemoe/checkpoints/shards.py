@@ -1,4 +1,4 @@
-"""Write a checkpoint's tensors into shards, and list the other files that a checkpoint needs."""
+"""Write a checkpoint's tensors into shards."""
 
 import json
 from collections.abc import Iterable
@@ -6,15 +6,6 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
-
-# Beginnings of the names of the files that are copied beside the weights.
-CARRIED = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "chat_template", "generation_config")
-
-
-CARRIED += ("preprocessor_config", "processor_config", "video_preprocessor_config", "spiece", "sentencepiece")
-
-
-CARRIED += ("tekken", "LICENSE")
 
 
 def write_shards(tensors: Iterable[tuple[str, Tensor]], out: Path, shard_bytes: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergemoe.checkpoints import config_keys, expert_headers, model_folder, quantization
+from mergemoe.checkpoints import config_keys, expert_headers, model_folder, quantization, unmerged_parts
 from mergemoe.checkpoints.json_object import read_object
 from mergemoe.errors import UserError, shown
 
@@ -50,6 +50,8 @@ def check_checkpoint(folder: str | Path, dequantize: bool = False) -> None:
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     headers = model_folder.read_headers(folder)
+    unmerged_parts.check_adapter(folder)
+    unmerged_parts.check_names(folder, headers)
     found = expert_headers.mergeable_tensors(headers, config)
     _check_shapes(folder, headers, found)
     if not dequantize:
@@ -100,8 +102,9 @@ def check_stored_types(folder: str | Path, headers: expert_headers.Headers, conf
     """
     if config.get("quantization_config"):
         return
+    predicting = expert_headers.predicting_layers(headers, config)
     for key, stored in headers.items():
-        if key.endswith(_WEIGHTS) and stored["dtype"] not in _FLOATS:
+        if key.endswith(_WEIGHTS) and stored["dtype"] not in _FLOATS and not key.startswith(predicting):
             raise UserError(
                 f"{folder}: {key} is stored as {stored['dtype']}, but config.json has no quantization_config for it. "
                 f"Weights are stored as {', '.join(sorted(_FLOATS))}. Use the config.json that belongs to these "

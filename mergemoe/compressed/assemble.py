@@ -7,7 +7,6 @@ checkpoint with trust_remote_code and refuses it without.
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor
 
 from mergemoe.checkpoints import model_folder, recorded_folder
+from mergemoe.checkpoints.carried_files import carry_files, without_code
 from mergemoe.checkpoints.expert_weights import StoredTensors
-from mergemoe.checkpoints.shards import CARRIED, write_shards
+from mergemoe.checkpoints.shards import write_shards
 from mergemoe.compressed import modeling, stock
 from mergemoe.compressed.model_config import compact_config, module_facts, role_shape
 from mergemoe.moe.experts import Experts
@@ -35,7 +35,7 @@ def assemble(
     shard_bytes: int = 4 << 30,
     rest: str = other_matrices.NONE,
 ) -> None:
-    """Write a checkpoint folder; one that keeps all experts is the original, byte for byte.
+    """Write a checkpoint folder; one that keeps all experts has the original's weights, byte for byte.
 
     Args:
         layout: what layout.describe_layout returned.
@@ -51,7 +51,7 @@ def assemble(
     out.mkdir(parents=True)
     merged = {entry["layer"]: entry for entry in layout["layers"] if _changed(entry, solved[entry["layer"]])}
     if merged:
-        original = model_folder.read_config(folder)
+        original = without_code(model_folder.read_config(folder))
         sizes = {layer: (_kept(solved[layer]), _width(entry, solved[layer])) for layer, entry in merged.items()}
         config = stock.choose_config(original, layout, sizes, {layer: "router" in solved[layer] for layer in merged})
         with StoredTensors(folder) as stored:
@@ -64,13 +64,10 @@ def assemble(
             config = compact_config(original, layout["architecture"], facts)
             (out / "modeling_mergemoe.py").write_text(modeling.source(), encoding="utf-8")
         (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n", encoding="utf-8")
-    for path in sorted(folder.iterdir()):
-        if (
-            path.is_file()
-            and path.name.startswith(CARRIED)
-            or (not merged and path in model_folder.checkpoint_files(folder))
-        ):
-            shutil.copyfile(path, out / path.name)
+    else:
+        files = model_folder.checkpoint_files(folder)
+        carry_files(folder, out, [path.relative_to(folder).as_posix() for path in files])
+    carry_files(folder, out)
 
 
 def saved_bytes(solved: Mapping[int, Mapping[str, Tensor]]) -> int:

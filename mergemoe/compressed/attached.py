@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from mergemoe.errors import UserError
 from mergemoe.models import families
 
+_QUANTIZERS = ("torch.ao.", "torchao.", "bitsandbytes.")
 _FRESH = "Compress the model as transformers loads it, and attach that afterwards"
 
 
@@ -35,14 +36,25 @@ def check_attached(model: nn.Module) -> None:
                 f"{name or 'the model'} is compiled, and compiled code does not call the hooks by which compress reads "
                 "a layer's tokens. Compress first, then call compile()"
             )
+        if type(module).__module__.startswith(_QUANTIZERS):
+            raise _quantized(name, type(module).__name__)
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise UserError(f"{name} has no numbers in memory (it is on the device `meta`). Load the whole model")
+        if parameter.dtype.itemsize == 1:
+            raise _quantized(name, str(parameter.dtype).removeprefix("torch."))
     held = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for name, module in _replaced(model).items():
         _check_module(name, module)
         for key, parameter in module.named_parameters():
             _check_parameter(f"{name}.{key}", parameter, held[id(parameter)])
+
+
+def _quantized(name: str, kind: str) -> UserError:
+    return UserError(
+        f"{name} is quantized in memory ({kind}), and what is computed or saved from it would be another model's. Load "
+        "the checkpoint without quantizing it, or dequantized, compress it, and quantize the result (`quantize=`)"
+    )
 
 
 def _has_own_forward(module: nn.Module) -> bool:

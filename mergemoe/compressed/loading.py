@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,11 @@ import transformers
 from mergemoe.artifacts.atomic import atomic
 from mergemoe.artifacts.writing import writing
 from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints.carried_files import carry_files, without_code
 from mergemoe.checkpoints.config_keys import config_values
+from mergemoe.checkpoints.expert_headers import predicting_layers
 from mergemoe.checkpoints.quantization import quantization_settings
-from mergemoe.checkpoints.shards import CARRIED
+from mergemoe.checkpoints.unmerged_parts import check_adapter, check_names
 from mergemoe.checkpoints.validation import check_generation, check_stored_types, check_top_k
 from mergemoe.compressed import memory_card
 from mergemoe.compressed.config_spelling import in_old_keys
@@ -60,8 +61,8 @@ def load(
     headers = model_folder.read_headers(path)  # so that no pickle is opened, and what is missing or damaged is named
     check_stored_types(path, headers, settings)
     check_generation(path)
-    if Path(path, "adapter_config.json").exists():
-        raise UserError(f"{path} holds an adapter (adapter_config.json) beside the weights. Move it elsewhere")
+    check_adapter(path)
+    check_names(path, headers)
     for key, stored in headers.items() if name else ():
         if key.endswith(".expert_map") and stored["dtype"] != "I64":  # transformers would cast it silently
             raise UserError(
@@ -98,7 +99,8 @@ def load(
             f"{path} lacks {len(missing)} tensors that the model needs, such as {missing[0]}. transformers would fill "
             "them with random numbers. Files are missing, or config.json belongs to another checkpoint"
         )
-    if unread := sorted(info["unexpected_keys"]):
+    predicting = predicting_layers(headers, settings)
+    if unread := sorted(key for key in info["unexpected_keys"] if not key.startswith(predicting)):
         raise UserError(
             f"{path} has {len(unread)} tensors that the model of its config.json does not read, such as {unread[0]}. "
             "Without them it would be another model. config.json belongs to another checkpoint, or was edited"
@@ -151,13 +153,10 @@ def save(model: "PreTrainedModel", path: str | Path) -> None:
         raise UserError(f"{path} exists. save writes a new folder: choose another path")
     with writing(), atomic(path) as temporary:
         model.save_pretrained(temporary)
-        _spell_as_before(model, temporary / "config.json")
+        _write_config(model, temporary / "config.json")
         if card := getattr(model, memory_card.ATTRIBUTE, None):
             (temporary / "README.md").write_text(card, encoding="utf-8")
-        origin = Path(model.name_or_path or "nowhere")
-        for file in sorted(origin.iterdir()) if origin.is_dir() else ():
-            if file.is_file() and file.name.startswith(CARRIED) and not (temporary / file.name).exists():
-                shutil.copyfile(file, temporary / file.name)
+        carry_files(Path(model.name_or_path or "nowhere"), temporary)
     if not list(path.glob("tokenizer*")):
         warnings.warn(
             f"{path} has no tokenizer, because the model does not come from a folder that has one "
@@ -166,11 +165,14 @@ def save(model: "PreTrainedModel", path: str | Path) -> None:
         )
 
 
-def _spell_as_before(model: Any, path: Path) -> None:
-    """Write config.json again in the original's keys, if the original's is on this machine."""
+def _write_config(model: Any, path: Path) -> None:
+    """Write config.json again without names of code, and in the original's keys, if the original is on this machine."""
+    saved = json.loads(path.read_bytes())
     try:
         raw, _ = transformers.PretrainedConfig.get_config_dict(model.name_or_path or "nowhere", local_files_only=True)
     except (OSError, ValueError):  # made in memory, or moved since
-        return
-    if found := in_old_keys(model.config, raw):
-        path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        raw = {}
+    found = without_code(in_old_keys(model.config, raw) or saved)
+    if "mergemoe" in saved:
+        found["auto_map"] = saved["auto_map"]  # of the compact format, whose code is written
+    path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")

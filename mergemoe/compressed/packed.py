@@ -9,7 +9,6 @@ A matrix `<name>.weight` becomes `<name>.weight_packed`, b bits a weight in int3
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor
 
 from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints.carried_files import carry_files
 from mergemoe.checkpoints.expert_weights import StoredTensors
-from mergemoe.checkpoints.shards import CARRIED, write_shards
+from mergemoe.checkpoints.shards import write_shards
 from mergemoe.compressed import checkpoint_card
 from mergemoe.errors import UserError
 from mergemoe.moe.layout_types import LayerLayout, Layout
@@ -102,9 +102,7 @@ def write_packed(
     config = model_folder.read_config(folder)
     config["quantization_config"] = _quantization_config(places, others, options)
     (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n", encoding="utf-8")
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name.startswith(CARRIED):
-            shutil.copyfile(path, out / path.name)
+    carry_files(folder, out)
 
 
 def _tensors(

@@ -14,8 +14,10 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks.squad_completion.task import SQUADCompletion
 
 from mergemoe.calibration import text_rows
+from mergemoe.calibration.row_text import check_text, text_in
 from mergemoe.errors import UserError
 
+_WAY_OUT = "Correct the row or delete it"
 NOTE = "rows built by mergemoe from SQuAD's (docs/tasks.md), not lm-eval's data"
 
 
@@ -51,7 +53,7 @@ def row(path: str, number: int, one: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         UserError: a field is missing, or is no text.
     """
-    context, question = (text_rows.text_in(path, number, one, field).strip() for field in ("context", "question"))
+    context, question = (text_in(path, number, one, field, _WAY_OUT).strip() for field in ("context", "question"))
     answers = one.get("answers")
     texts = answers.get("text") if isinstance(answers, dict) else None
     if not isinstance(texts, list) or not texts:
@@ -59,5 +61,5 @@ def row(path: str, number: int, one: Mapping[str, Any]) -> dict[str, str]:
             f"{path}: row {number}: field 'answers' has no list 'text' with an answer or more. Every row of SQuAD v1.1 "
             "has one. Correct the row or delete it"
         )
-    answer = text_rows.check_text(path, number, "answers.text", texts[0])
+    answer = check_text(f"{path}: row {number}: field 'answers.text'", texts[0], _WAY_OUT)
     return {"text": f"{context}\nQuestion: {question}\nAnswer:", "value": answer}

@@ -3,6 +3,7 @@
 transformers fills missing tensors with random numbers and prints a warning. Here a missing tensor is an error.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -12,6 +13,8 @@ from typing import Any
 
 from mergemoe.errors import UserError
 from mergemoe.models.stored_keys import STACKED, Source, split_names, stored_keys
+
+LOOKED_AT = 100  # missing parameters; those of one stack of experts have no stored name of their own
 
 _MEANS = (
     "Shards are missing, or config.json and the weights belong to different checkpoints. Download the whole checkpoint "
@@ -30,10 +33,7 @@ def check_completeness(model: Any, headers: Mapping[str, Any], folder: str | Pat
     Raises:
         UserError: a parameter is in no file, or the stored tensors do not have its shape.
     """
-    sources: dict[str, list[tuple[str, Source]]] = {}
-    for key, source in stored_keys(model, headers).items():
-        for name in split_names(model, source):
-            sources.setdefault(name, []).append((key, source))
+    sources = _sources(model, headers)
     check_order(model, headers, folder)
     parameters = dict(model.named_parameters())
     if missing := [name for name in parameters if name not in sources and not _excused(model, name)]:
@@ -43,6 +43,28 @@ def check_completeness(model: Any, headers: Mapping[str, Any], folder: str | Pat
         )
     for name, parameter in parameters.items():
         _check_shape(name, list(parameter.shape), sources.get(name, []), headers, folder)
+
+
+def check_prefix(model: Any, headers: Iterable[str], folder: str | Path) -> None:
+    """Check that the stored names are not the model's own names behind one prefix.
+
+    Args:
+        model: the model, its parameters on any device.
+        headers: the stored keys.
+        folder: the checkpoint folder, named in messages.
+
+    Raises:
+        UserError: they are; the message gives the prefix.
+    """
+    stored, sources = sorted(headers), _sources(model, headers)
+    missing = (name for name, _ in model.named_parameters() if name not in sources and not _excused(model, name))
+    for name in itertools.islice(missing, LOOKED_AT):
+        if key := next((key for key in stored if key.endswith(f".{name}")), None):
+            raise UserError(
+                f"{folder} stores {key}, where the model that config.json describes has {name}. A program saved it "
+                f"inside another model. Take {key.removesuffix(name)!r} out of all names, or use the config.json of "
+                "that model"
+            )
 
 
 def check_order(model: Any, headers: Iterable[str], folder: str | Path) -> None:
@@ -69,6 +91,15 @@ def check_order(model: Any, headers: Iterable[str], folder: str | Path) -> None:
         varying = [place for place in places if len(place) > 1]
         if len(keys) > 1 and not (len(varying) == 1 and max(varying[0]) - min(varying[0]) + 1 == len(keys)):
             raise UserError(f"{folder}: the tensors of {name}, such as {keys[0]}, are not numbered in turn. {_MEANS}")
+
+
+def _sources(model: Any, headers: Iterable[str]) -> dict[str, list[tuple[str, Source]]]:
+    """Return {parameter: the stored keys that it is made from, and their places in it}."""
+    found: dict[str, list[tuple[str, Source]]] = {}
+    for key, source in stored_keys(model, headers).items():
+        for name in split_names(model, source):
+            found.setdefault(name, []).append((key, source))
+    return found
 
 
 def _excused(model: Any, name: str) -> bool:

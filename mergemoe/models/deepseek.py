@@ -10,7 +10,6 @@ transformers has no class for DeepSeekMoE, and code that comes with a checkpoint
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints.carried_files import copy_others
 from mergemoe.checkpoints.expert_weights import StoredTensors
 from mergemoe.checkpoints.shards import write_shards
 from mergemoe.errors import UserError
@@ -122,9 +122,7 @@ def convert_deepseek(folder: str | Path, out: Path) -> None:
     with StoredTensors(folder) as stored:
         write_shards(track(_tensors(stored), "convert: tensors", len(stored.headers)), out, 4 << 30)
     (out / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2) + "\n", encoding="utf-8")
-    for path in model_folder.checkpoint_files(folder):
-        if path.suffix != ".safetensors" and not path.name.endswith(".index.json") and path.name != "config.json":
-            shutil.copyfile(path, out / path.name)
+    copy_others(folder, out)
 
 
 def _tensors(stored: StoredTensors) -> Iterator[tuple[str, Tensor]]:

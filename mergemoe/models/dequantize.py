@@ -5,7 +5,6 @@ transformers saves for the family. The tests compare the bits; only blocks cut o
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -30,6 +29,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
 from mergemoe.checkpoints import model_folder, quantization
+from mergemoe.checkpoints.carried_files import copy_others, without_code
 from mergemoe.errors import UserError
 from mergemoe.models.layered_model import LayeredModel
 from mergemoe.models.stacks import layer_stacks
@@ -62,10 +62,10 @@ def dequantize_checkpoint(folder: str | Path, out: Path) -> None:
         stored_in |= dict.fromkeys(written, name)
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": stored_in}
     _write_json(out / "model.safetensors.index.json", index)
-    _write_json(out / "config.json", {**quantization.unquantized_config(config), "dtype": plain_dtype(config)})
-    for path in model_folder.checkpoint_files(folder):
-        if path.suffix != ".safetensors" and not path.name.endswith(".index.json") and path.name != "config.json":
-            shutil.copyfile(path, out / path.name)
+    _write_json(
+        out / "config.json", {**without_code(quantization.unquantized_config(config)), "dtype": plain_dtype(config)}
+    )
+    copy_others(folder, out)
 
 
 def plain_dtype(config: dict[str, Any]) -> str:

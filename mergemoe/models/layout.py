@@ -50,6 +50,8 @@ def describe_layout(path: str | Path, revision: str | None = None, digests: bool
     folder = model_folder.locate_checkpoint(path, revision)
     with naming(folder):
         model, headers = empty_model(folder), model_folder.read_headers(folder)
+    completeness.check_prefix(model, headers, folder)
+    with naming(folder):
         described = layout_of_model(model, headers)
     completeness.check_completeness(model, headers, folder)
     found: Layout = {"path": str(path), **described, "files": _digests(folder) if digests else {}}
@@ -89,7 +91,7 @@ def layout_of_model(model: Any, headers: Mapping[str, Any] | None = None) -> Mod
 
 def _digests(folder: Path) -> dict[str, str]:
     return {
-        path.name: digests.sha256_once(path)
+        path.relative_to(folder).as_posix(): digests.sha256_once(path)
         for path in track(model_folder.checkpoint_files(folder), "sha256 of the checkpoint's files")
     }
 

@@ -27,7 +27,7 @@ class Packing(NamedTuple):
         packed.write_packed(
             self.source, self.places, lambda layer: store.read_tensors(self.layers[layer]), self.options, out
         )
-        files = {path.name: digests.sha256(path) for path in sorted(out.iterdir())}
+        files = digests.sha256_each(out)
         text = model_card.packed_card(card.read_text(encoding="utf-8"), files)
         (out / "README.md").write_text(text, encoding="utf-8")
 

@@ -73,7 +73,9 @@ NO_TEXT = {
     "12": "is a number",
     "NaN": "is a number",
     "true": "is true or false",
-    '["a"]': "is a list",
+    "[]": "is a list of nothing",
+    '["a", null]': "is a list of null, text",
+    '[{"role": "user", "content": "a"}, "b"]': "is a list of an object, text",
     '{"value": "a"}': "is an object",
     r'"a\ud83d b"': r"holds '\\ud83d' at character 2, which is half",
     r'"\udc00"': r"holds '\\udc00' at character 1",
@@ -121,6 +123,8 @@ def test_a_value_is_read_as_it_is_or_refused(value, tmp_path_factory):
     path.write_text(json.dumps({"text": value}))
     if is_text(value):
         assert read(path) == [value]
+    elif isinstance(value, list) and value and all(map(is_text, value)):
+        assert read(path) == ["\n\n".join(value)]
     else:
         with pytest.raises(UserError, match="a.jsonl: row 1: field 'text'"):
             read(path)

@@ -29,8 +29,8 @@ from safetensors.numpy import save
 from tiny_project import ROOT
 
 from mergemoe.artifacts import digests, store
-from mergemoe.checkpoints import hub_cache, hub_record, model_folder
-from mergemoe.checkpoints.hub import download, fetch, listing
+from mergemoe.checkpoints import hub_cache, model_folder
+from mergemoe.checkpoints.hub import download, fetch, hub_record, listing
 from mergemoe.compressed import checkpoint_card
 from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import Text, read_params
@@ -102,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         if what == "revision":
             return self.json({"id": model, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]})
         if what == "tree":
-            return self.json(self.hub.listing([entry(file, content) for file, content in files.items()]))
+            return self.json(self.hub.listing(tree(files, name)))
         if name not in files:
             return self.fail("EntryNotFound")
         facts = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes", **self.hub.headers}
@@ -169,6 +169,18 @@ def entry(name, content):
     return listed
 
 
+def tree(files, folder):
+    """What the hub lists of a folder, or of the top one: its files, and the folders in it."""
+    inside = {file: content for file, content in files.items() if not folder or file.startswith(f"{folder}/")}
+    below = {
+        file.removeprefix(f"{folder}/").partition("/")[0] for file in inside if "/" in file.removeprefix(f"{folder}/")
+    }
+    folders = [{"type": "directory", "oid": "0" * 40, "size": 0, "path": name} for name in sorted(below)]
+    return folders + [
+        entry(file, content) for file, content in inside.items() if file.rpartition("/")[0] == (folder or "")
+    ]
+
+
 def repository(large=0):
     """Two shards with 2 experts in layers 0 and 1, beside files of which a run needs some; the first is `large`."""
     shards = {"model-00001-of-00002.safetensors": {}, "model-00002-of-00002.safetensors": {}}
@@ -188,17 +200,21 @@ def repository(large=0):
         "tokenizer_config.json": b'{"padding_side": "left"}',
         "chat_template.jinja": b"{{ messages }}",
         "merges.txt": b"a b",
+        "README.md": b"# A model",
+        "LICENSE": b"As you like",
+        "NOTICE": b"Made by some-org",
+        "additional_chat_templates/rag.jinja": b"{{ documents }}",
         "model.safetensors.index.json": json.dumps(index).encode(),
         **{name: save(tensors) for name, tensors in shards.items()},
     }
     useless = {
-        "README.md": b"# A model",
         "modeling_tiny.py": b"print('never')",
         "pytorch_model.bin": b"pickle",
         "pytorch_model.bin.index.json": b"{}",
         "tiny.gguf": b"gguf",
         "consolidated.safetensors": b"the same weights again",
         "original/model.safetensors": b"and again",
+        "additional_chat_templates/notes.md": b"no template",
     }
     return needed, useless
 
@@ -253,7 +269,8 @@ def test_fetch_brings_what_a_run_needs_and_records_each_file(served):
     folder = model_folder.locate_checkpoint(MODEL, COMMIT)
     assert f"in {folder}" in done.stdout and "data/hub/some-org--tiny-moe" in done.stdout
     assert re.search(rf"{MODEL} needs 0.0 GB more in .*, where [\d.]+ GB are free", done.stderr)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == needed
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    assert {name: path.read_bytes() for name, path in found.items()} == needed
     assert not {name for _, name, _ in served.requests} & useless.keys()
     written = hub_cache.fetch_record_path(MODEL, COMMIT)
     expected = {n: {"size": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in needed.items()}

@@ -267,7 +267,7 @@ def test_the_code_of_a_tokenizer_is_not_run_either(folder, monkeypatch):
     settings = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
     write_json(folder / "tokenizer_config.json", settings)
     (folder / "own.py").write_text("raise SystemExit('it was run')")
-    with pytest.raises(UserError, match="^model.mine: .* has no tokenizer for transformers .*Add a tokenizer.json"):
+    with pytest.raises(UserError, match="^model.mine: .* has no tokenizer for transformers .*Add the tokenizer.json"):
         preflight_texts.check_texts(parse(folder))
 
 

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 import mergemoe
 from mergemoe.checkpoints.model_folder import INDEX, SINGLE
-from mergemoe.compressed import loading
 from mergemoe.errors import UserError
 from mergemoe.models import layout
 
@@ -255,7 +254,7 @@ def test_a_save_that_fails_leaves_nothing_and_can_be_tried_again(step, compact, 
         if step == "code":
             patch.setattr("mergemoe.compressed.modeling.source", broken)
         if step == "tokenizer":
-            patch.setattr(loading.shutil, "copyfile", broken)
+            patch.setattr(shutil, "copyfile", broken)
         if step == "rename":
             patch.setattr("os.replace", broken)
         with pytest.raises(UserError, match=r"No space left.* while .*saved was written\. Make room there"):

@@ -20,7 +20,8 @@ from tiny_project import ROOT, copy_project, snakemake
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
 
 from mergemoe.artifacts import digests, store
-from mergemoe.checkpoints import expert_headers, hub_record, model_folder, quantization
+from mergemoe.checkpoints import expert_headers, model_folder, quantization
+from mergemoe.checkpoints.hub import hub_record
 from mergemoe.errors import UserError
 from mergemoe.models import layout
 from mergemoe.models.dequantize import QuantizedModel, dequantize_checkpoint

@@ -1,1 +1,1 @@
-"""Models of the Hugging Face hub: their listing, bounded downloads, and the copy of one commit."""
+"""Models of the Hugging Face hub: their listing, bounded downloads, the copy of one commit and its record."""

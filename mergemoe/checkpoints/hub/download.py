@@ -60,7 +60,7 @@ def link(model: str, revision: str, file: HubFile) -> None:
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        path.symlink_to(os.path.join("..", "..", "blobs", file.digest))
+        path.symlink_to(os.path.relpath(hub_cache.blobs_folder(model) / file.digest, path.parent))
 
 
 def is_listed(path: Path, file: HubFile, sha256: str | None = None) -> bool:

@@ -8,8 +8,8 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from mergemoe.artifacts import digests
-from mergemoe.checkpoints import hub_cache, hub_record, model_folder
-from mergemoe.checkpoints.hub import download, listing
+from mergemoe.checkpoints import carried_files, hub_cache, model_folder
+from mergemoe.checkpoints.hub import download, hub_record, listing
 from mergemoe.checkpoints.hub.listing import HubFile
 from mergemoe.errors import UserError, in_short, one_line, shown
 from mergemoe.progress import track
@@ -153,7 +153,8 @@ def _needed(model: str, revision: str, listed: Mapping[str, HubFile]) -> list[st
                 f"{model} at {revision}: {name} is missing on the hub, but {model_folder.INDEX} names it. Use another "
                 "revision"
             )
-    return [*filter(model_folder.is_beside_weights, listed), *weights]
+    others = [name for name in listed if model_folder.is_beside_weights(name) or carried_files.is_carried(name)]
+    return [*others, *([carried_files.CARD] if carried_files.CARD in listed else []), *weights]
 
 
 def _check_kind(model: str, listed: Mapping[str, HubFile]) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from mergemoe.checkpoints import hub_cache
+from mergemoe.checkpoints.model_folder import TEMPLATES, is_beside_weights
 from mergemoe.errors import UserError, in_short, shown
 
 Answer = TypeVar("Answer")
@@ -20,7 +21,7 @@ PATIENCE = 300.0  # seconds for an answer, whatever number of pages it has
 
 
 class HubFile(NamedTuple):
-    """A file of the top folder: its name, its bytes, and its sha256 (large files, in LFS) or git's hash of it."""
+    """A file: its name in the repository, its bytes, and its sha256 (large files, in LFS) or git's hash of it."""
 
     name: str
     size: int
@@ -29,16 +30,19 @@ class HubFile(NamedTuple):
 
 
 def list_files(model: str, revision: str) -> dict[str, HubFile]:
-    """Ask the hub for the files in the top folder of a commit.
+    """Ask the hub for the files in the top folder of a commit, and for its tokenizer's further chat templates.
 
     Raises:
         UserError: the answer is no list of files, or one of them has no plain name, size or digest.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.hf_api import RepoFile, RepoFolder
 
     def read() -> list[Any]:
-        return list(itertools.islice(HfApi().list_repo_tree(model, revision=revision), MOST + 1))
+        found = list(itertools.islice(HfApi().list_repo_tree(model, revision=revision), MOST + 1))
+        if not any(isinstance(entry, RepoFolder) and entry.path == TEMPLATES for entry in found):
+            return found
+        return found + list(itertools.islice(HfApi().list_repo_tree(model, TEMPLATES, revision=revision), MOST + 1))
 
     try:
         found = answer(model, read)
@@ -73,7 +77,7 @@ def answer(model: str, ask: Callable[[], Answer]) -> Answer:
 
 
 def check_files(model: str, entries: Iterable[Any]) -> dict[str, HubFile]:
-    """Return the files of the top folder by name, from huggingface_hub's entries.
+    """Return the files that list_files asks for by name, from huggingface_hub's entries.
 
     Raises:
         UserError: an entry has no plain name, size or digest, or a name is there twice.
@@ -83,7 +87,7 @@ def check_files(model: str, entries: Iterable[Any]) -> dict[str, HubFile]:
         name, size, digest = entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id
         if not isinstance(name, str) or not all(map(hub_cache.is_plain_name, name.split("/"))):
             raise _refused(model, f"lists a file with the name {shown(name)}, which leads out of its folder or is none")
-        if "/" in name:
+        if "/" in name and not is_beside_weights(name):
             continue
         if type(size) is not int or not 0 <= size <= LARGEST or (entry.lfs and entry.lfs.size != size):
             raise _refused(model, f"states the size {shown(size)} for {name}, which is none")

@@ -20,12 +20,15 @@ class Section(BaseModel):
 class Text(Section):
     """A source of text: a local file, or a Hugging Face data set at one commit."""
 
-    source: InputPath | None = Field(default=None, description="a .jsonl, .jsonl.gz, .txt or .txt.gz file")
+    source: InputPath | None = Field(default=None, description="a .jsonl, .jsonl.gz, .txt, .txt.gz or .parquet file")
     dataset: str | None = Field(default=None, description="a Hugging Face data set, in place of `source`")
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$", description="its full commit hash")
     subset: str | None = Field(default=None, description="its configuration, if it has several")
     split: str = "train"
-    field: str = Field(default="text", description="the key of the text in each row")
+    field: str | list[str] = Field(
+        default="text", description="the key of the text in each row, or several, whose texts are joined"
+    )
+    skip_invalid: bool = Field(default=False, description="leave out and count rows without text; else one is an error")
     samples: int = Field(gt=0, le=10_000_000, description="sequences")
     length: int = Field(gt=1, le=10_000_000, description="tokens per sequence")
     seed: int = Field(default=0, ge=-(2**63), lt=2**63)

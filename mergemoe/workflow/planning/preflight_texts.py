@@ -3,6 +3,7 @@
 import sys
 
 from mergemoe.calibration import text_rows, token_sequences
+from mergemoe.calibration.tokenizer import open_tokenizer
 from mergemoe.checkpoints import config_keys, model_folder
 from mergemoe.errors import UserError
 from mergemoe.models import supported
@@ -15,20 +16,13 @@ def check_texts(params: Params) -> None:
     Raises:
         UserError: if it does not, if a text is too short, or if a row is no JSON object or lacks its field.
     """
-    from transformers import AutoTokenizer  # slow to import: once per run, not once per parse
-
     for model, calibrate in sorted({(run.model, run.calibrate) for run in params.all_runs()}):
         folder = params.model[model].folder()
         try:
             supported.check_architecture(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = open_tokenizer(folder)
         except UserError as error:
             raise UserError(f"model.{model}: {error}") from None
-        except Exception as error:  # of any kind, if a file of the tokenizer is damaged
-            raise UserError(
-                f"model.{model}: {folder} has no tokenizer for transformers ({str(error).partition(chr(10))[0]}). "
-                "Code inside a checkpoint is never run. Add a tokenizer.json"
-            ) from None
         stated = config_keys.config_values(model_folder.read_config(folder), "vocabulary")
         rows = max(stated, default=sys.maxsize)  # a config.json may leave it to transformers; the job knows it
         chosen = params.calibrate[calibrate]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe.artifacts import atomic, digests
-from mergemoe.checkpoints import hub_cache
+from mergemoe.checkpoints import hub_cache, model_folder
 from mergemoe.errors import UserError
 
 
@@ -58,10 +58,15 @@ def _check_shape(content: dict[str, Any]) -> None:
     if content.keys() != {"model", "revision", "files"} or not content["files"]:
         raise ValueError(f"it has the keys {', '.join(content)}")
     for name, file in content["files"].items():
-        if not hub_cache.is_plain_name(name) or file.keys() != {"size", "sha256"}:
+        if not all(map(hub_cache.is_plain_name, name.split("/"))) or file.keys() != {"size", "sha256"}:
             raise ValueError(f"{name!r} is no file with a size and a sha256")
         if type(file["size"]) is not int or file["size"] < 0 or not hub_cache.SHA256.fullmatch(file["sha256"]):
             raise ValueError(f"{name} has the size {file['size']!r} and the sha256 {file['sha256']!r}")
+
+
+def _is_read(name: str) -> bool:
+    """Tell whether a model's outputs depend on a file; license and card come for who gets the compressed model."""
+    return name.endswith(".safetensors") or model_folder.is_beside_weights(name)
 
 
 def check_fetch_record(model: str, revision: str | None, digests: Mapping[str, str]) -> None:
@@ -72,7 +77,7 @@ def check_fetch_record(model: str, revision: str | None, digests: Mapping[str, s
     """
     if revision is None or not (recorded := read_fetch_record(model, revision)):
         return
-    for name in sorted(recorded.keys() | digests.keys()):
+    for name in sorted({name for name in recorded if _is_read(name)} | digests.keys()):
         found, said = digests.get(name, "missing"), recorded.get(name, {}).get("sha256", "not named")
         if found != said:
             file = hub_cache.snapshot_folder(model, revision) / name

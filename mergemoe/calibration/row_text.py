@@ -1,0 +1,151 @@
+"""The text in a row: a string, a list of paragraphs, or messages, which the model's chat template makes one text of.
+
+Rows of several fields, such as prompt and completion, are these joined.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergemoe.errors import UserError, in_short, shown
+
+Messages = list[dict[str, Any]]
+Render = Callable[[Messages], str]
+
+PARAGRAPHS = "\n\n"  # between the strings of a list
+_WAY_OUT = (
+    "Correct the row, delete it, name another field (`field` in params.yaml), or set `skip_invalid: true`, which "
+    "leaves out and counts such rows"
+)
+_KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", str: "text"}
+
+
+class InvalidText(UserError):
+    """The row of a text has nothing to take; `skip_invalid` leaves such rows out."""
+
+
+def text_in(path: str | Path, number: int, row: Mapping[str, Any], field: str, way_out: str) -> str:
+    """Return the string in a field of a row; `way_out` ends a message.
+
+    Raises:
+        InvalidText: the row has no such field, or it is no text that a tokenizer can take.
+    """
+    return check_text(f"{path}: row {number}: field {field!r}", _value(path, number, row, field, way_out), way_out)
+
+
+def value_in(path: str | Path, number: int, row: Mapping[str, Any], fields: Sequence[str]) -> str | Messages:
+    """Return what the fields of a row hold together: one text, or the messages of one conversation.
+
+    Raises:
+        InvalidText: a field is missing or holds neither, or one holds text and another messages.
+    """
+    parts = [_part(f"{path}: row {number}: field {field!r}", _value(path, number, row, field)) for field in fields]
+    if all(isinstance(part, str) for part in parts):
+        return "".join(str(part) for part in parts)
+    if not all(isinstance(part, list) for part in parts):
+        raise InvalidText(f"{path}: row {number}: {_listed(fields)} hold text and messages. Name fields of one kind")
+    return [message for part in parts if isinstance(part, list) for message in part]
+
+
+def text_of(path: str | Path, number: int, row: Mapping[str, Any], fields: Sequence[str], render: Render) -> str:
+    """Return the text of a row's fields.
+
+    Raises:
+        InvalidText: as value_in; or the chat template refuses the messages.
+        UserError: there are messages and no template.
+    """
+    value = value_in(path, number, row, fields)
+    if isinstance(value, str):
+        return value
+    try:
+        text = render(value)
+    except UserError:
+        raise
+    except Exception as error:  # the template's own, of any kind
+        raise InvalidText(
+            f"{path}: row {number}: the model's chat template refuses its messages ({in_short(error)}). {_WAY_OUT}"
+        ) from None
+    return check_text(f"{path}: row {number}: what the chat template makes of it", text)
+
+
+def renderer(tokenizer: Any) -> Render:
+    """Return what renders messages by a tokenizer's chat template; the token that begins a document is left out."""
+
+    def render(messages: Messages) -> str:
+        if not tokenizer.chat_template:
+            return no_template(messages)
+        return tokenizer.apply_chat_template(messages, tokenize=False).removeprefix(tokenizer.bos_token or "")
+
+    return render
+
+
+def no_template(messages: Messages) -> str:
+    """Raise the error for messages without a chat template."""
+    raise UserError(
+        "rows hold messages, but the tokenizer has no chat template. Name a field that holds text, or add the model's "
+        "chat_template.jinja to the checkpoint's folder"
+    )
+
+
+def check_text(where: str, value: Any, way_out: str = _WAY_OUT) -> str:
+    """Return a value if it is text; `where` begins a message, and `way_out` ends it.
+
+    Raises:
+        InvalidText: it is not, or it holds half a surrogate pair.
+    """
+    if not isinstance(value, str):
+        raise InvalidText(f"{where} is {kind_of(value)}, not text. {way_out}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidText(
+            f"{where} holds {value[error.start]!a} at character {error.start + 1}, which is half a character (a lone "
+            f"surrogate). No tokenizer can take it; it is left where text was cut inside a character. {way_out}"
+        ) from None
+    return value
+
+
+def kind_of(value: Any) -> str:
+    """Return the noun for a value of JSON."""
+    return _KINDS.get(type(value), "an object")
+
+
+def _value(path: str | Path, number: int, row: Mapping[str, Any], field: str, way_out: str = _WAY_OUT) -> Any:
+    if field not in row:
+        raise InvalidText(f"{path}: row {number} has no field {field!r}. Its fields are {_listed(row)}. {way_out}")
+    return row[field]
+
+
+def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
+    return ", ".join(f"{name[:40]!r}" for name in list(names)[:8]) or "none"
+
+
+def _part(where: str, value: Any) -> str | Messages:
+    if not isinstance(value, list):
+        return check_text(where, value)
+    kinds = {kind_of(part) for part in value}
+    if kinds == {"text"}:
+        return PARAGRAPHS.join(check_text(f"{where}, paragraph {i}", part) for i, part in enumerate(value, 1))
+    if kinds == {"an object"}:
+        return [_message(f"{where}, message {i}", part) for i, part in enumerate(value, 1)]
+    raise InvalidText(
+        f"{where} is a list of {', '.join(sorted(kinds)) or 'nothing'}. A list holds paragraphs (text) or messages "
+        f"(objects with `role` and `content`). {_WAY_OUT}"
+    )
+
+
+def _message(where: str, value: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(value.get("role"), str) or "content" not in value:
+        raise InvalidText(
+            f"{where} has the keys {_listed(value)}, but a message has `role` and `content`. Rename them (ShareGPT's "
+            f"`from` is the role, with user for human and assistant for gpt, `value` the content). {_WAY_OUT}"
+        )
+    content = value["content"]
+    if content is None and value.get("tool_calls"):
+        return value
+    if isinstance(content, list):
+        other = [part for part in content if not isinstance(part, dict) or part.get("type") != "text"]
+        if other:
+            raise InvalidText(f"{where} has a part that is no text: {shown(other[0])}. {_WAY_OUT}")
+        content = "".join(check_text(f"{where}: content", part.get("text")) for part in content)
+    return {**value, "content": check_text(f"{where}: content", content)}
