@@ -46,7 +46,7 @@ def _of_tensors(path: Path) -> dict[str, Any] | None:
 def _of_activations(path: Path) -> dict[str, Any] | None:
     import h5py  # here, because only stages that read activations need it
 
-    with h5py.File(path) as file:
+    with h5py.File(path, locking=False) as file:
         return json.loads(read_attribute(file, digests.PROVENANCE))
 
 

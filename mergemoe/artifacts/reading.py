@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,17 +29,24 @@ def reading(path: str | Path) -> Iterator[None]:
         yield
     except ArtifactError:
         raise
-    except OSError as error:
-        if error.errno in MISSING:
-            raise damaged_artifact(path, "is missing") from None
-        if error.errno not in OF_THE_CONTENT:
-            raise ArtifactError(
-                f"{path} cannot be read now ({error}). It may be whole, so do not delete it: look at its permissions, "
-                "at its disk, and for another process that locks it. Then run the same command again."
-            ) from error
-        raise damaged_artifact(path, f"cannot be read as an artifact ({error})") from error
     except Exception as error:  # a library's own, of any kind: it was given nothing but this file
+        number = _system_error(error)
+        if number in MISSING:
+            raise damaged_artifact(path, "is missing") from None
+        if number not in OF_THE_CONTENT:
+            raise ArtifactError(
+                f"{path} cannot be read now ({in_short(error)}). It may be whole, so do not delete it: look at its "
+                "permissions, at its disk, and for another process that locks it. Then run the same command again."
+            ) from error
         raise damaged_artifact(path, f"cannot be read as an artifact ({in_short(error)})") from error
+
+
+def _system_error(error: Exception) -> int | None:
+    """Return the number of the system's error, which HDF5 may have put into the text of a KeyError."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\berrno = (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 def refuse_no_file(path: str | Path) -> None:

@@ -30,7 +30,7 @@ class Writer:
     """Append batches to a new file; `close` seals it with its provenance."""
 
     def __init__(self, path: Path, heldout: Tensor):
-        self.file: Any = h5py.File(path, "w")
+        self.file: Any = h5py.File(path, "w", locking=False)  # its name is temporary, and no other writes to it
         self.datasets: dict[str, Any] = {}  # held open: when one is forgotten, h5py writes it and swallows an error
         self.file["heldout"] = heldout.bool().cpu().numpy()
 
@@ -83,8 +83,9 @@ class Reader(Activations):
         Raises:
             ArtifactError: if it is truncated, not what its writer wrote, or another layer's.
         """
+        self.path = path
         with reading(path):
-            self.file: Any = h5py.File(path, "r")
+            self.file: Any = h5py.File(path, "r", locking=False)
             self.provenance = provenance = json.loads(read_attribute(self.file, digests.PROVENANCE))
             store.check_seal(path, provenance, digests.digest_activation_file(self.file))
             sequence = torch.from_numpy(self.file["sequence"][:].astype(np.int64))
@@ -103,8 +104,9 @@ class Reader(Activations):
 
     def read(self, name: str, start: int, rows: int) -> Tensor:
         """Return some rows of a dataset in their true type."""
-        dataset = self.file[name]
-        tensor = torch.from_numpy(dataset[start : start + rows])
+        with reading(self.path):
+            dataset = self.file[name]
+            tensor = torch.from_numpy(dataset[start : start + rows])
         return tensor.view(torch.bfloat16) if read_attribute(dataset, "dtype") == "bfloat16" else tensor
 
 

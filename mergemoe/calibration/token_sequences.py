@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mergemoe.calibration import row_text
 from mergemoe.calibration.documents import Documents, open_documents
+from mergemoe.calibration.tokenizer import check_rows
 from mergemoe.errors import UserError, naming
 
 PIECE = 2**18  # characters; a longer document is tokenized piece by piece, as far as its tokens are needed
@@ -59,12 +60,7 @@ def sequences_from_source(
         pack=pack,
         tokenizer=tokenizer.name_or_path,
     )
-    if (largest := max(map(max, drawn.ids))) >= vocabulary:
-        raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path} makes a token {largest} of this text, but the model's "
-            f"embedding has {vocabulary} rows. The tokenizer belongs to another checkpoint. Use the one that belongs "
-            "to these weights"
-        )
+    check_rows(tokenizer, max(map(max, drawn.ids)), vocabulary)
     return drawn._replace(skipped=documents.skipped)
 
 

@@ -1,10 +1,12 @@
 """Open a checkpoint's tokenizer, and say what is wrong with its files if transformers cannot."""
 
+import gzip
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mergemoe.errors import UserError
+from mergemoe.errors import UserError, naming
 
 _FAST, _OLD = "tokenizer.json", "tokenizer.model"
 _POINTER = b"version https://git-lfs"
@@ -27,6 +29,50 @@ def open_tokenizer(folder: str | Path) -> Any:
             f"has no tokenizer for transformers ({said}). {_NEVER}. Add the {_FAST} that belongs to the model"
         )
         raise UserError(f"{folder} {why}") from None
+
+
+def check_rows(tokenizer: Any, largest: int, rows: int) -> None:
+    """Check that the model's embedding has a row for every token of a text.
+
+    Args:
+        tokenizer: that made the tokens.
+        largest: the largest token.
+        rows: of the embedding; it may have more than the tokenizer has tokens.
+
+    Raises:
+        UserError: it has not.
+    """
+    if largest >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} gives the token {largest} ({token!r}), but the model's "
+            f"embedding has {rows} rows. The tokenizer belongs to another checkpoint, or got tokens that the "
+            "weights never did. Use the one that belongs to these weights"
+        )
+
+
+def check_vocabulary(tokenizer: Any, rows: int, texts: Iterable[Path]) -> None:
+    """Check the tokens that texts not yet drawn can give: added ones count where a file has them.
+
+    Args:
+        tokenizer: of a model.
+        rows: of its embedding.
+        texts: files of tasks.
+
+    Raises:
+        UserError: a token has no row in the embedding.
+    """
+    added = tokenizer.get_added_vocab()
+    if largest := max((i for token, i in tokenizer.get_vocab().items() if token not in added), default=0):
+        check_rows(tokenizer, largest, rows)
+    beyond = {token.encode(): i for token, i in added.items() if i >= rows}
+    for path in texts if beyond else ():
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read()
+        for token, i in beyond.items():
+            if token in content:
+                with naming(path):
+                    check_rows(tokenizer, i, rows)
 
 
 def _fault_of_files(folder: Path) -> str | None:
@@ -54,10 +100,9 @@ def _fault_of_fast(path: Path) -> str | None:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         return f"has a {path.name} that is not JSON ({error}). {again}"
-    missing = (
-        [key for key in ("model", "added_tokens") if key not in content] if isinstance(content, dict) else ["model"]
-    )
-    return f"has a {path.name} without `{missing[0]}`, so it is cut or was edited. {again}" if missing else None
+    if not isinstance(content, dict) or "model" not in content:
+        return f"has a {path.name} without `model`, so it was cut or edited. {again}"
+    return None
 
 
 def _start(path: Path) -> bytes:

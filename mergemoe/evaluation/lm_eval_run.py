@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import lm_eval
@@ -12,6 +13,7 @@ from jinja2 import TemplateError
 from lm_eval.models.huggingface import HFLM
 
 from mergemoe.artifacts.writing import refused_write
+from mergemoe.calibration.tokenizer import check_rows
 from mergemoe.errors import UserError, in_short
 from mergemoe.evaluation.lm_eval_tasks import LmEvalTask
 
@@ -71,8 +73,8 @@ def score_task(
             f"evaluate.tasks.{task.name}: its data cannot be loaded ({error}). If this machine reaches the hub, export "
             "HF_HUB_OFFLINE=0. If not, set `data_files` for the task (docs/tasks.md)"
         ) from error
-    except UserError as error:  # of our own reader of rows
-        raise UserError(f"evaluate.tasks.{task.name}.{task.local}: {error}") from None
+    except UserError as error:  # of our own reader of rows, or of a token
+        raise UserError(f"evaluate.tasks.{task.name}{f'.{task.local}' if task.local else ''}: {error}") from None
     except UNREADABLE as error:
         if not task.local:
             raise
@@ -112,19 +114,35 @@ def _run(model: Any, tokenizer: Any, task: LmEvalTask, fewshot: int | None, limi
     # Otherwise lm-eval draws the resamples of a standard error in one process per core, and each imports lm-eval. The
     # numbers are the same.
     os.environ["DISABLE_MULTIPROC"] = "1"
-    return evaluate(
-        wrap(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device)),
-        tasks=[task.spec],
-        num_fewshot=fewshot,
-        limit=limit,
-        task_manager=task.manager,
-        bootstrap_iters=1000,
-        log_samples=False,
-        random_seed=0,  # the seeds of lm-eval's command line; the last one draws the examples of a prompt
-        numpy_random_seed=1234,
-        torch_random_seed=1234,
-        fewshot_random_seed=1234,
-    )
+    with _checked_tokens(model, tokenizer):
+        return evaluate(
+            wrap(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device=str(model.device)),
+            tasks=[task.spec],
+            num_fewshot=fewshot,
+            limit=limit,
+            task_manager=task.manager,
+            bootstrap_iters=1000,
+            log_samples=False,
+            random_seed=0,  # the seeds of lm-eval's command line; the last one draws the examples of a prompt
+            numpy_random_seed=1234,
+            torch_random_seed=1234,
+            fewshot_random_seed=1234,
+        )
+
+
+@contextmanager
+def _checked_tokens(model: Any, tokenizer: Any) -> Iterator[None]:
+    """Refuse tokens for which the embedding has no row: on a GPU they end the process without a reason."""
+    embedding = model.get_input_embeddings()
+
+    def check(_: Any, given: tuple[Any, ...]) -> None:
+        check_rows(tokenizer, int(given[0].max()), len(embedding.weight))
+
+    hook = embedding.register_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

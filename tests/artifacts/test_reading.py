@@ -1,14 +1,16 @@
 """A file is called damaged, with the advice to delete it, only if its content is."""
 
 import errno
+import fcntl
 import os
 import socket
 
 import pytest
+import torch
 
 from mergemoe.artifacts import digests, provenance, store
 from mergemoe.artifacts.reading import links_below, reading, refuse_links
-from mergemoe.calibration.activation_file import Reader
+from mergemoe.calibration.activation_file import Reader, Writer
 from mergemoe.errors import ArtifactError
 
 
@@ -26,6 +28,47 @@ def of_system(number):
 def test_what_the_system_cannot_read_is_not_called_damaged(number):
     said = refusal(of_system(number))
     assert "results/x.json cannot be read now" in said and "do not delete it" in said and "Delete it" not in said
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EAGAIN])
+def test_what_hdf5_could_not_read_is_not_called_damaged(number):
+    text = "Unable to synchronously open object (file read failed: filename = 'x.h5', errno = {}, error message = '"
+    assert "do not delete it" in refusal(KeyError(text.format(number)))  # as HDF5 2.0 says it
+
+
+def test_a_reader_needs_no_lock(tmp_path):
+    """Network file systems refuse locks, and other programs hold them; files are whole once they have their names."""
+    path = tmp_path / "layer_000.h5"
+    rows = {"hidden": torch.ones(3, 2), "sequence": torch.zeros(3, dtype=torch.int32)}
+    for _ in range(2):
+        writer = Writer(path, torch.zeros(1))
+        writer.append(**rows, expert_index=torch.zeros(3, 1), weights=torch.ones(3, 1))
+        writer.close({"path": str(path), "layer": 0})
+        with path.open("rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with Reader(path) as reader:
+                assert torch.equal(reader.read("hidden", 0, 3), rows["hidden"])
+            digests.digest_artifact(path)
+            provenance.read_provenance(path)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_while_rows_are_read_is_said(number, tmp_path):
+    path = tmp_path / "layer_000.h5"
+    writer = Writer(path, torch.zeros(1))
+    columns = {"hidden": torch.ones(3, 2), "sequence": torch.zeros(3, dtype=torch.int32)}
+    writer.append(**columns, expert_index=torch.zeros(3, 1))
+    writer.close({"path": str(path), "layer": 0})
+
+    class Failing:
+        def __getitem__(self, _):
+            raise of_system(number)
+
+    reader = Reader(path)
+    reader.file.close()
+    reader.file = {"hidden": Failing()}
+    with pytest.raises(ArtifactError, match="layer_000.h5 cannot be read now .*do not delete it"):
+        reader.read("hidden", 0, 3)
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), of_system(errno.EINVAL), OSError("of a library")])

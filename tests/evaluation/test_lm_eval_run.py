@@ -8,6 +8,7 @@ import torch
 from tiny_project import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mergemoe.errors import UserError
 from mergemoe.evaluation.lm_eval_run import score_task
 from mergemoe.evaluation.lm_eval_tasks import open_task
 
@@ -61,3 +62,13 @@ def test_a_single_task_has_no_parts_and_the_share_counted_by_hand(run):
     assert (found["samples"], found["parts"]) == (40, {})
     assert found["scores"]["acc"] == pytest.approx(expected)
     assert found["scores"]["acc_stderr"] == pytest.approx((expected * (1 - expected) / 39) ** 0.5)
+
+
+def test_a_token_without_a_row_is_named_with_its_task(run):
+    scored, model, tokenizer = run
+    tokenizer.add_tokens(["the"])
+    with pytest.raises(
+        UserError, match=r"^evaluate.tasks.blimp_causative: .* gives the token 4096 \('the'\).* 4096 rows"
+    ):
+        scored("blimp_causative", 40)
+    assert not model.get_input_embeddings()._forward_pre_hooks

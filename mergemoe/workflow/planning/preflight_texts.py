@@ -1,9 +1,10 @@
 """Draw every local text once with each model's tokenizer before the first job."""
 
 import sys
+from pathlib import Path
 
 from mergemoe.calibration import text_rows, token_sequences
-from mergemoe.calibration.tokenizer import open_tokenizer
+from mergemoe.calibration.tokenizer import check_vocabulary, open_tokenizer
 from mergemoe.checkpoints import config_keys, model_folder
 from mergemoe.errors import UserError
 from mergemoe.models import supported
@@ -25,6 +26,10 @@ def check_texts(params: Params) -> None:
             raise UserError(f"model.{model}: {error}") from None
         stated = config_keys.config_values(model_folder.read_config(folder), "vocabulary")
         rows = max(stated, default=sys.maxsize)  # a config.json may leave it to transformers; the job knows it
+        try:
+            check_vocabulary(tokenizer, rows, _task_files(params))
+        except UserError as error:
+            raise UserError(f"model.{model}: {error}") from None
         chosen = params.calibrate[calibrate]
         token_sequences.check_holdout(chosen.samples, chosen.holdout)
         for name, wanted in {f"calibrate.{calibrate}": chosen, "evaluate.heldout": params.evaluate.heldout}.items():
@@ -41,3 +46,12 @@ def check_texts(params: Params) -> None:
                     text_rows.parse_row(path, number, text)
             except UserError as error:
                 raise UserError(f"evaluate.tasks.{task}.data_files.{split}: {error}") from None
+
+
+def _task_files(params: Params) -> list[Path]:
+    """Return the local files of all tasks: task files with their data, and rows for tasks of lm-eval."""
+    found = []
+    for task in params.evaluate.tasks.values():
+        inside = Path(task.include).rglob("*") if task.include else ()
+        found += [*map(Path, task.data_files.values()), *(path for path in inside if path.is_file())]
+    return found
