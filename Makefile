@@ -72,7 +72,7 @@ bench: .venv/run
 	@mkdir -p scratch
 	set -e; for name in $(BENCH); do \
 		.venv/bin/python benchmarks/methods.py params $$name > scratch/$$name.yaml; \
-		.venv/bin/snakemake --cores all --configfile scratch/$$name.yaml --replace-workflow-config; \
+		.venv/bin/snakemake --cores all --configfile scratch/$$name.yaml; \
 		cp results/metrics.json benchmarks/methods/$$name.json; \
 		.venv/bin/python benchmarks/methods.py table $$name; \
 	done
@@ -84,7 +84,7 @@ bench-refine bench-frontier: bench-%: .venv/run
 	set -e; for piece in $(PIECES); do \
 		for seed in $$(.venv/bin/python benchmarks/$*.py left $$piece); do \
 			.venv/bin/python benchmarks/$*.py params $$piece $$seed > scratch/$$piece.yaml; \
-			.venv/bin/snakemake --cores all --configfile scratch/$$piece.yaml --replace-workflow-config; \
+			.venv/bin/snakemake --cores all --configfile scratch/$$piece.yaml; \
 			.venv/bin/python benchmarks/$*.py keep $$piece; \
 		done; \
 	done

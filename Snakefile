@@ -21,7 +21,9 @@ with plain_errors():
     check_files("params.yaml", workflow.overwrite_configfiles)
 
 
-configfile: "params.yaml"
+if not workflow.overwrite_configfiles:  # else the files of --configfile alone, as `mergemoe plan --params` means it
+
+    configfile: "params.yaml"
 
 
 with plain_errors():

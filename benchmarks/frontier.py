@@ -1,7 +1,7 @@
 """Compare merging, quantizing and both at equal bytes: write a piece's params.yaml, print the tables, draw the picture.
 
 python benchmarks/frontier.py left PIECE             # prints the seeds that are not measured yet
-python benchmarks/frontier.py params PIECE SEED      # snakemake --cores all --configfile FILE --replace-workflow-config
+python benchmarks/frontier.py params PIECE SEED      # snakemake --cores all --configfile FILE
 python benchmarks/frontier.py keep PIECE             # adds results/metrics.json to benchmarks/frontier/MODEL.json
 python benchmarks/frontier.py table                  # reads these files
 python benchmarks/frontier.py picture MODEL FILE.svg

@@ -1,6 +1,6 @@
 """Compare all methods at equal size: write a comparison's params.yaml, and print the table of its scores.
 
-python benchmarks/methods.py params NAME > FILE    # snakemake --cores all --configfile FILE --replace-workflow-config
+python benchmarks/methods.py params NAME > FILE    # snakemake --cores all --configfile FILE
 python benchmarks/methods.py table NAME            # reads benchmarks/methods/NAME.json, a copy of results/metrics.json
 
 `make bench` does both for every comparison. Equal size means that every method keeps the same share of the routed

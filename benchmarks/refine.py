@@ -1,7 +1,7 @@
 """Compare methods before and after a refine, at equal size: write a piece's params.yaml, and print the table of all.
 
 python benchmarks/refine.py left PIECE             # prints the seeds that are not measured yet
-python benchmarks/refine.py params PIECE SEED      # snakemake --cores all --configfile FILE --replace-workflow-config
+python benchmarks/refine.py params PIECE SEED      # snakemake --cores all --configfile FILE
 python benchmarks/refine.py keep PIECE             # adds results/ and logs/ to benchmarks/refine/PIECE.json
 python benchmarks/refine.py table                  # reads these files
 

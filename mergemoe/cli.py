@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -135,6 +136,10 @@ def run_plan(args: argparse.Namespace) -> None:
         print(_fitting(params, args))
         return
     print(plan.plan_text(params, Path("results")))
+    if Path(args.params).resolve() != Path("params.yaml").resolve():
+        print(
+            f"\nTo run this file in place of params.yaml: snakemake --cores all --configfile {shlex.quote(args.params)}"
+        )
     if slurm.PROFILE.is_dir():
         print(f"\n{slurm_table.slurm_text(params)}")
 

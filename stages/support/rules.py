@@ -40,11 +40,12 @@ def prepare(workflow: Any, config: Mapping[str, Any]) -> Graph:
     """Check all that can be checked before the first job, and complete the rules that follow.
 
     Raises:
-        UserError: if params.yaml, a model or the SLURM profile is wrong, or the run of this job has ended.
+        UserError: if params.yaml, a model, the SLURM profile or the folder is wrong, or the run of this job has ended.
     """
     if sys.flags.optimize > 1:
         raise UserError("PYTHONOPTIMIZE is 2, which takes away docstrings that transformers needs. Unset it")
     use_this_python()
+    runs.refuse_another_folder(workflow.basedir)
     runs.refuse_if_over()
     runs.refuse_a_link()
     resources.check_profile()

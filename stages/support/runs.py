@@ -94,6 +94,20 @@ def refuse_if_over() -> None:
         raise UserError(run_guard.OVER)
 
 
+def refuse_another_folder(project: str | Path) -> None:
+    """Check that the workflow runs in the project's own folder, whose git and DVC record what it makes.
+
+    Raises:
+        UserError: it runs elsewhere, by --directory or by the path of its Snakefile.
+    """
+    if Path.cwd().resolve() != Path(project).resolve():
+        raise UserError(
+            f"the workflow of {project} cannot run in {Path.cwd()} (--directory, or -s from another folder): git and "
+            "DVC of the project's own folder record the results. For a second study beside the first, run "
+            "`git worktree add FOLDER` there, and snakemake in FOLDER; for other parameters, give --configfile"
+        )
+
+
 def refuse_a_link() -> None:
     """Check that the folder of results is no link and holds none: git and DVC take nothing behind one.
 

@@ -87,12 +87,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_files(own: str | Path, given: Iterable[str | Path]) -> None:
-    """Check the workflow's params.yaml, if it is there, and the files of --configfile, which Snakemake has read.
+    """Check the files of --configfile, which Snakemake has read, or else the workflow's params.yaml, if it is there.
 
     Raises:
         UserError: as read_file, or if a file of --configfile is a pipe, which has nothing left to check.
     """
-    if Path(own).is_file():
+    if not (given := list(given)) and Path(own).is_file():
         read_file(own)
     for path in given:
         if not Path(path).is_file():
