@@ -9,7 +9,7 @@ from pathlib import Path
 from mergemoe.artifacts import provenance, store
 from mergemoe.checkpoints import cost, finite, license, model_folder
 from mergemoe.checkpoints.hub import hub_record
-from mergemoe.models import layout, supported
+from mergemoe.models import layout, supported, tied_weights
 from stages.support import command
 
 CONVERTED = ("results", "convert")  # artifacts/paths.py would make this job run again for every path that is added
@@ -28,6 +28,7 @@ def main(args: argparse.Namespace) -> None:
     supported.check_architecture(folder)
     described = layout.describe_layout(args.cfg["path"], args.cfg.get("revision"))
     finite.check_finite(folder)
+    tied_weights.check_stored_ties(folder)
     hub_record.check_fetch_record(args.cfg["path"], args.cfg.get("revision"), described["files"])
     if stated := license.stated_license(folder):
         described["license"] = stated

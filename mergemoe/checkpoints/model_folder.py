@@ -48,9 +48,19 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder, "config.json")
     if not path.exists() and (adapter := adapter_instead(folder)):
         raise UserError(adapter)
+    if broken := [link for link in sorted(path.parent.glob("*")) if link.is_symlink() and _is_read_and_gone(link)]:
+        raise UserError(
+            f"{folder} has {len(broken)} links to files that are gone, such as {broken[0].name}. The hub's cache was "
+            "cleaned, or its snapshot was copied without its blobs. Copy the files themselves (`cp -rL`), or download "
+            "the checkpoint again"
+        )
     config = read_object(path)
     check_values(path, config)
     return config
+
+
+def _is_read_and_gone(link: Path) -> bool:
+    return not link.exists() and (is_beside_weights(link.name) or link.suffix == ".safetensors")
 
 
 def shard_files(folder: str | Path) -> list[Path]:

@@ -11,12 +11,13 @@ from torch.nn.utils import parametrize
 
 from mergemoe.errors import UserError
 from mergemoe.models import families
+from mergemoe.models.tied_weights import check_held_ties
 
 _QUANTIZERS = ("torch.ao.", "torchao.", "bitsandbytes.")
 _FRESH = "Compress the model as transformers loads it, and attach that afterwards"
 
 
-def check_attached(model: nn.Module) -> None:
+def check_attached(model: Any) -> None:
     """Check that experts and routers are plain modules with plain parameters, and that calls run their own code.
 
     Raises:
@@ -38,6 +39,7 @@ def check_attached(model: nn.Module) -> None:
             )
         if type(module).__module__.startswith(_QUANTIZERS):
             raise _quantized(name, type(module).__name__)
+    check_held_ties(model, "the model")
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise UserError(f"{name} has no numbers in memory (it is on the device `meta`). Load the whole model")

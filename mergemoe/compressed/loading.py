@@ -14,7 +14,7 @@ from mergemoe.artifacts.atomic import atomic
 from mergemoe.artifacts.writing import writing
 from mergemoe.checkpoints import model_folder
 from mergemoe.checkpoints.carried_files import carry_files, without_code
-from mergemoe.checkpoints.config_keys import config_values
+from mergemoe.checkpoints.config_keys import CONFIG_KEYS, config_values
 from mergemoe.checkpoints.expert_headers import predicting_layers
 from mergemoe.checkpoints.quantization import quantization_settings
 from mergemoe.checkpoints.unmerged_parts import check_adapter, check_names
@@ -26,6 +26,7 @@ from mergemoe.compressed.modeling import merged_class
 from mergemoe.errors import UserError, in_short, naming, shown
 from mergemoe.models.completeness import check_order
 from mergemoe.models.families import model_class
+from mergemoe.models.tied_weights import check_held_ties
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,6 +95,7 @@ def load(
             "and the weights belong to different checkpoints. Use the whole checkpoint as it was written"
         ) from error
     check_order(model, headers, path)
+    check_held_ties(model, path)
     if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"{path} lacks {len(missing)} tensors that the model needs, such as {missing[0]}. transformers would fill "
@@ -175,4 +177,7 @@ def _write_config(model: Any, path: Path) -> None:
     found = without_code(in_old_keys(model.config, raw) or saved)
     if "mergemoe" in saved:
         found["auto_map"] = saved["auto_map"]  # of the compact format, whose code is written
+    for key in CONFIG_KEYS["predicting_layers"]:
+        if found.get(key):  # transformers reads no such layer into memory, so none was written
+            found[key] = 0
     path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -22,6 +22,7 @@ METRICS = """
     exact_match f1 likelihood mcc perplexity ter word_perplexity
 """.split()  # noqa: SIM905
 UNFOLLOWED = ("data_dir", "cache_dir", "con")  # settings of `datasets` that lead to files which nobody lists
+UNINDEXED = {"__pycache__", ".ipynb_checkpoints"}  # folders that lm-eval's index leaves out
 PATTERN = re.compile(r"[*?\[{]|::|://")  # what `datasets` does not take for the name of one local file
 
 
@@ -40,6 +41,15 @@ class TaskFile:
     content: dict[Any, Any] = field(default_factory=dict)  # `include` carried out
     read: list[Path] = field(default_factory=list)  # itself, what it includes, its modules and data
     code: bool = False  # whether lm-eval would run Python because of it
+
+    def names(self) -> list[str]:
+        """Return the names under which lm-eval finds it: a task, its tags, or a group."""
+        if self.path.suffix != ".yaml" or UNINDEXED & set(self.path.parts):
+            return []
+        kind = "group" if "group" in self.content and "class" not in self.content else "task"
+        tags = self.content.get("tag") or [] if kind == "task" else []
+        named = [self.content.get(kind), *(tags if isinstance(tags, list) else [tags])]
+        return [name for name in named if isinstance(name, str)]
 
     def data_files(self) -> list[str]:
         """Return the files that hold its data."""

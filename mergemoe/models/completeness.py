@@ -37,6 +37,12 @@ def check_completeness(model: Any, headers: Mapping[str, Any], folder: str | Pat
     check_order(model, headers, folder)
     parameters = dict(model.named_parameters())
     if missing := [name for name in parameters if name not in sources and not _excused(model, name)]:
+        for tied, source in model.all_tied_weights_keys.items():
+            if source in missing and tied in sources:
+                raise UserError(
+                    f"{folder} stores {sources[tied][0][0]} and no {source}, to which config.json ties it. Give the "
+                    f"tensor the name {source}"
+                )
         raise UserError(
             f"{folder}: {len(missing)} of the {len(parameters)} tensors that the model needs are missing, such as "
             f"{missing[0]}. {_MEANS}. If only the head is missing, config.json may lack `tie_word_embeddings: true`"

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from by_stages import by_workflow
+from by_stages import by_workflow, drawn
+from predicting import with_predicting_layer
 from quantized import make_mxfp4
 from safetensors.torch import load_file
 from tiny_project import make_tiny
@@ -171,3 +172,12 @@ def test_a_dequantized_copy_carries_the_license(tmp_path):
     assert not named_code(tmp_path / "plain")
     for name in ("NOTICE", "LICENSE", "additional_chat_templates/rag.jinja"):
         assert (tmp_path / "plain" / name).read_text() == OTHERS[name]
+
+
+def test_layers_that_are_not_in_memory_are_not_claimed_by_a_saved_copy(tmp_path):
+    folder = with_predicting_layer("deepseek_v3", tmp_path / "made")
+    model = mergemoe.compress(mergemoe.load(folder, "cpu"), drawn(), experts=6, method="reap")
+    mergemoe.save(model, tmp_path / "saved")
+    assert json.loads((folder / "config.json").read_text())["num_nextn_predict_layers"] == 1
+    assert json.loads((tmp_path / "saved/config.json").read_text())["num_nextn_predict_layers"] == 0
+    mergemoe.load(tmp_path / "saved", "cpu")

@@ -89,3 +89,15 @@ def test_an_adapter_alone_is_said_with_its_model(kept, tmp_path):
     for check in inspected, mergemoe.load:
         with pytest.raises(UserError, match=f"^{folder} holds an adapter .*of the model 'some/moe'.*merge_and_unload"):
             check(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", SINGLE, "tokenizer.json"])
+def test_links_to_files_that_are_gone_are_said(name, tmp_path):
+    folder = make_tiny(tmp_path / "tiny")
+    (folder / "README.md").symlink_to("nowhere")
+    inspected(folder)  # nothing reads that one
+    (folder / name).unlink()
+    (folder / name).symlink_to("../blobs/nowhere")
+    for check in inspected, mergemoe.load:
+        with pytest.raises(UserError, match=f"^{folder} has 1 links to files that are gone, such as {name}"):
+            check(folder)

@@ -1,13 +1,13 @@
 """Layers that predict further tokens may have other experts or another dtype: nothing of the model depends on them."""
 
 import json
-import re
 
 import architectures
 import pytest
 import torch
 from by_stages import by_workflow, drawn
-from safetensors.torch import load_file, save_file
+from predicting import tensors_of, with_predicting_layer
+from safetensors.torch import save_file
 
 import mergemoe
 from mergemoe.checkpoints import expert_headers, validation
@@ -16,41 +16,12 @@ from mergemoe.errors import UserError
 from mergemoe.models import layout
 
 NAMES = ("deepseek_v3", "glm4_moe")
-COUNTS = ("n_routed_experts", "num_experts", "num_local_experts")
 FORMS = {  # experts of the model's own layers, of the predicting one, and the dtype of these
     "as many": (8, 8, None),
     "more": (4, 8, None),
     "fewer": (8, 4, None),
     "in 8 bits": (8, 8, torch.float8_e4m3fn),
 }
-
-
-def tensors_of(folder):
-    return {key: tensor for path in folder.glob("*.safetensors") for key, tensor in load_file(path).items()}
-
-
-def with_predicting_layer(name, folder, trunk=8, predicting=8, dtype=None):
-    """Save a model whose last layer is stored once more, for a further token."""
-    architectures.save(name, folder)
-    config, tensors = json.loads((folder / "config.json").read_text()), tensors_of(folder)
-    own = config["num_hidden_layers"]
-    start, after = f"model.layers.{own - 1}.", f"model.layers.{own}."
-    tensors |= {after + key.removeprefix(start): t.clone() for key, t in tensors.items() if key.startswith(start)}
-    for key in list(tensors):
-        count = predicting if key.startswith(after) else trunk
-        if (found := re.search(r"\.experts\.(\d+)\.", key)) and int(found[1]) >= count:
-            del tensors[key]
-        elif ".mlp.gate." in key:
-            tensors[key] = tensors[key][:count].clone()
-        elif dtype and key.startswith(after) and ".experts." in key:
-            tensors[key] = tensors[key].to(dtype)
-    config |= {key: trunk for key in COUNTS if key in config}
-    config |= {"num_nextn_predict_layers": 1, "n_group": 1, "topk_group": 1}
-    for path in folder.glob("*.safetensors*"):
-        path.unlink()
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,6 +1,7 @@
 """A task of one's own: its folder, its name, and code that it names."""
 
 import pytest
+from lm_eval.tasks import TaskManager
 from tiny_project import ROOT
 
 from mergemoe.errors import UserError
@@ -25,7 +26,7 @@ def test_a_folder_of_plain_task_files_does(tmp_path):
 @pytest.mark.parametrize("text", CODE.values(), ids=CODE)
 @pytest.mark.parametrize("place", ["mine.yaml", "below/mine.yaml", "other.yml"])
 def test_code_needs_trust(tmp_path, text, place):
-    (tmp_path / "plain.yaml").write_text(PLAIN)
+    (tmp_path / "plain.yaml").write_text(PLAIN if place == "other.yml" else "task: other\n")
     (tmp_path / place).parent.mkdir(exist_ok=True)
     (tmp_path / place).write_text(text)
     with pytest.raises(UserError, match=f"evaluate.tasks.mine: .*{place} names Python code.*`trust_code: true`"):
@@ -76,3 +77,54 @@ def test_a_linked_file_of_the_folder_does(tmp_path):
 def test_the_demo_tasks_do(monkeypatch):
     monkeypatch.chdir(ROOT)
     check_task("blimp", Task(include="data/blimp"))
+
+
+FORMS = {
+    "a comment behind": "task: mine  # of my own\n",
+    "a quoted key": '"task": mine\n',
+    "a blank before the colon": "task : mine\n",
+    "flow style": "{task: mine, doc_to_text: x}\n",
+    "a byte order mark": "\ufefftask: mine\n",
+    "an anchor": "task: &name mine\nalias: *name\n",
+    "a folded text": "task: >-\n  mine\n",
+    "a group": "group: mine\ntask: [other]  # a comment\n",
+    "a group with a task's name": "group: other\ntask: mine\n",
+    "a tag": "task: other\ntag: mine\n",
+    "tags": "task: other\ntag: [first, mine]\n",
+    "a tag of a group": "group: other\ntask: [third]\ntag: mine\n",
+    "a class": "task: mine\nclass: own.Task\n",
+    "a list": "task: [mine]\n",
+    "a number": "task: 3\n",
+    "two documents": "task: mine\n---\ntask: other\n",
+    "no mapping": "- task: mine\n",
+    "latin 1": "task: mine\ndoc_to_text: caf\xe9\n",
+}
+
+
+@pytest.mark.parametrize("place", ["mine.yaml", "below/mine.yaml", "mine.yml", ".ipynb_checkpoints/mine.yaml"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_task_is_one_exactly_if_lm_eval_finds_it(form, place, tmp_path):
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(FORMS[form].encode("latin-1" if form == "latin 1" else "utf-8"))
+    found = "mine" in TaskManager(include_path=str(tmp_path), include_defaults=False).all_tasks
+    try:
+        check_task("mine", Task(include=str(tmp_path), trust_code=True))
+        taken = True
+    except UserError as error:
+        assert str(error).startswith("evaluate.tasks.mine")
+        taken = False
+    assert taken == found
+
+
+def test_a_task_that_two_files_define_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text(PLAIN)
+    (tmp_path / "mine-old.yaml").write_text(PLAIN)
+    with pytest.raises(UserError, match="mine-old.yaml and .*mine.yaml both define it, and lm-eval takes the first"):
+        check_task("mine", Task(include=str(tmp_path)))
+
+
+def test_files_may_share_a_tag(tmp_path):
+    for name in "first", "second":
+        (tmp_path / f"{name}.yaml").write_text(f"task: {name}\ntag: mine\n")
+    check_task("mine", Task(include=str(tmp_path)))

@@ -25,8 +25,18 @@ def check_task(name: str, task: Task) -> None:
         files = read_folder(folder)
     except UserError as error:
         raise UserError(f"evaluate.tasks.{name}.include: {error}") from None
-    if not any(name in (file.content.get("task"), file.content.get("group")) for file in files):
-        raise UserError(f"evaluate.tasks.{name}: no *.yaml file in {folder} has `task: {name}` or `group: {name}`")
+    defining = [file for file in files if name in file.names()]
+    if not defining:
+        raise UserError(
+            f"evaluate.tasks.{name}: no *.yaml file in {folder} has `task: {name}`, `group: {name}` or `tag: {name}` "
+            "(lm-eval does not look into *.yml)"
+        )
+    own = [file.path for file in defining if file.names()[0] == name]  # tags may have several
+    if len(own) > 1:
+        raise UserError(
+            f"evaluate.tasks.{name}: {own[0]} and {own[1]} both define it, and lm-eval takes the first alone. Rename "
+            "or remove one"
+        )
     listed = {path.resolve() for path in folder.rglob("*") if path.is_file()}  # the files that go into the provenance
     for file in files:
         if file.code and not task.trust_code:
