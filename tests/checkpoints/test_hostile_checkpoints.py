@@ -150,6 +150,9 @@ CONFIGS = [
     ({"_attn_implementation": "flash_attention_2"}, "Delete the key"),
     ({"attn_implementation": "kernels-community/flash-attn"}, "Delete the key"),
     ({"text_config": {"_attn_implementation": ["sdpa"]}}, "Delete the key"),
+    ({"_experts_implementation": "deepgemm"}, "Only eager, batched_mm, grouped_mm run without another package"),
+    ({"experts_implementation": "sonicmoe"}, "Delete the key"),
+    ({"text_config": {"experts_implementation": "deepgemm"}}, "Delete the key"),
     ({"rope_parameters": {"rope_type": 3}}, "transformers cannot build the model"),
 ]
 

@@ -126,6 +126,15 @@ class Mine(torch.nn.Module):
         return self.inner(*args)
 
 
+def quantized(model):
+    torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8, inplace=True)
+
+
+def _cast(model, dtype):
+    layer = model.model.layers[1].self_attn.q_proj
+    layer.weight = torch.nn.Parameter(layer.weight.to(dtype), requires_grad=False)
+
+
 ATTACHED = {
     "dispatch": (dispatched, "has a `forward` of its own"),
     "a hook of accelerate on a layer": (one_hook, "model.layers.1 has a `forward` of its own"),
@@ -153,6 +162,9 @@ ATTACHED = {
     "tied": (shared, "down_proj belongs to 2 modules"),
     "tied modules": (shared_module, "belongs to 2 modules"),
     "wrapped router": (wrapped, "no stock module"),
+    "quantized modules": (quantized, "is quantized in memory .Linear."),
+    "quantized weights": (lambda model: _cast(model, torch.float8_e4m3fn), "is quantized in memory .float8_e4m3fn."),
+    "whole numbers": (lambda model: _cast(model, torch.int8), "is quantized in memory .int8."),
     "adapters": (lambda model: setattr(model, "_hf_peft_config_loaded", True), "adapters of peft"),
 }
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from project import run
+from tiny_project import planned, snakemake
 
 import mergemoe
 from mergemoe.artifacts import store
@@ -163,3 +164,30 @@ def test_export_of_what_is_no_run(project, name, tmp_path):
     refused = command(project, "export", name, str(tmp_path / "out"))
     assert refused.returncode != 0 and "is not a finished run. Finished runs: tiny/mixed/half/average" in refused.stderr
     assert "Traceback" not in refused.stderr and len(refused.stderr) < 2000
+
+
+def test_a_file_of_parameters_means_the_same_to_plan_and_to_snakemake(project, tmp_path):
+    """It takes the place of params.yaml, whole: choices, tasks and runs that it does not name are not there."""
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["calibrate"] = {"own": {**params["calibrate"]["mixed"], "samples": 12}}
+    params["cluster"] = {"most": {"by": "weights", "experts": 6}}
+    params["solve"] = {"average": {"method": "average"}}
+    params["evaluate"]["tasks"] = {}
+    params["runs"] = "all"
+    del params["refine"]
+    (file := tmp_path / "mine of today.yaml").write_text(yaml.safe_dump(params))
+    told = command(project, "plan", "--params", str(file)).stdout
+    assert f"snakemake --cores all --configfile '{file}'" in told
+    assert "--configfile" not in command(project, "plan").stdout
+    fitted = {"calibrate": 1, "capture": 1, "profile": 2, "cluster": 2, "solve": 2, "assemble": 1}
+    assert planned(project, "--configfile", str(file)) == {**fitted, "fidelity": 1, "generate": 1, "report": 1}
+    for rule, count in fitted.items():
+        assert re.search(rf"^ *{rule} +{count}\b", told, re.MULTILINE)
+
+
+def test_another_folder_is_refused(project, tmp_path):
+    (folder := tmp_path / "elsewhere").mkdir()
+    shutil.copyfile(project / "params.yaml", folder / "params.yaml")
+    done = snakemake(project, "--dry-run", "--directory", str(folder))
+    assert done.returncode == 1
+    assert "cannot run in" in done.stdout and "git worktree add" in done.stdout

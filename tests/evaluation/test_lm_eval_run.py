@@ -72,3 +72,10 @@ def test_a_token_without_a_row_is_named_with_its_task(run):
     ):
         scored("blimp_causative", 40)
     assert not model.get_input_embeddings()._forward_pre_hooks
+
+
+def test_a_tokenizer_without_a_token_to_pad_with_scores_the_same(run):
+    scored, _, tokenizer = run
+    expected = scored("blimp_causative", 20)["scores"]
+    tokenizer.pad_token = None
+    assert scored("blimp_causative", 20)["scores"] == expected
