@@ -36,7 +36,7 @@ wildcard_constraints:
 
 onstart:
     with plain_errors():
-        runs.begin_run(graph, workflow.touch)
+        runs.begin_run(graph, workflow.touch, workflow.dag_settings)
 
 
 onsuccess:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe.artifacts import atomic, job_cache, paths, reading, run_guard, verify
+from mergemoe.artifacts.stages import STAGES
 from mergemoe.errors import ArtifactError, UserError
 from mergemoe.workflow.planning import preflight_texts
 from stages.support import expected
@@ -23,12 +24,13 @@ FOLDER = Path("scratch", "runs")
 CLOCKS = 60.0  # seconds
 
 
-def begin_run(graph: Graph, touching: bool) -> None:
+def begin_run(graph: Graph, touching: bool, settings: Any) -> None:
     """Forget what no job will ask for, and write the claims to a file that this run's jobs find and check inputs by.
 
     Args:
         graph: the jobs.
         touching: whether the run only gives files the time of now.
+        settings: Snakemake's settings of the DAG, which say what is forced.
 
     Raises:
         UserError: if the folder is being restored, an artifact is from the future, or a text cannot be read or is too
@@ -44,13 +46,24 @@ def begin_run(graph: Graph, touching: bool) -> None:
     claims = expected.every_claim(graph)
     _try_to_write()
     atomic.sweep(paths.RESULTS)
-    job_cache.delete_unclaimed(paths.RESULTS, claims)
+    job_cache.delete_unclaimed(paths.RESULTS, _not_forced(claims, settings))
     _end_run()
     path = FOLDER / f"{uuid.uuid4()}.json"
     with atomic.atomic(path) as file:
         file.write_text(json.dumps(claims), encoding="utf-8")
     os.environ[run_guard.RUN] = str(path)
     preflight_texts.check_texts(graph.params)
+
+
+def _not_forced(claims: verify.Claims, settings: Any) -> verify.Claims:
+    """Return the claims of jobs that may take what another copy of them has finished: none that the user forces."""
+    forced = {*settings.forcerun, *(settings.targets if settings.forcetargets else ())}
+
+    def is_forced(output: str, stage: str) -> bool:
+        names = {stage, output, *STAGES[stage].files(output)}
+        return settings.forceall or any(str(name).rstrip("/") in names for name in forced)
+
+    return {output: claim for output, claim in claims.items() if not is_forced(output, claim["stage"])}
 
 
 def _try_to_write() -> None:

@@ -248,3 +248,26 @@ def test_python_without_docstrings_is_refused_at_the_start(finished, tmp_path):
     command = [sys.executable, "-OO", "-m", "snakemake", "--cores", "1"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert done.returncode == 1 and "PYTHONOPTIMIZE is 2" in done.stderr and "Traceback" not in done.stderr
+
+
+SCORE = "results/scores/tiny/full/blimp.json"
+FORCED = {
+    "rule": ("--forcerun", "evaluate"),
+    "file": ("--forcerun", SCORE),
+    "target": ("--force",),
+    "all": ("--forceall",),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("way", FORCED)
+def test_what_is_forced_is_made_again_though_another_copy_has_finished_it(finished, way, tmp_path):
+    project = shutil.copytree(finished, tmp_path / "project")
+    shutil.rmtree(project / "results/report")  # the whole is not finished, so outputs are kept
+    said = project / "logs/evaluate/tiny/full/blimp.log"
+    for options, reused in ((FORCED["file"], False), ((), True), (FORCED[way], False)):
+        if not options:
+            (project / SCORE).unlink()
+        done = snakemake(project, *options, "--allowed-rules", "evaluate", "--", SCORE)
+        assert done.returncode == 0, done.stderr
+        assert ("another copy of this job has finished it" in said.read_text()) == reused
