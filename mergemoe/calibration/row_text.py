@@ -34,7 +34,7 @@ def text_in(path: str | Path, number: int, row: Mapping[str, Any], field: str, w
 
 
 def value_in(path: str | Path, number: int, row: Mapping[str, Any], fields: Sequence[str]) -> str | Messages:
-    """Return what the fields of a row hold together: one text, or the messages of one conversation.
+    """Return the text of the fields of a row together, or the messages of one conversation.
 
     Raises:
         InvalidText: a field is missing or holds neither, or one holds text and another messages.
@@ -69,7 +69,7 @@ def text_of(path: str | Path, number: int, row: Mapping[str, Any], fields: Seque
 
 
 def renderer(tokenizer: Any) -> Render:
-    """Return what renders messages by a tokenizer's chat template; the token that begins a document is left out."""
+    """Return the function that renders messages by a chat template, without the token that begins a document."""
 
     def render(messages: Messages) -> str:
         if not tokenizer.chat_template:

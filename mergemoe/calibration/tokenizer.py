@@ -76,7 +76,7 @@ def check_vocabulary(tokenizer: Any, rows: int, texts: Iterable[Path]) -> None:
 
 
 def _fault_of_files(folder: Path) -> str | None:
-    """Return what is wrong with the files of a tokenizer that cannot be built, if they tell."""
+    """Return the fault of the files of a tokenizer that cannot be built, if they tell it."""
     starts = {path.name: _start(path) for path in sorted(folder.glob("*")) if path.is_file()}
     if pointers := [name for name, start in starts.items() if start.startswith(_POINTER)]:
         return (

@@ -38,7 +38,7 @@ def check_adapter(folder: str | Path) -> None:
 
 
 def adapter_instead(folder: str | Path) -> str | None:
-    """Return what to say of a folder that has an adapter in place of a model; None if it has none."""
+    """Return the message for a folder that has an adapter in place of a model; None if it has none."""
     path = Path(folder, ADAPTER)
     if not path.is_file():
         return None
