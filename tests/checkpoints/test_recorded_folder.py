@@ -38,6 +38,23 @@ def test_a_file_that_was_added_is_refused(name, original):
         recorded_folder.open_original(made, weights=False)
 
 
+def test_further_chat_templates_are_files_of_the_model(original):
+    folder, _ = original
+    path = folder / model_folder.TEMPLATES / "rag.jinja"
+    path.parent.mkdir()
+    path.write_text("{{ messages }}")
+    made = layout.describe_layout(folder)
+    assert f"{model_folder.TEMPLATES}/rag.jinja" in made["files"]
+    recorded_folder.open_original(made, weights=False)
+    path.write_text("{{ messages[0] }}")
+    with pytest.raises(ArtifactError, match="rag.jinja is not the file that was recorded"):
+        recorded_folder.open_original(made, weights=False)
+    path.write_text("{{ messages }}")
+    (path.parent / "tool_use.jinja").write_text("{{ tools }}")
+    with pytest.raises(ArtifactError, match="tool_use.jinja was added"):
+        recorded_folder.open_original(made, weights=False)
+
+
 def test_weights_are_compared_where_they_are_read(original):
     folder, made = original
     spoil(folder / "model.safetensors")
