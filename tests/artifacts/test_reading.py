@@ -38,18 +38,18 @@ def test_what_hdf5_could_not_read_is_not_called_damaged(number):
 
 def test_a_reader_needs_no_lock(tmp_path):
     """Network file systems refuse locks, and other programs hold them; files are whole once they have their names."""
-    path = tmp_path / "layer_000.h5"
+    (path := tmp_path / "results" / "layer_000.h5").parent.mkdir()
     rows = {"hidden": torch.ones(3, 2), "sequence": torch.zeros(3, dtype=torch.int32)}
     for _ in range(2):
         writer = Writer(path, torch.zeros(1))
         writer.append(**rows, expert_index=torch.zeros(3, 1), weights=torch.ones(3, 1))
-        writer.close({"path": str(path), "layer": 0})
+        writer.close({"path": "results/layer_000.h5", "layer": 0})
         with path.open("rb") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             with Reader(path) as reader:
                 assert torch.equal(reader.read("hidden", 0, 3), rows["hidden"])
             digests.digest_artifact(path)
-            provenance.read_provenance(path)
+            assert provenance.read_provenance(path)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])

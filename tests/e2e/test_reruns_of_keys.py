@@ -214,6 +214,25 @@ def test_a_new_value_reruns_exactly(project, key):
         path.write_text(before)
 
 
+@pytest.mark.full
+def test_rows_outside_the_project_are_inputs_of_a_score(finished, tmp_path):
+    made, rows, score = tmp_path / "project", tmp_path / "rows.jsonl", "results/scores/tiny/full/piqa.json"
+    shutil.copytree(finished, made)
+    row = '{"goal": "dry a cup", "sol1": "use a towel", "sol2": "use a river", "label": LABEL}\n'
+    rows.write_text(row.replace("LABEL", "0") * 4)
+    params = yaml.safe_load((made / "params.yaml").read_text())
+    params["evaluate"]["tasks"]["piqa"] = {"data_files": {"validation": str(rows)}}
+    (made / "params.yaml").write_text(yaml.safe_dump(params))
+    done = snakemake(made, "--allowed-rules", "evaluate", "--", score)
+    assert done.returncode == 0, done.stderr
+    assert planned(made, "--", score) == {}
+    before = (made / score).read_text()
+    rows.write_text(row.replace("LABEL", "1") * 4)
+    assert planned(made, "--", score) == {"evaluate": 1}
+    done = snakemake(made, "--allowed-rules", "evaluate", "--", score)
+    assert done.returncode == 0 and (made / score).read_text() != before
+
+
 def models_in(kind):
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [kind]
