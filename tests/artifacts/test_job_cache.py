@@ -71,6 +71,20 @@ def test_a_folder_counts_only_with_all_of_its_files(tmp_path):
     assert job_cache.restore_outputs([out], made)
 
 
+def test_a_folder_with_files_in_folders_is_kept_and_whole(tmp_path):
+    made = MADE | {"path": "results/one/provenance.json"}
+    out = tmp_path / "results" / "one"
+    (out / "templates").mkdir(parents=True)
+    (out / "templates" / "rag.jinja").write_text("{{ messages }}")
+    store.write_json(out / "provenance.json", {"files": digests.sha256_each(out)}, made)
+    assert job_cache.is_whole(out, made)
+    job_cache.keep_outputs([out], made)
+    shutil.rmtree(out)
+    assert job_cache.restore_outputs([out], made) and (out / "templates" / "rag.jinja").is_file()
+    (out / "templates" / "rag.jinja").write_text("other")
+    assert not job_cache.is_whole(out, made)
+
+
 def test_where_links_cannot_be_made_nothing_is_kept_and_the_log_says_so(outs, monkeypatch, capsys):
     def link(*names):
         raise PermissionError("no links here")

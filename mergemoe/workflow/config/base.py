@@ -25,7 +25,7 @@ class Text(Section):
     revision: str | None = Field(default=None, pattern=r"^[0-9a-f]{40}$", description="its full commit hash")
     subset: str | None = Field(default=None, description="its configuration, if it has several")
     split: str = "train"
-    field: str | list[str] = Field(
+    field: str | Annotated[list[str], Field(min_length=1)] = Field(
         default="text", description="the key of the text in each row, or several, whose texts are joined"
     )
     skip_invalid: bool = Field(default=False, description="leave out and count rows without text; else one is an error")
