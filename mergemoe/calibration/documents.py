@@ -86,7 +86,11 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 def _parquet(path: Path, fields: Sequence[str]) -> Iterator[Row]:
     for number, row in parquet_rows.read_parquet_rows(path, fields):
-        yield number, partial(dict, row)
+        yield number, partial(_of_table, row)
+
+
+def _of_table(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row_text.without_nulls(value) for key, value in row.items()}
 
 
 def _in_rows(
@@ -186,10 +190,10 @@ def _in_data_set(
     rows = rows.select_columns(list(fields))
     if skip_invalid:
         return _in_rows(
-            Path(dataset), lambda: ((i, partial(dict, row)) for i, row in enumerate(rows, 1)), fields, True, render
+            Path(dataset), lambda: ((i, partial(_of_table, row)) for i, row in enumerate(rows, 1)), fields, True, render
         )
 
     def read(order: Sequence[int]) -> Iterator[str]:
-        return (row_text.text_of(dataset, i + 1, rows[i], fields, render) for i in order)
+        return (row_text.text_of(dataset, i + 1, _of_table(rows[i]), fields, render) for i in order)
 
     return Documents(dataset, len(rows), rows.data.nbytes, read)

@@ -3,6 +3,8 @@
 Rows of several fields, such as prompt and completion, are these joined.
 """
 
+import datetime
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,22 @@ from mergemoe.errors import UserError, in_short, shown
 Messages = list[dict[str, Any]]
 Render = Callable[[Messages], str]
 
+_CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # as gpt-oss's template has it
+TODAY = datetime.datetime(2025, 1, 1)  # for templates that ask the clock: the same text on every day
 PARAGRAPHS = "\n\n"  # between the strings of a list
 _WAY_OUT = (
     "Correct the row, delete it, name another field (`field` in params.yaml), or set `skip_invalid: true`, which "
     "leaves out and counts such rows"
 )
-_KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", str: "text"}
+_KINDS = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    str: "text",
+    tuple: "a pair",
+}
 
 
 class InvalidText(UserError):
@@ -59,13 +71,31 @@ def text_of(path: str | Path, number: int, row: Mapping[str, Any], fields: Seque
         return value
     try:
         text = render(value)
+        if not _holds_a_message(text, value):  # some templates read content as a list of parts
+            text = render([_in_parts(message) for message in value])
     except UserError:
         raise
     except Exception as error:  # the template's own, of any kind
         raise InvalidText(
             f"{path}: row {number}: the model's chat template refuses its messages ({in_short(error)}). {_WAY_OUT}"
         ) from None
+    if not _holds_a_message(text, value):
+        raise InvalidText(
+            f"{path}: row {number}: what the model's chat template makes of its messages holds none of their content. "
+            f"The template skips these roles, or its file is damaged. {_WAY_OUT}"
+        )
     return check_text(f"{path}: row {number}: what the chat template makes of it", text)
+
+
+def _holds_a_message(text: Any, messages: Messages) -> bool:
+    """Tell whether a rendered text has the content of one message at least; a template may leave out some."""
+    contents = [message["content"].strip() for message in messages if isinstance(message.get("content"), str)]
+    return not any(contents) or any(content in str(text) for content in contents if content)
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 def renderer(tokenizer: Any) -> Render:
@@ -74,7 +104,14 @@ def renderer(tokenizer: Any) -> Render:
     def render(messages: Messages) -> str:
         if not tokenizer.chat_template:
             return no_template(messages)
-        return tokenizer.apply_chat_template(messages, tokenize=False).removeprefix(tokenizer.bos_token or "")
+        template = _CLOCK.sub(lambda found: repr(TODAY.strftime(found[2])), tokenizer.get_chat_template())
+        if "strftime_now" in template:
+            raise UserError(
+                "the tokenizer's chat template asks the clock in a way that is not understood here, and the text would "
+                "differ from day to day. Write a date into chat_template.jinja in place of strftime_now"
+            )
+        text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+        return text.removeprefix(tokenizer.bos_token or "")
 
     return render
 
@@ -102,6 +139,15 @@ def check_text(where: str, value: Any, way_out: str = _WAY_OUT) -> str:
             f"{where} holds {value[error.start]!a} at character {error.start + 1}, which is half a character (a lone "
             f"surrogate). No tokenizer can take it; it is left where text was cut inside a character. {way_out}"
         ) from None
+    return value
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a value without the keys of nested objects that are null: a table has each key of any row in every row."""
+    if isinstance(value, list):
+        return [without_nulls(part) for part in value]
+    if isinstance(value, dict):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
     return value
 
 
@@ -135,14 +181,15 @@ def _part(where: str, value: Any) -> str | Messages:
 
 
 def _message(where: str, value: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(value.get("role"), str) or "content" not in value:
+    calls = bool(value.get("tool_calls"))
+    if not isinstance(value.get("role"), str) or ("content" not in value and not calls):
         raise InvalidText(
             f"{where} has the keys {_listed(value)}, but a message has `role` and `content`. Rename them (ShareGPT's "
             f"`from` is the role, with user for human and assistant for gpt, `value` the content). {_WAY_OUT}"
         )
-    content = value["content"]
-    if content is None and value.get("tool_calls"):
-        return value
+    content = value.get("content")
+    if content is None and calls:
+        return {**value, "content": None}
     if isinstance(content, list):
         other = [part for part in content if not isinstance(part, dict) or part.get("type") != "text"]
         if other:

@@ -1,7 +1,10 @@
 """Open a checkpoint's tokenizer, and say what is wrong with its files if transformers cannot."""
 
+import contextlib
 import gzip
 import json
+import re
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from mergemoe.errors import UserError, naming
 
 _FAST, _OLD = "tokenizer.json", "tokenizer.model"
 _POINTER = b"version https://git-lfs"
+_AGAIN = "Download the file again"
 _NEVER = "Code that a checkpoint brings for its tokenizer is never run"
 
 
@@ -65,14 +69,22 @@ def check_vocabulary(tokenizer: Any, rows: int, texts: Iterable[Path]) -> None:
     added = tokenizer.get_added_vocab()
     if largest := max((i for token, i in tokenizer.get_vocab().items() if token not in added), default=0):
         check_rows(tokenizer, largest, rows)
-    beyond = {token.encode(): i for token, i in added.items() if i >= rows}
+    beyond = {token: i for token, i in added.items() if i >= rows}
     for path in texts if beyond else ():
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()
+        content = _unescaped(path)
         for token, i in beyond.items():
             if token in content:
                 with naming(path):
                     check_rows(tokenizer, i, rows)
+
+
+def _unescaped(path: Path) -> str:
+    """Return the text of a file, JSON's escapes of characters resolved; whoever reads its rows names its damage."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        with contextlib.suppress(OSError, EOFError, zlib.error):
+            content = gzip.decompress(content)
+    return re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), content.decode(errors="replace"))
 
 
 def _fault_of_files(folder: Path) -> str | None:
@@ -82,6 +94,9 @@ def _fault_of_files(folder: Path) -> str | None:
         return (
             f"has a pointer of git-LFS in place of {pointers[0]}. Run `git lfs pull` there, or download the file itself"
         )
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if name in starts and (fault := _fault_of_json(folder / name)):
+            return fault
     if _FAST in starts:
         return _fault_of_fast(folder / _FAST)
     if _OLD not in starts:
@@ -94,14 +109,20 @@ def _fault_of_files(folder: Path) -> str | None:
     )
 
 
-def _fault_of_fast(path: Path) -> str | None:
-    again = "Download the file again"
+def _fault_of_json(path: Path) -> str | None:
     try:
-        content = json.loads(path.read_bytes())
+        json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        return f"has a {path.name} that is not JSON ({error}). {again}"
+        return f"has a {path.name} that is not JSON ({error}). {_AGAIN}"
+    return None
+
+
+def _fault_of_fast(path: Path) -> str | None:
+    if fault := _fault_of_json(path):
+        return fault
+    content = json.loads(path.read_bytes())
     if not isinstance(content, dict) or "model" not in content:
-        return f"has a {path.name} without `model`, so it was cut or edited. {again}"
+        return f"has a {path.name} without `model`, so it was cut or edited. {_AGAIN}"
     return None
 
 

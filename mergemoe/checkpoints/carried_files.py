@@ -18,7 +18,19 @@ CARD = "README.md"  # states the license; a copy gets a card of its own
 # Beginnings of names.
 _TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "spiece", "sentencepiece", "tekken")
 _OTHERS = ("chat_template", "generation_config", "preprocessor_config", "processor_config", "video_preprocessor_config")
-_TERMS = ("license", "licence", "copying", "notice", "use_policy", "acceptable_use", "usage_policy")  # of any case
+_TERMS = (
+    "license",
+    "licence",
+    "copying",
+    "notice",
+    "policy",
+    "acceptable_use",
+    "terms",
+    "legal",
+)  # anywhere, of any case
+
+_VOCABULARIES = (".tiktoken", ".spm", ".codes", "tiktoken.model")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 _CODE = ("auto_map", "custom_pipelines")  # keys whose values name classes in Python files
 
@@ -27,9 +39,11 @@ def is_carried(name: str) -> bool:
     """Tell whether a file goes with the weights, by its name relative to the checkpoint's folder."""
     if "/" in name:
         return name.startswith(f"{TEMPLATES}/") and name.endswith(".jinja") and name.count("/") == 1
-    if name.endswith(".py"):
+    if name.endswith((".py", *_WEIGHTS)):
         return False
-    return name.startswith((*_TOKENIZER, *_OTHERS)) or name.lower().startswith(_TERMS)
+    if name.startswith((*_TOKENIZER, *_OTHERS)) or name.endswith(_VOCABULARIES):
+        return True
+    return not name.endswith(".json") and any(term in name.lower() for term in _TERMS)
 
 
 def carried_files(folder: Path) -> list[str]:
@@ -55,8 +69,14 @@ def copy_others(folder: Path, out: Path) -> None:
 
 
 def without_code(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a JSON file without the keys that name Python files."""
-    return {key: value for key, value in settings.items() if key not in _CODE}
+    """Return the content of a JSON file without the keys that name Python files, at any depth."""
+    return {key: _clean(value) for key, value in settings.items() if key not in _CODE}
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_clean(part) for part in value]
+    return without_code(value) if isinstance(value, dict) else value
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -64,8 +84,8 @@ def _copy(source: Path, target: Path) -> None:
         settings = json.loads(source.read_bytes()) if source.name.endswith("config.json") else {}
     except (ValueError, RecursionError):  # a damaged file stays as it is: who reads it will say so
         settings = {}
-    if isinstance(settings, dict) and not settings.keys().isdisjoint(_CODE):
-        text = json.dumps(without_code(settings), indent=2, ensure_ascii=False)
+    if isinstance(settings, dict) and (cleaned := without_code(settings)) != settings:
+        text = json.dumps(cleaned, indent=2, ensure_ascii=False)
         target.write_text(text + "\n", encoding="utf-8")
     else:
         shutil.copyfile(source, target)

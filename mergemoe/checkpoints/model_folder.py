@@ -3,6 +3,7 @@
 This module imports neither torch nor transformers, because every job parses the Snakefile, which uses it.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         UserError: the file is missing, is no JSON object, or has a value of a wrong type.
     """
     path = Path(folder, "config.json")
-    if not path.exists() and (adapter := adapter_instead(folder)):
+    if not os.path.exists(path) and (
+        adapter := adapter_instead(folder)
+    ):  # pathlib's raises for a name that is too long
         raise UserError(adapter)
-    if broken := [link for link in sorted(path.parent.glob("*")) if link.is_symlink() and _is_read_and_gone(link)]:
+    inside = sorted(path.parent.glob("*")) if os.path.isdir(folder) else []
+    if broken := [link for link in inside if link.is_symlink() and _is_read_and_gone(link)]:
         raise UserError(
             f"{folder} has {len(broken)} links to files that are gone, such as {broken[0].name}. The hub's cache was "
             "cleaned, or its snapshot was copied without its blobs. Copy the files themselves (`cp -rL`), or download "

@@ -4,6 +4,7 @@ Training libraries save both. transformers reads neither as the model that it be
 random numbers, or puts the adapter on top.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def check_adapter(folder: str | Path) -> None:
 def adapter_instead(folder: str | Path) -> str | None:
     """Return the message for a folder that has an adapter in place of a model; None if it has none."""
     path = Path(folder, ADAPTER)
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib's raises for a name that is too long
         return None
     base = read_object(path).get("base_model_name_or_path")
     return f"{folder} holds an adapter ({ADAPTER}, of the model {shown(base)}), and no model. {_MERGE}"

@@ -39,6 +39,9 @@ def check_attached(model: Any) -> None:
             )
         if type(module).__module__.startswith(_QUANTIZERS):
             raise _quantized(name, type(module).__name__)
+    for name, buffer in model.named_buffers():
+        if buffer.is_meta:
+            raise UserError(f"{name} has no numbers in memory (it is on the device `meta`). Load the whole model")
     check_held_ties(model, "the model")
     for name, parameter in model.named_parameters():
         if parameter.is_meta:

@@ -82,7 +82,7 @@ def compress(
         UserError: if the model's experts cannot be merged or an argument is wrong, before anything is computed.
     """
     arguments.check_mode(batch_tokens)
-    if hasattr(model.config, "mergemoe"):
+    if hasattr(getattr(model, "config", None), "mergemoe"):
         raise UserError("this model is compressed already. Start from the original, with a smaller `experts`")
     arguments.stock_class(model)
     attached.check_attached(model)

@@ -177,7 +177,8 @@ def _write_config(model: Any, path: Path) -> None:
     found = without_code(in_old_keys(model.config, raw) or saved)
     if "mergemoe" in saved:
         found["auto_map"] = saved["auto_map"]  # of the compact format, whose code is written
-    for key in CONFIG_KEYS["predicting_layers"]:
-        if found.get(key):  # transformers reads no such layer into memory, so none was written
-            found[key] = 0
+    for part in (found, found.get("text_config")):
+        for key in CONFIG_KEYS["predicting_layers"]:
+            if isinstance(part, dict) and part.get(key):  # transformers reads no such layer, so none was written
+                part[key] = 0
     path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -52,8 +52,8 @@ def score_task(
         batch_size: the number of sequences in a forward pass.
 
     Returns:
-        version, samples, shots (examples in the prompt), note, scores (with their standard errors), and the scores of
-        each subtask in `parts`.
+        version, samples, shots (examples in the prompt), note, scores (with their standard errors; of a tag, the means
+        of its tasks), and the scores of each subtask in `parts`.
 
     Raises:
         UserError: the task's data cannot be loaded, or memory is too small.
@@ -86,12 +86,13 @@ def score_task(
         if name in counts
     }
     whole = results["groups"] if task.name in results.get("groups", {}) else results["results"]
+    scores = _numbers(whole.get(task.name, {})) or _means(parts)
     return {
         "version": results["versions"].get(task.name, next(iter(results["versions"].values()), None)),
         "samples": sum(counts.values()),
         "shots": sorted(set(results["n-shot"].values())),
         "note": task.note,
-        "scores": _numbers(whole[task.name]),
+        "scores": scores,
         "parts": parts if set(parts) != {task.name} else {},
     }
 
@@ -143,6 +144,13 @@ def _checked_tokens(model: Any, tokenizer: Any) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _means(parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each metric over the tasks of a tag, or of a group that does not say how to aggregate."""
+    metrics = {metric for part in parts.values() for metric in part if metric != "samples" and "_stderr" not in metric}
+    held = {metric: [part[metric] for part in parts.values() if metric in part] for metric in sorted(metrics)}
+    return {metric: sum(values) / len(values) for metric, values in held.items()}
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -51,6 +51,14 @@ class TaskFile:
         named = [self.content.get(kind), *(tags if isinstance(tags, list) else [tags])]
         return [name for name in named if isinstance(name, str)]
 
+    def members(self) -> list[str]:
+        """Return the names of the tasks and groups that a group of this file joins."""
+        listed = self.content.get("task") if "group" in self.content else []
+        named = [part.get("task", part.get("group")) if isinstance(part, dict) else part for part in _list(listed)]
+        own = [part for part in _list(listed) if isinstance(part, dict) and set(part) - {"task", "group", "alias"}]
+        inside = {part.get("task") for part in own if "doc_to_text" in part or "dataset_path" in part}
+        return [name for name in named if isinstance(name, str) and name not in inside]
+
     def data_files(self) -> list[str]:
         """Return the files that hold its data."""
         settings = [mapping.get("dataset_kwargs") for mapping in _mappings(self.content)]
@@ -129,6 +137,10 @@ def _load(path: Path, file: TaskFile) -> Any:
         return yaml.load(content, Loader=_Loader)  # as safe_load, but that a tag of no YAML type is None
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} cannot be read as YAML ({in_short(error)}). Correct it, or remove it") from None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _mappings(value: Any) -> list[dict[Any, Any]]:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergemoe.checkpoints.expert_headers import predicting_layers
+from mergemoe.checkpoints.model_folder import read_config
 from mergemoe.errors import UserError
 from mergemoe.models.stored_keys import STACKED, Source, split_names, stored_keys
 
@@ -73,8 +75,38 @@ def check_prefix(model: Any, headers: Iterable[str], folder: str | Path) -> None
             )
 
 
+def check_unread(model: Any, headers: Mapping[str, Any], folder: str | Path) -> None:
+    """Check that the model reads every stored tensor: it would be another model without one.
+
+    Args:
+        model: the model, its parameters on any device.
+        headers: the headers of the folder.
+        folder: the checkpoint folder, named in messages.
+
+    Raises:
+        UserError: it does not read one, and transformers does not expect to find it.
+    """
+    own = {*model.state_dict(), *(name for name, _ in model.named_buffers())}
+    ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
+    predicting = predicting_layers(headers, read_config(folder))
+    unread = sorted(
+        key
+        for key, source in stored_keys(model, headers).items()
+        if source.parameter not in own
+        and not key.startswith(predicting)
+        and not any(re.search(pattern, name) for pattern in ignored for name in (key, source.parameter))
+    )
+    if unread:
+        raise UserError(
+            f"{folder} has {len(unread)} tensors that the model of its config.json does not read, such as {unread[0]}. "
+            "Without them it would be another model. config.json belongs to another checkpoint, or was edited"
+        )
+
+
 def check_order(model: Any, headers: Iterable[str], folder: str | Path) -> None:
-    """Check the names of tensors that are stacked into one: transformers takes what fits a pattern, in sorted order.
+    """Check that no tensor is stored twice, and the names of tensors that are stacked into one.
+
+    transformers takes what fits a pattern, in sorted order.
 
     Args:
         model: the model, its parameters on any device.
@@ -82,12 +114,18 @@ def check_order(model: Any, headers: Iterable[str], folder: str | Path) -> None:
         folder: the checkpoint folder, named in messages.
 
     Raises:
-        UserError: if the names of a stack are not one name with numbers in turn.
+        UserError: if a tensor is there twice, or the names of a stack are not one name with numbers in turn.
     """
     stacks: dict[tuple[str, int], list[str]] = {}
+    plain: dict[str, str] = {}
     for key, source in stored_keys(model, headers).items():
         if source.operations[:1] == ("MergeModulelist",):
             stacks.setdefault((source.parameter, source.part), []).append(key)
+        if not source.operations and (other := plain.setdefault(source.parameter, key)) != key:
+            raise UserError(
+                f"{folder} stores both {other} and {key} for {source.parameter}, and transformers would take one of "
+                "them. Two checkpoints are in the folder, or a conversion wrote a tensor twice. Delete one"
+            )
     for (name, _), keys in stacks.items():
         pieces = [re.split(r"(\d+)", key) for key in keys]
         usual = Counter(tuple(parts[::2]) for parts in pieces).most_common(1)[0][0]

@@ -65,7 +65,7 @@ def dequantize_checkpoint(folder: str | Path, out: Path) -> None:
     _write_json(
         out / "config.json", {**without_code(quantization.unquantized_config(config)), "dtype": plain_dtype(config)}
     )
-    copy_others(folder, out)
+    copy_others(Path(folder), out)
 
 
 def plain_dtype(config: dict[str, Any]) -> str:

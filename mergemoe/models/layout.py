@@ -54,6 +54,7 @@ def describe_layout(path: str | Path, revision: str | None = None, digests: bool
     with naming(folder):
         described = layout_of_model(model, headers)
     completeness.check_completeness(model, headers, folder)
+    completeness.check_unread(model, headers, folder)
     found: Layout = {"path": str(path), **described, "files": _digests(folder) if digests else {}}
     if revision:
         found["revision"] = revision
@@ -105,6 +106,11 @@ def _layer(
     identity = nested_attribute(module, family.identity) if family.identity else 0
     norm = f"{name}.post_expert_norm"
     normed = getattr(module, "has_post_expert_norm", False)
+
+    def key_of(parameter: str) -> str:
+        found = stored.get(parameter, [])  # the file may have another prefix than the model
+        return found[0][0] if len(found) == 1 else _stored_name(model, parameter)
+
     return {
         "layer": layer,
         "module": name,
@@ -114,8 +120,8 @@ def _layer(
         "hidden_size": roles["down"]["shape"][1],
         "top_k": model_top_k(model.config, family),
         "activation": activation_of(name, module, family).facts(),
-        "norm": {"key": _stored_name(model, f"{norm}.weight")} if normed else None,
-        "router": router_layout.describe_router(model, name, family, lambda key: _stored_name(model, key)),
+        "norm": {"key": key_of(f"{norm}.weight")} if normed else None,
+        "router": router_layout.describe_router(model, name, family, key_of),
         "roles": roles,
         "expert_map": {"key": _stored_name(model, f"{name}.{family.expert_map}"), "buffer": family.expert_map},
     }

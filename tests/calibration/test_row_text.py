@@ -73,6 +73,7 @@ REFUSED = {
         r"message 1 has the keys 'from', 'value'.*`from` is the role",
     ),
     "a role that is none": ([{"role": None, "content": "a"}], "message 1 has the keys"),
+    "no content": ([CHAT[0], {"role": "assistant"}], "message 2 has the keys 'role'"),
     "content that is null": ([CHAT[0], {"role": "assistant", "content": None}], "message 2: content is null, not text"),
     "an image": (
         [{"role": "user", "content": [{"type": "image", "url": "x"}]}],
@@ -218,3 +219,73 @@ def test_every_message_of_a_refusal_can_be_printed():
     with pytest.raises(InvalidText) as caught:
         row_text.value_in("a.jsonl", 1, {"\ud800": 1}, ["text"])
     str(caught.value).encode()
+
+
+PARTS = (
+    "{% for m in messages %}<{{ m['role'] }}>{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}"
+    "{% endif %}{% endfor %}{% endfor %}"
+)
+CLOCK = "Today is {{ strftime_now('%d %b %Y %H:%M:%S.%f') }}. {% for m in messages %}{{ m['content'] }}{% endfor %}"
+BARREN = {
+    "skips these roles": "{% for m in messages %}{% if m['role'] == 'x' %}{{ m['content'] }}{% endif %}{% endfor %}",
+    "is a pointer": "version https://git-lfs.github.com/spec/v1",
+    "is blank": " ",
+}
+
+
+def with_template(folder, template):
+    made = make_tiny(folder / "tiny")
+    (made / "chat_template.jinja").write_text(template)
+    return open_tokenizer(made)
+
+
+@pytest.mark.parametrize("content", ["Hello?", [{"type": "text", "text": "Hello?"}]])
+def test_a_template_that_reads_parts_gets_parts(content, tmp_path):
+    path = written(tmp_path, [{"messages": [{"role": "user", "content": content}]}] * 20)
+    tokenizer = with_template(tmp_path, PARTS)
+    assert "<user>Hello?" in tokenizer.decode(drawn(tokenizer, path).ids[0])
+
+
+def test_a_template_that_asks_the_clock_gives_the_same_text_each_time(tmp_path):
+    tokenizer, path = with_template(tmp_path, CLOCK), written(tmp_path, [{"messages": CHAT}] * 9)
+    assert drawn(tokenizer, path) == drawn(tokenizer, path)
+    assert "Today is 01 Jan 2025 00:00:00.000000" in tokenizer.decode(drawn(tokenizer, path).ids[0])
+
+
+def test_a_template_that_asks_the_clock_otherwise_is_refused(tmp_path):
+    tokenizer = with_template(tmp_path, "{% set f = '%d' %}{{ strftime_now(f) }}{{ messages[0]['content'] }}")
+    with pytest.raises(UserError, match="rows.jsonl: the tokenizer's chat template asks the clock"):
+        drawn(tokenizer, written(tmp_path, [{"messages": CHAT}] * 9))
+
+
+@pytest.mark.parametrize("case", BARREN)
+def test_a_template_that_drops_every_message_is_refused(case, tmp_path):
+    tokenizer, path = with_template(tmp_path, BARREN[case]), written(tmp_path, [{"messages": CHAT}] * 9)
+    with pytest.raises(InvalidText, match="row 1: what the model's chat template makes .* holds none of their content"):
+        drawn(tokenizer, path)
+
+
+def test_a_template_may_leave_out_a_part(tmp_path):
+    shorter = "{% for m in messages %}{{ m['content'].split('</think>')[-1] }}{% endfor %}"
+    chat = [CHAT[0], {"role": "assistant", "content": "<think>well</think>Hi."}]
+    tokenizer = with_template(tmp_path, shorter)
+    assert "well" not in tokenizer.decode(drawn(tokenizer, written(tmp_path, [{"messages": chat}] * 30)).ids[0])
+
+
+def test_keys_that_a_table_adds_to_a_row_are_not_there(tmp_path):
+    """A column has one type, so each row has the keys of all rows, and null in them."""
+    calls = [{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {"b": 2}}]
+    rows = [{"messages": [CHAT[0], {"role": "assistant", "tool_calls": [call]}]} for call in calls]
+    said = []
+    read(written(tmp_path, rows, "parquet"), "messages", render=lambda messages: said.append(messages) or "Hello?")
+    assert [messages[1]["tool_calls"][0]["arguments"] for messages in said[:2]] == [{"a": 1}, {"b": 2}]
+
+
+def test_a_column_of_pairs_is_refused(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    column = pyarrow.array([[("a", "b")]], pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    parquet.write_table(pyarrow.table({"text": column}), tmp_path / "rows.parquet")
+    with pytest.raises(InvalidText, match="is a list of a pair"):
+        read(tmp_path / "rows.parquet")

@@ -89,3 +89,27 @@ def test_an_added_token_counts_where_a_task_has_it(own, name, tmp_path):
             check_vocabulary(tokenizer, 4096, [tmp_path / name])
     with pytest.raises(UserError, match=rf"{name}: .*gives the token 4096 \('<\|im_end\|>'\).*4096 rows"):
         check_vocabulary(tokenizer, 4096, [tmp_path / name])
+
+
+@pytest.mark.parametrize("written", ["<|im_end|>", "\\u003c|im_end|\\u003e"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+def test_escapes_and_damage_hide_no_token_and_raise_nothing_else(own, written, name, tmp_path):
+    tokenizer = copy.deepcopy(own)
+    tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+    content = f'{{"text": "{written}"}}'.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(UserError, match=r"gives the token 4096"):
+        check_vocabulary(tokenizer, 4096, [tmp_path / name])
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:12])
+    (tmp_path / "no.gz").write_bytes(b"plain")
+    check_vocabulary(tokenizer, 4096, [tmp_path / name, tmp_path / "no.gz"])
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
+def test_a_damaged_file_beside_tokenizer_json_is_named(name, tmp_path):
+    folder = make_tiny(tmp_path / "tiny")
+    (folder / name).write_text('{"bos_token": "<')
+    try:
+        open_tokenizer(folder)  # transformers does not read each of them
+    except UserError as error:
+        assert f"has a {name} that is not JSON" in str(error)

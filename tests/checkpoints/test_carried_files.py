@@ -31,7 +31,17 @@ OTHERS = {
     "chat_template.jinja": f"D{TEMPLATE}",
     "additional_chat_templates/tool_use.jinja": f"T{TEMPLATE}",
     "additional_chat_templates/rag.jinja": f"R{TEMPLATE}",
-    "processor_config.json": json.dumps({"auto_map": {"AutoProcessor": "own.OwnProcessor"}, "patch": 3}),
+    "processor_config.json": json.dumps(
+        {
+            "auto_map": {"AutoProcessor": "own.OwnProcessor"},
+            "patch": 3,
+            "feature_extractor": {"auto_map": {"AutoFeatureExtractor": "own.F"}, "rate": 1},
+        }
+    ),
+    "MODEL_LICENSE": "license, too",
+    "Third_Party_Open_Source_Software_Notice": "notices",
+    "TERMS_OF_USE.md": "terms",
+    "qwen.tiktoken": "IQ== 0",
     "README.md": "---\nlicense: apache-2.0\n---\n",
 }
 
@@ -136,9 +146,10 @@ def tool(place: str) -> str:
 
 
 def test_a_copy_has_the_terms_and_other_files_as_they_were(copy, original):
-    for name in ("NOTICE", "LICENSE", "USE_POLICY.md", "tokenizer.json", "chat_template.jinja"):
+    terms = ("NOTICE", "LICENSE", "USE_POLICY.md", "MODEL_LICENSE", "TERMS_OF_USE.md")
+    for name in (*terms, "Third_Party_Open_Source_Software_Notice", "qwen.tiktoken", "tokenizer.json"):
         assert (copy / name).read_bytes() == (original / name).read_bytes()
-    assert json.loads((copy / "processor_config.json").read_text()) == {"patch": 3}
+    assert json.loads((copy / "processor_config.json").read_text()) == {"patch": 3, "feature_extractor": {"rate": 1}}
     assert "own" not in (copy / "tokenizer_config.json").read_text()
 
 

@@ -1,9 +1,11 @@
 """Adapters and the weights of wrappers are called what they are, before the first job and in load."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from by_stages import by_workflow
 from safetensors.torch import load_file, save_file
 from tiny_project import make_tiny
 
@@ -101,3 +103,54 @@ def test_links_to_files_that_are_gone_are_said(name, tmp_path):
     for check in inspected, mergemoe.load:
         with pytest.raises(UserError, match=f"^{folder} has 1 links to files that are gone, such as {name}"):
             check(folder)
+
+
+@pytest.mark.parametrize("start", ["model.model.", ""])
+def test_names_with_another_prefix_than_the_models_are_read_to_the_end(start, tmp_path):
+    """A base model is saved without `model.`, some programs add one: transformers reads both."""
+    plain = make_tiny(tmp_path / "plain")
+    folder = stored(shutil.copytree(plain, tmp_path / "renamed"), lambda key: key.replace("model.", start, 1))
+    inspected(folder)
+    ids = {"input_ids": torch.randint(3, 4096, (8, 24)), "attention_mask": torch.ones(8, 24, dtype=torch.int64)}
+    for method in "average", "reap":
+        made, expected = tmp_path / method, tmp_path / f"{method} of plain names"
+        found = by_workflow(folder, ids, made, torch.bfloat16, method)(ids["input_ids"]).logits
+        assert torch.equal(found, by_workflow(plain, ids, expected, torch.bfloat16, method)(ids["input_ids"]).logits)
+
+
+def test_a_tensor_that_is_stored_twice_is_refused(tmp_path):
+    folder = make_tiny(tmp_path / "tiny")
+    tensors = load_file(folder / SINGLE)
+    start = "model.layers.0.self_attn."
+    more = {key.removeprefix("model."): torch.zeros_like(t) for key, t in tensors.items() if key.startswith(start)}
+    save_file(tensors | more, folder / SINGLE, {"format": "pt"})
+    for check in inspected, mergemoe.load:
+        with pytest.raises(UserError, match=f"^{folder} stores both layers.0.* and model.layers.0.*Delete one"):
+            check(folder)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["self_attn.q_proj.bias", "self_attn.q_proj.weight_mask", "self_attn.q_proj.lora_magnitude_vector.default.weight"],
+)
+def test_a_tensor_that_the_model_does_not_read_is_refused_before_the_first_job(key, tmp_path):
+    folder = make_tiny(tmp_path / "tiny")
+    save_file(load_file(folder / SINGLE) | {f"model.layers.0.{key}": torch.zeros(3)}, folder / SINGLE, {"format": "pt"})
+    for check in inspected, mergemoe.load:
+        with pytest.raises(UserError, match=f"^{folder} has 1 tensors .*does not read, such as model.layers.0.{key}"):
+            check(folder)
+
+
+def test_a_table_of_rotations_is_left_unread(tmp_path):
+    folder = make_tiny(tmp_path / "tiny")
+    table = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(3)}
+    save_file(load_file(folder / SINGLE) | table, folder / SINGLE, {"format": "pt"})
+    inspected(folder)
+    mergemoe.load(folder, "cpu")
+
+
+@pytest.mark.parametrize("name", ["n" * 1000, "n" * 10_000, "a/" * 3000, "none"])
+def test_a_folder_that_cannot_be_is_refused(name, tmp_path):
+    for check in inspected, mergemoe.load:
+        with pytest.raises(UserError, match="cannot be read|there is no config.json"):
+            check(tmp_path / name)

@@ -140,6 +140,10 @@ ATTACHED = {
     "a hook of accelerate on a layer": (one_hook, "model.layers.1 has a `forward` of its own"),
     "offload": (offloaded, "has a `forward` of its own"),
     "meta": (lambda model: router(model).to("meta"), "gate.weight has no numbers in memory"),
+    "a buffer on meta": (
+        lambda model: model.model.layers[1].register_buffer("table", torch.empty(3, device="meta")),
+        "layers.1.table has no numbers in memory",
+    ),
     "compile": (lambda model: model.compile(backend="eager"), "the model is compiled"),
     "compiled layer": (lambda model: model.model.layers[1].compile(backend="eager"), "layers.1 is compiled"),
     "parametrized router": (

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import pytest
 import torch
@@ -79,3 +80,19 @@ def test_a_tokenizer_without_a_token_to_pad_with_scores_the_same(run):
     expected = scored("blimp_causative", 20)["scores"]
     tokenizer.pad_token = None
     assert scored("blimp_causative", 20)["scores"] == expected
+
+
+@pytest.mark.parametrize("kind", ["a tag", "a group that aggregates nothing"])
+def test_what_lm_eval_gives_no_mean_of_has_ours(kind, run, tmp_path):
+    scored, model, tokenizer = run
+    names = ("causative", "adjunct_island")
+    shutil.copyfile(ROOT / "data/blimp/_template_yaml", tmp_path / "_template_yaml")
+    for name in names:
+        text = (ROOT / "data/blimp" / f"{name}.yaml").read_text()
+        (tmp_path / f"{name}.yaml").write_text(text + ("\ntag: mine\n" if kind == "a tag" else ""))
+    if kind != "a tag":
+        (tmp_path / "mine.yaml").write_text(f"group: mine\ntask: [{', '.join(f'blimp_{name}' for name in names)}]\n")
+    with open_task("mine", str(tmp_path), {}, 0) as found:
+        whole = score_task(model, tokenizer, found, fewshot=0, limit=10, batch_size=8)
+    each = [scored(f"blimp_{name}", 10)["scores"]["acc"] for name in names]
+    assert whole["scores"]["acc"] == pytest.approx(sum(each) / 2) and len(whole["parts"]) == 2

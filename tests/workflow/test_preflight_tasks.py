@@ -87,14 +87,13 @@ FORMS = {
     "a byte order mark": "\ufefftask: mine\n",
     "an anchor": "task: &name mine\nalias: *name\n",
     "a folded text": "task: >-\n  mine\n",
-    "a group": "group: mine\ntask: [other]  # a comment\n",
+    "a group": "group: mine\ntask: [first_member]  # a comment\n",
     "a group with a task's name": "group: other\ntask: mine\n",
     "a tag": "task: other\ntag: mine\n",
     "tags": "task: other\ntag: [first, mine]\n",
     "a tag of a group": "group: other\ntask: [third]\ntag: mine\n",
     "a class": "task: mine\nclass: own.Task\n",
     "a list": "task: [mine]\n",
-    "a number": "task: 3\n",
     "two documents": "task: mine\n---\ntask: other\n",
     "no mapping": "- task: mine\n",
     "latin 1": "task: mine\ndoc_to_text: caf\xe9\n",
@@ -106,6 +105,7 @@ FORMS = {
 def test_a_task_is_one_exactly_if_lm_eval_finds_it(form, place, tmp_path):
     path = tmp_path / place
     path.parent.mkdir(exist_ok=True)
+    (tmp_path / "first.yaml").write_text("task: first_member\n")
     path.write_bytes(FORMS[form].encode("latin-1" if form == "latin 1" else "utf-8"))
     found = "mine" in TaskManager(include_path=str(tmp_path), include_defaults=False).all_tasks
     try:
@@ -120,7 +120,7 @@ def test_a_task_is_one_exactly_if_lm_eval_finds_it(form, place, tmp_path):
 def test_a_task_that_two_files_define_is_refused(tmp_path):
     (tmp_path / "mine.yaml").write_text(PLAIN)
     (tmp_path / "mine-old.yaml").write_text(PLAIN)
-    with pytest.raises(UserError, match="mine-old.yaml and .*mine.yaml both define it, and lm-eval takes the first"):
+    with pytest.raises(UserError, match="mine-old.yaml and .*mine.yaml both define mine, and lm-eval takes the first"):
         check_task("mine", Task(include=str(tmp_path)))
 
 
@@ -128,3 +128,34 @@ def test_files_may_share_a_tag(tmp_path):
     for name in "first", "second":
         (tmp_path / f"{name}.yaml").write_text(f"task: {name}\ntag: mine\n")
     check_task("mine", Task(include=str(tmp_path)))
+
+
+GROUPS = {
+    "an unknown member": ("task: [a, none]\n", "the group mine joins none, which no"),
+    "a member of lm-eval's own": ("task: [arc_easy]\n", "the group mine joins arc_easy, which no"),
+    "itself": ("task: [mine]\n", "the group mine joins itself"),
+    "itself, through another": ("task: [second]\n", "the group mine joins itself"),
+    "a member defined twice": ("task: [b]\n", "both define b, and lm-eval takes the first alone"),
+}
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_members_of_a_group_are_checked(case, tmp_path):
+    text, said = GROUPS[case]
+    files = {"a": "task: a\n", "b": "task: b\n", "c": "task: b\n", "second": "group: second\ntask: [mine, a]\n"}
+    for name, content in {**files, "mine": f"group: mine\n{text}"}.items():
+        (tmp_path / f"{name}.yaml").write_text(content)
+    with pytest.raises(UserError, match=f"^evaluate.tasks.mine: .*{said}"):
+        check_task("mine", Task(include=str(tmp_path)))
+    (tmp_path / "mine.yaml").write_text(
+        "group: mine\ntask:\n- a\n- task: a\n  alias: A\n- {task: new, dataset_path: json}\n"
+    )
+    check_task("mine", Task(include=str(tmp_path)))
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    """lm-eval sorts the names of all tasks of a folder."""
+    (tmp_path / "mine.yaml").write_text(PLAIN)
+    (tmp_path / "other.yaml").write_text("task: 3\n")
+    with pytest.raises(UserError, match="other.yaml: `task: 3` must be text"):
+        check_task("mine", Task(include=str(tmp_path)))

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mergemoe.errors import UserError
-from mergemoe.evaluation.task_folder import read_folder
+from mergemoe.errors import UserError, shown
+from mergemoe.evaluation.task_folder import TaskFile, read_folder
 from mergemoe.workflow.config.evaluate import Task
 
 
@@ -25,18 +25,16 @@ def check_task(name: str, task: Task) -> None:
         files = read_folder(folder)
     except UserError as error:
         raise UserError(f"evaluate.tasks.{name}.include: {error}") from None
-    defining = [file for file in files if name in file.names()]
-    if not defining:
+    for file in files:
+        for key in ("task", "group"):
+            if not isinstance(found := file.content.get(key), str | list | None):
+                raise UserError(f"evaluate.tasks.{name}: {file.path}: `{key}: {shown(found)}` must be text. Quote it")
+    if not any(name in file.names() for file in files):
         raise UserError(
             f"evaluate.tasks.{name}: no *.yaml file in {folder} has `task: {name}`, `group: {name}` or `tag: {name}` "
             "(lm-eval does not look into *.yml)"
         )
-    own = [file.path for file in defining if file.names()[0] == name]  # tags may have several
-    if len(own) > 1:
-        raise UserError(
-            f"evaluate.tasks.{name}: {own[0]} and {own[1]} both define it, and lm-eval takes the first alone. Rename "
-            "or remove one"
-        )
+    _check_members(name, name, files, ())
     listed = {path.resolve() for path in folder.rglob("*") if path.is_file()}  # the files that go into the provenance
     for file in files:
         if file.code and not task.trust_code:
@@ -49,3 +47,24 @@ def check_task(name: str, task: Task) -> None:
                 f"evaluate.tasks.{name}: {file.path} reads {outside[0]}, which is no file inside {folder}. A score "
                 "lists the files of that folder alone. Move or copy the file there"
             )
+
+
+def _check_members(task: str, name: str, files: list[TaskFile], above: tuple[str, ...]) -> None:
+    """Check that a task, and what a group or a tag joins, is defined once in the folder, and no group joins itself."""
+    where = f"evaluate.tasks.{task}: "
+    if name in above:
+        raise UserError(f"{where}the group {name} joins itself. Correct the list `task` of its file")
+    own = [file for file in files if file.names()[:1] == [name]]
+    tagged = [file for file in files if name in file.names()[1:]]
+    if len(own) > 1:
+        raise UserError(
+            f"{where}{own[0].path} and {own[1].path} both define {name}, and lm-eval takes the first alone. Rename or "
+            "remove one"
+        )
+    if not own and not tagged:
+        raise UserError(f"{where}the group {above[-1]} joins {name}, which no *.yaml file of the folder defines")
+    for file in own:
+        for member in file.members():
+            _check_members(task, member, files, (*above, name))
+    for file in () if own else tagged:
+        _check_members(task, file.names()[0], files, (*above, name))
