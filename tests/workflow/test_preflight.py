@@ -7,7 +7,7 @@ import architectures
 import pytest
 from good_params import GOOD
 from tiny_project import ROOT, make_tiny
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import read_params
@@ -184,15 +184,40 @@ def test_what_no_layer_is_measured_at_is_not_asked_for(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("[1]\n", "row 1 is a list"), ('{}\n{"a": \n', "row 2 is not JSON"), ("\udcff", "cannot be read from row 1")],
+    [
+        ("[1]\n", "row 1 is a list"),
+        ('{}\n{"a": \n', "row 2 is not JSON"),
+        ("\udcff", "cannot be read from row 1"),
+        ("version https://git-lfs.github.com/spec/v1\n", "row 1 is not JSON"),
+        ("", "has no rows"),
+    ],
 )
 def test_preflight_reads_the_rows_of_tasks(tiny, tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(ROOT)
     config, file = small(tiny), tmp_path / "rows.jsonl"
     file.write_bytes(content.encode(errors="surrogateescape"))
-    config["evaluate"]["tasks"] = {"piqa": {"data_files": {"validation": str(file)}}}
-    with pytest.raises(UserError, match=rf"^evaluate.tasks.piqa.data_files.validation: .*rows.jsonl: {message}"):
+    (tmp_path / "own.yaml").write_text(f"task: own\ndataset_kwargs: {{data_files: {{test: {file}}}}}\n")
+    for key, task in {
+        "piqa.data_files.validation": {"piqa": {"data_files": {"validation": str(file)}}},
+        "own.include": {"own": {"include": str(tmp_path)}},
+    }.items():
+        config["evaluate"]["tasks"] = task
+        with pytest.raises(UserError, match=rf"^evaluate.tasks.{key}: .*rows.jsonl:? {message}"):
+            preflight_texts.check_texts(read_params(config))
+
+
+def test_preflight_names_a_token_to_pad_with_that_the_model_does_not_have(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    folder = make_tiny(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    config = small(folder)
+    config["evaluate"]["tasks"] = {"blimp": {"include": "data/blimp", "limit": 2}}
+    with pytest.raises(UserError, match=r"^model.tiny: .* gives the token 4096 .'\[PAD\]'"):
         preflight_texts.check_texts(read_params(config))
+    config["evaluate"]["tasks"] = {}
+    preflight_texts.check_texts(read_params(config))  # calibration pads with a token of the text
 
 
 @pytest.mark.parametrize("damage", ["[]", "[" * 100_000, '{"model": {"vocab": 5}, "added_tokens": {"a": []}}', "{"])

@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 from mergemoe.calibration import text_rows, token_sequences
-from mergemoe.calibration.tokenizer import check_vocabulary, open_tokenizer
+from mergemoe.calibration.tokenizer import check_rows, check_vocabulary, open_tokenizer
 from mergemoe.checkpoints import config_keys, model_folder
 from mergemoe.errors import UserError
+from mergemoe.evaluation.task_folder import read_folder
 from mergemoe.models import supported
 from mergemoe.workflow.config.params import Params
 
@@ -28,6 +29,8 @@ def check_texts(params: Params) -> None:
         rows = max(stated, default=sys.maxsize)  # a config.json may leave it to transformers; the job knows it
         try:
             check_vocabulary(tokenizer, rows, _task_files(params))
+            if params.evaluate.tasks and tokenizer.pad_token_id is not None:  # lm-eval pads batches with it
+                check_rows(tokenizer, tokenizer.pad_token_id, rows)
         except UserError as error:
             raise UserError(f"model.{model}: {error}") from None
         chosen = params.calibrate[calibrate]
@@ -41,11 +44,23 @@ def check_texts(params: Params) -> None:
                     raise UserError(f"{name}: {error}") from None
     for task, chosen in params.evaluate.tasks.items():
         for split, path in chosen.data_files.items():
-            try:
-                for number, text in text_rows.read_json_rows(path):
-                    text_rows.parse_row(path, number, text)
-            except UserError as error:
-                raise UserError(f"evaluate.tasks.{task}.data_files.{split}: {error}") from None
+            _check_rows_of_task(f"{task}.data_files.{split}", path)
+        for file in read_folder(Path(chosen.include)) if chosen.include else ():
+            for path in file.data_files():
+                if path.endswith((".jsonl", ".jsonl.gz")):
+                    _check_rows_of_task(f"{task}.include", path)
+
+
+def _check_rows_of_task(key: str, path: str) -> None:
+    """Check that every row of a task's file is a JSON object, and that there are rows."""
+    try:
+        number = 0
+        for number, text in text_rows.read_json_rows(path):
+            text_rows.parse_row(path, number, text)
+        if not number:
+            raise UserError(f"{path} has no rows. Bring the file again, or name another")
+    except UserError as error:
+        raise UserError(f"evaluate.tasks.{key}: {error}") from None
 
 
 def _task_files(params: Params) -> list[Path]:
