@@ -21,7 +21,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from mergemoe.artifacts import paths
 from mergemoe.artifacts.stage import Stage
 from mergemoe.artifacts.stages import STAGES, dvc_stages, stages_of
-from mergemoe.checkpoints import hub_cache
+from mergemoe.checkpoints.hub import hub_cache
 from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import read_params
 from stages.support import expected, tracking

@@ -13,22 +13,14 @@ from typing import Any
 from mergemoe.checkpoints import model_folder
 from mergemoe.checkpoints.model_folder import TEMPLATES
 
+LICENSES = "LICENSES"  # the folder of the REUSE specification
+FOLDERS = (TEMPLATES, LICENSES)
 CARD = "README.md"  # states the license; a copy gets a card of its own
 
 # Beginnings of names.
 _TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens", "spiece", "sentencepiece", "tekken")
 _OTHERS = ("chat_template", "generation_config", "preprocessor_config", "processor_config", "video_preprocessor_config")
-_TERMS = (
-    "license",
-    "licence",
-    "copying",
-    "notice",
-    "policy",
-    "acceptable_use",
-    "terms",
-    "legal",
-)  # anywhere, of any case
-
+_TERMS = ("license", "licence", "copying", "notice", "policy", "acceptable_use", "terms", "legal")  # of any case
 _VOCABULARIES = (".tiktoken", ".spm", ".codes", "tiktoken.model")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
@@ -38,7 +30,8 @@ _CODE = ("auto_map", "custom_pipelines")  # keys whose values name classes in Py
 def is_carried(name: str) -> bool:
     """Tell whether a file goes with the weights, by its name relative to the checkpoint's folder."""
     if "/" in name:
-        return name.startswith(f"{TEMPLATES}/") and name.endswith(".jinja") and name.count("/") == 1
+        folder, _, inner = name.partition("/")
+        return "/" not in inner and (folder == LICENSES or (folder == TEMPLATES and inner.endswith(".jinja")))
     if name.endswith((".py", *_WEIGHTS)):
         return False
     if name.startswith((*_TOKENIZER, *_OTHERS)) or name.endswith(_VOCABULARIES):
@@ -48,7 +41,8 @@ def is_carried(name: str) -> bool:
 
 def carried_files(folder: Path) -> list[str]:
     """Return the names, relative to a checkpoint's folder, of its files that go with the weights."""
-    found = [path for place in (folder, folder / TEMPLATES) if place.is_dir() for path in place.iterdir()]
+    places = [place for place in (folder, *(folder / name for name in FOLDERS)) if place.is_dir()]
+    found = [path for place in places for path in place.iterdir()]
     names = sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
     return [name for name in names if is_carried(name)]
 

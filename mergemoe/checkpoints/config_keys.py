@@ -31,6 +31,9 @@ CONFIG_KEYS = {
     "vocabulary": ("vocab_size",),
 }
 
+# Numbers of layers that predict further tokens, under names of their own: no class here reads such layers.
+UNREAD_LAYERS = (*CONFIG_KEYS["predicting_layers"], "mtp_num_hidden_layers", "num_mtp_modules")
+
 LARGEST = 1 << 40
 DEEPEST = 10_000
 NESTED = ("text_config", "ffn_config", "vision_config", "audio_config", "rope_parameters")

@@ -10,7 +10,7 @@ from typing import Any
 
 from mergemoe.artifacts.formats.safetensors_header import Entry, read_header
 from mergemoe.checkpoints.config_keys import check_values
-from mergemoe.checkpoints.hub_cache import cache_folder, fetch_command, snapshot_folder
+from mergemoe.checkpoints.hub.hub_cache import cache_folder, fetch_command, snapshot_folder
 from mergemoe.checkpoints.json_object import AGAIN, LONGEST, read_object
 from mergemoe.checkpoints.unmerged_parts import adapter_instead
 from mergemoe.errors import UserError

@@ -8,7 +8,8 @@ from mergemoe.artifacts.paths import layer_name
 from mergemoe.artifacts.run import Run
 from mergemoe.artifacts.stage import Stage
 from mergemoe.artifacts.stages import STAGES, dvc_stages, stages_of
-from mergemoe.checkpoints import expert_headers, hub_cache, model_folder
+from mergemoe.checkpoints import expert_headers, model_folder
+from mergemoe.checkpoints.hub import hub_cache
 from mergemoe.workflow.config.params import Model, Params
 from mergemoe.workflow.planning import jobs
 from stages.support import tracking

@@ -28,6 +28,7 @@ OTHERS = {
     "NOTICE": "notice",
     "LICENSE": "license",
     "USE_POLICY.md": "policy",
+    "LICENSES/MIT.txt": "MIT",
     "chat_template.jinja": f"D{TEMPLATE}",
     "additional_chat_templates/tool_use.jinja": f"T{TEMPLATE}",
     "additional_chat_templates/rag.jinja": f"R{TEMPLATE}",
@@ -146,7 +147,7 @@ def tool(place: str) -> str:
 
 
 def test_a_copy_has_the_terms_and_other_files_as_they_were(copy, original):
-    terms = ("NOTICE", "LICENSE", "USE_POLICY.md", "MODEL_LICENSE", "TERMS_OF_USE.md")
+    terms = ("NOTICE", "LICENSE", "USE_POLICY.md", "MODEL_LICENSE", "TERMS_OF_USE.md", "LICENSES/MIT.txt")
     for name in (*terms, "Third_Party_Open_Source_Software_Notice", "qwen.tiktoken", "tokenizer.json"):
         assert (copy / name).read_bytes() == (original / name).read_bytes()
     assert json.loads((copy / "processor_config.json").read_text()) == {"patch": 3, "feature_extractor": {"rate": 1}}
@@ -192,3 +193,10 @@ def test_layers_that_are_not_in_memory_are_not_claimed_by_a_saved_copy(tmp_path)
     assert json.loads((folder / "config.json").read_text())["num_nextn_predict_layers"] == 1
     assert json.loads((tmp_path / "saved/config.json").read_text())["num_nextn_predict_layers"] == 0
     mergemoe.load(tmp_path / "saved", "cpu")
+
+
+@pytest.mark.parametrize("key", ["mtp_num_hidden_layers", "num_mtp_modules"])
+def test_such_layers_under_another_name_are_not_claimed_either(key, tmp_path):
+    edit(make_tiny(tmp_path / "tiny") / "config.json", **{key: 1})
+    mergemoe.save(mergemoe.load(tmp_path / "tiny", "cpu"), tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/config.json").read_text())[key] == 0

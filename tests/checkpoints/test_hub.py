@@ -29,8 +29,8 @@ from safetensors.numpy import save
 from tiny_project import ROOT
 
 from mergemoe.artifacts import digests, store
-from mergemoe.checkpoints import hub_cache, model_folder
-from mergemoe.checkpoints.hub import download, fetch, hub_record, listing
+from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints.hub import download, fetch, hub_cache, hub_record, listing
 from mergemoe.compressed import checkpoint_card
 from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import Text, read_params
@@ -204,6 +204,7 @@ def repository(large=0):
         "LICENSE": b"As you like",
         "NOTICE": b"Made by some-org",
         "additional_chat_templates/rag.jinja": b"{{ documents }}",
+        "LICENSES/Apache-2.0.txt": b"Apache License",
         "model.safetensors.index.json": json.dumps(index).encode(),
         **{name: save(tensors) for name, tensors in shards.items()},
     }

@@ -11,8 +11,7 @@ import os
 from pathlib import Path
 
 from mergemoe.artifacts import digests, reading
-from mergemoe.checkpoints import hub_cache
-from mergemoe.checkpoints.hub import listing
+from mergemoe.checkpoints.hub import hub_cache, listing
 from mergemoe.checkpoints.hub.listing import HubFile
 from mergemoe.errors import UserError
 

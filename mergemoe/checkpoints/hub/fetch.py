@@ -8,8 +8,8 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 from mergemoe.artifacts import digests
-from mergemoe.checkpoints import carried_files, hub_cache, model_folder
-from mergemoe.checkpoints.hub import download, hub_record, listing
+from mergemoe.checkpoints import carried_files, model_folder
+from mergemoe.checkpoints.hub import download, hub_cache, hub_record, listing
 from mergemoe.checkpoints.hub.listing import HubFile
 from mergemoe.errors import UserError, in_short, one_line, shown
 from mergemoe.progress import track

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe.artifacts import atomic, digests
-from mergemoe.checkpoints import hub_cache, model_folder
+from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints.hub import hub_cache
 from mergemoe.errors import UserError
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
-from mergemoe.checkpoints import hub_cache
-from mergemoe.checkpoints.model_folder import TEMPLATES, is_beside_weights
+from mergemoe.checkpoints.carried_files import FOLDERS, is_carried
+from mergemoe.checkpoints.hub import hub_cache
 from mergemoe.errors import UserError, in_short, shown
 
 Answer = TypeVar("Answer")
@@ -30,7 +30,7 @@ class HubFile(NamedTuple):
 
 
 def list_files(model: str, revision: str) -> dict[str, HubFile]:
-    """Ask the hub for the files in the top folder of a commit, and for its tokenizer's further chat templates.
+    """Ask the hub for the files of a commit: those of its top folder, of further chat templates and of licenses.
 
     Raises:
         UserError: the answer is no list of files, or one of them has no plain name, size or digest.
@@ -40,9 +40,9 @@ def list_files(model: str, revision: str) -> dict[str, HubFile]:
 
     def read() -> list[Any]:
         found = list(itertools.islice(HfApi().list_repo_tree(model, revision=revision), MOST + 1))
-        if not any(isinstance(entry, RepoFolder) and entry.path == TEMPLATES for entry in found):
-            return found
-        return found + list(itertools.islice(HfApi().list_repo_tree(model, TEMPLATES, revision=revision), MOST + 1))
+        for folder in [entry.path for entry in found if isinstance(entry, RepoFolder) and entry.path in FOLDERS]:
+            found += itertools.islice(HfApi().list_repo_tree(model, folder, revision=revision), MOST + 1)
+        return found
 
     try:
         found = answer(model, read)
@@ -87,7 +87,7 @@ def check_files(model: str, entries: Iterable[Any]) -> dict[str, HubFile]:
         name, size, digest = entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id
         if not isinstance(name, str) or not all(map(hub_cache.is_plain_name, name.split("/"))):
             raise _refused(model, f"lists a file with the name {shown(name)}, which leads out of its folder or is none")
-        if "/" in name and not is_beside_weights(name):
+        if "/" in name and not is_carried(name):
             continue
         if type(size) is not int or not 0 <= size <= LARGEST or (entry.lfs and entry.lfs.size != size):
             raise _refused(model, f"states the size {shown(size)} for {name}, which is none")

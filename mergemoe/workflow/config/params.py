@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from mergemoe.artifacts.run import Run
-from mergemoe.checkpoints import hub_cache, model_folder
+from mergemoe.checkpoints import model_folder
+from mergemoe.checkpoints.hub import hub_cache
 from mergemoe.errors import UserError, one_line
 from mergemoe.methods import catalogue
 from mergemoe.workflow.config.base import BatchTokens, Section, Text, Threads

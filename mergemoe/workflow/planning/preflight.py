@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mergemoe.artifacts.run import Run
 from mergemoe.calibration.token_sequences import heldout_count
-from mergemoe.checkpoints import config_keys, expert_headers, hub_cache, model_folder, router_headers, validation
+from mergemoe.checkpoints import config_keys, expert_headers, model_folder, router_headers, validation
+from mergemoe.checkpoints.hub import hub_cache
 from mergemoe.errors import UserError
 from mergemoe.grouping.allocation import NO_SIZE_IN_COMMON
 from mergemoe.moe import layer_sizes
