@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe.calibration import parquet_rows, row_text, text_rows
-from mergemoe.calibration.row_text import InvalidText, Render, no_template
+from mergemoe.calibration.chat_template import Render, no_template
+from mergemoe.calibration.row_text import InvalidText
 from mergemoe.errors import UserError
 
 END = "<|endoftext|>"  # a line between two documents of a .txt file
@@ -73,6 +74,7 @@ def open_documents(
     elif kind == "txt":
         return _plain_text(path)
     else:
+        text_rows.check_file(path)
         raise UserError(
             f"{path}: is neither a .jsonl nor a .txt file, gzipped or not, nor a .parquet file. Convert it to one"
         )

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergemoe.calibration.text_rows import ROWS, TEXT, too_large, unreadable
+from mergemoe.calibration.text_rows import ROWS, TEXT, check_file, too_large, unreadable
 from mergemoe.errors import UserError
 
 AT_ONCE = 256  # rows
@@ -20,8 +20,7 @@ def read_parquet_rows(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, 
         from pyarrow import ArrowException, parquet  # of the extra `eval`; other files do not need it
     except ImportError:
         raise UserError(f"{path}: Parquet files need the package pyarrow. Run `pip install pyarrow`") from None
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file. Correct the path in params.yaml, or bring the file")
+    check_file(path)
     number = 1
     try:
         with parquet.ParquetFile(path) as file:

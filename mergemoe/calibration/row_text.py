@@ -3,19 +3,18 @@
 Rows of several fields, such as prompt and completion, are these joined.
 """
 
-import datetime
+import contextlib
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
+
+from mergemoe.calibration.chat_template import Messages, Render
 from mergemoe.errors import UserError, in_short, shown
 
-Messages = list[dict[str, Any]]
-Render = Callable[[Messages], str]
-
-_CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # as gpt-oss's template has it
-TODAY = datetime.datetime(2025, 1, 1)  # for templates that ask the clock: the same text on every day
 PARAGRAPHS = "\n\n"  # between the strings of a list
 _WAY_OUT = (
     "Correct the row, delete it, name another field (`field` in params.yaml), or set `skip_invalid: true`, which "
@@ -75,6 +74,11 @@ def text_of(path: str | Path, number: int, row: Mapping[str, Any], fields: Seque
             text = render([_in_parts(message) for message in value])
     except UserError:
         raise
+    except TemplateSyntaxError as error:
+        raise UserError(
+            f"the model's chat template cannot be read ({in_short(error)} in line {error.lineno}), so no row can be "
+            "rendered. Correct chat_template.jinja, or the key chat_template of tokenizer_config.json"
+        ) from None
     except Exception as error:  # the template's own, of any kind
         raise InvalidText(
             f"{path}: row {number}: the model's chat template refuses its messages ({in_short(error)}). {_WAY_OUT}"
@@ -96,32 +100,6 @@ def _holds_a_message(text: Any, messages: Messages) -> bool:
 def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
-
-
-def renderer(tokenizer: Any) -> Render:
-    """Return the function that renders messages by a chat template, without the token that begins a document."""
-
-    def render(messages: Messages) -> str:
-        if not tokenizer.chat_template:
-            return no_template(messages)
-        template = _CLOCK.sub(lambda found: repr(TODAY.strftime(found[2])), tokenizer.get_chat_template())
-        if "strftime_now" in template:
-            raise UserError(
-                "the tokenizer's chat template asks the clock in a way that is not understood here, and the text would "
-                "differ from day to day. Write a date into chat_template.jinja in place of strftime_now"
-            )
-        text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
-        return text.removeprefix(tokenizer.bos_token or "")
-
-    return render
-
-
-def no_template(messages: Messages) -> str:
-    """Raise the error for messages without a chat template."""
-    raise UserError(
-        "rows hold messages, but the tokenizer has no chat template. Name a field that holds text, or add the model's "
-        "chat_template.jinja to the checkpoint's folder"
-    )
 
 
 def check_text(where: str, value: Any, way_out: str = _WAY_OUT) -> str:
@@ -168,7 +146,7 @@ def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
 
 def _part(where: str, value: Any) -> str | Messages:
     if not isinstance(value, list):
-        return check_text(where, value)
+        return _no_list(where, check_text(where, value))
     kinds = {kind_of(part) for part in value}
     if kinds == {"text"}:
         return PARAGRAPHS.join(check_text(f"{where}, paragraph {i}", part) for i, part in enumerate(value, 1))
@@ -178,6 +156,18 @@ def _part(where: str, value: Any) -> str | Messages:
         f"{where} is a list of {', '.join(sorted(kinds)) or 'nothing'}. A list holds paragraphs (text) or messages "
         f"(objects with `role` and `content`). {_WAY_OUT}"
     )
+
+
+def _no_list(where: str, text: str) -> str:
+    """Return a text, unless it is the JSON of messages: some tools write such a list as one string."""
+    if text.lstrip()[:2] == "[{" and re.search(r'"(role|from)"\s*:', text[:1000]):
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(json.loads(text), list):
+                raise InvalidText(
+                    f"{where} is text that holds the JSON of a list of messages. Write the list itself, without quotes "
+                    f"around it. {_WAY_OUT}"
+                )
+    return text
 
 
 def _message(where: str, value: dict[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,7 @@ def read_chunks(path: str | Path) -> Iterator[tuple[int, bytes]]:
         UserError: the file cannot be read, is damaged, or is too large.
     """
     path, number, total = Path(path), 1, 0
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file. Correct the path in params.yaml, or bring the file")
+    check_file(path)
     try:
         size = path.stat().st_size
         packed = size if path.suffix == ".gz" else None
@@ -43,6 +42,18 @@ def read_chunks(path: str | Path) -> Iterator[tuple[int, bytes]]:
         raise unreadable(path, number, error) from None
     except OSError as error:
         raise UserError(f"{path}: the system cannot read it ({error}). Look at its permissions and its disk") from error
+
+
+def check_file(path: Path) -> None:
+    """Check that a path is that of a file.
+
+    Raises:
+        UserError: it is not.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name one file of it, or join its files into one")
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file. Correct the path in params.yaml, or bring the file")
 
 
 def _check_size(path: Path, total: int, packed: int | None) -> None:
@@ -77,6 +88,9 @@ def decode(path: Path, number: int, chunk: bytes, decoder: codecs.IncrementalDec
     Raises:
         UserError: it is not UTF-8.
     """
+    zeros = chunk.count(0)
+    if chunk.startswith(b"\0") or zeros > max(4, len(chunk) // 4):  # a line of UTF-16 ends inside a character
+        raise unreadable(path, number, ValueError(f"{zeros} of {len(chunk)} bytes of the row are zero, as in UTF-16"))
     if chunk.endswith(b"\r\n"):
         chunk = chunk[:-2] + b"\n"
     try:

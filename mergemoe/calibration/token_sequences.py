@@ -6,9 +6,9 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from mergemoe.calibration import row_text
+from mergemoe.calibration.chat_template import renderer
 from mergemoe.calibration.documents import Documents, open_documents
-from mergemoe.calibration.tokenizer import check_rows
+from mergemoe.calibration.vocabulary import check_rows
 from mergemoe.errors import UserError, naming
 
 PIECE = 2**18  # characters; a longer document is tokenized piece by piece, as far as its tokens are needed
@@ -49,7 +49,7 @@ def sequences_from_source(
             "document here: set one in its tokenizer_config.json"
         )
     with naming(str(location.get("source") or location.get("dataset"))):
-        documents = open_documents(field=field, render=row_text.renderer(tokenizer), **location)
+        documents = open_documents(field=field, render=renderer(tokenizer), **location)
     drawn = draw_sequences(
         documents,
         lambda document: tokenizer.encode(document, add_special_tokens=False),

@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from lm_eval.models.huggingface import HFLM
 
 from mergemoe.artifacts.writing import refused_write
-from mergemoe.calibration.tokenizer import check_rows
+from mergemoe.calibration.vocabulary import check_rows
 from mergemoe.errors import UserError, in_short
 from mergemoe.evaluation.lm_eval_tasks import LmEvalTask
 

@@ -153,6 +153,26 @@ def test_utf_8_that_ends_inside_a_character_is_refused(tmp_path):
         read(tmp_path / "a.txt")
 
 
+@pytest.mark.parametrize("text", ["Plain words.\nAnd more of them.\n", "Слово за слово\n\nи дальше\n", "one line"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_text_of_another_width_is_refused(encoding, text, tmp_path):
+    (tmp_path / "a.txt").write_bytes(text.encode(encoding))
+    with pytest.raises(UserError, match="a.txt: cannot be read from row"):
+        read(tmp_path / "a.txt")
+
+
+def test_a_zero_inside_a_text_is_text(tmp_path):
+    (tmp_path / "a.txt").write_text("one \0 zero among other characters\nand \0 one more")
+    assert len(read(tmp_path / "a.txt")) == 1
+
+
+@pytest.mark.parametrize("name", ["shards", "shards.parquet", "rows.jsonl", "texts.txt.gz"])
+def test_a_folder_is_said_to_be_one(name, tmp_path):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is a folder. Name one file of it"):
+        read(tmp_path / name)
+
+
 def test_a_long_document_of_a_txt_file_is_cut_and_one_of_json_lines_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "DOCUMENT", 10)
     monkeypatch.setattr(text_rows, "ROW", 8)
@@ -197,7 +217,7 @@ def test_a_bomb_without_rows_is_refused_before_it_takes_memory(name, message, tm
     monkeypatch.setattr(text_rows, "FIRST", 2**20)
     monkeypatch.setattr(text_rows, "ROW", 2**20)
     monkeypatch.setattr(documents, "DOCUMENT", 2**20)
-    (tmp_path / name).write_bytes(bomb(bytes(2**20), 256))
+    (tmp_path / name).write_bytes(bomb(b"a" * 2**20, 256))
     tracemalloc.start()
     try:
         with pytest.raises(UserError, match=rf"{name}: .*{message}"):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny_project import make_tiny
 
 from mergemoe.calibration import row_text
+from mergemoe.calibration.chat_template import renderer
 from mergemoe.calibration.documents import open_documents
 from mergemoe.calibration.row_text import InvalidText
 from mergemoe.calibration.token_sequences import sequences_from_source
@@ -152,6 +153,45 @@ def test_what_the_template_refuses_is_named_by_its_row(chatting, tmp_path):
     with pytest.raises(InvalidText, match="row 10: the model's chat template refuses its messages .*no role system"):
         drawn(chatting, path)
     assert drawn(chatting, path, skip_invalid=True).skipped == 1
+
+
+@pytest.mark.parametrize("start", ["", "\n", "  \n"])
+def test_a_template_that_begins_with_blanks_begins_a_document_once_all_the_same(start, tmp_path):
+    folder = make_tiny(tmp_path / "tiny")
+    (folder / "chat_template.jinja").write_text("{{ '" + start.replace("\n", "\\n") + "' }}" + TEMPLATE)
+    tokenizer = open_tokenizer(folder)
+    ids = drawn(tokenizer, written(tmp_path, [{"messages": CHAT}] * 9)).ids[0]
+    assert tokenizer.decode(ids).startswith(f"{tokenizer.bos_token}<user>Hello?<assistant>Hi.{tokenizer.bos_token}")
+
+
+def test_a_bos_inside_a_text_stays(chatting):
+    inside = [{"role": "user", "content": f"a{chatting.bos_token}b"}]
+    assert renderer(chatting)(inside) == f"<user>a{chatting.bos_token}b"
+
+
+def test_a_template_that_is_no_jinja_is_named_and_not_the_row(tmp_path):
+    folder = make_tiny(tmp_path / "tiny")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}\n{{ m }")
+    path = written(tmp_path, [{"messages": CHAT}])
+    for skip in (False, True):
+        with pytest.raises(UserError, match="chat template cannot be read .* in line 2.* Correct chat_template.jinja"):
+            drawn(open_tokenizer(folder), path, skip_invalid=skip)
+
+
+JSON_TEXTS = [CHAT, [{"from": "human", "value": "a"}]]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("value", JSON_TEXTS)
+def test_messages_as_one_string_of_json_are_refused(value, kind, tmp_path):
+    path = written(tmp_path, [{"messages": json.dumps(value)}], kind)
+    with pytest.raises(InvalidText, match="row 1: field 'messages' is text that holds the JSON of a list of messages"):
+        read(path, "messages")
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1}]', '[{"role": "user"', "[{}]", '{"role": "user"}'])
+def test_other_text_that_looks_like_json_is_text(text, tmp_path):
+    assert read(written(tmp_path, [{"text": text}])) == [text]
 
 
 def test_a_call_of_a_tool_has_no_content(chatting, tmp_path):

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from mergemoe.calibration import text_rows, token_sequences
-from mergemoe.calibration.tokenizer import check_rows, check_vocabulary, open_tokenizer
+from mergemoe.calibration.tokenizer import open_tokenizer
+from mergemoe.calibration.vocabulary import check_rows, check_vocabulary
 from mergemoe.checkpoints import config_keys, model_folder
 from mergemoe.errors import UserError
 from mergemoe.evaluation.task_folder import read_folder
