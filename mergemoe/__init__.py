@@ -20,7 +20,7 @@ from typing import Any
 _HOME = {
     "compress": "mergemoe.compressed.compress",
     "load": "mergemoe.compressed.loading",
-    "save": "mergemoe.compressed.loading",
+    "save": "mergemoe.compressed.saving",
 }
 
 __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -48,11 +48,26 @@ def check_attached(model: Any) -> None:
             raise UserError(f"{name} has no numbers in memory (it is on the device `meta`). Load the whole model")
         if parameter.dtype.itemsize == 1:
             raise _quantized(name, str(parameter.dtype).removeprefix("torch."))
+    _check_dtypes(model)
     held = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for name, module in _replaced(model).items():
         _check_module(name, module)
         for key, parameter in module.named_parameters():
             _check_parameter(f"{name}.{key}", parameter, held[id(parameter)])
+
+
+def _check_dtypes(model: Any) -> None:
+    """Check that all layers' experts have one dtype: a layer that was cast by hand would stop in the middle."""
+    found: dict[str, tuple[str, Any]] = {}
+    for name, (module, _) in families.experts_modules(model).items():
+        for key, parameter in module.named_parameters():
+            first, dtype = found.setdefault(key, (name, parameter.dtype))
+            if dtype != parameter.dtype:
+                one, other = (str(each).removeprefix("torch.") for each in (dtype, parameter.dtype))
+                raise UserError(
+                    f"{first}.{key} is in {one} and {name}.{key} in {other}: a layer was cast by hand. Cast the whole "
+                    "model, as in `model.to(torch.bfloat16)`"
+                )
 
 
 def _quantized(name: str, kind: str) -> UserError:

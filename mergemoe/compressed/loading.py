@@ -1,8 +1,6 @@
-"""Load a compressed or a stock checkpoint, and save a model as one."""
+"""Load a compressed or a stock checkpoint."""
 
-import json
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,22 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from mergemoe.artifacts.atomic import atomic
-from mergemoe.artifacts.writing import writing
 from mergemoe.checkpoints import model_folder
-from mergemoe.checkpoints.carried_files import carry_files, without_code
-from mergemoe.checkpoints.config_keys import CONFIG_KEYS, config_values
-from mergemoe.checkpoints.expert_headers import predicting_layers
+from mergemoe.checkpoints.config_keys import config_values
 from mergemoe.checkpoints.quantization import quantization_settings
 from mergemoe.checkpoints.unmerged_parts import check_adapter, check_names
 from mergemoe.checkpoints.validation import check_generation, check_stored_types, check_top_k
-from mergemoe.compressed import memory_card
-from mergemoe.compressed.config_spelling import in_old_keys
 from mergemoe.compressed.model_config import compact_class
 from mergemoe.compressed.modeling import merged_class
 from mergemoe.errors import UserError, in_short, naming, shown
-from mergemoe.models.completeness import check_order
+from mergemoe.models.completeness import check_order, check_prefix, refuse_unread
 from mergemoe.models.families import model_class
+from mergemoe.models.kernels import check_kernels
 from mergemoe.models.tied_weights import check_held_ties
 
 if TYPE_CHECKING:
@@ -55,7 +48,7 @@ def load(
         UserError: if the folder is not a checkpoint, not complete, damaged, or has a newer format.
     """
     device, dtype = _checked(device, dtype)
-    _check_path(path)
+    check_path(path)
     settings = model_folder.read_config(path)
     with naming(path):
         name = compact_class(path, settings) if "mergemoe" in settings else None
@@ -78,6 +71,7 @@ def load(
         )
         with naming(path):
             cls = merged_class(name, deduplicate) if name else model_class(config)
+        check_kernels(cls, settings, path)
         model, info = cls.from_pretrained(
             folder, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True
         )
@@ -97,20 +91,21 @@ def load(
     check_order(model, headers, path)
     check_held_ties(model, path)
     if missing := sorted(info["missing_keys"]):
+        check_prefix(model, headers, path)
         raise UserError(
             f"{path} lacks {len(missing)} tensors that the model needs, such as {missing[0]}. transformers would fill "
             "them with random numbers. Files are missing, or config.json belongs to another checkpoint"
         )
-    predicting = predicting_layers(headers, settings)
-    if unread := sorted(key for key in info["unexpected_keys"] if not key.startswith(predicting)):
-        raise UserError(
-            f"{path} has {len(unread)} tensors that the model of its config.json does not read, such as {unread[0]}. "
-            "Without them it would be another model. config.json belongs to another checkpoint, or was edited"
-        )
+    refuse_unread(info["unexpected_keys"], headers, path)
     return model.to(device).eval()
 
 
-def _check_path(path: object) -> None:
+def check_path(path: object) -> None:
+    """Check that what was given is the path of a folder.
+
+    Raises:
+        UserError: it is not.
+    """
     if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
         raise UserError(f"`path` must be the path of a folder; got {shown(path)}")
 
@@ -139,46 +134,3 @@ def _checked(device: Any, dtype: Any) -> tuple[torch.device, Any]:
     if not automatic and not isinstance(of_torch, torch.dtype):
         raise UserError(f"`dtype` must be auto, or a torch dtype or its name, such as bfloat16; got {shown(dtype)}")
     return found, dtype
-
-
-def save(model: "PreTrainedModel", path: str | Path) -> None:
-    """Write a checkpoint folder that `load` and trust_remote_code read, with a card and the model's own tokenizer.
-
-    It is written beside `path` and then renamed, so that a save that fails leaves no folder.
-
-    Raises:
-        UserError: if the folder exists, or its place is full, read-only or forbidden.
-    """
-    _check_path(path)
-    path = Path(path)
-    if os.path.lexists(path):
-        raise UserError(f"{path} exists. save writes a new folder: choose another path")
-    with writing(), atomic(path) as temporary:
-        model.save_pretrained(temporary)
-        _write_config(model, temporary / "config.json")
-        if card := getattr(model, memory_card.ATTRIBUTE, None):
-            (temporary / "README.md").write_text(card, encoding="utf-8")
-        carry_files(Path(model.name_or_path or "nowhere"), temporary)
-    if not list(path.glob("tokenizer*")):
-        warnings.warn(
-            f"{path} has no tokenizer, because the model does not come from a folder that has one "
-            f"({model.name_or_path!r}). Save yours there: tokenizer.save_pretrained({str(path)!r})",
-            stacklevel=2,
-        )
-
-
-def _write_config(model: Any, path: Path) -> None:
-    """Write config.json again without names of code, and in the original's keys, if the original is on this machine."""
-    saved = json.loads(path.read_bytes())
-    try:
-        raw, _ = transformers.PretrainedConfig.get_config_dict(model.name_or_path or "nowhere", local_files_only=True)
-    except (OSError, ValueError):  # made in memory, or moved since
-        raw = {}
-    found = without_code(in_old_keys(model.config, raw) or saved)
-    if "mergemoe" in saved:
-        found["auto_map"] = saved["auto_map"]  # of the compact format, whose code is written
-    for part in (found, found.get("text_config")):
-        for key in CONFIG_KEYS["predicting_layers"]:
-            if isinstance(part, dict) and part.get(key):  # transformers reads no such layer, so none was written
-                part[key] = 0
-    path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -24,8 +24,8 @@ _MEANS = (
 )
 
 
-def check_completeness(model: Any, headers: Mapping[str, Any], folder: str | Path) -> None:
-    """Check every parameter of a model against the stored tensors.
+def check_stored(model: Any, headers: Mapping[str, Any], folder: str | Path) -> None:
+    """Check that the stored tensors are those of a model: none is missing, none too many, each of its shape.
 
     Args:
         model: the model, its parameters on any device.
@@ -33,7 +33,7 @@ def check_completeness(model: Any, headers: Mapping[str, Any], folder: str | Pat
         folder: the checkpoint folder, named in messages.
 
     Raises:
-        UserError: a parameter is in no file, or the stored tensors do not have its shape.
+        UserError: they are not; the message gives a tensor.
     """
     sources = _sources(model, headers)
     check_order(model, headers, folder)
@@ -51,6 +51,7 @@ def check_completeness(model: Any, headers: Mapping[str, Any], folder: str | Pat
         )
     for name, parameter in parameters.items():
         _check_shape(name, list(parameter.shape), sources.get(name, []), headers, folder)
+    _check_unread(model, headers, folder)
 
 
 def check_prefix(model: Any, headers: Iterable[str], folder: str | Path) -> None:
@@ -75,28 +76,34 @@ def check_prefix(model: Any, headers: Iterable[str], folder: str | Path) -> None
             )
 
 
-def check_unread(model: Any, headers: Mapping[str, Any], folder: str | Path) -> None:
-    """Check that the model reads every stored tensor: it would be another model without one.
+def _check_unread(model: Any, headers: Mapping[str, Any], folder: str | Path) -> None:
+    own = {*model.state_dict(), *(name for name, _ in model.named_buffers())}
+    ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
+    refuse_unread(
+        [
+            key
+            for key, source in stored_keys(model, headers).items()
+            if source.parameter not in own
+            and not any(re.search(pattern, name) for pattern in ignored for name in (key, source.parameter))
+        ],
+        headers,
+        folder,
+    )
+
+
+def refuse_unread(keys: Iterable[str], headers: Mapping[str, Any], folder: str | Path) -> None:
+    """Raise the error for stored tensors that a model does not read, those of predicting layers left out.
 
     Args:
-        model: the model, its parameters on any device.
+        keys: of the tensors.
         headers: the headers of the folder.
         folder: the checkpoint folder, named in messages.
 
     Raises:
-        UserError: it does not read one, and transformers does not expect to find it.
+        UserError: one is left.
     """
-    own = {*model.state_dict(), *(name for name, _ in model.named_buffers())}
-    ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
     predicting = predicting_layers(headers, read_config(folder))
-    unread = sorted(
-        key
-        for key, source in stored_keys(model, headers).items()
-        if source.parameter not in own
-        and not key.startswith(predicting)
-        and not any(re.search(pattern, name) for pattern in ignored for name in (key, source.parameter))
-    )
-    if unread:
+    if unread := sorted(key for key in keys if not key.startswith(predicting)):
         raise UserError(
             f"{folder} has {len(unread)} tensors that the model of its config.json does not read, such as {unread[0]}. "
             "Without them it would be another model. config.json belongs to another checkpoint, or was edited"

@@ -18,7 +18,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     convert_and_load_state_dict_in_model,
@@ -29,6 +29,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from mergemoe.checkpoints import model_folder
 from mergemoe.errors import UserError, in_short
 from mergemoe.models.families import model_class
+from mergemoe.models.kernels import check_kernels
 from mergemoe.models.stored_keys import STACKED, stored_keys
 
 
@@ -40,10 +41,9 @@ def empty_model(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrai
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with init_empty_weights(include_buffers=False):
-            model = model_class(config)._from_config(
-                config, dtype=dtype or config.dtype, attn_implementation=None, experts_implementation="eager"
-            )
+        cls = model_class(config)
+        check_kernels(cls, model_folder.read_config(folder), folder)
+        model = empty_of(cls, config, dtype)
     except UserError:
         raise
     except Exception as error:  # each key of config.json can raise an exception of its own kind
@@ -52,6 +52,14 @@ def empty_model(folder: str | Path, dtype: torch.dtype | None = None) -> PreTrai
             "damaged or was edited. Download it again"
         ) from error
     return model.eval()
+
+
+def empty_of(cls: Any, config: PretrainedConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Return a model of a class and a configuration with parameters on the meta device; any exception passes."""
+    with init_empty_weights(include_buffers=False):
+        return cls._from_config(
+            config, dtype=dtype or config.dtype, attn_implementation=None, experts_implementation="eager"
+        )
 
 
 class LayeredModel:

@@ -53,8 +53,7 @@ def describe_layout(path: str | Path, revision: str | None = None, digests: bool
     completeness.check_prefix(model, headers, folder)
     with naming(folder):
         described = layout_of_model(model, headers)
-    completeness.check_completeness(model, headers, folder)
-    completeness.check_unread(model, headers, folder)
+    completeness.check_stored(model, headers, folder)
     found: Layout = {"path": str(path), **described, "files": _digests(folder) if digests else {}}
     if revision:
         found["revision"] = revision

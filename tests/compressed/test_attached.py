@@ -198,3 +198,14 @@ def test_the_ways_out_work(saved):
     mergemoe.compress(copied, drawn(), method="reap").compile(backend="eager")
     for model in (hooked, mapped, copied):
         torch.testing.assert_close(model.eval()(IDS).logits, plain(IDS).logits)
+
+
+@pytest.mark.parametrize("part", ["layer", "experts", "one matrix"])
+def test_a_layer_in_another_dtype_is_refused(part, saved):
+    model = mergemoe.load(saved("qwen3_moe"), "cpu", torch.float32)
+    if part == "one matrix":
+        experts(model).down_proj = torch.nn.Parameter(experts(model).down_proj.detach().half())
+    else:
+        (model.model.layers[1] if part == "layer" else experts(model)).half()
+    with pytest.raises(UserError, match=r"_proj is in float16 and model.layers.2.mlp.experts.\w+ in float32: a "):
+        mergemoe.compress(model, drawn(), experts=4)

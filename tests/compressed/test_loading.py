@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import mergemoe
-from mergemoe.checkpoints.model_folder import INDEX, SINGLE
+from mergemoe.checkpoints.model_folder import INDEX, SINGLE, shard_files
 from mergemoe.errors import UserError
 from mergemoe.models import layout
 
@@ -310,3 +310,16 @@ def test_a_refusal_names_the_folder_whatever_is_wrong(tiny, tmp_path):
             call()
         except UserError as error:
             assert str(folder) in str(error)
+
+
+@pytest.mark.parametrize("prefix", ["inner.", "wrapped.net."])
+def test_names_behind_a_prefix_are_said_to_be_so(prefix, tmp_path):
+    full = architectures.save("qwen3_moe", tmp_path / "full")
+    tensors = {}
+    for shard in shard_files(full):
+        tensors |= {prefix + key: tensor for key, tensor in load_file(shard).items()}
+        shard.unlink()
+    (full / INDEX).unlink()
+    save_file(tensors, full / SINGLE, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"A program saved it inside another model. Take '{prefix}' out of all names"):
+        mergemoe.load(full, "cpu")
