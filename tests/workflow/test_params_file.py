@@ -62,7 +62,9 @@ def test_files_of_configfile_are_checked_like_params_yaml(tmp_path):
     check_files(tmp_path / "none.yaml", [])
     check_files(good, [good])
     with pytest.raises(UserError, match="twice.yaml .*'a' is there twice"):
-        check_files(good, [good, twice])
+        check_files(good, [twice])
+    with pytest.raises(UserError, match="--configfile names 2 files, whose choices Snakemake would mix. Name one"):
+        check_files(good, [good, good])
     with pytest.raises(UserError, match="--configfile .*pipe is a pipe, which is read only once"):
         check_files(good, [pipe])
 

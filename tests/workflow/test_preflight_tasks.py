@@ -67,7 +67,7 @@ def test_files_outside_the_folder_are_refused_with_trust_too(tmp_path, text):
 
 def test_a_linked_file_of_the_folder_does(tmp_path):
     """Its content goes into the provenance, unlike that of a linked folder's files."""
-    (tmp_path / "template").write_text("x: 1\n")
+    (tmp_path / "template").write_text("repeats: 1\n")
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "link").symlink_to(tmp_path / "template")
     (tmp_path / "tasks" / "mine.yaml").write_text(PLAIN + "include: link\n")
@@ -85,7 +85,7 @@ FORMS = {
     "a blank before the colon": "task : mine\n",
     "flow style": "{task: mine, doc_to_text: x}\n",
     "a byte order mark": "\ufefftask: mine\n",
-    "an anchor": "task: &name mine\nalias: *name\n",
+    "an anchor": "task: &name mine\ntask_alias: *name\n",
     "a folded text": "task: >-\n  mine\n",
     "a group": "group: mine\ntask: [first_member]  # a comment\n",
     "a group with a task's name": "group: other\ntask: mine\n",

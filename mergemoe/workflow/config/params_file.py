@@ -90,10 +90,15 @@ def check_files(own: str | Path, given: Iterable[str | Path]) -> None:
     """Check the files of --configfile, which Snakemake has read, or else the workflow's params.yaml, if it is there.
 
     Raises:
-        UserError: as read_file, or if a file of --configfile is a pipe, which has nothing left to check.
+        UserError: as read_file, if there are several files, or if one is a pipe, which has nothing left to check.
     """
     if not (given := list(given)) and Path(own).is_file():
         read_file(own)
+    if len(given) > 1:
+        raise UserError(
+            f"--configfile names {len(given)} files, whose choices Snakemake would mix. Name one: it takes the place "
+            "of params.yaml, as with `mergemoe plan --params FILE`"
+        )
     for path in given:
         if not Path(path).is_file():
             raise UserError(f"--configfile {path} is a pipe, which is read only once. Write its content to a file")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mergemoe.errors import UserError, shown
 from mergemoe.evaluation.task_folder import TaskFile, read_folder
+from mergemoe.evaluation.task_keys import check_task_keys
 from mergemoe.workflow.config.evaluate import Task
 
 
@@ -34,7 +35,7 @@ def check_task(name: str, task: Task) -> None:
             f"evaluate.tasks.{name}: no *.yaml file in {folder} has `task: {name}`, `group: {name}` or `tag: {name}` "
             "(lm-eval does not look into *.yml)"
         )
-    _check_members(name, name, files, ())
+    used = _members(name, name, files, ())
     listed = {path.resolve() for path in folder.rglob("*") if path.is_file()}  # the files that go into the provenance
     for file in files:
         if file.code and not task.trust_code:
@@ -47,10 +48,15 @@ def check_task(name: str, task: Task) -> None:
                 f"evaluate.tasks.{name}: {file.path} reads {outside[0]}, which is no file inside {folder}. A score "
                 "lists the files of that folder alone. Move or copy the file there"
             )
+    for file in used:
+        try:
+            check_task_keys(file)
+        except UserError as error:
+            raise UserError(f"evaluate.tasks.{name}: {error}") from None
 
 
-def _check_members(task: str, name: str, files: list[TaskFile], above: tuple[str, ...]) -> None:
-    """Check that a task, and what a group or a tag joins, is defined once in the folder, and no group joins itself."""
+def _members(task: str, name: str, files: list[TaskFile], above: tuple[str, ...]) -> list[TaskFile]:
+    """Return the files of a task, or of what a group or a tag joins: each is defined once, no group joins itself."""
     where = f"evaluate.tasks.{task}: "
     if name in above:
         raise UserError(f"{where}the group {name} joins itself. Correct the list `task` of its file")
@@ -63,8 +69,5 @@ def _check_members(task: str, name: str, files: list[TaskFile], above: tuple[str
         )
     if not own and not tagged:
         raise UserError(f"{where}the group {above[-1]} joins {name}, which no *.yaml file of the folder defines")
-    for file in own:
-        for member in file.members():
-            _check_members(task, member, files, (*above, name))
-    for file in () if own else tagged:
-        _check_members(task, file.names()[0], files, (*above, name))
+    inner = [member for file in own for member in file.members()] if own else [file.names()[0] for file in tagged]
+    return [*own, *(file for member in inner for file in _members(task, member, files, (*above, name)))]
