@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mergemoe.moe.typed_torch import distinct
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -35,11 +37,15 @@ class Activations(ABC):
 
     @abstractmethod
     def read(self, name: str, start: int, rows: int) -> Tensor:
-        """Return some rows of hidden, expert_index, expert_weight or router_logits."""
+        """Return some rows of hidden, expert_index, expert_weight, router_logits or sequence."""
 
     def count(self, heldout: bool = False) -> int:
         """Return the number of tokens of the fitted (or the held-out) sequences."""
         return int((self.held == heldout).sum())
+
+    def heldout_sequences(self) -> int:
+        """Return the number of held-out sequences."""
+        return len(distinct(self.read("sequence", 0, len(self.held))[self.held]))
 
     def chunk_count(self, rows: int = 4096) -> int:
         """Return how many chunks of `rows` tokens there are at most."""

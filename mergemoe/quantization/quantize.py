@@ -16,7 +16,6 @@ from mergemoe.moe.records import ByPart
 from mergemoe.moe.router_rule import Router
 from mergemoe.moe.solved import compact_experts, output_error, solved_problem
 from mergemoe.moe.tokens import Activations
-from mergemoe.moe.typed_torch import distinct
 from mergemoe.quantization.calibrated import calibrated_experts
 from mergemoe.quantization.descended import descended_experts
 from mergemoe.quantization.grids import Grid, rounded_blocks
@@ -59,8 +58,7 @@ def quantize(
     problem = solved_problem(experts, solved, reader, act, router)
     compact, grids = compact_experts(problem.experts, solved), dict[str, Tensor]()
     lengths = {f"rows of {role}": part.shape[-1] for role, part in compact.roles().items() if role in ROLES}
-    sequences = len(distinct(reader.read("sequence", 0, len(reader.held))[reader.held]))
-    for why in (misfit(options, lengths), too_few(sequences) if options["by"] == "descent" else None):
+    for why in (misfit(options, lengths), too_few(reader.heldout_sequences()) if options["by"] == "descent" else None):
         if why:
             raise UserError(why)
     if options["by"] == "round":

@@ -15,7 +15,6 @@ from mergemoe.moe.refine_records import RefineRecord
 from mergemoe.moe.router_rule import Router
 from mergemoe.moe.solved import solved_problem
 from mergemoe.moe.tokens import Activations
-from mergemoe.moe.typed_torch import distinct
 from mergemoe.reconstruction.descent import Descent, Settings
 from mergemoe.reconstruction.kept_tokens import KeptTokens
 from mergemoe.reconstruction.objective import Approximation
@@ -63,7 +62,7 @@ def refine(
         UserError: if fewer than two calibration sequences are held out, or there is nothing to fit.
     """
     for why in (
-        too_few(len(distinct(reader.read("sequence", 0, len(reader.held))[reader.held]))),
+        too_few(reader.heldout_sequences()),
         no_part(parts, experts.roles()),
         None if reader.count() else "no calibration token is left to fit. Lower `holdout`",
     ):

@@ -9,7 +9,7 @@ from mergemoe.moe.expert_forward import Activation, routed_output
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.layer_sizes import kept_width
 from mergemoe.moe.problem import Problem, groups_of
-from mergemoe.moe.tokens import Tokens
+from mergemoe.moe.tokens import Activations, Tokens
 
 SILU = Activation("silu")
 
@@ -24,6 +24,8 @@ class Given:
     def read(self, name, start, rows):
         assert name == "sequence"
         return torch.arange(start, start + rows) // 2
+
+    heldout_sequences = Activations.heldout_sequences
 
     def chunk_count(self):
         return None
