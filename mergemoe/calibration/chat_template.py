@@ -11,6 +11,7 @@ Messages = list[dict[str, Any]]
 Render = Callable[[Messages], str]
 
 _CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # as gpt-oss's template has it
+_CHANCE = re.compile(r"\|\s*random\b")
 TODAY = datetime.datetime(2025, 1, 1)  # for templates that ask the clock: the same text on every day
 
 
@@ -25,6 +26,11 @@ def renderer(tokenizer: Any) -> Render:
             raise UserError(
                 "the tokenizer's chat template asks the clock in a way that is not understood here, and the text would "
                 "differ from day to day. Write a date into chat_template.jinja in place of strftime_now"
+            )
+        if _CHANCE.search(template):
+            raise UserError(
+                "the tokenizer's chat template draws at random (the filter `random`), and the text would differ each "
+                "time. Take that out of chat_template.jinja"
             )
         text = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
         before, token, after = text.partition(tokenizer.bos_token or "\0")

@@ -28,6 +28,8 @@ _KINDS = {
     list: "a list",
     str: "text",
     tuple: "a pair",
+    dict: "an object",
+    bytes: "bytes",
 }
 
 
@@ -93,8 +95,9 @@ def text_of(path: str | Path, number: int, row: Mapping[str, Any], fields: Seque
 
 def _holds_a_message(text: Any, messages: Messages) -> bool:
     """Tell whether a rendered text has the content of one message at least; a template may leave out some."""
-    contents = [message["content"].strip() for message in messages if isinstance(message.get("content"), str)]
-    return not any(contents) or any(content in str(text) for content in contents if content)
+    contents = [message["content"].split() for message in messages if isinstance(message.get("content"), str)]
+    found = str(text).casefold()  # a template may write it in capitals, or as JSON
+    return not any(contents) or any(words[0].casefold() in found for words in contents if words)
 
 
 def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +134,7 @@ def without_nulls(value: Any) -> Any:
 
 def kind_of(value: Any) -> str:
     """Return the noun for a value of JSON."""
-    return _KINDS.get(type(value), "an object")
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
 
 
 def _value(path: str | Path, number: int, row: Mapping[str, Any], field: str, way_out: str = _WAY_OUT) -> Any:
@@ -172,6 +175,8 @@ def _no_list(where: str, text: str) -> str:
 
 def _message(where: str, value: dict[str, Any]) -> dict[str, Any]:
     calls = bool(value.get("tool_calls"))
+    if "role" in value and not isinstance(value["role"], str):
+        raise InvalidText(f"{where}: role is {kind_of(value['role'])}, not text. {_WAY_OUT}")
     if not isinstance(value.get("role"), str) or ("content" not in value and not calls):
         raise InvalidText(
             f"{where} has the keys {_listed(value)}, but a message has `role` and `content`. Rename them (ShareGPT's "

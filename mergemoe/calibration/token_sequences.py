@@ -4,12 +4,13 @@ import hashlib
 import random
 from array import array
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from mergemoe.calibration.chat_template import renderer
 from mergemoe.calibration.documents import Documents, open_documents
 from mergemoe.calibration.vocabulary import check_rows
-from mergemoe.errors import UserError, naming
+from mergemoe.errors import UserError, in_short, naming, shown
 
 PIECE = 2**18  # characters; a longer document is tokenized piece by piece, as far as its tokens are needed
 EXPANSION = 4  # tokens of a character, at most
@@ -52,7 +53,7 @@ def sequences_from_source(
         documents = open_documents(field=field, render=renderer(tokenizer), **location)
     drawn = draw_sequences(
         documents,
-        lambda document: tokenizer.encode(document, add_special_tokens=False),
+        partial(_encode, tokenizer),
         end,
         samples=samples,
         length=length,
@@ -62,6 +63,17 @@ def sequences_from_source(
     )
     check_rows(tokenizer, max(map(max, drawn.ids)), vocabulary)
     return drawn._replace(skipped=documents.skipped)
+
+
+def _encode(tokenizer: Any, document: str) -> list[int]:
+    try:
+        return tokenizer.encode(document, add_special_tokens=False)
+    except Exception as error:  # each kind of tokenizer raises its own
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} cannot encode a document that begins with "
+            f"{shown(document[:40])} ({in_short(error)}). Its files are damaged, were edited, or lack the token for "
+            "unknown text. Use those that belong to the model"
+        ) from None
 
 
 def draw_sequences(

@@ -21,13 +21,20 @@ def open_tokenizer(folder: str | Path) -> Any:
     from transformers import AutoTokenizer  # slow to import: once per run, not once per parse
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # of any kind, if a file of the tokenizer is damaged
         said = (str(error) or type(error).__name__).partition("\n")[0]
         why = _fault_of_files(Path(folder)) or (
             f"has no tokenizer for transformers ({said}). {_NEVER}. Add the {_FAST} that belongs to the model"
         )
         raise UserError(f"{folder} {why}") from None
+    dropout = getattr(getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None), "dropout", None)
+    if dropout:
+        raise UserError(
+            f"{folder}: its {_FAST} leaves out merges at random (`dropout: {dropout:g}`), so that a text has "
+            "other tokens each time. Set `dropout` to null: it is for training"
+        )
+    return tokenizer
 
 
 def _fault_of_files(folder: Path) -> str | None:

@@ -16,7 +16,8 @@ Headers = Mapping[str, Mapping[str, Any]]
 
 def quantization_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the `quantization_config` of a config.json or of its text model; None if nothing is quantized."""
-    return config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+    own = config.get("quantization_config")
+    return (config.get("text_config") or {}).get("quantization_config") if own is None else own
 
 
 def unquantized_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,6 +39,8 @@ def check_quantization(config: Mapping[str, Any], dequantize: bool) -> None:
         raise UserError("`dequantize: true` is set, but config.json has no quantization_config. Remove the key")
     if found is None:
         return
+    if not found:
+        raise UserError("config.json has an empty quantization_config, which transformers refuses. Delete the key")
     method = found.get("quant_method", "an unnamed method") if isinstance(found, Mapping) else found
     if method not in METHODS or not isinstance(found, Mapping):
         raise UserError(

@@ -16,6 +16,7 @@ from mergemoe.checkpoints.model_folder import read_config
 from mergemoe.errors import UserError
 from mergemoe.models.stored_keys import STACKED, Source, split_names, stored_keys
 
+_TEXT = "language_model."
 LOOKED_AT = 100  # missing parameters; those of one stack of experts have no stored name of their own
 
 _MEANS = (
@@ -68,6 +69,12 @@ def check_prefix(model: Any, headers: Iterable[str], folder: str | Path) -> None
     stored, sources = sorted(headers), _sources(model, headers)
     missing = (name for name, _ in model.named_parameters() if name not in sources and not _excused(model, name))
     for name in itertools.islice(missing, LOOKED_AT):
+        if f"{_TEXT}{name}".replace(f"{_TEXT}model.", f"model.{_TEXT}") in headers:
+            raise UserError(
+                f"{folder} stores tensors of the text part of a larger model ({_TEXT!r} in their names), but its "
+                f"config.json describes the text part alone. Take {_TEXT!r} out of all names, or use the config.json "
+                "of the whole model"
+            )
         if key := next((key for key in stored if key.endswith(f".{name}")), None):
             raise UserError(
                 f"{folder} stores {key}, where the model that config.json describes has {name}. A program saved it "

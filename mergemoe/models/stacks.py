@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mergemoe.errors import UserError
+
 Batch = dict[str, Tensor]
 
 # Layer classes that hand the next layer a state beside the hidden states: {class: the argument that takes it}.
@@ -139,5 +141,12 @@ def layer_stacks(model: Any) -> list[Stack]:
 
 
 def _layers(model: Any, module: Any) -> tuple[Any, str]:
-    layers = next(getattr(module, name) for name in ("layers", "blocks", "block") if hasattr(module, name))
-    return layers, next(name for name, part in model.named_modules() if part is layers) + "."
+    layers = next((getattr(module, name) for name in ("layers", "blocks", "block") if hasattr(module, name)), None)
+    for name, part in model.named_modules():
+        if layers is not None and part is layers:
+            return layers, f"{name}."
+    raise UserError(
+        f"{type(model).__name__} keeps no layers under a name that this version knows, such as `layers`. It is no "
+        "Mixture-of-Experts model that works here (docs/models.md), or config.json says wrongly whether it has an "
+        "encoder (`is_encoder_decoder`)"
+    )

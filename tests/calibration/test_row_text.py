@@ -1,5 +1,6 @@
 """Rows in the forms of training data: messages, prompt and completion, paragraphs, Parquet, and rows without text."""
 
+import datetime
 import json
 import sys
 
@@ -73,7 +74,7 @@ REFUSED = {
         [{"from": "human", "value": "a"}],
         r"message 1 has the keys 'from', 'value'.*`from` is the role",
     ),
-    "a role that is none": ([{"role": None, "content": "a"}], "message 1 has the keys"),
+    "a role that is none": ([{"role": None, "content": "a"}], "message 1: role is null, not text"),
     "no content": ([CHAT[0], {"role": "assistant"}], "message 2 has the keys 'role'"),
     "content that is null": ([CHAT[0], {"role": "assistant", "content": None}], "message 2: content is null, not text"),
     "an image": (
@@ -329,3 +330,30 @@ def test_a_column_of_pairs_is_refused(tmp_path):
     parquet.write_table(pyarrow.table({"text": column}), tmp_path / "rows.parquet")
     with pytest.raises(InvalidText, match="is a list of a pair"):
         read(tmp_path / "rows.parquet")
+
+
+def test_a_template_that_draws_at_random_is_refused(tmp_path):
+    folder = make_tiny(tmp_path / "tiny")
+    (folder / "chat_template.jinja").write_text("{{ ['a', 'b'] | random }}" + TEMPLATE)
+    with pytest.raises(UserError, match="chat template draws at random"):
+        drawn(open_tokenizer(folder), written(tmp_path, [{"messages": CHAT}] * 9))
+
+
+@pytest.mark.parametrize("filtered", ["upper", "tojson", "title"])
+def test_a_template_may_write_the_content_otherwise(filtered, tmp_path):
+    folder = make_tiny(tmp_path / "tiny")
+    template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | FILTER }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template.replace("FILTER", filtered))
+    tokenizer = open_tokenizer(folder)
+    assert "<assistant>" in tokenizer.decode(drawn(tokenizer, written(tmp_path, [{"messages": CHAT}] * 9)).ids[0])
+
+
+def test_a_role_that_is_no_text_is_said_to_be_so(tmp_path):
+    with pytest.raises(InvalidText, match="message 1: role is a number, not text"):
+        read(written(tmp_path, [{"messages": [{"role": 1, "content": "a"}]}]), "messages")
+
+
+@pytest.mark.parametrize(("value", "kind"), [(b"abc", "bytes"), (datetime.date(2020, 1, 1), "a date")])
+def test_columns_of_other_types_are_named(value, kind, tmp_path):
+    with pytest.raises(InvalidText, match=f"field 'text' is {kind}, not text"):
+        read(written(tmp_path, [{"text": value}], "parquet"))

@@ -1,12 +1,16 @@
 """Drawing sequences: known answers on letters, determinism by seed, clear errors."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_project import make_tiny
 
 from mergemoe.calibration import token_sequences
 from mergemoe.calibration.documents import Documents
 from mergemoe.calibration.token_sequences import draw_sequences, heldout_rows, sequences_from_source
+from mergemoe.calibration.tokenizer import open_tokenizer
 from mergemoe.errors import UserError
 
 END = 0
@@ -126,3 +130,25 @@ def test_a_token_without_a_row_in_the_embedding_is_refused(tmp_path):
     sequences_from_source(Letters(), largest + 1, **drawn)
     with pytest.raises(UserError, match=f"gives the token {largest} .*, but the model's embedding has {largest} rows"):
         sequences_from_source(Letters(), largest, **drawn)
+
+
+@pytest.mark.parametrize("kind", ["WordLevel", "WordPiece"])
+def test_a_tokenizer_that_raises_is_named_with_the_text(kind, tmp_path):
+    folder = make_tiny(tmp_path / "tiny")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"] = {"type": kind, "vocab": {"a": 0}, "unk_token": "[UNK]"}
+    if kind == "WordPiece":
+        content["model"] |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 9}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "rows.jsonl").write_text('{"text": "words of a text"}\n' * 9)
+    with pytest.raises(UserError, match=r"cannot encode a document that begins with .*words of a text.*UNK"):
+        sequences_from_source(
+            open_tokenizer(folder),
+            4096,
+            samples=1,
+            length=8,
+            seed=0,
+            pack=True,
+            field="text",
+            source=str(tmp_path / "rows.jsonl"),
+        )

@@ -68,3 +68,13 @@ def test_a_damaged_file_beside_tokenizer_json_is_named(name, tmp_path):
         open_tokenizer(folder)  # transformers does not read each of them
     except UserError as error:
         assert f"has a {name} that is not JSON" in str(error)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.01])
+def test_a_tokenizer_that_drops_merges_at_random_is_refused(rate, tmp_path):
+    folder = make_tiny(tmp_path / "tiny")
+    changed(folder, lambda content: content | {"model": content["model"] | {"dropout": rate}})
+    with pytest.raises(UserError, match=rf"leaves out merges at random \(`dropout: {rate}.*Set `dropout` to null"):
+        open_tokenizer(folder)
+    changed(folder, lambda content: content | {"model": content["model"] | {"dropout": None}})
+    open_tokenizer(folder)

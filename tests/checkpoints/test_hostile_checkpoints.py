@@ -154,6 +154,9 @@ CONFIGS = [
     ({"experts_implementation": "sonicmoe"}, "Delete the key"),
     ({"text_config": {"experts_implementation": "deepgemm"}}, "Delete the key"),
     ({"rope_parameters": {"rope_type": 3}}, "transformers cannot build the model"),
+    ({"quantization_config": {}}, "empty quantization_config, which transformers refuses. Delete the key"),
+    ({"text_config": {"quantization_config": {}}}, "empty quantization_config"),
+    ({"is_encoder_decoder": True}, "keeps no layers under a name that this version knows"),
 ]
 
 

@@ -6,6 +6,7 @@ import accelerate
 import architectures
 import pytest
 import torch
+import transformers
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_submodules
 from by_stages import drawn
 from torch.nn.utils import parametrize, prune
@@ -209,3 +210,10 @@ def test_a_layer_in_another_dtype_is_refused(part, saved):
         (model.model.layers[1] if part == "layer" else experts(model)).half()
     with pytest.raises(UserError, match=r"_proj is in float16 and model.layers.2.mlp.experts.\w+ in float32: a "):
         mergemoe.compress(model, drawn(), experts=4)
+
+
+@pytest.mark.parametrize("name", ["GPT2", "GPTJ", "Bloom"])
+def test_a_model_without_experts_or_known_layers_is_refused(name):
+    config = getattr(transformers, f"{name}Config")(vocab_size=97, n_embd=16, n_layer=2, n_head=2, rotary_dim=4)
+    with pytest.raises(UserError, match=f"{name}.* keeps no layers under a name that this version knows"):
+        mergemoe.compress(AutoModelForCausalLM.from_config(config), IDS, experts=4)

@@ -86,3 +86,13 @@ def test_what_transformers_refuses_is_said_in_one_line(tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "nonesuch"}))
     with pytest.raises(UserError, match="config.json: transformers cannot build the model from it .*nonesuch"):
         layout.describe_layout(folder, digests=False)
+
+
+def test_the_text_part_of_a_larger_model_is_said_to_be_one(tmp_path):
+    folder = make_tiny(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    renamed = {key.replace("model.", "model.language_model.", 1): tensor for key, tensor in tensors.items()}
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    for reader in (lambda: layout.describe_layout(folder, digests=False), lambda: mergemoe.load(folder, "cpu")):
+        with pytest.raises(UserError, match="text part of a larger model .'language_model.' in their names"):
+            reader()

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mergemoe.artifacts.run import Run
+from mergemoe.calibration.text_rows import check_file
 from mergemoe.calibration.token_sequences import heldout_count
 from mergemoe.checkpoints import config_keys, expert_headers, model_folder, router_headers, validation
 from mergemoe.checkpoints.hub import hub_cache
@@ -140,8 +141,11 @@ def _check_files(params: Params) -> None:
     """Check that the local texts and tasks of params.yaml exist."""
     texts = {f"calibrate.{run.calibrate}": params.calibrate[run.calibrate] for run in params.all_runs()}
     for name, wanted in {**texts, "evaluate.heldout": params.evaluate.heldout}.items():
-        if wanted.source is not None and not Path(wanted.source).is_file():
-            raise UserError(f"{name}.source: {wanted.source}: no such file")
+        if wanted.source is not None:
+            try:
+                check_file(Path(wanted.source))
+            except UserError as error:
+                raise UserError(f"{name}.source: {error}") from None
     for name, task in params.evaluate.tasks.items():
         check_task(name, task)
 
