@@ -29,7 +29,7 @@ def environment_line() -> str:
     """Return the last line of a log: packages, platform, threads, GPU, node, peak memory and seconds of the job."""
     ran: dict[str, Any] = {**describe_environment(), "mkl_cbwr": os.environ.get("MKL_CBWR")}
     if torch := sys.modules.get("torch"):  # without torch, nothing that a stage computes depends on threads or the GPU
-        ran |= {"threads": torch.get_num_threads()}
+        ran |= {"aten": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
         ran |= {"gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
     ran |= {"node": os.environ.get("SLURMD_NODENAME") or platform.node()}
     ran |= {"devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "peak_mb": _peak()}
@@ -58,11 +58,19 @@ def _version(package: str) -> str | None:
         return None
 
 
+def has_avx2() -> bool:
+    """Tell whether this is an x86-64 processor with AVX2, on Linux."""
+    return re.search(r"^flags\s*:.* avx2\b", _cpu_info(), re.MULTILINE) is not None
+
+
+def _cpu_info() -> str:
+    info = Path("/proc/cpuinfo")
+    return info.read_text(encoding="utf-8") if info.is_file() else ""
+
+
 def _processor() -> str:
     """Return the processor's name, family and model on Linux, else Python's name. Last bits of results depend on it."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text(encoding="utf-8") if info.is_file() else ""
-    facts = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE))
+    facts = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", _cpu_info(), re.MULTILINE))
     if len(facts) < 3:
         return platform.processor()
     return f"{facts['model name']}, family {facts['cpu family']}, model {facts['model']}"
