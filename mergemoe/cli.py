@@ -71,6 +71,7 @@ def main() -> None:
         "revision", metavar="REV", nargs="?", help="a git revision; the working tree if it is left out"
     )
     command.add_argument("--rerun", action="store_true", help="compute everything again in a temporary clone")
+    command.add_argument("--strict", action="store_true", help="exit with 2 if results are equivalent, not identical")
     command.set_defaults(run=run_audit)
 
     args = parser.parse_args()
@@ -178,9 +179,9 @@ def run_restore(args: argparse.Namespace) -> None:
 
 
 def run_audit(args: argparse.Namespace) -> None:
-    """Print an audit's findings and write them as JSON; the exit status is 0 only if nothing differs."""
+    """Print an audit's findings and write them as JSON; exit with 1 if they are different, or `--strict` with 2."""
     from mergemoe.artifacts import atomic
-    from mergemoe.workflow.ledger import audit_text
+    from mergemoe.workflow.ledger import audit_text, verdict
     from mergemoe.workflow.ledger.audit import audit_project
 
     found = audit_project(Path.cwd(), args.revision, args.rerun)
@@ -188,8 +189,8 @@ def run_audit(args: argparse.Namespace) -> None:
     with atomic.atomic(path) as file:
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"{audit_text.format_audit(found)}\n({path} has all details)")
-    if not found["identical"]:
-        sys.exit(1)
+    if found["verdict"] != verdict.IDENTICAL and (args.strict or found["verdict"] == verdict.DIFFERENT):
+        sys.exit(1 if found["verdict"] == verdict.DIFFERENT else 2)
 
 
 def run_table(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from mergemoe.artifacts import digests as payloads
 from mergemoe.artifacts import provenance, store, verify
 from mergemoe.errors import ArtifactError
-from mergemoe.workflow.ledger import compare, dvc_lock
+from mergemoe.workflow.ledger import dvc_lock
 
 PATH = "results/cluster/m/c/half/layer_001.json"
 CLAIM = {"stage": "cluster", "params": {"experts": 4, "by": "weights"}, "code": "1"}
@@ -104,38 +104,6 @@ def test_provenance_that_was_changed_is_named(root):
     (root / PATH).write_text(json.dumps(whole))
     with pytest.raises(ArtifactError, match=f"{PATH} does not hold what was written"):
         provenance.read_provenance(PATH)
-
-
-def write(root, number, code="1", name="a", extra=0.0):
-    made = {"stage": "x", "inputs": {}, "code": code}
-    store.write_json(root / "results/a.json", {name: [1.0, {"x": number}], "z": extra, "s": "text"}, made)
-    tensors = {"a": torch.tensor([4.0, number]), "n": torch.tensor([1, 2])}
-    store.write_tensors(root / "results/a.safetensors", tensors, made)
-
-
-def test_the_largest_difference_of_numbers_is_relative(tmp_path):
-    one, other = tmp_path / "one", tmp_path / "other"
-    write(one, 2.0)
-    write(other, 2.5)
-    found = {one.path: (one.largest, one.payload) for one in compare.compare_results(one, other)[1]}
-    assert found == {"results/a.json": (0.25, True), "results/a.safetensors": (0.125, True)}  # .5 / 2; .5 / 4
-    write(other, 2.0, code="2")
-    assert compare.compare_results(one, other) == (
-        0,
-        [compare.Difference(f"results/a.{kind}", 0.0, payload=False) for kind in ("json", "safetensors")],
-    )
-    write(other, 2.0, name="b")
-    assert [(one.path, one.largest) for one in compare.compare_results(one, other)[1]] == [("results/a.json", None)]
-    write(other, 2.0)
-    (other / "results/more.csv").write_text("x")
-    assert compare.compare_results(one, other) == (2, [compare.Difference("results/more.csv", None, payload=True)])
-    assert compare.compare_results(one, other, known={"results/more.csv"}) == (3, [])
-
-
-def test_a_number_beside_zero_is_infinitely_far(tmp_path):
-    write(tmp_path / "one", 2.0)
-    write(tmp_path / "other", 2.0, extra=1e-9)
-    assert compare.compare_results(tmp_path / "one", tmp_path / "other")[1][0].largest == float("inf")
 
 
 def test_a_folder_has_dvcs_hash(tmp_path):

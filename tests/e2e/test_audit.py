@@ -1,19 +1,54 @@
 """An audit of what does not come out again: it says where paths part, by how much, and what that does to the scores."""
 
+import gzip
 import json
+import shutil
 
 import pytest
 from project import change, commit, put_under_git, run
+from safetensors.torch import load_file, save_file
 
 pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(900)]
 
 
+# What no provenance can see: a machine that computes otherwise, by as much as its environment says.
+LIES = {
+    "mergemoe/methods/mergemoe.py": (
+        "with_down(expert, solution.down)",
+        "with_down(expert, lie(solution.down))",
+        """
+
+def lie(down):
+    import os
+
+    down = down * (1 + float(os.environ.get("DRIFT", "0")))
+    down.view(-1)[0] += float(os.environ.get("BUMP", "0"))
+    return down
+""",
+    ),
+    "mergemoe/grouping/cluster.py": (
+        'return by_similarity(similarity, profiled["usage"], kept, max_size)',
+        'return lie(by_similarity(similarity, profiled["usage"], kept, max_size))',
+        """
+
+def lie(groups):
+    import os
+
+    i = next(i for i, group in enumerate(groups) if group != groups[0])
+    if "SWAP" in os.environ:
+        groups[0], groups[i] = groups[i], groups[0]
+    return groups
+""",
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def drifting(finished, tmp_path_factory):
-    """A recorded project whose least squares drift by as much as the environment says, which no provenance can see."""
     project = put_under_git(finished, tmp_path_factory.mktemp("audit") / "project")
-    drift = 'solution.down * (1 + float(__import__("os").environ.get("DRIFT", "0")))'
-    change(project, "with_down(expert, solution.down)", f"with_down(expert, {drift})", "mergemoe/methods/mergemoe.py")
+    for file, (old, new, function) in LIES.items():
+        change(project, old, new, file)
+        (project / file).write_text((project / file).read_text() + function)
     run(project, "snakemake")
     run(project, "mergemoe", "record")
     commit(project, "Recorded")
@@ -26,32 +61,98 @@ def audited(project, *args, **variables):
     return done, json.loads(written.read_text())
 
 
+def elsewhere(drifting, folder, **variables):
+    """Return a stranger's clone, computed there from nothing."""
+    clone = folder / "clone"
+    run(folder, "git", "clone", "--quiet", str(drifting), str(clone))
+    run(clone, "snakemake", **variables)
+    return clone
+
+
 def test_a_rerun_that_differs_names_the_first_stage_and_the_largest_difference(drifting):
     done, found = audited(drifting, "--rerun", DRIFT="0.25")
     assert done.returncode == 1
-    assert "verdict: as recorded, but a rerun gives other results, from the stage solve on." in done.stdout
+    said = "verdict: different. All is as recorded, but a rerun gives other results, from the stage solve on."
+    assert said in done.stdout
     assert found["holds"] and not found["identical"] and found["parts_at"] == "solve"
     stages = found["stages"]
     assert all(stages[name]["differ"] == [] for name in ("layout", "calibrate", "capture", "profile", "cluster"))
     assert all("/mergemoe/" in path for path in stages["solve"]["differ"])
-    assert stages["solve"]["largest"] == pytest.approx(0.25, rel=0.02)  # in bfloat16
+    sizes = [one["numbers"]["down"] for one in stages["solve"]["apart"].values() if "down" in one["numbers"]]
+    assert 0.1 < max(sizes) < 0.6  # a quarter, as eight sums tell it
     assert found["metrics"]["differ"].keys() >= {"tiny/mixed/half/mergemoe fidelity/kl"}
     assert not any("average" in key for key in found["metrics"]["differ"])
     assert "numbers are not the committed ones, by at most " in done.stdout and "standard errors" in done.stdout
 
 
-def test_results_made_anew_by_another_machine_say_how_they_compare(drifting, tmp_path):
+OTHER = {"ATEN_CPU_CAPABILITY": "default"}  # the arithmetic of a processor without AVX
+
+
+@pytest.fixture(scope="module")
+def other(drifting, tmp_path_factory):
+    return elsewhere(drifting, tmp_path_factory.mktemp("other"), **OTHER)
+
+
+def test_results_of_another_machine_are_equivalent(other):
+    done, found = audited(other)
+    assert done.returncode == 0, done.stdout
+    assert found["verdict"] == "equivalent" and found["reasons"] == [] and not found["identical"]
+    assert "verdict: equivalent. Every decision is as recorded; numbers differ by rounding, by up to " in done.stdout
+    assert audited(other, "--strict")[0].returncode == 2
+
+
+def test_a_record_without_summaries_cannot_call_a_run_equivalent(other):
+    kept = (other / "envs/summaries.json").read_text()
+    (other / "envs/summaries.json").unlink()
+    done, found = audited(other)
+    (other / "envs/summaries.json").write_text(kept)
+    assert done.returncode == 1 and found["verdict"] == "different"
+    assert "results were made anew since recording and differ, from the stage capture on" in done.stdout
+
+
+def test_a_rerun_on_another_machine_is_equivalent(drifting):
+    done, found = audited(drifting, "--rerun", "--strict", **OTHER)
+    assert done.returncode == 2 and found["verdict"] == "equivalent", done.stdout
+    assert found["parts_at"] == "capture"
+
+
+def test_a_weight_and_a_group_that_are_others_make_a_run_different(drifting, tmp_path):
+    done, found = audited(elsewhere(drifting, tmp_path, BUMP="0.05", SWAP="1"))
+    assert done.returncode == 1 and found["verdict"] == "different"
+    for part in (": down differs by", ": expert_map is another"):
+        assert any(part in reason for reason in found["reasons"])
+    assert ": expert_map is another" in done.stdout
+    assert not any(one["faults"] for one in found["stages"].values())
+
+
+def test_another_document_and_another_original_make_a_run_different(drifting, tmp_path):
     clone = tmp_path / "clone"
     run(tmp_path, "git", "clone", "--quiet", str(drifting), str(clone))
-    run(clone, "snakemake", DRIFT="0.25")
+    text, weights = clone / "data/calibration/mixed.jsonl.gz", clone / "tiny-moe/model.safetensors"
+    rows = gzip.decompress(text.read_bytes()).splitlines(keepends=True)
+    manifest = json.loads((drifting / "results/calibrate/tiny/mixed/tokens.json").read_text())
+    rows[manifest["documents"][0]["document"]] = json.dumps({"text": "Another text. " * 50}).encode() + b"\n"
+    text.write_bytes(gzip.compress(b"".join(rows)))
+    tensors = load_file(weights)
+    tensors["model.layers.1.mlp.experts.0.down_proj.weight"][0, 0] += 1e-3
+    save_file(tensors, weights, {"format": "pt"})
+    run(clone, "snakemake")
     done, found = audited(clone)
-    assert done.returncode == 1
-    assert (
-        "verdict: rebuilt since recording: provenance is valid, but files differ from dvc.lock from stage solve on"
-        in (done.stdout)
-    )
-    assert [name for name, one in found["stages"].items() if not one["as_recorded"]][0] == "solve"
-    assert not any(one["faults"] for one in found["stages"].values())
+    assert done.returncode == 1 and found["verdict"] == "different"
+    assert "data/calibration/mixed.jsonl.gz is not the recorded file" in found["reasons"]
+    for part in ("tokens.safetensors: input_ids is another", "layout/tiny.json: files.model.safetensors is another"):
+        assert any(part in reason for reason in found["reasons"])
+
+
+def test_a_score_that_was_edited_makes_a_run_different(drifting, tmp_path):
+    project = shutil.copytree(drifting, tmp_path / "project")
+    path = project / "results/scores/tiny/mixed/half/mergemoe/fidelity.json"
+    whole = json.loads(path.read_text())
+    whole["scores"]["kl"] *= 0.5
+    path.write_text(json.dumps(whole))
+    done, found = audited(project)
+    assert done.returncode == 1 and found["verdict"] == "different"
+    assert "mergemoe/fidelity.json" in found["reasons"][0] and "does not hold what was written" in done.stdout
 
 
 def test_a_recomputation_that_fails_is_told_with_its_reason(drifting):

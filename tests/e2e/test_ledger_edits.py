@@ -32,13 +32,13 @@ def test_an_audit_misses_what_was_cut_from_dvc_lock_and_dvc_yaml(project):
     (project / "dvc.lock").write_text(lock[: lock.index("  evaluate:")])
     said = said_by(project, "audit")
     assert "results/scores/tiny/full/blimp.json is not in dvc.lock" in said
-    assert "verdict: NOT as recorded" in said
+    assert "verdict: different. The artifacts above fail" in said
     (project / "results/scores/tiny/full/blimp.json").unlink()  # of a stage that is not locked
     assert "results/scores/tiny/full/blimp.json is missing" in said_by(project, "audit")
     (project / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     (project / "dvc.yaml").write_text("stages: {}\n")
     said = said_by(project, "audit")
-    assert "results/layout/tiny.json is not in dvc.lock" in said and "verdict: NOT as recorded" in said
+    assert "results/layout/tiny.json is not in dvc.lock" in said and "verdict: different" in said
 
 
 def test_a_link_below_results_is_refused_by_runs_records_and_audits(project, tmp_path):

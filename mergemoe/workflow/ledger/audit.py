@@ -1,10 +1,10 @@
-"""Audit of a recorded run: compare published files with the record, and optionally compute them again.
+"""Audit of a recorded run: compare files with the record, and optionally compute them again; verdict.py judges.
 
 Without a revision the working tree is audited; with one, a clone of it in a temporary folder. With a rerun, everything
 is computed again in another clone, from the checkpoint and the text alone, and compared file by file.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from mergemoe.workflow.ledger import (
     kept_files,
     record,
     recorded_environment,
+    recorded_summaries,
+    verdict,
     verify_results,
 )
 from mergemoe.workflow.ledger.clone import checkout_artifacts, temporary_clone
@@ -28,7 +30,7 @@ from mergemoe.workflow.ledger.verify_results import Fault
 
 
 def audit_project(root: Path, revision: str | None = None, rerun: bool = False) -> dict[str, Any]:
-    """Return the findings of an audit; `identical` tells whether nothing at all differs.
+    """Return the findings of an audit, and the verdict on them; `identical` tells whether nothing at all differs.
 
     Raises:
         UserError: if there is nothing to audit, or the recomputation fails.
@@ -46,23 +48,25 @@ def audit_project(root: Path, revision: str | None = None, rerun: bool = False) 
         with temporary_clone(root, commit) as tree:
             checkout_artifacts(tree)
             found = _audit(root, tree, commit, rerun)
-    return {"revision": commit, "environment": recorded_environment.environment_differences(root), **found}
+    judged = {"verdict": verdict.verdict(found), "reasons": verdict.reasons(found)}
+    return {"revision": commit, "environment": recorded_environment.environment_differences(root), **found, **judged}
 
 
 def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
     locked = dvc_lock.read_lock(tree)
     kept_out = commands.kept_out(tree)
     claims, rules = commands.ask_ledger(tree)["claims"], commands.stage_rules(tree)
+    summaries = recorded_summaries.read_summaries(tree)
     faults = verify_results.check_results(tree, claims, kept_out) + _unlocked(claims, locked)
     of = {name: [fault for fault in faults if fault.stage in rules.get(name, ())] for name in locked}
-    stages = {name: _stage(name, tree, locked, of[name], kept_out) for name in locked}
+    stages = {name: _stage(name, tree, locked, of[name], kept_out, summaries) for name in locked}
     placed = {fault for found in of.values() for fault in found}
     strays = [fault.fact for fault in faults if fault not in placed]  # of no run, or of a stage that is not locked
     found: dict[str, Any] = {"stages": stages, "strays": strays, "edited": _edited(tree, locked)}
     if rerun:
         with temporary_clone(root, commit) as again:
             _compute(again)
-            found |= _rerun(stages, tree, again, locked)
+            found |= _rerun(stages, tree, again, locked, summaries)
             found["metrics"] = _metrics(root, commit, again)
     else:
         found["metrics"] = _metrics(root, commit, tree)
@@ -94,9 +98,14 @@ def _compute(tree: Path) -> None:
 
 
 def _stage(
-    name: str, tree: Path, locked: dict[str, Any], faults: Sequence[Fault], kept_out: Collection[str]
+    name: str,
+    tree: Path,
+    locked: dict[str, Any],
+    faults: Sequence[Fault],
+    kept_out: Collection[str],
+    summaries: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return how one stage's outputs compare with dvc.lock and with their provenance."""
+    """Return how one stage's outputs compare with dvc.lock, with the recorded summaries and with their provenance."""
     outs = list(dvc_lock.lock_entries({name: locked[name]}, "outs"))
     data = [entry for entry in dvc_lock.lock_entries({name: locked[name]}, "deps") if not _is_code(entry.path)]
     here = [entry for entry in [*outs, *data] if entry.path not in kept_out]
@@ -109,8 +118,14 @@ def _stage(
         "as_recorded": not wrong,
         "kept_out": sorted(entry.path for entry in outs if entry.path in kept_out),
         "other_bytes": sorted(set(wrong)),
+        "apart": _apart(compare.compare_recorded(tree, summaries, set(wrong) & set(own))),
         "faults": [fault.fact for fault in faults],
     }
+
+
+def _apart(differences: Sequence[compare.Difference]) -> dict[str, Any]:
+    """Return {path: how it differs} of results that are not the same."""
+    return {one.path: one.apart._asdict() for one in differences if one.apart != ([], {})}
 
 
 def _is_code(path: str) -> bool:
@@ -123,7 +138,9 @@ def _edited(tree: Path, locked: dict[str, Any]) -> list[str]:
     return [path for path, md5 in code.items() if dvc_lock.dvc_digest(tree / path) != md5]
 
 
-def _rerun(stages: dict[str, Any], tree: Path, again: Path, locked: dict[str, Any]) -> dict[str, Any]:
+def _rerun(
+    stages: dict[str, Any], tree: Path, again: Path, locked: dict[str, Any], summaries: Mapping[str, Any]
+) -> dict[str, Any]:
     """Add the comparison with the rerun to every stage; return the first stage whose results differ."""
     kept_out = {path for one in stages.values() for path in one["kept_out"]}
     same = {
@@ -131,16 +148,16 @@ def _rerun(stages: dict[str, Any], tree: Path, again: Path, locked: dict[str, An
         for e in dvc_lock.lock_entries(locked, "outs")
         if e.path in kept_out and dvc_lock.dvc_digest(again / e.path) == e.md5
     }
-    identical, differences = compare.compare_results(tree, again, same)
+    identical, differences = compare.compare_results(tree, again, kept_out)
+    differences += compare.compare_recorded(again, summaries, kept_out - same)
     outs = [(entry.stage, entry.path) for entry in dvc_lock.lock_entries(locked, "outs")]
     for name, one in stages.items():
         own = [path for stage, path in outs if stage == name]
         differ = [d for d in differences if verify_results.is_below(d.path, own)]
-        sizes = [d.largest for d in differ if d.largest is not None]
         one |= {
             "differ": [d.path for d in differ],
             "other_payload": [d.path for d in differ if d.payload],
-            "largest": max(sizes, default=None),
+            "apart": {**one["apart"], **_apart(differ)},
         }
     parted = [name for name, one in stages.items() if one["other_payload"]]
     return {"again": {"identical": identical, "differ": len(differences)}, "parts_at": parted[0] if parted else None}

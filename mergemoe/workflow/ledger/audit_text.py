@@ -5,32 +5,39 @@ from typing import Any
 
 from mergemoe.report.metrics import shown
 from mergemoe.text_table import aligned_table
+from mergemoe.workflow.ledger import verdict
 
 LISTED = 12  # facts of one kind
 
 
 def format_audit(found: Mapping[str, Any]) -> str:
     """Return an audit's findings (workflow/ledger/audit.py) for a terminal."""
-    parts = [f"audit of {found['revision'][:12]}", _table(found), *_facts(found), f"verdict: {verdict(found)}"]
-    return "\n\n".join(parts)
+    parts = [f"audit of {found['revision'][:12]}", _table(found), *_facts(found)]
+    return "\n\n".join([*parts, f"verdict: {found['verdict']}. {_conclusion(found)}"])
 
 
-def verdict(found: Mapping[str, Any]) -> str:
-    """Return the conclusion of an audit in a sentence."""
-    again, other = found.get("again"), [name for name, one in found["stages"].items() if not one["as_recorded"]]
-    if found["identical"] and again:
-        return f"identical. All {again['identical']} files came out again, byte for byte."
-    if found["identical"]:
-        return "identical. Every byte is as recorded, and the provenance holds."
-    if found["strays"] or any(one["faults"] for one in found["stages"].values()):
-        return "NOT as recorded: the artifacts above fail their checks."
-    if other:
-        return f"rebuilt since recording: provenance is valid, but files differ from dvc.lock from stage {other[0]} on."
+def _conclusion(found: Mapping[str, Any]) -> str:
+    again, stages = found.get("again"), found["stages"]
+    if found["verdict"] == verdict.IDENTICAL:
+        came = f"All {again['identical']} files came out again, byte for byte." if again else ""
+        return came or "Every byte is as recorded, and the provenance holds."
+    if found["verdict"] == verdict.EQUIVALENT:
+        sizes = {name: verdict.largest(one["apart"]) or 0.0 for name, one in stages.items()}
+        most = max(sizes, key=sizes.__getitem__)
+        if not sizes[most]:
+            return "All results say the same; pages or the provenance inside them (code or inputs) differ."
+        scores = f"scores by at most {_apart(found['metrics']):.2g} standard errors"
+        return (
+            f"Every decision is as recorded; numbers differ by rounding, by up to {sizes[most]:.1e} of their norm "
+            f"({most}), {scores}."
+        )
+    if found["strays"] or any(one["faults"] for one in stages.values()):
+        return "The artifacts above fail their checks."
+    if other := [name for name, one in stages.items() if not one["as_recorded"]]:
+        return f"Provenance holds, but results were made anew since recording and differ, from the stage {other[0]} on."
     if found.get("parts_at"):
-        return f"as recorded, but a rerun gives other results, from the stage {found['parts_at']} on."
-    if again and again["differ"]:
-        return "as recorded, and a rerun says the same; only the provenance inside differs (code or inputs)."
-    return "as recorded, but metrics.json is not the committed one."
+        return f"All is as recorded, but a rerun gives other results, from the stage {found['parts_at']} on."
+    return "All is as recorded, but metrics.json is not the committed one."
 
 
 def _table(found: Mapping[str, Any]) -> str:
@@ -45,7 +52,7 @@ def _table(found: Mapping[str, Any]) -> str:
 
 def _bytes(stage: Mapping[str, Any]) -> str:
     if not stage["as_recorded"]:
-        return "DIFFER"
+        return _size(stage)
     return "not pushed" if stage["kept_out"] else "as recorded"
 
 
@@ -54,8 +61,12 @@ def _again(stage: Mapping[str, Any]) -> str:
         return "identical"
     if not stage["other_payload"]:
         return f"{len(stage['differ'])} made by other code, same payload"
-    size = "" if stage["largest"] is None else f", numbers by up to {stage['largest']:.1e}"
-    return f"{len(stage['differ'])} DIFFER{size}"
+    return f"{len(stage['differ'])}: {_size(stage)}"
+
+
+def _size(stage: Mapping[str, Any]) -> str:
+    size = verdict.largest(stage["apart"])
+    return "DIFFER" if size is None else f"numbers by up to {size:.1e}"
 
 
 def _facts(found: Mapping[str, Any]) -> list[str]:
@@ -63,6 +74,7 @@ def _facts(found: Mapping[str, Any]) -> list[str]:
         "not the bytes of dvc.lock": [path for one in found["stages"].values() for path in one["other_bytes"]],
         "does not hold": [fact for one in found["stages"].values() for fact in one["faults"]] + list(found["strays"]),
         "rerun": [path for one in found["stages"].values() for path in one.get("other_payload", [])],
+        "more than rounding": [] if found["verdict"] == verdict.EQUIVALENT else list(found["reasons"]),
         _metrics(found["metrics"]): [_number(key, *row) for key, row in found["metrics"]["differ"].items()],
         "code that was edited since": list(found["edited"]),
         "recorded elsewhere": list(found["environment"]),
@@ -78,9 +90,15 @@ def _list(name: str, facts: list[str]) -> str:
 
 
 def _metrics(metrics: Mapping[str, Any]) -> str:
-    apart = [abs(b - a) / error for a, b, error in metrics["differ"].values() if error and None not in (a, b)]
-    most = f", by at most {max(apart):.2g} standard errors if they have one" if apart else ""
+    apart = _apart(metrics)
+    most = f", by at most {apart:.2g} standard errors if they have one" if apart else ""
     return f"metrics.json: {len(metrics['differ'])} of {metrics['numbers']} numbers are not the committed ones{most}"
+
+
+def _apart(metrics: Mapping[str, Any]) -> float:
+    """Return by how many standard errors a score differs, at most."""
+    rows = metrics["differ"].values()
+    return max((abs(b - a) / error for a, b, error in rows if error and None not in (a, b)), default=0.0)
 
 
 def _number(key: str, committed: float | None, found: float | None, error: float | None) -> str:

@@ -104,6 +104,12 @@ class Metrics(RootModel[dict[str, MetricsOfModel]]):
     """results/metrics.json."""
 
 
+class Summaries(BaseModel):
+    """envs/summaries.json."""
+
+    results: dict[str, dict[str, dict[str, Any]]]
+
+
 def read_kept(root: Path, name: str, shape: type[BaseModel], otherwise: str = "") -> dict[str, Any]:
     """Return the content of a YAML or JSON file that git has, after a check of its shape.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mergemoe.artifacts import atomic, paths
 from mergemoe.errors import UserError, remade
-from mergemoe.workflow.ledger import commands, dvc_lock, recorded_environment, verify_results
+from mergemoe.workflow.ledger import commands, dvc_lock, recorded_environment, recorded_summaries, verify_results
 from mergemoe.workflow.ledger.verify_results import Fault
 
 SHOWN = 12  # faults that a message lists
@@ -35,15 +35,18 @@ def record_run(root: Path) -> str:
         raise UserError(f"not recorded: jobs are pending ({listed}). Run `snakemake --cores all` first")
     wanted = asked.result()
     refuse(verify_results.check_results(root, wanted["claims"]), "not recorded")
-    environments = root / recorded_environment.FILE
+    environments, summaries = root / recorded_environment.FILE, root / recorded_summaries.FILE
     before, recorded = _text(root / "dvc.lock"), _text(environments)
-    with _kept_on_failure(root / "dvc.lock", root / "dvc.yaml", environments):
+    with _kept_on_failure(root / "dvc.lock", root / "dvc.yaml", environments, summaries):
         recorded_environment.renew_recorded(root)  # first, so that a kill leaves no lock beside an older record
         if _text(root / "dvc.yaml") != wanted["dvc.yaml"]:
             with atomic.atomic(root / "dvc.yaml") as file:
                 file.write_text(wanted["dvc.yaml"], encoding="utf-8")
         dvc_lock.forget_stages(root)
-        commands.run_program(root, "dvc", "commit", "--force")
+        with ThreadPoolExecutor() as pool:  # DVC reads the same files meanwhile
+            summarized = pool.submit(recorded_summaries.write_summaries, root)
+            commands.run_program(root, "dvc", "commit", "--force")
+            summarized.result()
         _check_lock(root)
     changed = _text(root / "dvc.lock") != before
     if not changed and recorded is not None:
@@ -51,7 +54,7 @@ def record_run(root: Path) -> str:
             file.write_text(recorded, encoding="utf-8")
     found = verify_results.result_files(root)
     size = sum((root / path).stat().st_size for path in found)
-    files = ["dvc.lock", "dvc.yaml", str(recorded_environment.FILE), paths.METRICS]
+    files = ["dvc.lock", "dvc.yaml", str(recorded_environment.FILE), str(recorded_summaries.FILE), paths.METRICS]
     end = f"`git add -A` and `git commit` keep {', '.join(files)}; `dvc push` the artifacts" if changed else "as before"
     return f"recorded {len(found)} files, {size / 1e6:,.1f} MB: {end}"
 
@@ -63,6 +66,7 @@ def _read_kept_files(root: Path) -> None:
     if (root / "dvc.yaml").exists():
         dvc_lock.declared_stages(root)
     recorded_environment.read_recorded(root)
+    recorded_summaries.read_summaries(root)
     recorded_environment.gather_logs(root / "logs")
 
 

@@ -1,0 +1,194 @@
+"""A summary tells decisions exactly, and the size of a difference of numbers to about a quarter."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergemoe.artifacts import store
+from mergemoe.calibration.activation_file import Writer
+from mergemoe.workflow.ledger import compare, summary
+from mergemoe.workflow.ledger.summary import Apart, compare_summaries, summarize
+
+MADE = {"stage": "x", "inputs": {}, "code": "1"}
+WHOLE = {
+    "groups": [{"members": [0, 3], "share": 0.25}, {"members": [1], "share": 0.5}],
+    "by": "weights",
+    "n": 2,
+    "e": [],
+}
+DECISIONS = {
+    "a member that moves": (
+        lambda w: w.update(groups=[{"members": [0], "share": 0.25}, {"members": [3, 1], "share": 0.5}])
+    ),
+    "two members swapped": (lambda w: w["groups"][0].update(members=[3, 0])),
+    "another word": (lambda w: w.update(by="outputs")),
+    "another count": (lambda w: w.update(n=3)),
+    "a whole number for a number": (lambda w: w["groups"][0].update(share=1)),
+    "null for a number": (lambda w: w["groups"][0].update(share=None)),
+    "true for 1": (lambda w: w.update(n=True)),
+    "a key less": (lambda w: w.pop("by")),
+    "a key more": (lambda w: w.update(more=1)),
+    "an entry in an empty list": (lambda w: w.update(e=[0])),
+    "a group more": (lambda w: w["groups"].append({"members": [], "share": 0.0})),
+}
+
+
+def of_json(folder, whole, name="a"):
+    path = folder / f"results/{name}.json"
+    store.write_json(path, whole, MADE)
+    return summarize(path)
+
+
+def of_array(array):
+    return summary._of_arrays([("a", array)])
+
+
+@pytest.mark.parametrize("change", DECISIONS.values(), ids=DECISIONS)
+def test_whatever_is_no_number_is_a_decision(change, tmp_path):
+    other = copy.deepcopy(WHOLE)
+    change(other)
+    found = compare_summaries(of_json(tmp_path, WHOLE), of_json(tmp_path, other))
+    assert found.decisions
+
+
+def test_the_same_values_of_other_provenance_are_not_apart(tmp_path):
+    one = of_json(tmp_path, WHOLE)
+    store.write_json(tmp_path / "results/a.json", WHOLE, {**MADE, "code": "2"})
+    assert compare_summaries(one, summarize(tmp_path / "results/a.json")) == Apart([], {})
+
+
+def test_numbers_of_json_are_apart_by_their_norm(tmp_path):
+    other = copy.deepcopy(WHOLE)
+    other["groups"][1]["share"] = 0.5 + 1e-6
+    found = compare_summaries(of_json(tmp_path, WHOLE), of_json(tmp_path, other))
+    assert found.decisions == [] and found.numbers == {"groups.share": pytest.approx(1e-6 / 0.3125**0.5, rel=1e-4)}
+
+
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([1, 5, 4093, 4094, 20_000]), log=st.floats(-8, 0))
+def test_the_size_of_a_difference_is_right_to_a_factor(seed, size, log):
+    draw = np.random.default_rng(seed)
+    one, noise = draw.standard_normal(size), draw.standard_normal(size)
+    other = one + 10**log * noise
+    found = compare_summaries(of_array(one), of_array(other)).numbers["a"]
+    true = np.linalg.norm(other - one) / np.linalg.norm(one)
+    assert 0.15 < found / true < 2.5
+
+
+@given(seed=st.integers(0, 10**6), place=st.integers(0, 9999))
+def test_one_number_among_many_is_seen_as_it_is(seed, place):
+    one = np.random.default_rng(seed).standard_normal(10_000)
+    other = one.copy()
+    other[place] += 1e-3
+    found = compare_summaries(of_array(one), of_array(other)).numbers["a"]
+    assert found == pytest.approx(1e-3 / np.linalg.norm(one), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_and_captures_are_summarized_in_every_type(dtype, tmp_path):
+    tensors = {"down": torch.arange(6.0).reshape(2, 3).to(dtype), "expert_map": torch.tensor([0, 1])}
+    paths = [tmp_path / f"results/{name}" for name in ("a.safetensors", "a.h5")]
+    paths[0].parent.mkdir()
+
+    def write(scale, expert, held):
+        store.write_tensors(paths[0], {"down": tensors["down"] * scale, "expert_map": torch.tensor([0, expert])}, MADE)
+        writer = Writer(paths[1], torch.tensor([held, False]))
+        writer.append(
+            hidden=tensors["down"] * scale,
+            expert_index=torch.tensor([[0], [expert]], dtype=torch.int16),
+            sequence=torch.tensor([0, 1], dtype=torch.int32),
+        )
+        writer.close({**MADE, "layer": 0})
+        return [summarize(path) for path in paths]
+
+    before, larger, other = write(1.0, 1, True), write(1.5, 1, True), write(1.0, 2, False)
+    parts, decisions = ("down", "hidden"), (["expert_map"], ["expert_index", "heldout"])
+    for i in range(2):
+        assert compare_summaries(before[i], larger[i]) == Apart([], {parts[i]: pytest.approx(0.5, rel=0.6)})
+        assert compare_summaries(before[i], other[i]) == Apart(decisions[i], {})
+        assert json.loads(json.dumps(before[i])) == before[i]
+
+
+def test_another_shape_is_a_decision():
+    one, other = (of_array(np.ones(shape)) for shape in ((2, 3), (3, 2)))
+    assert compare_summaries(one, other) == Apart(["a"], {})
+
+
+def test_a_number_beside_zero_is_infinitely_far():
+    one, other = (of_array(np.array([number])) for number in (0.0, 1e-9))
+    assert compare_summaries(one, other) == Apart([], {"a": float("inf")})
+
+
+def test_pages_scores_and_lists_of_files_have_no_summary():
+    for path in ("results/report/index.html", "results/metrics.json", "results/scores/m/full/blimp.json"):
+        assert not summary.has_summary(path)
+    assert not summary.has_summary("results/models/m/provenance.json")
+    assert summary.has_summary("results/scores/m/full/reference/layer_000.h5")
+
+
+def test_results_are_compared_by_bytes_payload_and_summary(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for root in (one, other):
+        of_json(root, {"x": [2.0]})
+        (root / "results/page.html").write_text("a")
+    assert compare.compare_results(one, other) == (2, [])
+    store.write_json(other / "results/a.json", {"x": [2.0]}, {**MADE, "code": "2"})
+    assert compare.compare_results(one, other)[1] == [
+        compare.Difference("results/a.json", Apart([], {}), payload=False)
+    ]
+    of_json(other, {"x": [2.5]})
+    (other / "results/page.html").write_text("b")
+    assert compare.compare_results(one, other)[1] == [
+        compare.Difference("results/a.json", Apart([], {"x": pytest.approx(0.25)}), payload=True),
+        compare.Difference("results/page.html", Apart([], {}), payload=True),
+    ]
+    (other / "results/page.html").unlink()
+    assert compare.compare_results(one, other, known={"results/a.json"}) == (
+        1,
+        [compare.Difference("results/page.html", compare.WHOLE, payload=True)],
+    )
+
+
+def test_results_are_compared_with_recorded_summaries(tmp_path):
+    recorded = {f"results/{name}.json": of_json(tmp_path, {"x": [2.0]}, name) for name in "abc"}
+    of_json(tmp_path, {"x": [2.5]}, "b")
+    (tmp_path / "results/c.json").unlink()
+    of_json(tmp_path, {"x": [1.0]}, "d")
+    found = compare.compare_recorded(tmp_path, recorded, ["results"])
+    assert {one.path: one.apart for one in found} == {
+        "results/b.json": Apart([], {"x": pytest.approx(0.25)}),
+        "results/c.json": compare.WHOLE,
+        "results/d.json": compare.WHOLE,
+    }
+    assert compare.compare_recorded(tmp_path, recorded, ["results/a.json"]) == []
+
+
+@given(seed=st.integers(0, 10**6), which=st.integers(0, 4))
+def test_tensors_whose_names_differ_in_numbers_are_one_part(seed, which):
+    draw = np.random.default_rng(seed)
+    arrays = {f"layers.{i}.down": draw.standard_normal((3, 50)) for i in range(5)}
+    before = summary._of_arrays(arrays.items())
+    changed = {**arrays, f"layers.{which}.down": arrays[f"layers.{which}.down"] + 0.1}
+    after = summary._of_arrays(changed.items())
+    norm = np.linalg.norm(list(arrays.values()))
+    assert list(before) == ["layers.N.down"] and before["layers.N.down"]["norm"] == pytest.approx(norm)
+    found = compare_summaries(before, after)
+    assert not found.decisions and 0.15 < found.numbers["layers.N.down"] / (0.1 * 150**0.5 / norm) < 2.5
+    names = list(arrays)
+    swapped = {**arrays, names[0]: arrays[names[1]], names[1]: arrays[names[0]]}
+    assert compare_summaries(before, summary._of_arrays(swapped.items())).numbers["layers.N.down"] > 0.1
+    renamed = {key.replace("4", "5"): array for key, array in arrays.items()}
+    assert compare_summaries(before, summary._of_arrays(renamed.items())).decisions == ["layers.N.down"]
+
+
+@pytest.mark.parametrize("other", [{"temperature": 0.25}, {"temperature": 0.5, "n": 1}, [], None])
+def test_json_that_is_no_artifact_is_one_decision(other, tmp_path):
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({"temperature": 0.5}))
+    before = summarize(path)
+    path.write_text(json.dumps(other))
+    assert compare_summaries(before, summarize(path)) == compare.WHOLE
