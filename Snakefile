@@ -237,6 +237,7 @@ rule evaluate:
         files=graph.task_files,
     output:
         paths.SCORE,
+    priority: 1  # the full model first: a task that cannot be scored ends a run before anything is compressed
     shell:
         SHELL
 

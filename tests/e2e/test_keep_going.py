@@ -117,3 +117,32 @@ def test_what_was_made_with_other_parameters_is_not_shown_and_named(kept_going, 
     numbers = json.loads(re.search(r'<script type="application/json" id="metrics">(.*?)</script>', page)[1])["tiny"]
     assert "fidelity/perplexity" in numbers["full"] and "generation/loops" not in numbers["full"]
     assert all("fidelity/kl" not in run and "blimp/acc" in run for run in numbers["runs"].values())
+
+
+LATE = """
+task: late
+dataset_path: json
+dataset_kwargs: {data_files: {test: late/rows.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_target: 0
+doc_to_choice: ["a", "b"]
+"""
+
+
+def test_a_task_that_cannot_be_scored_ends_a_run_before_anything_is_captured(finished, tmp_path):
+    project = shutil.copytree(finished, tmp_path / "project")
+    for folder in ("results", ".snakemake"):
+        shutil.rmtree(project / folder)
+    (project / "late").mkdir()
+    (project / "late/late.yaml").write_text(LATE.lstrip())
+    (project / "late/rows.jsonl").write_text('{"q": "What?"}\n' * 4)
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["evaluate"]["tasks"] = {"late": {"include": "late"}}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    done = snakemake(project, cores=1)
+    assert done.returncode != 0
+    told = (project / "logs/evaluate/tiny/full/late.log").read_text().splitlines()[-1]
+    assert "evaluate.tasks.late.include: lm-eval cannot read the rows" in told and "'question' is undefined" in told
+    assert not (project / "results/capture").exists()
