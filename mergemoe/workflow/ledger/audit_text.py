@@ -34,7 +34,7 @@ def _conclusion(found: Mapping[str, Any]) -> str:
     if found["strays"] or any(one["faults"] for one in stages.values()):
         return "The artifacts above fail their checks."
     if other := [name for name, one in stages.items() if not one["as_recorded"]]:
-        return f"Provenance holds, but results were made anew since recording and differ, from the stage {other[0]} on."
+        return f"Provenance holds, but results differ from the recorded ones, from the stage {other[0]} on."
     if found.get("parts_at"):
         return f"All is as recorded, but a rerun gives other results, from the stage {found['parts_at']} on."
     return "All is as recorded, but metrics.json is not the committed one."

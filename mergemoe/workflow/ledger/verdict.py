@@ -41,7 +41,7 @@ def verdict(found: Mapping[str, Any]) -> str:
 
 
 def reasons(found: Mapping[str, Any]) -> list[str]:
-    """Return what makes the findings different, and not equivalent; nothing if they are the latter."""
+    """Return the reasons why findings are different; none if they are equivalent."""
     facts = [fact for one in found["stages"].values() for fact in one["faults"]] + list(found["strays"])
     for name, one in found["stages"].items():
         facts += [f"{path} is not the recorded file" for path in one["other_bytes"] if not path.startswith(OURS)]
