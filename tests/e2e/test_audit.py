@@ -78,7 +78,7 @@ def test_a_rerun_that_differs_names_the_first_stage_and_the_largest_difference(d
     stages = found["stages"]
     assert all(stages[name]["differ"] == [] for name in ("layout", "calibrate", "capture", "profile", "cluster"))
     assert all("/mergemoe/" in path for path in stages["solve"]["differ"])
-    sizes = [one["numbers"]["down"] for one in stages["solve"]["apart"].values() if "down" in one["numbers"]]
+    sizes = [one["numbers"]["down.N"] for one in stages["solve"]["apart"].values() if "down.N" in one["numbers"]]
     assert 0.1 < max(sizes) < 0.6  # a quarter, as eight sums tell it
     assert found["metrics"]["differ"].keys() >= {"tiny/mixed/half/mergemoe fidelity/kl"}
     assert not any("average" in key for key in found["metrics"]["differ"])
@@ -119,7 +119,7 @@ def test_a_rerun_on_another_machine_is_equivalent(drifting):
 def test_a_weight_and_a_group_that_are_others_make_a_run_different(drifting, tmp_path):
     done, found = audited(elsewhere(drifting, tmp_path, BUMP="0.05", SWAP="1"))
     assert done.returncode == 1 and found["verdict"] == "different"
-    for part in (": down differs by", ": expert_map is another"):
+    for part in (": down.N differs by", ": expert_map is another"):
         assert any(part in reason for reason in found["reasons"])
     assert ": expert_map is another" in done.stdout
     assert not any(one["faults"] for one in found["stages"].values())

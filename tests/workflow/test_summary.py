@@ -106,7 +106,7 @@ def test_tensors_and_captures_are_summarized_in_every_type(dtype, tmp_path):
         return [summarize(path) for path in paths]
 
     before, larger, other = write(1.0, 1, True), write(1.5, 1, True), write(1.0, 2, False)
-    parts, decisions = ("down", "hidden"), (["expert_map"], ["expert_index", "heldout"])
+    parts, decisions = ("down", "hidden.N"), (["expert_map"], ["expert_index.N", "heldout"])
     for i in range(2):
         assert compare_summaries(before[i], larger[i]) == Apart([], {parts[i]: pytest.approx(0.5, rel=0.6)})
         assert compare_summaries(before[i], other[i]) == Apart(decisions[i], {})
@@ -192,3 +192,25 @@ def test_json_that_is_no_artifact_is_one_decision(other, tmp_path):
     before = summarize(path)
     path.write_text(json.dumps(other))
     assert compare_summaries(before, summarize(path)) == compare.WHOLE
+
+
+def test_captures_and_experts_are_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(summary, "ROWS", 4)
+    (tmp_path / "results").mkdir()
+    pieces = []
+    of_arrays = summary._of_arrays
+    monkeypatch.setattr(
+        summary, "_of_arrays", lambda arrays: of_arrays(pieces.append(a.shape) or (n, a) for n, a in arrays)
+    )
+    writer = Writer(tmp_path / "results/a.h5", torch.tensor([False]))
+    writer.append(
+        hidden=torch.arange(20.0).reshape(10, 2), expert_index=torch.zeros(10, 1), sequence=torch.zeros(10).int()
+    )
+    writer.close({**MADE, "layer": 0})
+    found = summarize(tmp_path / "results/a.h5")
+    assert max(shape[0] for shape in pieces) == 4
+    assert found["hidden.N"]["norm"] == pytest.approx(float(torch.arange(20.0).norm()))
+    store.write_tensors(tmp_path / "results/a.safetensors", {"down": torch.ones(3, 2, 2)}, MADE)
+    pieces.clear()
+    found = summarize(tmp_path / "results/a.safetensors")
+    assert pieces == [(2, 2)] * 3 and found["down.N"]["norm"] == pytest.approx(12**0.5)

@@ -21,6 +21,7 @@ from mergemoe.artifacts.paths import METRICS
 from mergemoe.artifacts.reading import reading
 
 SUMS = 8
+ROWS = 65536  # of a capture, read at once
 COLUMNS = 4093  # of signs; prime, so that no width of a model divides it
 DIGITS = 12  # of a number that is kept
 SHORT = 16  # of a digest that is kept
@@ -104,7 +105,11 @@ def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
 
     with safe_open(path, "pt") as file:
         for name in sorted(file.keys()):
-            yield name, _numpy(file.get_tensor(name))
+            whole = file.get_slice(name)
+            if len(shape := whole.get_shape()) < 3:
+                yield name, _numpy(whole[...])
+                continue
+            yield from ((f"{name}.{i}", _numpy(whole[i])) for i in range(shape[0]))  # experts, one by one
 
 
 def _rows(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -113,7 +118,8 @@ def _rows(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     with Reader(path) as reader:
         yield "heldout", reader.file["heldout"][:]
         for name in sorted(reader.file.keys() - {"heldout"}):
-            yield name, _numpy(reader.read(name, 0, len(reader.file[name])))
+            for start in range(0, len(reader.file[name]), ROWS):
+                yield f"{name}.{start}", _numpy(reader.read(name, start, ROWS))
 
 
 def _numpy(tensor: Any) -> np.ndarray:
