@@ -51,7 +51,7 @@ def test_preflight_names_what_cannot_run(tiny, tmp_path, monkeypatch):
     for config, message in [
         (small(tiny, experts=9), r"asks for more experts than the layer has \(8\)"),
         (small(tiny, layers="0"), "contains no MoE layer of tiny. It has 1, 2"),
-        (missing_text, "calibrate.mixed.source: data/calibration/none.jsonl: no such file"),
+        (missing_text, "calibrate.mixed.source: data/calibration/none.jsonl: there is no such file"),
         (no_model, "data/nowhere: there is no config.json"),
         (no_revision, "Qwen/Qwen3-30B-A3B: there is no config.json.* hub, add `revision` with a full commit hash"),
         (no_experts, r"\(qwen3\): no layer has experts"),
