@@ -92,7 +92,11 @@ def test_results_deleted_and_made_again_are_the_same_bytes_also_with_other_cores
         *(
             pytest.param(*mistake, marks=pytest.mark.full)
             for mistake in [
-                ("calibrate.mixed.source", "data/none.jsonl", "calibrate.mixed.source: data/none.jsonl: there is no such file"),
+                (
+                    "calibrate.mixed.source",
+                    "data/none.jsonl",
+                    "calibrate.mixed.source: data/none.jsonl: there is no such file",
+                ),
                 ("calibrate.mixed.samples", 1000000, "asks for 1000000"),
                 ("cluster.half.experts", 9, "asks for more experts than the layer has (8)"),
                 ("model.tiny.path", "nowhere", "nowhere: there is no config.json"),
