@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_project import ROOT
 
-from mergemoe import devices
+from mergemoe import devices, environment
 
 
 @pytest.fixture
@@ -42,3 +42,29 @@ def test_stages_fix_mkl_and_stay_offline_unless_told_otherwise(given, expected):
         [sys.executable, "-c", code], cwd=ROOT, env={**environment, **given}, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["AVX2", "1", expected, expected]
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "avx2"), ({"ATEN_CPU_CAPABILITY": "default"}, "default")])
+def test_stages_take_the_path_of_avx2_on_every_processor_that_has_it(given, expected):
+    kept = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}
+    code = "import os, stages; print(os.environ.get('ATEN_CPU_CAPABILITY'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=kept | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == (expected if environment.has_avx2() or given else "None")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags\t\t: fpu avx avx2 bmi2", True),
+        ("flags\t\t: fpu avx avx2", True),
+        ("flags\t\t: fpu avx avx2_of_another", False),
+        ("flags\t\t: fpu avx", False),
+        ("Features\t: fp asimd", False),
+        ("", False),
+    ],
+)
+def test_avx2_is_a_word_among_the_flags(flags, expected, monkeypatch):
+    monkeypatch.setattr(environment, "_cpu_info", lambda: f"processor\t: 0\n{flags}\nbugs\t\t: avx2\n")
+    assert environment.has_avx2() is expected
