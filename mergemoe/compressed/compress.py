@@ -12,8 +12,9 @@ from mergemoe.calibration.capture import batches_of, run_batches
 from mergemoe.calibration.hooks import Recorder
 from mergemoe.calibration.open_layer import OpenLayer
 from mergemoe.calibration.profile import profile_layer
-from mergemoe.compressed import addition_arguments, arguments, attached, memory_card, token_arguments
+from mergemoe.compressed import memory_card
 from mergemoe.compressed.replace import experts_of, replace_layers, round_rest
+from mergemoe.compressed.request import addition_arguments, arguments, attached, token_arguments
 from mergemoe.errors import UserError
 from mergemoe.grouping import cluster
 from mergemoe.grouping.quick_search import usual_search

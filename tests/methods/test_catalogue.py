@@ -9,7 +9,7 @@ import pytest
 from refusals import accepts
 from tiny_project import ROOT
 
-from mergemoe.compressed import arguments
+from mergemoe.compressed.request import arguments
 from mergemoe.merging.feature_rules import Features
 from mergemoe.methods import catalogue, options
 from mergemoe.methods.catalogue import METHODS

@@ -3,7 +3,7 @@
 import pytest
 from refusals import accepts
 
-from mergemoe.compressed import addition_arguments
+from mergemoe.compressed.request import addition_arguments
 from mergemoe.reconstruction.options import KINDS, LAYER
 from mergemoe.workflow.config.refine import LAYER as SECTION
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergemoe.compressed.arguments import checked
+from mergemoe.compressed.request.arguments import checked
 from mergemoe.errors import UserError, shown
 from mergemoe.methods import catalogue
 from mergemoe.moe.layout_types import ModelLayout
