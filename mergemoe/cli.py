@@ -181,7 +181,8 @@ def run_restore(args: argparse.Namespace) -> None:
 def run_audit(args: argparse.Namespace) -> None:
     """Print an audit's findings and write them as JSON; exit with 1 if they are different, or `--strict` with 2."""
     from mergemoe.artifacts import atomic
-    from mergemoe.workflow.ledger import audit_text, verdict
+    from mergemoe.workflow.comparison import verdict
+    from mergemoe.workflow.ledger import audit_text
     from mergemoe.workflow.ledger.audit import audit_project
 
     found = audit_project(Path.cwd(), args.revision, args.rerun)

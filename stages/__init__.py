@@ -9,7 +9,8 @@ import os
 
 from mergemoe import environment  # the clock starts with this import
 
-os.environ["MKL_CBWR"] = "AVX2"  # the same result for any alignment of memory; COMPATIBLE takes twice the time
+# The same result for any alignment of memory; with COMPATIBLE on processors of any maker, too (docs/audit.md).
+os.environ.setdefault("MKL_CBWR", "AVX2")
 if environment.has_avx2():  # the same result with and without AVX-512; benchmarks/portability.py
     os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

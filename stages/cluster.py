@@ -38,8 +38,8 @@ def main(args: argparse.Namespace) -> None:
     search = args.cfg.get("search", "full")
     with open_layer(layout, layer, args.capture, device, torch.float32) as opened:
         problem, router_groups = opened.problem(), entry["router"]["groups"]
-        expert_map = cluster.group_experts(by, kept, problem, profile, width, max_size, router_groups, search)
-        groups = cluster.describe_grouping(expert_map, profile["usage"], opened.reader)
+        grouped = cluster.group_experts(by, kept, problem, profile, width, max_size, router_groups, search)
+        groups = cluster.describe_grouping(grouped, profile["usage"], opened.reader)
     payload: LayerGrouping = {
         "layer": layer,
         "by": args.cfg["by"],

@@ -44,6 +44,13 @@ def test_stages_fix_mkl_and_stay_offline_unless_told_otherwise(given, expected):
     assert done.stdout.split() == ["AVX2", "1", expected, expected]
 
 
+def test_a_user_may_choose_the_path_of_mkl_that_is_the_same_on_every_processor():
+    code = "import os, stages; print(os.environ['MKL_CBWR'])"
+    given = {**os.environ, "MKL_CBWR": "COMPATIBLE"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "COMPATIBLE"
+
+
 @pytest.mark.parametrize(("given", "expected"), [({}, "avx2"), ({"ATEN_CPU_CAPABILITY": "default"}, "default")])
 def test_stages_take_the_path_of_avx2_on_every_processor_that_has_it(given, expected):
     kept = {name: value for name, value in os.environ.items() if name != "ATEN_CPU_CAPABILITY"}

@@ -184,7 +184,7 @@ def _solve_layer(
     groups = entry["router"]["groups"]
     expert_map = cluster.group_experts(
         kept=kept, problem=layer.problem(), profiled=profiled, width=width, router_groups=groups, **how
-    )
+    ).expert_map
     router = None if routing == "preserved" else _router(model, entry)
     usage = profiled["usage"]
     solved = solve(layer.experts, expert_map, usage, tokens, layer.act, router=router, method=method, **options)[0]

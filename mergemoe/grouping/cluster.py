@@ -1,12 +1,13 @@
 """Grouping of a layer's N experts into M groups, and the figures of a grouping."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from mergemoe.grouping.by_selection import by_selection, numbered
+from mergemoe.grouping.costs import Costs
 from mergemoe.moe.expert_forward import output
 from mergemoe.moe.finite import check_finite
 from mergemoe.moe.problem import Problem
@@ -14,6 +15,13 @@ from mergemoe.moe.records import Grouping, Profile
 from mergemoe.moe.tokens import Activations, dense_weights
 
 _SEEN = {"gate", "up", "gate_bias", "up_bias"}  # the roles that make an expert's features
+
+
+class Grouped(NamedTuple):
+    """A grouping: expert_map [N] has the group of each expert, or -1 if it is pruned; `cost` is what `by` minimizes."""
+
+    expert_map: list[int]
+    cost: float
 
 
 def group_experts(
@@ -25,8 +33,11 @@ def group_experts(
     max_size: int | None = None,
     router_groups: int = 1,
     search: str = "full",
-) -> list[int]:
-    """Return expert_map [N]: the group of each expert, or -1 if it is pruned.
+) -> Grouped:
+    """Return a grouping of a layer's experts.
+
+    Its cost: of `weights` and `router` the sum of 1 - similarity with the centre; of `outputs` that of the distances of
+    what was joined; of `selection` that of the groups' errors; of `saliency` that of the pruned experts' saliency.
 
     Args:
         by: how experts are grouped, as in params.yaml.
@@ -40,17 +51,38 @@ def group_experts(
     """
     if by == "weights":
         similarity = cosine([m for role, m in problem.experts.roles().items() if role in _SEEN])
-        return by_similarity(similarity, profiled["usage"], kept, max_size)
+        return _alike(similarity, profiled["usage"], kept, max_size)
     if by == "router":
         similarity = torch.tensor(profiled["router_similarity"], dtype=torch.float64)
-        return by_similarity(similarity, profiled["usage"], kept, max_size)
+        return _alike(similarity, profiled["usage"], kept, max_size)
     if by == "outputs":
         return by_outputs(mean_outputs(problem), kept)
     if by == "selection":
-        return by_selection(problem, kept, width, max_size, search)
+        costs = Costs(problem, width, search)
+        expert_map = by_selection(problem, kept, width, max_size, costs=costs)
+        return Grouped(expert_map, sum(costs.of_groups(members_of(expert_map), width)))
     if by == "saliency":
-        return by_saliency(profiled["saliency"], kept, router_groups)
-    return list(range(len(problem.experts)))  # none
+        expert_map = by_saliency(profiled["saliency"], kept, router_groups)
+        pruned = (score for score, group in zip(profiled["saliency"], expert_map, strict=True) if group < 0)
+        return Grouped(expert_map, sum(pruned))
+    return Grouped(list(range(len(problem.experts))), 0.0)  # none
+
+
+def members_of(expert_map: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the members of each group, ascending."""
+    return [tuple(e for e, g in enumerate(expert_map) if g == number) for number in range(max(expert_map) + 1)]
+
+
+def _alike(similarity: Tensor, usage: Sequence[int], kept: int, max_size: int | None) -> Grouped:
+    expert_map = by_similarity(similarity, usage, kept, max_size)
+    centres = [most_used(members, usage) for members in members_of(expert_map)]
+    apart = (1 - float(similarity[expert, centres[group]]) for expert, group in enumerate(expert_map))
+    return Grouped(expert_map, sum(apart))
+
+
+def most_used(members: Sequence[int], usage: Sequence[int]) -> int:
+    """Return the centre of a group; ties go to the lower index."""
+    return max(members, key=lambda expert: (usage[expert], -expert))
 
 
 def by_similarity(similarity: Tensor, usage: Sequence[int], kept: int, max_size: int | None = None) -> list[int]:
@@ -92,16 +124,17 @@ def by_saliency(saliency: Sequence[float], kept: int, router_groups: int = 1) ->
     return [sorted(chosen).index(expert) if expert in chosen else -1 for expert in range(len(saliency))]
 
 
-def by_outputs(outputs: Tensor, kept: int) -> list[int]:
+def by_outputs(outputs: Tensor, kept: int) -> Grouped:
     """Group as HC-SMoE does: agglomerative, average linkage, Euclidean distance of mean outputs [N, H]."""
     from scipy.cluster import hierarchy  # pyright: ignore[reportMissingTypeStubs]
 
     linkage = cast(Any, hierarchy).linkage  # scipy has no type stubs
     clusters = {expert: [expert] for expert in range(len(outputs))}
-    for step, joined in enumerate(linkage(outputs.cpu().numpy(), "average")[: len(outputs) - kept]):
+    steps = linkage(outputs.cpu().numpy(), "average")[: len(outputs) - kept]  # two clusters, distance, size of both
+    for step, joined in enumerate(steps):
         one, other = int(joined[0]), int(joined[1])
         clusters[len(outputs) + step] = clusters.pop(one) + clusters.pop(other)
-    return numbered(clusters.values(), len(outputs))
+    return Grouped(numbered(clusters.values(), len(outputs)), float(steps[:, 2].sum()))
 
 
 def mean_outputs(problem: Problem) -> Tensor:
@@ -122,12 +155,13 @@ def cosine(parts: Sequence[Tensor]) -> Tensor:
     return gram / norms / norms[:, None]
 
 
-def describe_grouping(expert_map: Sequence[int], usage: Sequence[int], reader: Activations) -> Grouping:
+def describe_grouping(grouped: Grouped, usage: Sequence[int], reader: Activations) -> Grouping:
     """Return a grouping with its figures.
 
     Per group: `centre`, its most used expert; `share` of all choices; `routed_tokens`, the fitted tokens with at least
     one choice in it; `effective_tokens`, (sum t^2)^2 / sum t^4 with t the group's routing weight (docs/method.md).
     """
+    expert_map, cost = grouped
     groups, kept = torch.tensor(expert_map), max(expert_map) + 1
     routed = torch.zeros(kept, dtype=torch.int64)
     second, fourth = torch.zeros(2, kept, dtype=torch.float64)
@@ -142,19 +176,20 @@ def describe_grouping(expert_map: Sequence[int], usage: Sequence[int], reader: A
     return {
         "experts": len(expert_map),
         "kept": kept,
-        "expert_map": list(expert_map),
+        "expert_map": expert_map,
+        "cost": cost,
         "pruned": [expert for expert, group in enumerate(expert_map) if group < 0],
         "fit_tokens": reader.count(),
         "heldout_tokens": reader.count(heldout=True),
         "groups": [
             {
-                "members": (members := [e for e, g in enumerate(expert_map) if g == number]),
-                "centre": max(members, key=lambda expert: (usage[expert], -expert)),
+                "members": list(members),
+                "centre": most_used(members, usage),
                 "size": len(members),
                 "share": sum(usage[e] for e in members) / total,
                 "routed_tokens": int(routed[number]),
                 "effective_tokens": float(effective[number]),
             }
-            for number in range(kept)
+            for number, members in enumerate(members_of(expert_map))
         ],
     }

@@ -44,7 +44,7 @@ def error_curve(
         if costs:
             expert_map = by_selection(problem, kept, width, max_size, search, costs)
         else:
-            expert_map = cluster.group_experts(by, kept, problem, profiled, width, max_size)
+            expert_map = cluster.group_experts(by, kept, problem, profiled, width, max_size).expert_map
         grouped = replace(problem, groups=groups_of(expert_map, profiled["usage"]))
         merged = routed.merge(grouped, features, width, ridge="auto")
         compact = compact_experts(problem.experts, solved_tensors(problem.experts, expert_map, merged))

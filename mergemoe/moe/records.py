@@ -63,11 +63,12 @@ class GroupFigures(TypedDict):
 
 
 class Grouping(TypedDict):
-    """M = `kept` groups of N `experts`; expert_map [N] has the group of each expert, -1 if it is pruned."""
+    """M = `kept` groups of N `experts`; see cluster.Grouped."""
 
     experts: int
     kept: int
     expert_map: list[int]
+    cost: float
     pruned: list[int]
     fit_tokens: int
     heldout_tokens: int

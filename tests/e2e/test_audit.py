@@ -27,17 +27,17 @@ def lie(down):
 """,
     ),
     "mergemoe/grouping/cluster.py": (
-        'return by_similarity(similarity, profiled["usage"], kept, max_size)',
-        'return lie(by_similarity(similarity, profiled["usage"], kept, max_size))',
+        "expert_map, cost = grouped",
+        "expert_map, cost = lie(*grouped)",
         """
 
-def lie(groups):
+def lie(groups, cost):
     import os
 
     i = next(i for i, group in enumerate(groups) if group != groups[0])
-    if "SWAP" in os.environ:
+    if {"SWAP", "TIE"} & os.environ.keys():
         groups[0], groups[i] = groups[i], groups[0]
-    return groups
+    return groups, cost * (2 if "SWAP" in os.environ else 1)
 """,
     ),
 }
@@ -119,10 +119,20 @@ def test_a_rerun_on_another_machine_is_equivalent(drifting):
 def test_a_weight_and_a_group_that_are_others_make_a_run_different(drifting, tmp_path):
     done, found = audited(elsewhere(drifting, tmp_path, BUMP="0.05", SWAP="1"))
     assert done.returncode == 1 and found["verdict"] == "different"
-    for part in (": down.N differs by", ": expert_map is another"):
+    for part in (": down.N differs by", ": expert_map of 0, "):
         assert any(part in reason for reason in found["reasons"])
-    assert ": expert_map is another" in done.stdout
+    assert ": expert_map of 0, " in done.stdout
     assert not any(one["faults"] for one in found["stages"].values())
+
+
+def test_a_grouping_of_the_same_cost_is_a_near_tie_and_scores_judge_what_follows(drifting, tmp_path):
+    done, found = audited(elsewhere(drifting, tmp_path, TIE="1"))
+    clusters = [path for path in found["stages"]["cluster"]["apart"] if "/half/" in path]
+    assert clusters and found["stages"]["cluster"]["by_scores"] == clusters
+    assert "\nnear-ties:\n" in done.stdout and "cost the same but for 0.0e+00" in done.stdout
+    assert found["stages"]["solve"]["by_scores"] and found["stages"]["assemble"]["by_scores"]
+    assert all(reason.startswith("metrics.json: ") for reason in found["reasons"])
+    assert (found["verdict"] == "equivalent") == (not found["reasons"])
 
 
 def test_another_document_and_another_original_make_a_run_different(drifting, tmp_path):

@@ -141,7 +141,7 @@ def run(draw, one):
     options |= {"width": 1.0} if options.get("width") == "auto" else {}
     width = catalogue.kept_width(options, one.experts["up"].shape[1])
     case = (one.kind, method, options, by, kept, str(one.dtype))
-    expert_map = cluster.group_experts(by, kept, problem, profiled, width)
+    expert_map = cluster.group_experts(by, kept, problem, profiled, width).expert_map
     router = Router(one.rule, tensor(one.router, one.dtype)) if routing != "preserved" else None
     tensors, record = solve(experts, expert_map, usage, reader, act, router=router, method=method, **options)
     return case, expert_map, usage, tensors, record, options, method

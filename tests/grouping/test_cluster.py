@@ -20,7 +20,7 @@ def experts_of(*rows):
 
 
 def by_weights(experts, usage, kept):
-    return cluster.group_experts("weights", kept, Problem(experts, [], None, SILU), {"usage": usage}, 0)
+    return cluster.group_experts("weights", kept, Problem(experts, [], None, SILU), {"usage": usage}, 0).expert_map
 
 
 def test_experts_join_the_most_similar_of_the_most_used():
@@ -53,7 +53,7 @@ def test_similarity_is_the_cosine_of_concatenated_up_and_gate(described):
 
 def test_tokens_of_a_group_are_counted_once_and_weighted(reader):
     expert_map, usage = [0, 0, 1, 1, 1, 0, 2, 2], [3, 1, 4, 1, 5, 9, 2, 6]
-    figures = cluster.describe_grouping(expert_map, usage, reader)
+    figures = cluster.describe_grouping(cluster.Grouped(expert_map, 1.0), usage, reader)
     tokens = [
         (i, w) for chunk in reader.chunks() for i, w in zip(chunk.index.tolist(), chunk.weight.tolist(), strict=True)
     ]

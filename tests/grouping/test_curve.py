@@ -51,7 +51,7 @@ def test_the_error_is_that_of_the_groups_on_held_out_tokens(by, features, width,
     tokens = problem.reader.parts[True]
     profiled = {"usage": torch.bincount(problem.reader.parts[False].index.flatten(), minlength=6).tolist()}
     (found,) = curve.error_curve(by, [(3, width)], problem, profiled, None, search)
-    expert_map = cluster.group_experts(by, 3, problem, profiled, width, search=search)
+    expert_map = cluster.group_experts(by, 3, problem, profiled, width, search=search).expert_map
     grouped = replace(problem, groups=groups_of(expert_map, profiled["usage"]))
     y = routed_output(tokens.hidden, tokens.index, tokens.weight, problem.experts, problem.act)
     missing = compressed(grouped, routed, {"features": features, "width": width / 5}) - y

@@ -335,7 +335,7 @@ def test_compression_in_memory_gives_the_workflows_weights_bit_for_bit(path, des
             profiled = profile_layer(reader, experts, act)
             usage = profiled["usage"]
             problem = Problem(experts.map(lambda m: m.float()), [], reader, act)
-            expert_map = cluster.group_experts("weights", 4, problem, profiled, entry["width"])
+            expert_map = cluster.group_experts("weights", 4, problem, profiled, entry["width"]).expert_map
             solved[entry["layer"]], record = solve(
                 experts, expert_map, usage, reader, act, method=method, **catalogue.complete(method, {})
             )

@@ -51,7 +51,7 @@ def by_workflow(path, tokens, folder, dtype, method, width=1.0, refine=None, gro
             problem = Problem(experts.map(lambda m: m.float()), [], reader, act)
             groups = entry["router"]["groups"]
             how = {"router_groups": groups, **grouping}
-            expert_map = cluster.group_experts(by, kept, problem, profiled, entry["width"], **how)
+            expert_map = cluster.group_experts(by, kept, problem, profiled, entry["width"], **how).expert_map
             router = layer_router(entry, read_router(described, entry["layer"])) if changes else None
             solved[entry["layer"]], _ = solve(
                 experts, expert_map, usage, reader, act, router=router, method=method, **options

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mergemoe.artifacts import store
 from mergemoe.calibration.activation_file import Writer
-from mergemoe.workflow.ledger import compare, summary
-from mergemoe.workflow.ledger.summary import Apart, compare_summaries, summarize
+from mergemoe.workflow.comparison import compare, summary
+from mergemoe.workflow.comparison.summary import Apart, compare_summaries, summarize
 
 MADE = {"stage": "x", "inputs": {}, "code": "1"}
 WHOLE = {
@@ -69,6 +69,19 @@ def test_numbers_of_json_are_apart_by_their_norm(tmp_path):
     assert found.decisions == [] and found.numbers == {"groups.share": pytest.approx(1e-6 / 0.3125**0.5, rel=1e-4)}
 
 
+def test_numbers_under_keys_with_digits_are_compared(tmp_path):
+    one, other = ({"by_ridge": {"0.01": size, "1": 2.0}} for size in (0.5, 0.6))
+    found = compare_summaries(of_json(tmp_path, one), of_json(tmp_path, other))
+    assert found == Apart([], {"by_ridge.0.01": pytest.approx(0.2)})
+
+
+def test_a_map_of_experts_says_which_experts_are_in_another_group(tmp_path):
+    one, other, less = ({"expert_map": groups} for groups in ([0, 1, 1, 2], [0, 2, 1, 1], [0, 1, 2]))
+    before = of_json(tmp_path, one)
+    assert compare_summaries(before, of_json(tmp_path, other)) == Apart(["expert_map of 1, 3"], {})
+    assert compare_summaries(before, of_json(tmp_path, less)) == Apart(["expert_map"], {})
+
+
 @given(seed=st.integers(0, 10**6), size=st.sampled_from([1, 5, 4093, 4094, 20_000]), log=st.floats(-8, 0))
 def test_the_size_of_a_difference_is_right_to_a_factor(seed, size, log):
     draw = np.random.default_rng(seed)
@@ -111,6 +124,28 @@ def test_tensors_and_captures_are_summarized_in_every_type(dtype, tmp_path):
         assert compare_summaries(before[i], larger[i]) == Apart([], {parts[i]: pytest.approx(0.5, rel=0.6)})
         assert compare_summaries(before[i], other[i]) == Apart(decisions[i], {})
         assert json.loads(json.dumps(before[i])) == before[i]
+
+
+@given(seed=st.integers(0, 10**6), moved=st.integers(0, 300))
+def test_a_capture_tells_how_many_choices_of_experts_moved(seed, moved, tmp_path_factory):
+    draw, path = np.random.default_rng(seed), tmp_path_factory.mktemp("capture") / "results/a.h5"
+    path.parent.mkdir()
+    index = np.stack([draw.permutation(8)[:3] for _ in range(400)])
+    found = []
+    for flips in (0, moved):
+        for token in range(flips):
+            index[token, 2] = next(expert for expert in range(8) if expert not in index[token])
+        writer = Writer(path, torch.tensor([False]))
+        writer.append(
+            hidden=torch.ones(400, 2),
+            expert_index=torch.from_numpy(index).to(torch.int16),
+            router_logits=torch.ones(400, 8),
+            sequence=torch.zeros(400, dtype=torch.int32),
+        )
+        writer.close({**MADE, "layer": 0})
+        found.append(summarize(path))
+    share = compare_summaries(*found).numbers.get("chosen.N", 0.0) ** 2 / 2
+    assert 0.1 * moved / 1200 <= share <= 4 * moved / 1200
 
 
 def test_another_shape_is_a_decision():

@@ -3,9 +3,10 @@
 import pytest
 
 from mergemoe.artifacts.stages import STAGES
-from mergemoe.workflow.ledger.verdict import BOUNDS, reasons, verdict
+from mergemoe.workflow.comparison.bounds import BOUNDS
+from mergemoe.workflow.comparison.verdict import reasons, verdict
 
-STAGE = {"as_recorded": True, "faults": [], "other_bytes": [], "apart": {}}
+STAGE = {"as_recorded": True, "faults": [], "other_bytes": [], "apart": {}, "ties": [], "by_scores": []}
 
 
 def findings(stage="solve", *, identical=False, strays=(), metrics=None, **changes):

@@ -14,15 +14,13 @@ from mergemoe.artifacts.verify import Claims
 from mergemoe.errors import ArtifactError, UserError
 from mergemoe.report import missing_results
 from mergemoe.report.metrics import read_metrics
+from mergemoe.workflow.comparison import compare, recorded_summaries, ties, verdict
 from mergemoe.workflow.ledger import (
     commands,
-    compare,
     dvc_lock,
     kept_files,
     record,
     recorded_environment,
-    recorded_summaries,
-    verdict,
     verify_results,
 )
 from mergemoe.workflow.ledger.clone import checkout_artifacts, temporary_clone
@@ -67,8 +65,10 @@ def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
         with temporary_clone(root, commit) as again:
             _compute(again)
             found |= _rerun(stages, tree, again, locked, summaries)
+            _add_ties(stages, again)
             found["metrics"] = _metrics(root, commit, again)
     else:
+        _add_ties(stages, tree)
         found["metrics"] = _metrics(root, commit, tree)
     held = all(one["as_recorded"] and not one["faults"] for one in stages.values()) and not strays
     same = all(not one.get("differ") for one in stages.values())
@@ -161,6 +161,18 @@ def _rerun(
         }
     parted = [name for name, one in stages.items() if one["other_payload"]]
     return {"again": {"identical": identical, "differ": len(differences)}, "parts_at": parted[0] if parted else None}
+
+
+def _add_ties(stages: dict[str, Any], tree: Path) -> None:
+    """Add to every stage its near-ties, in words, and the results that scores judge, because they follow from one."""
+    found = ties.near_ties(
+        stages, lambda path: compare.inputs_of(tree / path), lambda path: compare.parts_of(tree / path)
+    )
+    for one in stages.values():
+        one |= {
+            "ties": [found.words[path] for path in one["apart"] if path in found.words],
+            "by_scores": [path for path in one["apart"] if path in found.by_scores],
+        }
 
 
 def _metrics(root: Path, commit: str, tree: Path) -> dict[str, Any]:

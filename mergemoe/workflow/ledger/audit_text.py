@@ -5,7 +5,7 @@ from typing import Any
 
 from mergemoe.report.metrics import shown
 from mergemoe.text_table import aligned_table
-from mergemoe.workflow.ledger import verdict
+from mergemoe.workflow.comparison import verdict
 
 LISTED = 12  # facts of one kind
 
@@ -22,13 +22,15 @@ def _conclusion(found: Mapping[str, Any]) -> str:
         came = f"All {again['identical']} files came out again, byte for byte." if again else ""
         return came or "Every byte is as recorded, and the provenance holds."
     if found["verdict"] == verdict.EQUIVALENT:
-        sizes = {name: verdict.largest(one["apart"]) or 0.0 for name, one in stages.items()}
+        sizes = {name: verdict.largest(one) or 0.0 for name, one in stages.items()}
+        ties = [tie for one in stages.values() for tie in one["ties"]]
         most = max(sizes, key=sizes.__getitem__)
-        if not sizes[most]:
+        if not sizes[most] and not ties:
             return "All results say the same; pages or the provenance inside them (code or inputs) differ."
         scores = f"scores by at most {_apart(found['metrics']):.2g} standard errors"
+        but = f" but {len(ties)}, where two alternatives nearly tie" if ties else ""
         return (
-            f"Every decision is as recorded; numbers differ by rounding, by up to {sizes[most]:.1e} of their norm "
+            f"Every decision is as recorded{but}; numbers differ by rounding, by up to {sizes[most]:.1e} of their norm "
             f"({most}), {scores}."
         )
     if found["strays"] or any(one["faults"] for one in stages.values()):
@@ -65,8 +67,13 @@ def _again(stage: Mapping[str, Any]) -> str:
 
 
 def _size(stage: Mapping[str, Any]) -> str:
-    size = verdict.largest(stage["apart"])
-    return "DIFFER" if size is None else f"numbers by up to {size:.1e}"
+    size = verdict.largest(stage)
+    if size is None:
+        return "DIFFER"
+    after = len(stage["by_scores"]) - len(stage["ties"])
+    counts = {"near-ties": len(stage["ties"]), "that follow": after}
+    told = [f"{count} {name}" for name, count in counts.items() if count]
+    return ", ".join([*told, *([f"numbers by up to {size:.1e}"] if size or not told else [])])
 
 
 def _facts(found: Mapping[str, Any]) -> list[str]:
@@ -74,6 +81,7 @@ def _facts(found: Mapping[str, Any]) -> list[str]:
         "not the bytes of dvc.lock": [path for one in found["stages"].values() for path in one["other_bytes"]],
         "does not hold": [fact for one in found["stages"].values() for fact in one["faults"]] + list(found["strays"]),
         "rerun": [path for one in found["stages"].values() for path in one.get("other_payload", [])],
+        "near-ties": [tie for one in found["stages"].values() for tie in one["ties"]],
         "more than rounding": [] if found["verdict"] == verdict.EQUIVALENT else list(found["reasons"]),
         _metrics(found["metrics"]): [_number(key, *row) for key, row in found["metrics"]["differ"].items()],
         "code that was edited since": list(found["edited"]),

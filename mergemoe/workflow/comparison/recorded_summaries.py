@@ -9,7 +9,8 @@ from typing import Any
 
 from mergemoe.artifacts import atomic
 from mergemoe.progress import track
-from mergemoe.workflow.ledger import kept_files, summary, verify_results
+from mergemoe.workflow.comparison import summary
+from mergemoe.workflow.ledger import kept_files, verify_results
 
 FILE = Path("envs", "summaries.json")
 

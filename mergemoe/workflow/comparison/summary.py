@@ -1,16 +1,16 @@
 """Summaries of results: what a comparison needs where the recorded files themselves are not at hand.
 
-A part of a file has decisions (names, shapes, whole numbers, text, and how JSON is nested), kept as a digest; and
-numbers, kept as their norm and SUMS sums with random signs. If the difference of two arrays has the norm d, such a sum
-of one differs from the other's by d, in the root mean square (Johnson and Lindenstrauss, 1984). So the sums tell d
-without the arrays; with eight of them, d is right to about a quarter.
+A part of a file has decisions (names, shapes, whole numbers, text, and how JSON is nested), kept as a digest, a map of
+experts to groups as it is; and numbers, kept as their norm and SUMS sums with random signs. If the difference of two
+arrays has the norm d, such a sum of one differs from the other's by d, in the root mean square (Johnson and
+Lindenstrauss, 1984). So the sums tell d without the arrays; with eight of them, d is right to about a quarter.
 """
 
 import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +27,15 @@ DIGITS = 12  # of a number that is kept
 SHORT = 16  # of a digest that is kept
 NUMBER = [0]  # stands for one in a digest; no other end of a branch of JSON is a list with an entry
 SUFFIXES = (".json", ".safetensors", ".h5")
+LISTED = "expert_map"  # a decision that is kept itself
+CHOSEN = "chosen"  # which experts each token chose, as numbers 0 and 1
 
 
 class Apart(NamedTuple):
     """How two results differ.
 
-    decisions: the parts that differ in more than numbers. numbers: {part: ||a - b|| / ||a||} of the others that differ.
+    decisions: the parts that differ in more than numbers; of expert_map it says of which experts.
+    numbers: {part: ||a - b|| / ||a||} of the others that differ.
     """
 
     decisions: list[str]
@@ -64,11 +67,19 @@ def compare_summaries(one: Mapping[str, Any], other: Mapping[str, Any]) -> Apart
         a, b = dict(one[name]), dict(other[name])
         (size, sums), (_, others) = ((part.pop("norm", None), part.pop("sums", [])) for part in (a, b))
         if a != b or len(sums) != len(others):
-            decisions.append(name)
+            decisions.append(name + _where(a.get("value"), b.get("value")))
         elif sums != others:
             far = float(np.sqrt(np.mean(np.subtract(sums, others) ** 2)))
             numbers[name] = far / size if size else float("inf")
     return Apart(decisions, numbers)
+
+
+def _where(recorded: list[int] | None, here: list[int] | None) -> str:
+    """Return which experts are in another group, for a map of experts to groups."""
+    if not recorded or not here or len(recorded) != len(here):
+        return ""
+    moved = (str(expert) for expert, (a, b) in enumerate(zip(recorded, here, strict=True)) if a != b)
+    return f" of {', '.join(moved)}"
 
 
 def _of_json(whole: Any) -> dict[str, Any]:
@@ -96,8 +107,12 @@ def _of_json(whole: Any) -> dict[str, Any]:
                 numbers.setdefault(".".join(keys), []).append(value)
 
     walk(whole, (), ())
-    found = _of_arrays((name, np.array(each)) for name, each in numbers.items())
-    return {name: {**found.get(name, {}), "digest": digests.digest_json(each)[:SHORT]} for name, each in rest.items()}
+    found = _of_arrays(((name, np.array(each)) for name, each in numbers.items()), part=str)
+    kept = {LISTED: {"value": whole[LISTED]}} if LISTED in whole else {}
+    return {
+        name: {**found.get(name, {}), **kept.get(name, {}), "digest": digests.digest_json(each)[:SHORT]}
+        for name, each in rest.items()
+    }
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -119,20 +134,35 @@ def _rows(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         yield "heldout", reader.file["heldout"][:]
         for name in sorted(reader.file.keys() - {"heldout"}):
             for start in range(0, len(reader.file[name]), ROWS):
-                yield f"{name}.{start}", _numpy(reader.read(name, start, ROWS))
+                rows = _numpy(reader.read(name, start, ROWS))
+                yield f"{name}.{start}", rows
+                if name == "router_logits":
+                    index = reader.read("expert_index", start, ROWS).numpy()
+                    yield f"{CHOSEN}.{start}", _chosen(index, rows.shape[1])
+
+
+def _chosen(index: np.ndarray, experts: int) -> np.ndarray:
+    """Return 1 for each of N experts that a token chose, else 0; the last column is for -1, no expert."""
+    chosen = np.zeros((len(index), experts + 1), np.float32)
+    np.put_along_axis(chosen, index.astype(np.int64), np.float32(1), axis=1)
+    return chosen
 
 
 def _numpy(tensor: Any) -> np.ndarray:
     return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
 
 
-def _of_arrays(arrays: Iterable[tuple[str, np.ndarray]]) -> dict[str, Any]:
-    """Return the summary of named arrays: those whose names differ in numbers alone are one part."""
+def _alike(name: str) -> str:
+    return re.sub(r"\d+", "N", name)
+
+
+def _of_arrays(arrays: Iterable[tuple[str, np.ndarray]], part: Callable[[str], str] = _alike) -> dict[str, Any]:
+    """Return the summary of named arrays by part: those whose names differ in numbers alone are one."""
     wholes: dict[str, Any] = {}
     squares: dict[str, float] = {}
     sums: dict[str, np.ndarray] = {}
     for i, (full, array) in enumerate(arrays):
-        name = re.sub(r"\d+", "N", full)
+        name = part(full)
         whole = wholes.setdefault(name, hashlib.sha256())
         whole.update(digests.canonical([full, str(array.dtype), list(array.shape)]).encode())
         if array.dtype.kind != "f":

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 from mergemoe.artifacts import digests, provenance
 from mergemoe.errors import ArtifactError
 from mergemoe.progress import track
-from mergemoe.workflow.ledger import summary, verify_results
-from mergemoe.workflow.ledger.summary import Apart
+from mergemoe.workflow.comparison import summary
+from mergemoe.workflow.comparison.summary import Apart
+from mergemoe.workflow.ledger import verify_results
 
 WHOLE = Apart(["the file"], {})
 
@@ -48,6 +49,26 @@ def compare_recorded(root: Path, recorded: Mapping[str, Any], paths: Collection[
         if apart != ([], {}):
             found.append(Difference(path, apart, payload=True))
     return found
+
+
+def inputs_of(path: Path) -> list[str]:
+    """Return the files and folders that a result was made from; none if it cannot be read."""
+    for own in (path, path.parent / "provenance.json"):  # files of a checkpoint have none of their own
+        try:
+            made = provenance.read_provenance(own) if own.is_file() else None
+        except ArtifactError:  # it is among the faults
+            made = None
+        if made is not None:
+            return list(made["inputs"])
+    return []
+
+
+def parts_of(path: Path) -> list[str]:
+    """Return the names of a result's parts; none if it cannot be read."""
+    try:
+        return list(summary.summarize(path)) if path.is_file() else []
+    except ArtifactError:  # it is among the faults
+        return []
 
 
 def _file(before: Path, after: Path, path: str) -> Difference | None:

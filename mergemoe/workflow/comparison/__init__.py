@@ -1,0 +1,1 @@
+"""Comparison of results with recorded ones: summaries, bounds of rounding, near-ties, and the verdict."""

@@ -1,0 +1,139 @@
+"""Near-ties: decisions that rounding may turn, because two alternatives are equally good.
+
+A token may choose either of two experts whose router logits are the same but for rounding; a search, either of two
+groupings of the same cost; a solve, either of two neurons or priors that leave the same error. So a result whose
+decisions differ is a near-tie if what it comes from is as recorded, and the numbers by which the stage chooses, its
+goals, differ by rounding only. What follows from a near-tie is another model, as good as the recorded one; its scores
+are compared, and its numbers are not.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from mergemoe.workflow.comparison.bounds import BOUNDS, GOAL_BOUNDS
+from mergemoe.workflow.comparison.summary import CHOSEN
+
+State = Literal["same", "tie", "follows", "different"]
+
+
+class Choice(NamedTuple):
+    """What a stage may choose one way or another: the parts that follow a choice, and the goals that it is made by."""
+
+    parts: str
+    goals: tuple[str, ...]
+
+
+_ROUTED = Choice(r"expert_index\.N|expert_weight\.N|" + CHOSEN + r"\.N", ("router_logits.N", "hidden.N"))
+_ERRORS = ("output_error.fit", "output_error.heldout")
+_SOLVED = r"groups\.(?!members|group\b).*|(down|gate|up|router)(_bias)?(\.N)?"
+CHOICES = {
+    "capture": _ROUTED,
+    "evaluate": _ROUTED,  # the captures of the full model on held-out text
+    "cluster": Choice(r"expert_map.*|groups\..*", ("cost",)),
+    "solve": Choice(_SOLVED, _ERRORS),
+    "refine": Choice(_SOLVED + r"|best_step|steps|history\..*", _ERRORS),
+    "quantize": Choice(_SOLVED, _ERRORS),
+}
+
+
+class Ties(NamedTuple):
+    """Near-ties in words, by path, and the paths of them and of what follows, which scores judge."""
+
+    words: dict[str, str]
+    by_scores: list[str]
+
+
+class Differences:
+    """The results that differ, and how far each may."""
+
+    def __init__(self, stages: Mapping[str, Mapping[str, Any]]):
+        """Take the stages of an audit: {stage: {"apart": {path: {"decisions": [part], "numbers": {part: size}}}}}."""
+        self.stage = {path: name for name, one in stages.items() for path in one["apart"]}
+        self.apart = {path: stages[name]["apart"][path] for path, name in self.stage.items()}
+
+    def numbers_beyond(self, path: str) -> dict[str, float]:
+        """Return the numbers that differ by more than rounding."""
+        bound = BOUNDS.get(self.stage[path], 0.0)
+        return {part: size for part, size in self.apart[path]["numbers"].items() if not size <= bound}
+
+    def beyond(self, path: str) -> list[str]:
+        """Return the parts that differ by more than rounding."""
+        return [*self.apart[path]["decisions"], *self.numbers_beyond(path)]
+
+    def goals(self, path: str) -> float:
+        """Return by how much the goals of a stage's choices differ; infinity if they are no numbers any more."""
+        found = self.apart.get(record_of(path), {"decisions": [], "numbers": {}})
+        goals = CHOICES[self.stage[path]].goals
+        if {"the file", *goals} & set(found["decisions"]):
+            return float("inf")
+        return max(found["numbers"].get(goal, 0.0) for goal in goals)
+
+
+def near_ties(
+    stages: Mapping[str, Mapping[str, Any]],
+    inputs_of: Callable[[str], Iterable[str]],
+    parts_of: Callable[[str], Collection[str]],
+) -> Ties:
+    """Return the near-ties among the differences that an audit found, and what follows from them.
+
+    Args:
+        stages: {stage: {"apart": {path: {"decisions": [part], "numbers": {part: size}}}}}.
+        inputs_of: gives the files and folders that a result was made from.
+        parts_of: gives the names of a result's parts, as in its summary.
+    """
+    differences = Differences(stages)
+    states: dict[str, State] = {}
+
+    def state(path: str) -> State:
+        if path not in states:
+            before = {state(other) for other in _made_before(path, inputs_of(path), differences.apart)}
+            if "different" in before:
+                states[path] = "different"
+            else:
+                states[path] = "follows" if before - {"same"} else _own_state(path, differences, parts_of)
+        return states[path]
+
+    if not any(map(differences.beyond, differences.apart)):
+        return Ties({}, [])
+    found = {path: state(path) for path in differences.apart}
+    words = {path: _words(path, differences) for path, one in found.items() if one == "tie"}
+    return Ties(words, [path for path, one in found.items() if one in {"tie", "follows"}])
+
+
+def record_of(path: str) -> str:
+    """Return the file that has the goals of a result: weights have a record beside them."""
+    return f"{path.removesuffix('.safetensors')}.json" if path.endswith(".safetensors") else path
+
+
+def _made_before(path: str, inputs: Iterable[str], apart: Collection[str]) -> list[str]:
+    """Return the differing results that one depends on: its inputs, and what one forward pass captured before it."""
+    place, inputs = Path(path), tuple(inputs)
+    layers = [other for other in apart if other.endswith(".h5") and Path(other).parent == place.parent]
+    earlier = [other for other in layers if other < path or place.suffix != ".h5"]
+    made_from = [other for other in apart if any(other == one or other.startswith(f"{one}/") for one in inputs)]
+    return [other for other in dict.fromkeys(earlier + made_from) if other != path]
+
+
+def _own_state(path: str, differences: Differences, parts_of: Callable[[str], Collection[str]]) -> State:
+    """Return the state of a result whose inputs are as recorded."""
+    beyond = differences.beyond(path)
+    if not beyond:
+        return "same"
+    stage = differences.stage[path]
+    choice = CHOICES.get(stage)
+    if choice is None or not all(re.fullmatch(choice.parts, part) for part in beyond):
+        return "different"
+    has_goals = bool(set(choice.goals) & set(parts_of(record_of(path))))
+    return "tie" if has_goals and differences.goals(path) <= GOAL_BOUNDS[stage] else "different"
+
+
+def _words(path: str, differences: Differences) -> str:
+    numbers = differences.numbers_beyond(path)
+    moved = numbers.pop(f"{CHOSEN}.N", 0.0) ** 2 / 2  # a choice that moves takes one 1 of n away, and adds one
+    others = [f"about {moved:.1e} of the choices of experts"] if moved else []
+    others += differences.apart[path]["decisions"]
+    others += [f"{part} (by {size:.1e} of its norm)" for part, size in numbers.items()]
+    goals = " and ".join(CHOICES[differences.stage[path]].goals)
+    return f"{path}: other {', '.join(others)}; {goals} the same but for {differences.goals(path):.1e}"

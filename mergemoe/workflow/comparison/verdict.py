@@ -1,0 +1,83 @@
+"""The verdict of an audit: identical, equivalent or different.
+
+Equivalent is what another processor gives: every decision is the same but for near-ties (ties.py), the numbers inside
+differ by rounding (bounds.py), and the scores by less than a tenth of their standard errors.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mergemoe.artifacts.paths import RESULTS
+from mergemoe.workflow.comparison.bounds import BOUNDS
+
+IDENTICAL, EQUIVALENT, DIFFERENT = "identical", "equivalent", "different"
+
+OURS = f"{RESULTS}/"
+MODELS_OF, SCORES_OF = f"{RESULTS}/models/", f"{RESULTS}/scores/"
+STANDARD_ERRORS = 0.1
+# Of what magnifies roundings: runs that end with a descent, greedy continuations, where two tokens may nearly tie, and
+# what follows from a near-tie.
+MAGNIFIED = 0.5
+RELATIVE = 1e-3  # of a number in metrics.json that has no standard error
+RELATIVE_AFTER_TIE = 1e-2
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """Return the verdict on the findings of an audit (audit.py)."""
+    if found["identical"]:
+        return IDENTICAL
+    return DIFFERENT if reasons(found) else EQUIVALENT
+
+
+def reasons(found: Mapping[str, Any]) -> list[str]:
+    """Return the reasons why findings are different; none if they are equivalent."""
+    facts = [fact for one in found["stages"].values() for fact in one["faults"]] + list(found["strays"])
+    for name, one in found["stages"].items():
+        facts += [f"{path} is not the recorded file" for path in one["other_bytes"] if not path.startswith(OURS)]
+        for path, apart in _judged(one).items():
+            facts += [f"{path}: {part} is another" for part in apart["decisions"]]
+            facts += [
+                f"{path}: {part} differs by {size:.1e} of its norm, where rounding explains {BOUNDS[name]:.1e}"
+                for part, size in apart["numbers"].items()
+                if not size <= BOUNDS[name]
+            ]
+    following = _following_runs(found["stages"])
+    for key, (committed, here, error) in found["metrics"]["differ"].items():
+        if not _close(key, committed, here, error, key.startswith(following)):
+            facts.append(f"metrics.json: {key} is {here}, and {committed} was committed")
+    return facts
+
+
+def largest(stage: Mapping[str, Any]) -> float | None:
+    """Return the largest difference of numbers in a stage's results, near-ties and what follows from them left out.
+
+    None if they differ in more than numbers.
+    """
+    apart = _judged(stage).values()
+    if any(one["decisions"] for one in apart):
+        return None
+    return max((size for one in apart for size in one["numbers"].values()), default=0.0)
+
+
+def _judged(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the differences that bounds judge: not those of near-ties and of what follows from them."""
+    return {path: one for path, one in stage["apart"].items() if path not in set(stage["by_scores"])}
+
+
+def _following_runs(stages: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return how keys of metrics.json begin whose scores follow from a near-tie."""
+    paths = [path for one in stages.values() for path in one["by_scores"]]
+    runs = (path.removeprefix(MODELS_OF).rpartition("/")[0] + " " for path in paths if path.startswith(MODELS_OF))
+    models = (path.removeprefix(SCORES_OF).partition("/")[0] + "/" for path in paths if path.startswith(SCORES_OF))
+    return (*dict.fromkeys(runs), *dict.fromkeys(models))  # what is measured against the full model follows with it
+
+
+def _close(key: str, committed: float | None, here: float | None, error: float | None, follows: bool) -> bool:
+    if committed is None or here is None:
+        return False
+    run, score = key.split(" ")
+    if score.endswith("_stderr"):  # a standard error is not judged by one
+        return True
+    most = MAGNIFIED if follows or "+" in run or score.startswith("generation/") else STANDARD_ERRORS
+    relative = RELATIVE_AFTER_TIE if follows else RELATIVE
+    return abs(here - committed) <= (most * error if error else relative * abs(committed))
