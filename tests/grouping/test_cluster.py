@@ -1,6 +1,7 @@
 """Groupings against slow references."""
 
 import numpy as np
+import problems
 import pytest
 import torch
 
@@ -36,6 +37,41 @@ def test_ties_in_usage_go_to_the_lower_index():
 def test_no_expert_is_like_one_of_zeros():
     experts = experts_of([0, 0], [1, 0], [1, 0.1], [0.1, 1])
     assert by_weights(experts, usage=[9, 8, 1, 1], kept=2) == [0, 1, 1, 1]
+
+
+def grouped(by, kept, problem, profiled, **options):
+    return cluster.group_experts(by, kept, problem, profiled, 5, **options)
+
+
+def test_the_cost_of_a_grouping_by_similarity_is_how_far_experts_are_from_their_centres():
+    similarity = [[1, 0.9, 0.2, 0.1], [0.9, 1, 0.3, 0.8], [0.2, 0.3, 1, 0.7], [0.1, 0.8, 0.7, 1]]
+    profiled = {"usage": [1, 9, 7, 2], "router_similarity": similarity}
+    found = grouped("router", 2, problems.problem(expert_map=range(4)), profiled)
+    assert found.expert_map == [0, 0, 1, 0] and found.cost == pytest.approx(0.1 + 0.2)
+    experts = experts_of([1, 0], [3, 4], [0, 1])
+    assert grouped("weights", 1, Problem(experts, [], None, SILU), {"usage": [5, 1, 1]}).cost == pytest.approx(0.4 + 1)
+
+
+def test_the_cost_of_a_grouping_by_outputs_is_the_sum_of_the_distances_joined():
+    problem = problems.problem(expert_map=range(6))
+    means = cluster.mean_outputs(problem).numpy()
+    joined = [float(np.linalg.norm(means[i] - means[j])) for j in range(6) for i in range(j)]
+    assert grouped("outputs", 5, problem, {}).cost == pytest.approx(min(joined))
+    assert grouped("outputs", 6, problem, {}).cost == 0
+
+
+@pytest.mark.parametrize("kept", [6, 3, 2])
+def test_the_cost_of_a_grouping_by_selection_is_the_sum_of_its_groups_errors(kept):
+    problem = problems.problem(expert_map=range(6))
+    found = grouped("selection", kept, problem, {})
+    costs = [problems.union_cost(problem, members, 5) for members in cluster.members_of(found.expert_map)]
+    assert found.cost == pytest.approx(sum(costs), abs=1e-9)
+
+
+def test_the_cost_of_pruning_is_the_saliency_of_what_is_pruned():
+    found = grouped("saliency", 2, problems.problem(expert_map=range(4)), {"saliency": [3.0, 0.5, 0.25, 2.0]})
+    assert found == ([0, -1, -1, 1], 0.75)
+    assert grouped("none", 4, problems.problem(expert_map=range(4)), {}) == ([0, 1, 2, 3], 0.0)
 
 
 def test_keeping_all_experts_leaves_them_in_place():

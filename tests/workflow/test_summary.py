@@ -148,6 +148,11 @@ def test_a_capture_tells_how_many_choices_of_experts_moved(seed, moved, tmp_path
     assert 0.1 * moved / 1200 <= share <= 4 * moved / 1200
 
 
+def test_a_token_without_an_expert_counts_as_one_that_chose_no_expert():
+    found = summary._chosen(np.array([[0, 2], [1, -1]], np.int16), experts=3)
+    np.testing.assert_array_equal(found, [[1, 0, 1, 0], [0, 1, 0, 1]])
+
+
 def test_another_shape_is_a_decision():
     one, other = (of_array(np.ones(shape)) for shape in ((2, 3), (3, 2)))
     assert compare_summaries(one, other) == Apart(["a"], {})

@@ -79,3 +79,35 @@ def test_numbers_without_a_standard_error_may_differ_by_a_thousandth():
         assert verdict(findings(metrics={"m/full fidelity/mb": [2.0, 2.0 + factor * 2e-3, None]})) == said
     assert verdict(findings(metrics={"m/full fidelity/kl_stderr": [2.0, 2.5, None]})) == "equivalent"
     assert verdict(findings(metrics={"m/full fidelity/kl": [None, 2.5, None]})) == "different"
+
+
+def after_a_tie(tied, key, row):
+    found = findings("assemble", metrics={key: row}, apart={tied: {"decisions": [], "numbers": {}}}, by_scores=[tied])
+    return verdict(found)
+
+
+@pytest.mark.parametrize(
+    ("tied", "key", "follows"),
+    [
+        ("results/models/m/a/b/mergemoe/model.safetensors", "m/a/b/mergemoe fidelity/kl", True),
+        ("results/models/m/a/b/mergemoe/model.safetensors", "m/a/b/reap fidelity/kl", False),
+        ("results/models/m/a/b/mergemoe/model.safetensors", "m/a/b/mergemoe2 fidelity/kl", False),
+        ("results/scores/m/full/reference/layer_001.h5", "m/a/b/reap fidelity/kl", True),
+        ("results/scores/m/full/reference/layer_001.h5", "m/full fidelity/perplexity", True),
+        ("results/scores/m/full/reference/layer_001.h5", "m2/full fidelity/perplexity", False),
+    ],
+)
+def test_scores_that_follow_from_a_near_tie_may_differ_by_half_of_their_standard_error(tied, key, follows):
+    wide, narrow = (0.5, 1e-2), (0.1, 1e-3)
+    error, relative = wide if follows else narrow
+    for factor, said in ((0.99, "equivalent"), (1.01, "different")):
+        assert after_a_tie(tied, key, [2.0, 2.0 + factor * error * 0.03, 0.03]) == said
+        assert after_a_tie(tied, key, [2.0, 2.0 + factor * relative * 2, None]) == said
+
+
+def test_numbers_of_a_near_tie_and_what_follows_are_not_judged():
+    assert (
+        verdict(findings(as_recorded=False, apart=apart(9.0, ["groups.members"]), by_scores=["results/x"]))
+        == "equivalent"
+    )
+    assert verdict(findings(as_recorded=False, apart=apart(9.0), by_scores=["results/y"])) == "different"
