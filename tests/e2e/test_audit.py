@@ -57,7 +57,7 @@ def drifting(finished, tmp_path_factory):
 
 def audited(project, *args, **variables):
     done = run(project, "mergemoe", "audit", *args, ok=False, **variables)
-    written = max((project / "logs/audit").iterdir(), key=lambda file: file.stat().st_mtime)
+    written = max((project / "logs/audit").glob("*.json"), key=lambda file: file.stat().st_mtime)
     return done, json.loads(written.read_text())
 
 

@@ -25,7 +25,7 @@ def nothing_to_do(project):
 def audited(project, *args, ok=True):
     """An audit's findings, and what it printed."""
     done = run(project, "mergemoe", "audit", *args, ok=ok)
-    path = max((project / "logs/audit").iterdir(), key=lambda file: file.stat().st_mtime)
+    path = max((project / "logs/audit").glob("*.json"), key=lambda file: file.stat().st_mtime)
     return json.loads(path.read_text()), done.stdout
 
 
