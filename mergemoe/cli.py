@@ -179,17 +179,19 @@ def run_restore(args: argparse.Namespace) -> None:
 
 
 def run_audit(args: argparse.Namespace) -> None:
-    """Print an audit's findings and write them as JSON; exit with 1 if they are different, or `--strict` with 2."""
+    """Print an audit's findings, write them as JSON and as a page; exit with 1 if different, or `--strict` with 2."""
     from mergemoe.artifacts import atomic
     from mergemoe.workflow.comparison import verdict
-    from mergemoe.workflow.ledger import audit_text
+    from mergemoe.workflow.ledger import audit_page, audit_text
     from mergemoe.workflow.ledger.audit import audit_project
 
     found = audit_project(Path.cwd(), args.revision, args.rerun)
     path = Path("logs", "audit", f"{found['revision'][:12]}.json")
-    with atomic.atomic(path) as file:
-        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"{audit_text.format_audit(found)}\n({path} has all details)")
+    page = path.with_suffix(".html")
+    for target, text in ((path, json.dumps(found, indent=1) + "\n"), (page, audit_page.render_audit(found))):
+        with atomic.atomic(target) as file:
+            file.write_text(text, encoding="utf-8")
+    print(f"{audit_text.format_audit(found)}\n({path} has all details, {page} shows them)")
     if found["verdict"] != verdict.IDENTICAL and (args.strict or found["verdict"] == verdict.DIFFERENT):
         sys.exit(1 if found["verdict"] == verdict.DIFFERENT else 2)
 

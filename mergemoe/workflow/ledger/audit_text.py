@@ -12,11 +12,12 @@ LISTED = 12  # facts of one kind
 
 def format_audit(found: Mapping[str, Any]) -> str:
     """Return an audit's findings (workflow/ledger/audit.py) for a terminal."""
-    parts = [f"audit of {found['revision'][:12]}", _table(found), *_facts(found)]
-    return "\n\n".join([*parts, f"verdict: {found['verdict']}. {_conclusion(found)}"])
+    parts = [f"audit of {found['revision'][:12]}", aligned_table(stage_rows(found), "<>><"), *_facts(found)]
+    return "\n\n".join([*parts, f"verdict: {found['verdict']}. {conclusion(found)}"])
 
 
-def _conclusion(found: Mapping[str, Any]) -> str:
+def conclusion(found: Mapping[str, Any]) -> str:
+    """Return the sentence that says what the verdict rests on."""
     again, stages = found.get("again"), found["stages"]
     if found["verdict"] == verdict.IDENTICAL:
         came = f"All {again['identical']} files came out again, byte for byte." if again else ""
@@ -42,14 +43,15 @@ def _conclusion(found: Mapping[str, Any]) -> str:
     return "All is as recorded, but metrics.json is not the committed one."
 
 
-def _table(found: Mapping[str, Any]) -> str:
+def stage_rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """Return the head of the table of stages, and a row for each."""
     rows = [["stage", "files", "MB", "bytes", "provenance", *(["rerun"] if "again" in found else [])]]
     for name, one in found["stages"].items():
         holds = f"{len(one['faults'])} faults" if one["faults"] else "holds"
         rows.append([name, str(one["files"]), f"{one['bytes'] / 1e6:,.1f}", _bytes(one), holds])
         if "again" in found:
             rows[-1].append(_again(one))
-    return aligned_table(rows, "<>><")
+    return rows
 
 
 def _bytes(stage: Mapping[str, Any]) -> str:
@@ -83,7 +85,7 @@ def _facts(found: Mapping[str, Any]) -> list[str]:
         "rerun": [path for one in found["stages"].values() for path in one.get("other_payload", [])],
         "near-ties": [tie for one in found["stages"].values() for tie in one["ties"]],
         "more than rounding": [] if found["verdict"] == verdict.EQUIVALENT else list(found["reasons"]),
-        _metrics(found["metrics"]): [_number(key, *row) for key, row in found["metrics"]["differ"].items()],
+        moved_scores(found["metrics"]): [_number(key, *row) for key, row in found["metrics"]["differ"].items()],
         "code that was edited since": list(found["edited"]),
         "recorded elsewhere": list(found["environment"]),
     }
@@ -97,7 +99,8 @@ def _list(name: str, facts: list[str]) -> str:
     return "\n".join([f"{name}:", *(f"  {fact}" for fact in facts[:LISTED]), *more])
 
 
-def _metrics(metrics: Mapping[str, Any]) -> str:
+def moved_scores(metrics: Mapping[str, Any]) -> str:
+    """Return how many numbers of metrics.json differ, and by how many standard errors at most."""
     apart = _apart(metrics)
     most = f", by at most {apart:.2g} standard errors if they have one" if apart else ""
     return f"metrics.json: {len(metrics['differ'])} of {metrics['numbers']} numbers are not the committed ones{most}"
