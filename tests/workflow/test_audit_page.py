@@ -9,9 +9,10 @@ import pytest
 from browsing import CONTRASTS, PHONE, opened
 
 from mergemoe import cli
-from mergemoe.workflow.ledger import audit, audit_text, verdict
+from mergemoe.workflow.comparison import verdict
+from mergemoe.workflow.comparison.bounds import BOUNDS
+from mergemoe.workflow.ledger import audit, audit_text
 from mergemoe.workflow.ledger.audit_page import render_audit
-from mergemoe.workflow.ledger.verdict import BOUNDS
 
 STAGE = {
     "files": 4,
@@ -21,6 +22,8 @@ STAGE = {
     "other_bytes": [],
     "apart": {},
     "faults": [],
+    "ties": [],
+    "by_scores": [],
 }
 SAME = {"numbers": 139, "differ": {}}
 MOVED = {
@@ -116,7 +119,7 @@ def test_every_reason_stage_difference_and_score_is_on_the_page(found):
     assert "stage files MB bytes provenance layout" in said
     facts = [*found["reasons"], *found["environment"], *found["edited"]]
     for name, one in found["stages"].items():
-        facts += [f"{name} 4 48.0", *one["other_bytes"], *one.get("ties", []), *one["apart"]]
+        facts += [f"{name} 4 48.0", *one["other_bytes"], *one["ties"], *one["apart"]]
         for apart in one["apart"].values():
             facts += [f"{part} is another" for part in apart["decisions"]]
             facts += [f"{part} by {size:.1e}" for part, size in apart["numbers"].items()]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe.artifacts.paths import METRICS, RESULTS
-from mergemoe.artifacts.stages import STAGES
+from mergemoe.artifacts.stages import STAGES, dvc_stages
 from mergemoe.artifacts.verify import Claims
 from mergemoe.errors import ArtifactError, UserError
 from mergemoe.report import missing_results
@@ -57,7 +57,8 @@ def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
     summaries = recorded_summaries.read_summaries(tree)
     faults = verify_results.check_results(tree, claims, kept_out) + _unlocked(claims, locked)
     of = {name: [fault for fault in faults if fault.stage in rules.get(name, ())] for name in locked}
-    stages = {name: _stage(name, tree, locked, of[name], kept_out, summaries) for name in locked}
+    in_order = [name for name in dict.fromkeys([*dvc_stages(), *locked]) if name in locked]
+    stages = {name: _stage(name, tree, locked, of[name], kept_out, summaries) for name in in_order}
     placed = {fault for found in of.values() for fault in found}
     strays = [fault.fact for fault in faults if fault not in placed]  # of no run, or of a stage that is not locked
     found: dict[str, Any] = {"stages": stages, "strays": strays, "edited": _edited(tree, locked)}

@@ -14,7 +14,8 @@ from mergemoe.report import plot_style
 from mergemoe.report.metrics import shown
 from mergemoe.report.page import PLOTLY
 from mergemoe.report.plot_style import GREY, HOUSE, Mark
-from mergemoe.workflow.ledger import audit_text, verdict
+from mergemoe.workflow.comparison.bounds import BOUNDS
+from mergemoe.workflow.ledger import audit_text
 
 SEEN = 0.01  # standard errors; scores that moved by less are folded away
 _LAYER = re.compile(rf"/layer_({paths.PATTERNS['layer']})\.")
@@ -59,7 +60,7 @@ def render_audit(found: Mapping[str, Any]) -> str:
     return env.get_template("audit.html").render(
         found=found,
         conclusion=audit_text.conclusion(found),
-        ties=[tie for one in found["stages"].values() for tie in one.get("ties", [])],
+        ties=[tie for one in found["stages"].values() for tie in one["ties"]],
         rows=audit_text.stage_rows(found),
         largest=max(parts, key=lambda part: part.size, default=None),
         parts_at=_parts_at(found),
@@ -138,7 +139,7 @@ def _scores(differ: Mapping[str, Sequence[float | None]]) -> list[Score]:
 def _picture(parts: Sequence[Part], marks: Mapping[str, Mark]) -> go.Figure:
     """Draw the largest difference of each stage over the layers, and the bounds up to which rounding explains them."""
     numbers = _largest(part for part in parts if math.isfinite(part.size))
-    bounds = {part.stage: verdict.BOUNDS[part.stage] for part in numbers}
+    bounds = {part.stage: BOUNDS[part.stage] for part in numbers}
     values = [*(part.size for part in numbers), *bounds.values()]
     top = 10 * max(values, default=0.1)
     at = [part.layer for part in parts if part.layer is not None]

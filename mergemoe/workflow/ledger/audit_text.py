@@ -75,7 +75,9 @@ def _size(stage: Mapping[str, Any]) -> str:
     after = len(stage["by_scores"]) - len(stage["ties"])
     counts = {"near-ties": len(stage["ties"]), "that follow": after}
     told = [f"{count} {name}" for name, count in counts.items() if count]
-    return ", ".join([*told, *([f"numbers by up to {size:.1e}"] if size or not told else [])])
+    if size:
+        told.append(f"numbers by up to {size:.1e}")
+    return ", ".join(told) or "the same numbers"
 
 
 def _facts(found: Mapping[str, Any]) -> list[str]:
