@@ -36,6 +36,7 @@ QUANTIZE: dict[str, dict[str, Any]] = {
     "5": {"by": "gptq", "bits": 5},
     "4": {"by": "gptq", "bits": 4},
     "3": {"by": "descent", "bits": 3},
+    "2.5": {"by": "descent", "bits": 2.5},
     "2": {"by": "descent", "bits": 2},
 }
 CALIBRATE = {**methods.MIXED, "samples": 512}
@@ -78,17 +79,22 @@ def params(piece: str, seed: int) -> dict[str, Any]:
         (calibrate,) = made["calibrate"]
         made["cluster"], made["solve"] = {"all": {"by": "weights", "experts": 1.0}}, {"average": {"method": "average"}}
         made["refine"], made["runs"] = {}, [[model, calibrate, "all", "average"]]
-    made["quantize"] = {f"q{bits}": {**how, "rest": REST.get(bits, REST_OF_FEW)} for bits, how in QUANTIZE.items()}
+    made["quantize"] = {_name(bits): {**how, "rest": REST.get(bits, REST_OF_FEW)} for bits, how in QUANTIZE.items()}
     plain = [[*run, None][:5] for run in made["runs"]]
     made["runs"] = [[*run, name] for run in plain for name in (None, *made["quantize"])]
     return made
 
 
+def _name(bits: str) -> str:
+    """Return the name of a choice of `quantize`, which may have no dot."""
+    return f"q{bits.replace('.', '_')}"
+
+
 def left(piece: str) -> list[int]:
-    """Return the calibration seeds of a piece that its model's file does not have."""
+    """Return the calibration seeds of a piece that its model's file does not have with all bits."""
     model, method, share = PIECES[piece]
-    there = {(run.method, run.share, seed) for run, seed in _runs(_kept(model))}
-    return [seed for seed in methods.SEEDS if (method, share, seed) not in there]
+    there = {(run.method, run.share, run.bits, seed) for run, seed in _runs(_kept(model))}
+    return [seed for seed in methods.SEEDS if any((method, share, bits, seed) not in there for bits in QUANTIZE)]
 
 
 def keep(piece: str, project: Path = Path()) -> None:
@@ -114,7 +120,8 @@ def _runs(found: dict[str, Any]) -> Iterator[tuple[Point, int]]:
         method, share = solve.rsplit("_", 1) if cluster == "none" else (solve, cluster.rpartition("_")[2])
         method = FULL if cluster == "all" else method + plus + refine
         scored = (scores[BYTES], scores[KL], scores[PERPLEXITY], scores[BLIMP])
-        yield Point(method, "100" if cluster == "all" else share, bits or "16", *scored, 1), int(calibrate[-1])
+        bits = bits.replace("_", ".") or "16"
+        yield Point(method, "100" if cluster == "all" else share, bits, *scored, 1), int(calibrate[-1])
 
 
 def points(model: str) -> list[Point]:

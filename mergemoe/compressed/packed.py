@@ -56,6 +56,11 @@ def packed_places(folder: Path, layout: Layout, options: Mapping[str, Any] | Non
     if options is None or options["by"] == "round":
         what = "not quantized" if options is None else f"rounded to GGUF's {options['format']}"
         raise UserError(f"only experts quantized by gptq or descent can be packed, and this run is {what}. {_BY}")
+    if not float(options["bits"]).is_integer():
+        raise UserError(
+            f"this run has a mean of {options['bits']:g} bits, another number in each matrix, and packing takes one "
+            f"number for all. Choose a whole number of `bits` in `quantize`. {_UNPACKED}"
+        )
     if not checkpoint_card.is_stock(path.name for path in folder.iterdir()):
         raise UserError(
             "the checkpoint is compact: programs that read compressed-tensors do not know its expert_map. Pack a stock "
@@ -165,7 +170,7 @@ def _scheme(options: Mapping[str, Any]) -> Any:
         raise UserError('packing needs the package compressed-tensors: pip install "mergemoe[packed]"') from None
 
     weights = QuantizationArgs(
-        num_bits=options["bits"],
+        num_bits=int(options["bits"]),
         type=QuantizationType.INT,
         symmetric=False,
         strategy=QuantizationStrategy.GROUP,

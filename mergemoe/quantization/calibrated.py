@@ -25,22 +25,29 @@ class Calibrated(NamedTuple):
     grids: dict[str, Grid]  # [M, R, C / group]
 
 
-def calibrated_experts(problem: Problem, compact: Experts, options: Mapping[str, Any]) -> Calibrated:
+def calibrated_experts(
+    problem: Problem, compact: Experts, bits: Mapping[str, Tensor], options: Mapping[str, Any]
+) -> Calibrated:
     """Return the M experts quantized by GPTQ.
 
     Args:
         problem: the layer with its calibration tokens.
         compact: its experts, as they were solved or refined.
-        options: bits, group and damping.
+        bits: of each role's matrices [M].
+        options: group and damping.
     """
-    parts = [part for part in (compact.gate, compact.up) if part is not None]
-    both = _quantized(problem, torch.cat(parts, 1), lambda x, _: x, options)
+    parts = {role: part for role in ("gate", "up") if (part := compact.roles().get(role)) is not None}
+    of_rows = torch.cat([bits[role][:, None].expand(-1, part.shape[1]) for role, part in parts.items()], 1)
+    both = _quantized(problem, torch.cat([*parts.values()], 1), of_rows, lambda x, _: x, options)
     rows = {"up": slice(-compact.up.shape[1], None)}
     if compact.gate is not None:
         rows["gate"] = slice(None, compact.up.shape[1])
     made = {role: both.rows(which) for role, which in rows.items()}
     first = replace(compact, **{role: found.weights for role, found in made.items()})
-    made["down"] = _quantized(problem, compact.down, lambda x, expert: features(x, first, expert, problem.act), options)
+    of_rows = bits["down"][:, None].expand(-1, compact.down.shape[1])
+    made["down"] = _quantized(
+        problem, compact.down, of_rows, lambda x, expert: features(x, first, expert, problem.act), options
+    )
     return Calibrated(
         replace(first, down=made["down"].weights),
         replace(compact, **{role: found.before for role, found in made.items()}),
@@ -48,18 +55,19 @@ def calibrated_experts(problem: Problem, compact: Experts, options: Mapping[str,
     )
 
 
-def _quantized(problem: Problem, matrices: Tensor, inputs: Inputs, options: Mapping[str, Any]) -> Corrected:
-    """Return matrices [M, R, C] by GPTQ in float32; as many at once as their Gram matrices have room."""
-    how = {name: options[name] for name in ("bits", "group", "damping")}
+def _quantized(
+    problem: Problem, matrices: Tensor, bits: Tensor, inputs: Inputs, options: Mapping[str, Any]
+) -> Corrected:
+    """Return matrices [M, R, C] by GPTQ in float32; as many at once as their Gram matrices have room; bits [M, R]."""
+    how = {name: options[name] for name in ("group", "damping")}
     weights, before, size = torch.empty_like(matrices), torch.empty_like(matrices), matrices.shape[-1]
     grids, at_once = list[Grid](), max(1, GRAM_BYTES // (8 * size**2))
     for start in range(0, len(matrices), at_once):
         which = range(start, min(start + at_once, len(matrices)))
         for expert, gram in zip(which, _grams(problem, which, size, inputs), strict=True):
-            weights[expert], before[expert], grid = gptq(matrices[expert], gram, **how)
+            weights[expert], before[expert], grid = gptq(matrices[expert], gram, bits[expert], **how)
             grids.append(grid)
-    scale, zero = (torch.stack(part).float() for part in ([g.scale for g in grids], [g.zero for g in grids]))
-    return Corrected(weights, before, Grid(scale, zero, options["bits"]))
+    return Corrected(weights, before, Grid(*(torch.stack(parts).float() for parts in zip(*grids, strict=True))))
 
 
 def _grams(problem: Problem, which: range, size: int, inputs: Inputs) -> Tensor:

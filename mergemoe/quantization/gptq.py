@@ -20,7 +20,7 @@ from mergemoe.quantization.grids import Grid, fitted_grid
 class Corrected(NamedTuple):
     """A quantized matrix [R, C]; what each weight was, with all corrections, before it was rounded; the grids.
 
-    `grid` has a scale and a zero for each row and group [R, C / group].
+    `grid` has a scale, a zero and the bits of each row and group [R, C / group].
     """
 
     weights: Tensor
@@ -29,17 +29,16 @@ class Corrected(NamedTuple):
 
     def rows(self, which: slice) -> "Corrected":
         """Return some rows of matrices [M, R, C]."""
-        grid = Grid(self.grid.scale[:, which], self.grid.zero[:, which], self.grid.bits)
-        return Corrected(self.weights[:, which], self.before[:, which], grid)
+        return Corrected(self.weights[:, which], self.before[:, which], Grid(*(part[:, which] for part in self.grid)))
 
 
-def gptq(weights: Tensor, gram: Tensor, bits: int, group: int, damping: float) -> "Corrected":
+def gptq(weights: Tensor, gram: Tensor, bits: int | Tensor, group: int, damping: float) -> "Corrected":
     """Return the quantized matrix, in float64, and its grids.
 
     Args:
         weights: W [R, C].
         gram: H [C, C] of the matrix's inputs; a column without any is rounded to the nearest value.
-        bits: of a weight.
+        bits: of a weight, in all rows or in each [R].
         group: columns that share a grid.
         damping: added to the diagonal of H, as a share of its mean.
     """
@@ -62,5 +61,4 @@ def gptq(weights: Tensor, gram: Tensor, bits: int, group: int, damping: float) -
             w[:, i] = rounded
             w[:, i + 1 : end] -= errors[:, i - start, None] * upper[i, i + 1 : end]
         w[:, end:] -= errors @ upper[start:end, end:]
-    scale, zero = (torch.stack(part, 1) for part in ([g.scale for g in grids], [g.zero for g in grids]))
-    return Corrected(w, before, Grid(scale, zero, bits))
+    return Corrected(w, before, Grid(*(torch.stack(parts, 1) for parts in zip(*grids, strict=True))))

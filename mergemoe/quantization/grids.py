@@ -10,32 +10,35 @@ SHRINKS = [1 - step / 40 for step in range(21)]  # of a group's range, tried for
 
 
 class Grid(NamedTuple):
-    """s (q - z) for q in 0 .. 2^b - 1, in each row: `scale` s [R], stored in 16 bits, and `zero` z [R]."""
+    """s (q - z) for q in 0 .. 2^b - 1, in each row: `scale` s [R], stored in 16 bits, `zero` z [R], `bits` b [R]."""
 
     scale: Tensor
     zero: Tensor
-    bits: int
+    bits: Tensor
 
     def nearest(self, weights: Tensor) -> Tensor:
         """Return the nearest values of weights [R] or [R, n]."""
         rows = (..., *([None] * (weights.ndim - self.scale.ndim)))
-        scale, zero = self.scale[rows], self.zero[rows]
-        steps = ((weights / scale).round() + zero).clamp(0, 2**self.bits - 1)
+        scale, zero, most = self.scale[rows], self.zero[rows], 2 ** self.bits[rows] - 1
+        steps = ((weights / scale).round() + zero).clamp(min=0).minimum(most.to(weights))
         return (steps - zero) * scale
 
 
-def fitted_grid(weights: Tensor, bits: int) -> Grid:
+def fitted_grid(weights: Tensor, bits: int | Tensor) -> Grid:
     """Return the grid of each row of one group [R, n] whose nearest values have the least squared error.
+
+    `bits` are those of all rows, or of each [R].
 
     The ends of a row's range, which has 0 in it, are pulled together by each of SHRINKS.
     """
-    steps = 2**bits - 1
+    bits = torch.as_tensor(bits, device=weights.device).expand(len(weights))
+    steps = (2**bits - 1).to(weights)
     low, high = weights.amin(1).clamp(max=0), weights.amax(1).clamp(min=0)
     grids, errors = list[Grid](), list[Tensor]()
     for shrink in SHRINKS:
         scale = (shrink * (high - low) / steps).half().double()
         scale = scale.where(scale > 0, torch.ones_like(scale))
-        grids.append(Grid(scale, (-shrink * low / scale).round().clamp(0, steps), bits))
+        grids.append(Grid(scale, (-shrink * low / scale).round().clamp(min=0).minimum(steps), bits))
         errors.append((grids[-1].nearest(weights) - weights).square().sum(1))
     best = torch.stack(errors).argmin(0)[None]
     scale, zero = (torch.stack(part).gather(0, best)[0] for part in ([g.scale for g in grids], [g.zero for g in grids]))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from mergemoe.methods.options import Option
-from mergemoe.quantization.blocks import BLOCKS
+from mergemoe.quantization.blocks import BLOCKS, FEWEST, MOST
 from mergemoe.reconstruction.options import LAYER
 
 REST = Option(
@@ -18,7 +18,11 @@ REST = Option(
 )
 ROUND = {"format": Option("block format of GGUF", words=tuple(BLOCKS))}
 GPTQ = {
-    "bits": Option("of a weight", at_least=2, at_most=8, whole=True),
+    "bits": Option(
+        "of a weight; if not whole, their mean in a layer: each matrix of each expert has as many as it needs most",
+        at_least=FEWEST,
+        at_most=MOST,
+    ),
     "group": Option(
         "weights of a row that share a scale and a zero", default=32, at_least=8, at_most=65_536, whole=True
     ),

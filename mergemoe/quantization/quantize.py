@@ -1,6 +1,6 @@
 """Quantize the experts of one solved layer: gate, up and down, each row in groups of its own scale."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ from mergemoe.errors import UserError
 from mergemoe.moe.expert_forward import Activation
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.finite import check_finite
+from mergemoe.moe.problem import Problem
 from mergemoe.moe.quantize_record import QuantizeRecord
 from mergemoe.moe.records import ByPart
 from mergemoe.moe.router_rule import Router
 from mergemoe.moe.solved import compact_experts, output_error, solved_problem
 from mergemoe.moe.tokens import Activations
+from mergemoe.quantization.bit_budget import spent_bits
 from mergemoe.quantization.calibrated import calibrated_experts
 from mergemoe.quantization.descended import descended_experts
 from mergemoe.quantization.grids import Grid, rounded_blocks
@@ -49,7 +51,7 @@ def quantize(
     Returns:
         tensors: in the form of `solved`, with every group, in float32: the values that the format has; `bytes`, which
         the layer's experts take in it; and by gptq and descent the grids [M, R, C / group] of each role: `<role>_scale`
-        in float16 and `<role>_zero` in uint8.
+        in float16 and `<role>_zero` in uint8; and their bits [M], `<role>_bits` in uint8.
         record: errors before and after, and the bytes of the format.
 
     Raises:
@@ -61,22 +63,26 @@ def quantize(
     for why in (misfit(options, lengths), too_few(reader.heldout_sequences()) if options["by"] == "descent" else None):
         if why:
             raise UserError(why)
+    mean_bits = weight_bits(options)
     if options["by"] == "round":
         made = {
             role: rounded_blocks(part, options["format"]) for role, part in compact.roles().items() if role in ROLES
         }
         quantized = Experts(**{**compact.roles(), **made}, norm=compact.norm)
     else:
-        calibrated = calibrated_experts(problem, compact, options)
+        roles = [role for role in compact.roles() if role in ROLES]
+        bits = _bits(problem, compact, roles, options)
+        calibrated = calibrated_experts(problem, compact, bits, options)
         quantized = calibrated.experts
         _check_finite(quantized)
-        grids = _grid_tensors(calibrated.grids)
+        grids = _grid_tensors(calibrated.grids) | {f"{role}_bits": each.to(torch.uint8) for role, each in bits.items()}
+        mean_bits = weight_bits({**options, "bits": float(torch.cat([*bits.values()]).double().mean())})
         if options["by"] == "descent":
             start = _tensors(solved, calibrated.before)
             quantized = descended_experts(problem, start, calibrated.grids, scratch, options) or quantized
     _check_finite(quantized)
     tensors = {**_tensors(solved, quantized), **grids}
-    tensors["bytes"] = torch.tensor(_stored(compact, weight_bits(options), experts.up.element_size()))
+    tensors["bytes"] = torch.tensor(_stored(compact, mean_bits, experts.up.element_size()))
 
     def errors(which: Experts) -> ByPart:
         fit, heldout = (
@@ -91,10 +97,17 @@ def quantize(
         "tokens": {"fit": reader.count(), "heldout": reader.count(heldout=True)},
         "start_error": errors(compact),
         "output_error": errors(quantized),
-        "bits": weight_bits(options),
+        "bits": mean_bits,
         "bytes": int(tensors["bytes"]),
     }
     return tensors, record
+
+
+def _bits(problem: Problem, compact: Experts, roles: Sequence[str], options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the bits [M] of each role's matrices."""
+    if options["bits"] == int(options["bits"]):
+        return dict.fromkeys(roles, torch.full((len(compact),), int(options["bits"])))
+    return spent_bits(problem, compact, roles, options["bits"], options["group"])
 
 
 def _check_finite(quantized: Experts) -> None:

@@ -41,6 +41,6 @@ class RoundedLayer(Approximation):
 
     def _nearest(self, role: str, place: int, weights: Tensor) -> Tensor:
         grid, latent = self.grids[role], weights.detach()
-        one = Grid(grid.scale[place], grid.zero[place], grid.bits)
+        one = Grid(*(part[place] for part in grid))
         nearest = one.nearest(latent.reshape(*one.scale.shape, -1)).view_as(latent)
         return nearest + (weights - latent)  # exactly the nearest value, with the gradient of the weights

@@ -47,7 +47,10 @@ def kept(monkeypatch, tmp_path):
 def test_what_is_kept_is_not_measured_again_and_counts_as_the_mean(kept):
     assert frontier.left("demo_slim_50") == [1] and frontier.left("demo_slim_25") == [0, 1, 2]
     points = frontier.points("demo")
-    assert {(point.kl, point.seeds) for point in points} == {(1.1, 2)} and len(points) == 14
+    assert {(point.kl, point.seeds) for point in points} == {(1.1, 2)} and len(points) == 2 * (
+        1 + len(frontier.QUANTIZE)
+    )
+    assert {point.bits for point in points} == {"16", *frontier.QUANTIZE}
     text = "\n".join(frontier.table())
     assert "demo-moe (4.00 MB" in text and "| slim+tuned, 50% | 4.00, 1.1 |" in text
 

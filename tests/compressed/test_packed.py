@@ -92,6 +92,7 @@ def test_the_configuration_names_the_packed_modules_and_ignores_all_others(plain
     [
         (None, "this run is not quantized. Add a choice with `by: gptq`"),
         ({"by": "round", "format": "Q4_0"}, "this run is rounded to GGUF's Q4_0. Add a choice with `by: gptq`"),
+        ({**OPTIONS, "bits": 2.5}, "a mean of 2.5 bits, another number in each matrix, .* Choose a whole number"),
     ],
 )
 def test_a_run_without_grids_is_refused(plain, described, options, said):

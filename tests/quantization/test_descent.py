@@ -39,12 +39,16 @@ def solved(layer):
     return solved_tensors(layer.experts, MAP, means)
 
 
+def bits_of(layer):
+    return {role: torch.full((4,), GPTQ["bits"]) for role in ("gate", "up", "down") if role in layer.experts.roles()}
+
+
 def whole(experts):
     return {**experts.roles(), "expert_map": torch.tensor(MAP), "groups": torch.arange(4)}
 
 
 def test_the_layer_computes_with_rounded_weights_and_gives_their_gradients_to_those_behind_them(layer, solved):
-    quantized, _, grids = calibrated_experts(layer, compact_experts(layer.experts, solved), GPTQ)
+    quantized, _, grids = calibrated_experts(layer, compact_experts(layer.experts, solved), bits_of(layer), GPTQ)
     rounded, exact = RoundedLayer(layer, whole(quantized), grids), Approximation(layer, whole(quantized), list(grids))
     for name, weight in rounded.weights.items():
         role, place = name.split(".")
@@ -68,7 +72,7 @@ def test_the_layer_computes_with_rounded_weights_and_gives_their_gradients_to_th
 def test_it_ends_on_the_grids_of_gptq_and_nearer_to_the_layer(layer, solved):
     found, record = quantize(layer.experts, solved, layer.reader, layer.act, by="descent", **OPTIONS)
     plain, before = quantize(layer.experts, solved, layer.reader, layer.act, by="gptq", **GPTQ)
-    _, _, grids = calibrated_experts(layer, compact_experts(layer.experts, solved), GPTQ)
+    _, _, grids = calibrated_experts(layer, compact_experts(layer.experts, solved), bits_of(layer), GPTQ)
     for role, grid in grids.items():
         groups = found[role].unflatten(-1, (-1, GPTQ["group"]))
         assert torch.equal(grid.nearest(groups), groups)
@@ -90,6 +94,8 @@ def test_too_few_held_out_sequences_are_refused(layer, solved):
 
 
 def test_a_grid_of_many_rows_rounds_each_group_by_its_own():
-    grid = Grid(torch.tensor([[1.0, 0.5], [2.0, 4.0]]), torch.tensor([[0.0, 1.0], [2.0, 3.0]]), 2)
-    found = grid.nearest(torch.full((2, 2, 3), 1.6))
+    scale, zero = torch.tensor([[1.0, 0.5], [2.0, 4.0]]), torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    found = Grid(scale, zero, torch.full((2, 2), 2)).nearest(torch.full((2, 2, 3), 1.6))
     assert found[..., 0].tolist() == [[2.0, 1.0], [2.0, 0.0]]
+    found = Grid(scale, zero, torch.tensor([[3, 4], [2, 1]])).nearest(torch.full((2, 2, 3), 1.6))
+    assert found[..., 0].tolist() == [[2.0, 1.5], [2.0, -8.0]]

@@ -227,6 +227,13 @@ def test_a_quantization_by_descent_holds_and_writes_what_a_refine_does_too(study
     assert descent.disk == pytest.approx(gptq.disk + refine.disk, abs=3)  # each in whole MB, with a constant
 
 
+def test_bits_that_are_spent_by_error_take_more_passes_and_the_matrices_that_are_tried(study):
+    choices = {"whole": {"by": "gptq", "bits": 3}, "mean": {"by": "gptq", "bits": 2.5}}
+    params = study(quantize=choices)
+    whole, mean = (job_resources.job_need(params, "quantize", {**RUN, "quantize": name}) for name in choices)
+    assert mean.flops > 2 * whole.flops and mean.memory >= whole.memory and mean.disk == whole.disk
+
+
 def test_checkpoints_are_as_large_as_the_plan_says(study):
     params = study({"layers": 3}, cluster={"half": {"by": "weights", "experts": 3, "layers": "1-2"}})
     run = Run("wide", "text", "half", "routed")

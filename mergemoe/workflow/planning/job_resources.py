@@ -22,6 +22,7 @@ from mergemoe.workflow.config.params import Capture, Params
 from mergemoe.workflow.planning import plan
 from mergemoe.workflow.planning.layer_resources import Held, Layer, halved, solve_held
 from mergemoe.workflow.planning.model_counts import model_counts
+from mergemoe.workflow.planning.quantize_resources import quantize_held
 from mergemoe.workflow.planning.refine_resources import refine_held
 
 MARGIN = 1.2  # for other machines, allocators and versions
@@ -137,19 +138,7 @@ class _Job:
         return refine_held(layer, chosen.model_dump() | ({} if layer.inside else {"steps": 0}))
 
     def quantize(self) -> Held:
-        layer = self._layer()
-        size = max(layer.hidden, layer.kept_width)
-        grams = layer.grams(min(layer.kept, max(1, layer_sizes.GRAM_BYTES // (8 * size**2))), size)
-        result = 4 * layer.numbers * layer.kept * layer.kept_width / (layer.experts * layer.width)
-        held = 4 * layer.numbers * 1.8 + layer.chunk + 3 * result + grams.tensors
-        options = self.params.quantize[self.names["quantize"]].model_dump()
-        grids = 0 if options["by"] == "round" else 3 / (4 * options["group"])  # a group beside its weights
-        found = Held(held, disk=(1 + grids) * result, flops=4 * layer.flops + layer.kept * grams.flops)
-        if options["by"] != "descent":
-            return found
-        descent = refine_held(layer, options)
-        rounded = 2 * result  # of the weights behind them
-        return found.then(descent._replace(tensors=descent.tensors + rounded))
+        return quantize_held(self._layer(), self.params.quantize[self.names["quantize"]].model_dump())
 
     def assemble(self) -> Held:
         size = self._subject()["bytes"]
