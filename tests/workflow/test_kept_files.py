@@ -97,17 +97,17 @@ def test_a_record_of_environments_that_was_cut_or_edited(tmp_path, content):
 
 
 def test_a_cut_line_of_a_log_is_named_and_nothing_is_written(tmp_path):
-    log = tmp_path / "logs" / "solve" / "m.log"
+    log, claims = tmp_path / "logs" / "layout" / "m.log", {"results/layout/m.json": {"stage": "layout"}}
     log.parent.mkdir(parents=True)
     line = environment.MARK + json.dumps({**PLACE, "node": "n", "devices": None, "peak_mb": 1, "seconds": 1.0})
     for cut in (line[:40], line.replace("seconds", "second"), f"{environment.MARK}3"):
         log.write_text(f"a line\n{cut}\n")
-        said = refusal(lambda: recorded_environment.renew_recorded(tmp_path), log)
+        said = refusal(lambda: recorded_environment.renew_recorded(tmp_path, claims), log)
         assert "its job is left out of envs/recorded.json" in said
     assert not (tmp_path / recorded_environment.FILE).exists()
     log.write_text(f"a line\n{line}\n")
-    recorded_environment.renew_recorded(tmp_path)
-    assert recorded_environment.read_recorded(tmp_path)["solve"]["jobs"] == 1
+    recorded_environment.renew_recorded(tmp_path, claims)
+    assert recorded_environment.read_recorded(tmp_path)["layout"]["jobs"] == 1
 
 
 def test_committed_numbers_with_conflict_markers():

@@ -10,7 +10,19 @@ import pytest
 from tiny_project import ROOT
 
 from mergemoe import environment
+from mergemoe.artifacts.stages import STAGES
+from mergemoe.workflow.config.params import read_params
+from mergemoe.workflow.config.params_file import read_file
 from mergemoe.workflow.ledger import recorded_environment
+from mergemoe.workflow.planning import jobs
+
+CLAIMS = {
+    "results/layout/m.json": {"stage": "layout"},
+    "results/solve/m/c/half/a/layer_001.safetensors": {"stage": "solve"},
+    "results/solve/m/c/half/a/layer_002.safetensors": {"stage": "solve"},
+    "results/capture/m/c": {"stage": "capture"},
+    "results/report/provenance.json": {"stage": "report"},
+}
 
 
 def log(root, path, **facts):
@@ -26,8 +38,9 @@ def test_jobs_of_a_stage_are_counted_with_their_seconds_and_every_place_once(tmp
     log(tmp_path, "solve/m/c/half/a/layer_001.log")
     log(tmp_path, "solve/m/c/half/a/layer_002.log", seconds=1.25, peak_mb=500)
     log(tmp_path, "report.log", python="3.99.0")
-    (tmp_path / "logs/solve/killed.log").write_text("x\n")
-    recorded_environment.renew_recorded(tmp_path)
+    (tmp_path / "logs/capture/m").mkdir(parents=True)
+    (tmp_path / "logs/capture/m/c.log").write_text("killed\n")
+    recorded_environment.renew_recorded(tmp_path, CLAIMS)
     stages = recorded_environment.read_recorded(tmp_path)
     assert {name: (one["jobs"], one["seconds"], one["peak_mb"]) for name, one in stages.items()} == {
         "layout": (1, 2.5, 300),
@@ -42,12 +55,37 @@ def test_jobs_of_a_stage_are_counted_with_their_seconds_and_every_place_once(tmp
 
 def test_a_stage_without_logs_keeps_what_was_said_of_it(tmp_path):
     log(tmp_path, "capture/m/c.log", processor="another")
-    recorded_environment.renew_recorded(tmp_path)
+    recorded_environment.renew_recorded(tmp_path, CLAIMS)
     (tmp_path / "logs/capture/m/c.log").unlink()
     log(tmp_path, "report.log")
-    recorded_environment.renew_recorded(tmp_path)
+    recorded_environment.renew_recorded(tmp_path, CLAIMS)
     assert recorded_environment.read_recorded(tmp_path)["capture"]["ran_in"][0]["processor"] == "another"
     assert recorded_environment.read_recorded(tmp_path)["report"]["jobs"] == 1
+
+
+def test_logs_and_stages_of_choices_that_were_removed_do_not_count(tmp_path):
+    for path in ("layout/m", "solve/m/c/half/a/layer_001", "solve/m/c/half/removed/layer_001", "refine/removed"):
+        log(tmp_path, f"{path}.log")
+    for path in ("solve/m/c/half/a/layer_001", "refine/m/c/half/a/long/layer_001"):
+        log(tmp_path, f"{path}.log", processor="another")
+    refined = {"results/refine/m/c/half/a/long/layer_001.safetensors": {"stage": "refine"}}
+    recorded_environment.renew_recorded(tmp_path, CLAIMS | refined)
+    assert recorded_environment.read_recorded(tmp_path)["refine"]["jobs"] == 1
+    recorded_environment.renew_recorded(tmp_path, CLAIMS)
+    stages = recorded_environment.read_recorded(tmp_path)
+    assert {name: one["jobs"] for name, one in stages.items()} == {"layout": 1, "solve": 1}
+
+
+@pytest.mark.parametrize("params", ["params.yaml", "tests/tiny/params.yaml"])
+def test_the_log_of_every_job_follows_from_its_output(params, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    read = read_file(params)
+    if params != "params.yaml":
+        read["model"]["tiny"]["path"] = str(tiny)
+    for name, wildcards in jobs.every_job(read_params(read)):
+        stage = STAGES[name]
+        found = recorded_environment._log(stage.output.format(**wildcards), name)
+        assert found == stage.log.format(**wildcards)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="only Linux says it there")

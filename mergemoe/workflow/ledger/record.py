@@ -35,11 +35,13 @@ def record_run(root: Path) -> str:
         listed = ", ".join(f"{rule} {count}" for rule, count in jobs.items())
         raise UserError(f"not recorded: jobs are pending ({listed}). Run `snakemake --cores all` first")
     wanted = asked.result()
+    recorded_environment.gather_logs(root, wanted["claims"])  # an error in a log comes before the long checks
     refuse(verify_results.check_results(root, wanted["claims"]), "not recorded")
     environments, summaries = root / recorded_environment.FILE, root / recorded_summaries.FILE
     before, recorded = _text(root / "dvc.lock"), _text(environments)
     with _kept_on_failure(root / "dvc.lock", root / "dvc.yaml", environments, summaries):
-        recorded_environment.renew_recorded(root)  # first, so that a kill leaves no lock beside an older record
+        # first, so that a kill leaves no lock beside an older record
+        recorded_environment.renew_recorded(root, wanted["claims"])
         if _text(root / "dvc.yaml") != wanted["dvc.yaml"]:
             with atomic.atomic(root / "dvc.yaml") as file:
                 file.write_text(wanted["dvc.yaml"], encoding="utf-8")
@@ -68,7 +70,6 @@ def _read_kept_files(root: Path) -> None:
         dvc_lock.declared_stages(root)
     recorded_environment.read_recorded(root)
     recorded_summaries.read_summaries(root)
-    recorded_environment.gather_logs(root / "logs")
 
 
 def _check_lock(root: Path) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mergemoe import environment
-from mergemoe.artifacts import atomic
+from mergemoe.artifacts import atomic, paths
+from mergemoe.artifacts.stages import STAGES
+from mergemoe.artifacts.verify import Claims
 from mergemoe.workflow.ledger import kept_files
 
 FILE = Path("envs", "recorded.json")
@@ -23,31 +25,35 @@ def read_recorded(root: Path) -> dict[str, Any]:
     return kept_files.read_kept(root, str(FILE), kept_files.Recorded, otherwise)["stages"]
 
 
-def renew_recorded(root: Path) -> None:
-    """Write the file from the logs; a stage without logs, because its artifacts were restored, keeps its record."""
+def renew_recorded(root: Path, claims: Claims) -> None:
+    """Write the file from the logs of the claimed artifacts' jobs.
+
+    A stage without logs, because its artifacts were restored, keeps its record; one that no run needs loses it.
+    """
+    needed = {claim["stage"] for claim in claims.values()}
+    kept = {stage: record for stage, record in read_recorded(root).items() if stage in needed}
     path = root / FILE
     path.parent.mkdir(exist_ok=True)
-    text = json.dumps({"stages": {**read_recorded(root), **gather_logs(root / "logs")}}, sort_keys=True, indent=1)
+    text = json.dumps({"stages": {**kept, **gather_logs(root, claims)}}, sort_keys=True, indent=1)
     with atomic.atomic(path) as file:
         file.write_text(f"{text}\n", encoding="utf-8")
 
 
-def gather_logs(logs: Path) -> dict[str, Any]:
-    """Return {stage: jobs, seconds, highest peak of memory, environments} from the logs below a folder.
+def gather_logs(root: Path, claims: Claims) -> dict[str, Any]:
+    """Return {stage: jobs, seconds, highest peak of memory, environments} from the logs of the claimed artifacts' jobs.
 
     Raises:
         UserError: if the line of a log that says so was cut or edited.
     """
     stages: dict[str, Any] = {}
-    for path in sorted(logs.rglob("*.log")):
-        lines = re.findall(
-            rf"^{environment.MARK}(.*)$", path.read_text(errors="replace", encoding="utf-8"), re.MULTILINE
-        )
+    for log, stage in sorted((_log(output, claim["stage"]), claim["stage"]) for output, claim in claims.items()):
+        path = root / log
+        text = path.read_text(errors="replace", encoding="utf-8") if path.is_file() else ""
+        lines = re.findall(rf"^{environment.MARK}(.*)$", text, re.MULTILINE)
         if not lines:
             continue
         fix = f"Delete it, and its job is left out of {FILE}; or delete what the job made, and run `snakemake` again"
         ran = kept_files.parse_kept(lines[-1], str(path), kept_files.RanIn, fix)
-        stage = path.relative_to(logs).with_suffix("").parts[0]
         entry = stages.setdefault(stage, {"jobs": 0, "seconds": 0.0, "peak_mb": 0, "ran_in": []})
         entry["jobs"] += 1
         entry["seconds"] = round(entry["seconds"] + ran.pop("seconds"), 1)
@@ -57,6 +63,15 @@ def gather_logs(logs: Path) -> dict[str, Any]:
         if ran not in entry["ran_in"]:
             entry["ran_in"].append(ran)
     return stages
+
+
+def _log(output: str, stage: str) -> str:
+    """Return the log of the job that makes an output."""
+    row = STAGES[stage]
+    pattern = row.output.format(**{name: f"(?P<{name}>{paths.PATTERNS[name]})" for name in row.wildcards})
+    found = re.fullmatch(pattern, output)
+    assert found, f"{output} is no output of {stage}"
+    return row.log.format(**found.groupdict())
 
 
 def environment_differences(root: Path) -> list[str]:
