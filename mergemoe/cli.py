@@ -75,6 +75,7 @@ def main() -> None:
     command.set_defaults(run=run_audit)
 
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # after cleaning up
     try:
         with writing():
             args.run(args)

@@ -4,6 +4,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from mergemoe.errors import UserError
@@ -47,3 +48,29 @@ def test_a_program_may_go_on_if_there_is_room_again(tmp_path, monkeypatch):
     free = iter([0, 1 << 30, 0, 1 << 30, 0, 1 << 30, *[1 << 30] * 60])
     monkeypatch.setattr(commands.shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free)))
     assert commands.run_program(tmp_path, sys.executable, "-c", "import time; time.sleep(5); print('done')") == "done\n"
+
+
+def test_the_jobs_of_a_snakemake_that_is_killed_end_with_it(tmp_path, monkeypatch):
+    (tmp_path / "snakemake.py").write_text(
+        "import subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True, file=open('job', 'w'))\n"
+        "import time; time.sleep(60)\n"
+    )
+    monkeypatch.setattr(commands.subprocess.Popen, "communicate", interrupted_when(tmp_path / "job"))
+    with pytest.raises(KeyboardInterrupt):
+        commands.run_program(tmp_path, "snakemake")
+    job = psutil.Process(int((tmp_path / "job").read_text()))
+    ends = time.monotonic() + 5
+    while job.is_running() and job.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def interrupted_when(file):
+    """Return a `communicate` that Ctrl-C interrupts as soon as a file has content."""
+
+    def communicate(running, timeout):
+        while not (file.exists() and file.read_text()):
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    return communicate

@@ -1,23 +1,28 @@
 """A temporary clone of a project, and the artifacts that a commit of it has."""
 
 import configparser
+import fcntl
 import os
+import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mergemoe.errors import UserError, in_short
 from mergemoe.workflow.ledger import commands, dvc_lock
 
 DEEP = Path(*"abcdefghij")  # a dependency's path may lead up that many folders, which are then temporary, too
+PREFIX = "mergemoe-"  # of temporary folders
+LOCK = f"{socket.gethostname()}.lock"  # a file in each, locked while its process lives; other hosts may not see locks
 
 
 @contextmanager
 def temporary_clone(root: Path, commit: str) -> Iterator[Path]:
     """Yield a temporary clone at a commit, with the DVC cache and the remotes of `root`."""
-    with tempfile.TemporaryDirectory(prefix="mergemoe-") as folder:
-        tree = Path(folder, DEEP, "project")
+    with _temporary_folder() as folder:
+        tree = folder / DEEP / "project"
         tree.parent.mkdir(parents=True)
         commands.run_program(root, "git", "clone", "--quiet", "--no-checkout", str(root), str(tree))
         commands.run_program(tree, "git", "checkout", "--quiet", "--detach", commit)
@@ -32,6 +37,43 @@ def temporary_clone(root: Path, commit: str) -> Iterator[Path]:
                 its.parent.mkdir(parents=True, exist_ok=True)
                 its.symlink_to(ours.resolve())
         yield tree
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Yield a folder that is deleted at the end; if this process is killed, the next one deletes it.
+
+    The system unlocks a file when the process that locked it ends, however it ends.
+    """
+    _delete_abandoned(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
+        folder = Path(name)
+        with (folder / "new.lock").open("w", encoding="utf-8") as lock:
+            with suppress(OSError):  # a file system without locks: what a killed process leaves there stays
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                (folder / "new.lock").rename(folder / LOCK)  # which has that name only with the lock on it
+            try:
+                yield folder
+            finally:
+                _delete(folder)
+
+
+def _delete_abandoned(place: Path) -> None:
+    """Delete the temporary folders that processes of this user and host left behind: no process holds their locks."""
+    for folder in place.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # another process uses it, or has just deleted it
+            if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+                continue
+            with os.fdopen(os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW)) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _delete(folder)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a temporary folder, its lock last: if this process is killed meanwhile, the next one goes on."""
+    shutil.rmtree(folder / DEEP.parts[0], ignore_errors=True)
+    if not (folder / DEEP.parts[0]).exists():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _configure(root: Path, tree: Path) -> None:

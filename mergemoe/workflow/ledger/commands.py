@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,15 @@ def run_program(root: Path, *command: str, shown: bool = False) -> str:
     Raises:
         UserError: if it is not installed, or its exit status is not 0; with the last lines of its output.
     """
+    group = 0 if command[0] == "snakemake" else None  # of its own; git and dvc may ask for a password on the terminal
     if command[0] in {"dvc", "snakemake"}:
         command = (str(PYTHON), "-m", *command)
     name = " ".join(command[2:] if command[1:2] == ("-m",) else command)
     errors, environment = None if shown else subprocess.PIPE, _environment()
     try:
-        running = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=errors)
+        running = subprocess.Popen(
+            command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=errors, process_group=group
+        )
     except FileNotFoundError:
         raise UserError(f"`{command[0]}` is not installed. Install it") from None
     out, said = (text.decode(errors="replace") for text in _outcome(running, name, root))
@@ -56,13 +61,21 @@ def _outcome(running: "subprocess.Popen[bytes]", name: str, root: Path) -> tuple
             except subprocess.TimeoutExpired:
                 full = full + 1 if shutil.disk_usage(root).free < LEAST else 0
             except BaseException:
-                running.kill()
+                _kill(running)
                 raise
             if full > PATIENCE:
-                running.kill()
+                _kill(running)
                 raise UserError(
                     f"No space left in {root.resolve()}, where `{name}` waits. Make room, then run it again"
                 )
+
+
+def _kill(running: "subprocess.Popen[bytes]") -> None:
+    """Kill a program, and the jobs of Snakemake with it, which would go on to write."""
+    running.kill()
+    with suppress(OSError):  # all have ended
+        if os.getpgid(running.pid) == running.pid:
+            os.killpg(running.pid, signal.SIGKILL)
 
 
 def _environment() -> dict[str, str]:
