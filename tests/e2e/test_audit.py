@@ -2,10 +2,16 @@
 
 import gzip
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
-from project import change, commit, put_under_git, run
+from project import change, commit, environment, put_under_git, run
 from safetensors.torch import load_file, save_file
 
 pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(900)]
@@ -178,3 +184,35 @@ def test_what_cannot_be_audited_is_refused(drifting, tmp_path):
     (clone / "dvc.lock").unlink()
     assert "dvc.lock is missing: nothing was recorded yet" in run(clone, "mergemoe", "audit", ok=False).stderr
     assert "dvc.lock differs from it. Commit it" in run(clone, "mergemoe", "audit", "--rerun", ok=False).stderr
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_an_audit_that_is_killed_leaves_no_clone_behind(drifting, tmp_path, number):
+    command = [sys.executable, "-m", "mergemoe.cli", "audit"]  # a real one: a signal would not reach a warm one
+    variables = environment(drifting) | {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
+    with (tmp_path / "said").open("w") as said:
+        audit = subprocess.Popen([*command, "--rerun"], cwd=drifting, env=variables, stdout=said, stderr=said)
+    ends = time.monotonic() + 240
+    while not list(tmp_path.glob("mergemoe-*/**/project/logs/**/*.log")):  # a job of the rerun has begun
+        assert audit.poll() is None and time.monotonic() < ends, (tmp_path / "said").read_text()
+        time.sleep(0.2)
+    audit.send_signal(number)
+    audit.wait()
+    if number == signal.SIGKILL:
+        assert list(tmp_path.glob("mergemoe-*")) and (orphans := working_below(tmp_path))
+        for orphan in orphans:
+            orphan.kill()
+        subprocess.run([*command, "HEAD"], cwd=drifting, env=variables, capture_output=True, check=True)
+    else:
+        assert audit.returncode in {128 + number, -number}
+    assert not list(tmp_path.glob("mergemoe-*"))
+    ends = time.monotonic() + 10
+    while working_below(tmp_path):
+        assert time.monotonic() < ends
+        time.sleep(0.2)
+
+
+def working_below(folder):
+    """The processes that work in a folder, or did before it was deleted."""
+    return [one for one in psutil.process_iter(["cwd"]) if (one.info["cwd"] or "").startswith(str(folder))]
