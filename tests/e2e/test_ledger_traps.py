@@ -14,7 +14,7 @@ from project import change, commit, run
 
 from mergemoe.artifacts import digests, run_guard, store
 from mergemoe.errors import UserError
-from mergemoe.workflow.ledger import commands, record, verify_results
+from mergemoe.workflow.ledger import commands, dvc_lock, record, verify_results
 from mergemoe.workflow.ledger.restore import restore_revision
 
 pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(900)]
@@ -328,6 +328,39 @@ def test_restore_and_a_run_keep_out_of_each_others_way(project):
     )
     mark.write_text("0" + "9" * 9)  # of a process that was killed
     run(project, "snakemake")
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-20]),
+    "flipped": lambda path: path.write_bytes(path.read_bytes()[:-20] + bytes([path.read_bytes()[-20] ^ 1]) * 20),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("which", ["a file", "the list of a folder"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_ends_an_audit_and_a_restore_of_a_revision_and_changes_nothing(project, damage, which):
+    run(project, "git", "checkout", "--quiet", "half")
+    (out,) = (entry for entry in dvc_lock.locked_outs(project) if entry.path == "results/cluster")
+    run(project, "git", "checkout", "--quiet", "main")
+    cache, of_main = (
+        project / ".dvc/cache",
+        {dvc_lock.dvc_digest(path) for path in project.glob("results/cluster/**/*")},
+    )
+    members = [md5 for md5 in dvc_lock._members(dvc_lock._object(cache, out.md5)) if md5 not in of_main]
+    path = dvc_lock._object(cache, members[0] if which == "a file" else out.md5)
+    path.chmod(0o644)
+    DAMAGES[damage](path)
+    before, head = everything(project), run(project, "git", "rev-parse", "--abbrev-ref", "HEAD").stdout
+    for command in ("audit", "restore"):
+        said = refused(project, command, "half")
+        if damage == "deleted":
+            assert "results/cluster: neither in DVC's cache nor in a remote. Run `dvc push` on the machine" in said
+        else:
+            assert f"Of DVC's cache 1 files are damaged: {path}. No remote has copies of them" in said
+            assert "Put back these files from another copy of this project" in said
+        assert everything(project) == before and nothing_to_do(project)
+        assert run(project, "git", "rev-parse", "--abbrev-ref", "HEAD").stdout == head
 
 
 def everything(project):
