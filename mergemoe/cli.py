@@ -71,6 +71,11 @@ def main() -> None:
         "revision", metavar="REV", nargs="?", help="a git revision; the working tree if it is left out"
     )
     command.add_argument("--rerun", action="store_true", help="compute everything again in a temporary clone")
+    command.add_argument(
+        "--environment",
+        action="store_true",
+        help="install the packages of the revision's envs/cpu.txt for the rerun, in a temporary environment",
+    )
     command.add_argument("--strict", action="store_true", help="exit with 2 if results are equivalent, not identical")
     command.set_defaults(run=run_audit)
 
@@ -186,7 +191,7 @@ def run_audit(args: argparse.Namespace) -> None:
     from mergemoe.workflow.ledger import audit_page, audit_text
     from mergemoe.workflow.ledger.audit import audit_project
 
-    found = audit_project(Path.cwd(), args.revision, args.rerun)
+    found = audit_project(Path.cwd(), args.revision, args.rerun, args.environment)
     path = Path("logs", "audit", f"{found['revision'][:12]}.json")
     page = path.with_suffix(".html")
     for target, text in ((path, json.dumps(found, indent=1) + "\n"), (page, audit_page.render_audit(found))):

@@ -8,11 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
+import warm
 from project import change, commit, environment, put_under_git, run
 from safetensors.torch import load_file, save_file
+
+from mergemoe.environment import describe_environment
+from mergemoe.workflow.ledger import rerun_environment
+from mergemoe.workflow.ledger.audit import audit_project
+from mergemoe.workflow.ledger.audit_text import format_audit
 
 pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(900)]
 
@@ -184,6 +191,24 @@ def test_what_cannot_be_audited_is_refused(drifting, tmp_path):
     (clone / "dvc.lock").unlink()
     assert "dvc.lock is missing: nothing was recorded yet" in run(clone, "mergemoe", "audit", ok=False).stderr
     assert "dvc.lock differs from it. Commit it" in run(clone, "mergemoe", "audit", "--rerun", ok=False).stderr
+
+
+def test_a_rerun_in_the_environment_of_the_revision_takes_its_python_and_says_so(drifting, monkeypatch):
+    for name, value in environment(drifting).items():
+        monkeypatch.setenv(name, value)
+    other = {**describe_environment(), "packages": {"torch": "0.1"}}
+    monkeypatch.setattr(rerun_environment, "install_environment", lambda tree, folder: Path(warm.python()))
+    monkeypatch.setattr(rerun_environment, "describe_python", lambda python: other)
+    monkeypatch.setenv("PYTHONPATH", "nowhere")  # which the other Python must not see
+    (drifting / "envs/recorded.json").write_text('{"stages": {}}')  # the revision's own record counts
+    found = audit_project(drifting, "HEAD", rerun=True, environment=True)
+    run(drifting, "git", "checkout", "--quiet", "envs/recorded.json")
+    assert found["verdict"] == "identical" and found["rerun_in"] == {"lock": "envs/cpu.txt", **other}
+    assert len(found["environment"]) == 1 and found["environment"][0].endswith(" when recorded, 0.1 here")
+    said = format_audit(found)
+    assert f"computed again with:\n  the packages of envs/cpu.txt, Python {other['python']}\n" in said
+    refused = run(drifting, "mergemoe", "audit", "--rerun", "--environment", ok=False)
+    assert refused.returncode != 0 and "the revision has no envs/cpu.txt" in refused.stderr
 
 
 @pytest.mark.faults

@@ -21,19 +21,30 @@ from mergemoe.workflow.ledger import (
     kept_files,
     record,
     recorded_environment,
+    rerun_environment,
     verify_results,
 )
 from mergemoe.workflow.ledger.clone import checkout_artifacts, temporary_clone
 from mergemoe.workflow.ledger.verify_results import Fault
 
 
-def audit_project(root: Path, revision: str | None = None, rerun: bool = False) -> dict[str, Any]:
+def audit_project(
+    root: Path, revision: str | None = None, rerun: bool = False, environment: bool = False
+) -> dict[str, Any]:
     """Return the findings of an audit, and the verdict on them; `identical` tells whether nothing at all differs.
+
+    Args:
+        root: the project's folder.
+        revision: a git revision; None for the working tree.
+        rerun: whether everything is computed again.
+        environment: whether that is done with the packages that the revision has locked.
 
     Raises:
         UserError: if there is nothing to audit, or the recomputation fails.
     """
     record.check_project(root)
+    if environment and not rerun:
+        raise UserError("--environment installs the packages of a rerun. Add --rerun, or leave it out")
     commit = record.recorded_commit(root, revision) if revision else record.commit_of(root, "HEAD")
     dirty = commands.run_program(root, "git", "status", "--porcelain", "-uno").splitlines()
     if rerun and not revision and dirty:
@@ -41,16 +52,16 @@ def audit_project(root: Path, revision: str | None = None, rerun: bool = False) 
             f"--rerun computes the commit again, but {dirty[0][3:]} differs from it. Commit it, or name a revision"
         )
     if revision is None:
-        found = _audit(root, root, commit, rerun)
+        found = _audit(root, root, commit, rerun, environment)
     else:
         with temporary_clone(root, commit) as tree:
             checkout_artifacts(tree)
-            found = _audit(root, tree, commit, rerun)
+            found = _audit(root, tree, commit, rerun, environment)
     judged = {"verdict": verdict.verdict(found), "reasons": verdict.reasons(found)}
-    return {"revision": commit, "environment": recorded_environment.environment_differences(root), **found, **judged}
+    return {"revision": commit, **found, **judged}
 
 
-def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
+def _audit(root: Path, tree: Path, commit: str, rerun: bool, environment: bool) -> dict[str, Any]:
     locked = dvc_lock.read_lock(tree)
     kept_out = commands.kept_out(tree)
     claims, rules = commands.ask_ledger(tree)["claims"], commands.stage_rules(tree)
@@ -64,13 +75,15 @@ def _audit(root: Path, tree: Path, commit: str, rerun: bool) -> dict[str, Any]:
     found: dict[str, Any] = {"stages": stages, "strays": strays, "edited": _edited(tree, locked)}
     if rerun:
         with temporary_clone(root, commit) as again:
-            _compute(again)
+            python, found["rerun_in"] = rerun_environment.of_rerun(again, environment)
+            _compute(again, python)
             found |= _rerun(stages, tree, again, locked, summaries)
             _add_ties(stages, again)
             found["metrics"] = _metrics(root, commit, again)
     else:
         _add_ties(stages, tree)
         found["metrics"] = _metrics(root, commit, tree)
+    found["environment"] = recorded_environment.environment_differences(tree, found.get("rerun_in"))
     held = all(one["as_recorded"] and not one["faults"] for one in stages.values()) and not strays
     same = all(not one.get("differ") for one in stages.values())
     found["holds"], found["identical"] = held, held and same and not found["metrics"]["differ"]
@@ -86,12 +99,13 @@ def _unlocked(claims: Claims, locked: dict[str, Any]) -> list[Fault]:
     return [Fault(name, path, f"{path} is not in dvc.lock") for name, path in lacking]
 
 
-def _compute(tree: Path) -> None:
+def _compute(tree: Path, python: Path) -> None:
     """Run a clone's workflow from nothing; if it fails, the error quotes the logs, because the clone is deleted."""
     for path in verify_results.result_files(tree):  # metrics.json and its tables, which git has
         (tree / path).unlink()
     try:
-        commands.run_program(tree, "snakemake", "--cores", "all", "--quiet", "host", "rules", "reason", shown=True)
+        quiet = ("--quiet", "host", "rules", "reason")
+        commands.run_program(tree, "snakemake", "--cores", "all", *quiet, shown=True, python=python)
     except UserError as error:
         said = dict.fromkeys(map(missing_results.last_words, sorted((tree / "logs").rglob("*.log"))))
         told = [words for words in said if not words.startswith(missing_results.MADE)]

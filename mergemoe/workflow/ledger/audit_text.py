@@ -89,11 +89,16 @@ def _facts(found: Mapping[str, Any]) -> list[str]:
         "more than rounding": [] if found["verdict"] == verdict.EQUIVALENT else list(found["reasons"]),
         moved_scores(found["metrics"]): [_number(key, *row) for key, row in found["metrics"]["differ"].items()],
         "code that was edited since": list(found["edited"]),
+        "computed again with": _rerun_in(found.get("rerun_in", {})),
         "recorded elsewhere": list(found["environment"]),
     }
     parts = [_list(name, list(dict.fromkeys(facts))) for name, facts in lists.items() if facts]
     same = f"metrics.json: all {found['metrics']['numbers']} numbers are the committed ones"
     return parts if found["metrics"]["differ"] else [*parts, same]
+
+
+def _rerun_in(place: Mapping[str, Any]) -> list[str]:
+    return [f"the packages of {place['lock']}, Python {place['python']}"] if place.get("lock") else []
 
 
 def _list(name: str, facts: list[str]) -> str:

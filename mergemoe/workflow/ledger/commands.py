@@ -19,22 +19,23 @@ LEAST = 1 << 20  # bytes: a disk that has less is full
 PATIENCE = 20  # seconds in which others may make room on it
 
 
-def run_program(root: Path, *command: str, shown: bool = False) -> str:
+def run_program(root: Path, *command: str, shown: bool = False, python: Path = PYTHON) -> str:
     """Run a program in a project's folder and return what it printed.
 
     Args:
         root: the folder.
-        command: the program and its arguments; dvc and snakemake are those of this Python.
+        command: the program and its arguments; dvc and snakemake are those of `python`.
         shown: whether its messages appear while it runs.
+        python: the interpreter of dvc, snakemake and their jobs; another than this one gets no PYTHONPATH.
 
     Raises:
         UserError: if it is not installed, or its exit status is not 0; with the last lines of its output.
     """
     group = 0 if command[0] == "snakemake" else None  # of its own; git and dvc may ask for a password on the terminal
     if command[0] in {"dvc", "snakemake"}:
-        command = (str(PYTHON), "-m", *command)
+        command = (str(python), "-m", *command)
     name = " ".join(command[2:] if command[1:2] == ("-m",) else command)
-    errors, environment = None if shown else subprocess.PIPE, _environment()
+    errors, environment = None if shown else subprocess.PIPE, _environment(python)
     try:
         running = subprocess.Popen(
             command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=errors, process_group=group
@@ -78,9 +79,10 @@ def _kill(running: "subprocess.Popen[bytes]") -> None:
             os.killpg(running.pid, signal.SIGKILL)
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment in which a workflow's jobs find this Python, whether or not a shell has activated it."""
-    return {**os.environ, "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ.get('PATH', '')}", "DVC_NO_ANALYTICS": "1"}
+def _environment(python: Path) -> dict[str, str]:
+    """Return the environment in which a workflow's jobs find a Python, whether or not a shell has activated it."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH" or python == PYTHON}
+    return {**kept, "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}", "DVC_NO_ANALYTICS": "1"}
 
 
 def pending_jobs(root: Path) -> dict[str, int]:

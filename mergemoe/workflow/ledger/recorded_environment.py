@@ -5,6 +5,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,9 @@ def _log(output: str, stage: str) -> str:
     return row.log.format(**found.groupdict())
 
 
-def environment_differences(root: Path) -> list[str]:
-    """Return the differences between the recorded environment and this process, as text: versions, platform."""
-    now = _flat(environment.describe_environment())
+def environment_differences(root: Path, present: Mapping[str, Any] | None = None) -> list[str]:
+    """Return the differences between the recorded environment and `present`, this process's, as text."""
+    now = _flat(present or environment.describe_environment())
     found = {}
     for place in (_flat(ran) for stage in read_recorded(root).values() for ran in stage["ran_in"]):
         apart = (key for key in now if place.get(key) != now[key])
@@ -84,5 +85,5 @@ def environment_differences(root: Path) -> list[str]:
     return list(found)
 
 
-def _flat(facts: dict[str, Any]) -> dict[str, Any]:
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: facts[key] for key in ("processor", "python", "system")} | facts["packages"]
