@@ -249,7 +249,7 @@ def test_text_is_no_code():
 def test_the_command_writes_the_page_beside_the_json_and_names_both(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(audit, "audit_project", lambda *_: EQUIVALENT)
-    cli.run_audit(argparse.Namespace(revision=None, rerun=False, strict=False))
+    cli.run_audit(argparse.Namespace(revision=None, rerun=False, environment=False, strict=False))
     folder = tmp_path / "logs/audit"
     assert json.loads((folder / "903a617536fc.json").read_text()) == EQUIVALENT
     assert (folder / "903a617536fc.html").read_text() == render_audit(EQUIVALENT)

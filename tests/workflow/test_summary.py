@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from mergemoe.artifacts import store
 from mergemoe.calibration.activation_file import Writer
-from mergemoe.workflow.comparison import compare, summary
+from mergemoe.workflow.comparison import summary
 from mergemoe.workflow.comparison.summary import Apart, compare_summaries, summarize
+from mergemoe.workflow.ledger import compare
 
 MADE = {"stage": "x", "inputs": {}, "code": "1"}
 WHOLE = {

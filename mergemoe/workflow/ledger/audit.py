@@ -8,20 +8,20 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergemoe.artifacts.paths import METRICS, RESULTS
 from mergemoe.artifacts.stages import STAGES, dvc_stages
 from mergemoe.artifacts.verify import Claims
-from mergemoe.errors import ArtifactError, UserError
+from mergemoe.errors import UserError
 from mergemoe.report import missing_results
-from mergemoe.report.metrics import read_metrics
-from mergemoe.workflow.comparison import compare, recorded_summaries, ties, verdict
+from mergemoe.workflow.comparison import ties, verdict
 from mergemoe.workflow.ledger import (
     commands,
+    compare,
     dvc_lock,
-    kept_files,
     record,
     recorded_environment,
+    recorded_summaries,
     rerun_environment,
+    scores,
     verify_results,
 )
 from mergemoe.workflow.ledger.clone import checkout_artifacts, temporary_clone
@@ -79,10 +79,10 @@ def _audit(root: Path, tree: Path, commit: str, rerun: bool, environment: bool) 
             _compute(again, python)
             found |= _rerun(stages, tree, again, locked, summaries)
             _add_ties(stages, again)
-            found["metrics"] = _metrics(root, commit, again)
+            found["metrics"] = scores.compare_scores(root, commit, again)
     else:
         _add_ties(stages, tree)
-        found["metrics"] = _metrics(root, commit, tree)
+        found["metrics"] = scores.compare_scores(root, commit, tree)
     found["environment"] = recorded_environment.environment_differences(tree, found.get("rerun_in"))
     held = all(one["as_recorded"] and not one["faults"] for one in stages.values()) and not strays
     same = all(not one.get("differ") for one in stages.values())
@@ -188,25 +188,3 @@ def _add_ties(stages: dict[str, Any], tree: Path) -> None:
             "ties": [found.words[path] for path in one["apart"] if path in found.words],
             "by_scores": [path for path in one["apart"] if path in found.by_scores],
         }
-
-
-def _metrics(root: Path, commit: str, tree: Path) -> dict[str, Any]:
-    """Return the numbers of metrics.json that differ from the commit's, with their standard errors."""
-    committed = {}
-    if commands.run_program(root, "git", "ls-tree", commit, METRICS):
-        text, name = commands.run_program(root, "git", "show", f"{commit}:{METRICS}"), f"{METRICS} of {commit[:12]}"
-        fix = "Commit the file that the report wrote: `mergemoe restore` of the commit before brings it back"
-        committed = _flat(kept_files.parse_kept(text, name, kept_files.Metrics, fix))
-    try:
-        found = _flat(read_metrics(tree / RESULTS))
-    except ArtifactError:  # it is among the faults
-        found = {}
-    keys = sorted(committed.keys() | found.keys())
-    differ = {key: [committed.get(key), found.get(key), committed.get(f"{key}_stderr")] for key in keys}
-    return {"numbers": len(keys), "differ": {key: row for key, row in differ.items() if row[0] != row[1]}}
-
-
-def _flat(metrics: dict[str, Any]) -> dict[str, float]:
-    models = {f"{model}/full": one["full"] for model, one in metrics.items()}
-    models |= {f"{model}/{run}": scores for model, one in metrics.items() for run, scores in one["runs"].items()}
-    return {f"{model} {key}": value for model, scores in models.items() for key, value in scores.items()}

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from mergemoe.artifacts import atomic, paths
 from mergemoe.errors import UserError, remade
-from mergemoe.workflow.comparison import recorded_summaries
-from mergemoe.workflow.ledger import commands, dvc_lock, recorded_environment, verify_results
+from mergemoe.workflow.ledger import commands, dvc_lock, recorded_environment, recorded_summaries, verify_results
 from mergemoe.workflow.ledger.verify_results import Fault
 
 SHOWN = 12  # faults that a message lists
