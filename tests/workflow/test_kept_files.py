@@ -90,9 +90,9 @@ def test_a_record_of_environments_that_was_cut_or_edited(tmp_path, content):
     path = tmp_path / recorded_environment.FILE
     path.parent.mkdir()
     path.write_text(WHOLE)
-    assert recorded_environment.environment_differences(tmp_path) == []
+    assert recorded_environment.environment_differences(tmp_path, [PLACE]) == []
     path.write_text(content)
-    said = refusal(lambda: recorded_environment.environment_differences(tmp_path), path)
+    said = refusal(lambda: recorded_environment.environment_differences(tmp_path, [PLACE]), path)
     assert "`git checkout envs/recorded.json` brings it back" in said
 
 

@@ -48,9 +48,25 @@ def test_jobs_of_a_stage_are_counted_with_their_seconds_and_every_place_once(tmp
         "report": (1, 2.5, 300),
     }
     assert all(len(one["ran_in"]) == 1 for one in stages.values())
-    assert recorded_environment.environment_differences(tmp_path) == [
-        f"python: 3.99.0 when recorded, {environment.describe_environment()['python']} here"
+    present = environment.describe_environment()["python"]
+    here = [environment.describe_environment()]
+    assert recorded_environment.environment_differences(tmp_path, here) == [
+        f"python: {present} and 3.99.0 when recorded, {present} here"
     ]
+
+
+def test_the_environments_here_are_those_of_the_logs_that_are_here(tmp_path):
+    log(tmp_path, "layout/m.log", mkl_cbwr="COMPATIBLE", gpu=None)
+    recorded_environment.renew_recorded(tmp_path, CLAIMS)
+    assert recorded_environment.environments({}) == [environment.describe_environment()]
+    log(tmp_path, "layout/m.log", mkl_cbwr="AVX2", gpu="another", processor="another")
+    here = recorded_environment.environments(recorded_environment.gather_logs(tmp_path, CLAIMS))
+    assert recorded_environment.environment_differences(tmp_path, here) == [
+        f"processor: {environment.describe_environment()['processor']} when recorded, another here",
+        "gpu: None when recorded, another here",
+        "mkl_cbwr: COMPATIBLE when recorded, AVX2 here",
+    ]
+    assert recorded_environment.environment_differences(tmp_path / "unrecorded", here) == []
 
 
 def test_a_stage_without_logs_keeps_what_was_said_of_it(tmp_path):

@@ -96,7 +96,7 @@ def test_packages_are_those_of_the_lock_file_and_a_failure_says_why(tree, tmp_pa
     told = "import os, shutil; print(os.environ.get('PYTHONPATH'), shutil.which('python'))"
     said = commands.run_program(tree, str(python), "-c", told, python=python)
     assert said.split() == ["None", str(python)]
-    differences = recorded_environment.environment_differences(tree, place)
+    differences = recorded_environment.environment_differences(tree, [place])
     assert differences == [f"dvc: {PRESENT['packages']['dvc']} when recorded, 0.1 here"]
     with pytest.raises(UserError, match="No module named snakemake"):
         commands.run_program(tree, "snakemake", python=python)

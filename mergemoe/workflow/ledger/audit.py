@@ -78,12 +78,14 @@ def _audit(root: Path, tree: Path, commit: str, rerun: bool, environment: bool) 
             python, found["rerun_in"] = rerun_environment.of_rerun(again, environment)
             _compute(again, python)
             found |= _rerun(stages, tree, again, locked, summaries)
+            here = recorded_environment.gather_logs(again, claims)
             _add_ties(stages, again)
             found["metrics"] = scores.compare_scores(root, commit, again)
     else:
+        here = recorded_environment.gather_logs(tree, claims)
         _add_ties(stages, tree)
         found["metrics"] = scores.compare_scores(root, commit, tree)
-    found["environment"] = recorded_environment.environment_differences(tree, found.get("rerun_in"))
+    found["environment"] = recorded_environment.environment_differences(tree, recorded_environment.environments(here))
     held = all(one["as_recorded"] and not one["faults"] for one in stages.values()) and not strays
     same = all(not one.get("differ") for one in stages.values())
     found["holds"], found["identical"] = held, held and same and not found["metrics"]["differ"]

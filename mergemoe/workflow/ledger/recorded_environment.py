@@ -5,7 +5,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mergemoe.artifacts.verify import Claims
 from mergemoe.workflow.ledger import kept_files
 
 FILE = Path("envs", "recorded.json")
+COMPARED = ("processor", "python", "system", "gpu", "threads", "mkl_cbwr", "aten")
 
 
 def read_recorded(root: Path) -> dict[str, Any]:
@@ -75,15 +76,22 @@ def _log(output: str, stage: str) -> str:
     return row.log.format(**found.groupdict())
 
 
-def environment_differences(root: Path, present: Mapping[str, Any] | None = None) -> list[str]:
-    """Return the differences between the recorded environment and `present`, this process's, as text."""
-    now = _flat(present or environment.describe_environment())
-    found = {}
-    for place in (_flat(ran) for stage in read_recorded(root).values() for ran in stage["ran_in"]):
-        apart = (key for key in now if place.get(key) != now[key])
-        found |= {f"{key}: {place.get(key)} when recorded, {now[key]} here": None for key in apart}
-    return list(found)
+def environments(stages: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return where the jobs of stages ran; if no log says so, where this process runs."""
+    return [ran for stage in stages.values() for ran in stage["ran_in"]] or [environment.describe_environment()]
+
+
+def environment_differences(root: Path, here: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the differences between the recorded environments and those in which results came out `here`, as text."""
+    recorded = environments(read_recorded(root)) if (root / FILE).exists() else []
+    then, now = ([_flat(place) for place in places] for places in (recorded, here))
+    found: list[str] = []
+    for key in dict.fromkeys(key for place in now for key in place):
+        one, other = (dict.fromkeys(str(place[key]) for place in places if key in place) for places in (then, now))
+        if one and one.keys() != other.keys():
+            found.append(f"{key}: {' and '.join(one)} when recorded, {' and '.join(other)} here")
+    return found
 
 
 def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: facts[key] for key in ("processor", "python", "system")} | facts["packages"]
+    return {key: facts[key] for key in COMPARED if key in facts} | facts["packages"]
