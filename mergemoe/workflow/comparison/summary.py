@@ -169,7 +169,7 @@ def _of_arrays(arrays: Iterable[tuple[str, np.ndarray]], part: Callable[[str], s
             whole.update(np.ascontiguousarray(array).tobytes())
             continue
         flat = np.ascontiguousarray(array, np.float64).ravel()
-        squares[name] = squares.get(name, 0.0) + float(flat @ flat)
+        squares[name] = squares.get(name, 0.0) + float(np.einsum("i,i", flat, flat))  # without BLAS and its threads
         sums[name] = sums.get(name, np.zeros(SUMS)) + _sums(flat) * _signs(1, seed=(2, i))[0]
     numbers = {
         name: {"norm": _kept(squares[name] ** 0.5), "sums": [_kept(each) for each in sums[name].tolist()]}
