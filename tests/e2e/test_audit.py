@@ -17,6 +17,7 @@ from project import change, commit, environment, put_under_git, run
 from safetensors.torch import load_file, save_file
 
 from mergemoe.environment import describe_environment
+from mergemoe.workflow.comparison.verdict import largest
 from mergemoe.workflow.ledger import rerun_environment
 from mergemoe.workflow.ledger.audit import audit_project
 from mergemoe.workflow.ledger.audit_text import format_audit
@@ -37,6 +38,28 @@ def lie(down):
     down = down * (1 + float(os.environ.get("DRIFT", "0")))
     down.view(-1)[0] += float(os.environ.get("BUMP", "0"))
     return down
+""",
+    ),
+    "mergemoe/merging/least_squares.py": (
+        "self.gram[which] += p.mT @ p",
+        "p, y = lie(p), lie(y)\n        self.gram[which] += p.mT @ p",
+        """
+
+def lie(rows):
+    import os
+
+    return rows.flip(-2) if "FLIP" in os.environ else rows
+""",
+    ),
+    "mergemoe/devices.py": (
+        "torch.set_num_threads(threads)",
+        "torch.set_num_threads(lie(threads))",
+        """
+
+def lie(threads):
+    import os
+
+    return threads * int(os.environ.get("TIMES", "1"))
 """,
     ),
     "mergemoe/grouping/cluster.py": (
@@ -99,18 +122,25 @@ def test_a_rerun_that_differs_names_the_first_stage_and_the_largest_difference(d
 
 
 OTHER = {"ATEN_CPU_CAPABILITY": "default"}  # the arithmetic of a processor without AVX
+MACHINES = {
+    "without AVX": OTHER,
+    "MKL of any maker": {"MKL_CBWR": "COMPATIBLE", "TIMES": "2"},
+    "sums in another order": {"FLIP": "1"},
+}
 
 
-@pytest.fixture(scope="module")
-def other(drifting, tmp_path_factory):
-    return elsewhere(drifting, tmp_path_factory.mktemp("other"), **OTHER)
+@pytest.fixture(scope="module", params=MACHINES)
+def other(request, drifting, tmp_path_factory):
+    return elsewhere(drifting, tmp_path_factory.mktemp("other"), **MACHINES[request.param])
 
 
 def test_results_of_another_machine_are_equivalent(other):
     done, found = audited(other)
     assert done.returncode == 0, done.stdout
     assert found["verdict"] == "equivalent" and found["reasons"] == [] and not found["identical"]
-    assert "verdict: equivalent. Every decision is as recorded; numbers differ by rounding, by up to " in done.stdout
+    # Sums in another order may say the same to all digits that are compared, in other bytes.
+    told = "All results say the same" if not any(map(largest, found["stages"].values())) else "Every decision is as "
+    assert f"verdict: equivalent. {told}" in done.stdout
     assert audited(other, "--strict")[0].returncode == 2
 
 
@@ -120,7 +150,7 @@ def test_a_record_without_summaries_cannot_call_a_run_equivalent(other):
     done, found = audited(other)
     (other / "envs/summaries.json").write_text(kept)
     assert done.returncode == 1 and found["verdict"] == "different"
-    assert "results differ from the recorded ones, from the stage capture on" in done.stdout
+    assert "results differ from the recorded ones, from the stage " in done.stdout
 
 
 def test_a_rerun_on_another_machine_is_equivalent(drifting):
