@@ -19,7 +19,7 @@ REST = Option(
 ROUND = {"format": Option("block format of GGUF", words=tuple(BLOCKS))}
 GPTQ = {
     "bits": Option(
-        "of a weight; if not whole, their mean in a layer: each matrix of each expert has as many as it needs most",
+        "of a weight; if not whole, the mean of a layer, spent where rounding costs most",
         at_least=FEWEST,
         at_most=MOST,
     ),

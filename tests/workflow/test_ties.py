@@ -60,6 +60,10 @@ def test_a_layer_with_other_neurons_and_the_same_error_is_told_by_its_record():
     assert list(found.words) == [SOLVED, RECORD] and "the same but for 1.0e-06" in found.words[SOLVED]
     assert judged({SOLVED: weights, RECORD: {"output_error.fit": 1e-5}}) == ({}, [])
     assert judged({SOLVED: weights, RECORD: {"the file": None}}) == ({}, [])
+    assert judged({SOLVED: weights, RECORD: {"groups.ridge": 0.9}}) == ({}, [])
+    assert judged({SOLVED: {"down.N": 0.51}, RECORD: {"output_error.fit": 1e-6}}) == ({}, [])
+    nan = {"output_error.fit": 1e-6, "output_error.heldout": float("nan")}
+    assert SOLVED not in judged({SOLVED: weights, RECORD: nan}).words
 
 
 @pytest.mark.parametrize("stage", CHOICES)
@@ -83,6 +87,9 @@ def test_goals_may_differ_by_rounding_and_no_more(stage):
     [
         (CLUSTER, {**REGROUPED, "cost": 1e-3}),  # a worse grouping
         (CLUSTER, {**REGROUPED, "kept": None}),  # a setting
+        (CLUSTER, {part: size for part, size in REGROUPED.items() if part != "cost"}),  # nothing was rounded otherwise
+        (CAPTURE(1), {"expert_index.N": None, "chosen.N": 5e-3}),
+        (CAPTURE(1), {**ROUTED, "chosen.N": 0.16}),  # more tokens than can nearly tie
         (CLUSTER, {**REGROUPED, "cost": float("nan")}),
         (CAPTURE(1), {**ROUTED, "router_logits.N": 1e-4}),  # other logits
         (CAPTURE(1), {**ROUTED, "sequence.N": None}),

@@ -24,3 +24,6 @@ GOAL_BOUNDS = {
     "refine": BFLOAT16 / 2,  # the error of a descent, whose roundings have grown
     "quantize": BFLOAT16 / 2,
 }
+# Largest difference of what follows a choice: of a capture, a hundredth of the choices, as sqrt(2 share); of a layer's
+# weights, an eighth of the neurons.
+MOVED = {"capture": 0.15, "evaluate": 0.15, "solve": 0.5, "refine": 0.5, "quantize": 0.5}

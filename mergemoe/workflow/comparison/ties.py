@@ -3,8 +3,9 @@
 A token may choose either of two experts whose router logits are the same but for rounding; a search, either of two
 groupings of the same cost; a solve, either of two neurons or priors that leave the same error. So a result whose
 decisions differ is a near-tie if what it comes from is as recorded, and the numbers by which the stage chooses, its
-goals, differ by rounding only. What follows from a near-tie is another model, as good as the recorded one; its scores
-are compared, and its numbers are not.
+goals, differ by rounding, and no more: a goal that is the same to the last digit was not rounded otherwise. No more may
+move than rounding can turn: few tokens of a capture, and part of a layer's weights. What follows from a near-tie is
+another model, as good as the recorded one; its scores are compared, and its numbers are not.
 """
 
 import re
@@ -12,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mergemoe.workflow.comparison.bounds import BOUNDS, GOAL_BOUNDS
+from mergemoe.workflow.comparison.bounds import BOUNDS, GOAL_BOUNDS, MOVED
 from mergemoe.workflow.comparison.summary import CHOSEN
 
 State = Literal["same", "tie", "follows", "different"]
@@ -66,9 +67,10 @@ class Differences:
         """Return by how much the goals of a stage's choices differ; infinity if they are no numbers any more."""
         found = self.apart.get(record_of(path), {"decisions": [], "numbers": {}})
         goals = CHOICES[self.stage[path]].goals
-        if {"the file", *goals} & set(found["decisions"]):
+        sizes = [found["numbers"].get(goal, 0.0) for goal in goals]
+        if {"the file", *goals} & set(found["decisions"]) or any(size != size for size in sizes):  # NaN
             return float("inf")
-        return max(found["numbers"].get(goal, 0.0) for goal in goals)
+        return max(sizes)
 
 
 def near_ties(
@@ -126,7 +128,9 @@ def _own_state(path: str, differences: Differences, parts_of: Callable[[str], Co
     if choice is None or not all(re.fullmatch(choice.parts, part) for part in beyond):
         return "different"
     has_goals = bool(set(choice.goals) & set(parts_of(record_of(path))))
-    return "tie" if has_goals and differences.goals(path) <= GOAL_BOUNDS[stage] else "different"
+    most = float("inf") if path.endswith(".json") else MOVED[stage]  # a record may tell of a ridge ten times as large
+    few = all(size <= most for size in differences.numbers_beyond(path).values())
+    return "tie" if has_goals and few and 0 < differences.goals(path) <= GOAL_BOUNDS[stage] else "different"
 
 
 def _words(path: str, differences: Differences) -> str:
