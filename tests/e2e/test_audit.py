@@ -151,6 +151,7 @@ def test_a_record_without_summaries_cannot_call_a_run_equivalent(other):
     (other / "envs/summaries.json").write_text(kept)
     assert done.returncode == 1 and found["verdict"] == "different"
     assert "results differ from the recorded ones, from the stage " in done.stdout
+    assert "the record is not the committed one:\n  envs/summaries.json\n" in done.stdout
 
 
 def test_a_rerun_on_another_machine_is_equivalent(drifting):

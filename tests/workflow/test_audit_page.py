@@ -45,7 +45,14 @@ def findings(stages=(), *, metrics=SAME, strays=(), edited=(), environment=(), *
     found = {"stages": whole, "strays": list(strays), "edited": list(edited), "metrics": metrics, **more}
     found["identical"] = not (stages or strays or metrics["differ"])
     judged = {"verdict": verdict.verdict(found), "reasons": verdict.reasons(found)}
-    return {"revision": "903a617536fcbbf74841d7166fb12300a40a8d31", "environment": list(environment), **found, **judged}
+    commit = {"revision": "903a617536fcbbf74841d7166fb12300a40a8d31", "uncommitted": []}
+    return {**commit, "environment": list(environment), **found, **judged}
+
+
+def test_a_record_that_is_not_the_committed_one_is_named():
+    found = findings() | {"uncommitted": ["dvc.lock"]}
+    assert "the record is not the committed one:\n  dvc.lock" in audit_text.format_audit(found)
+    assert "Not as committed dvc.lock" in words(render_audit(found))
 
 
 def layered(stage, size, decisions=()):

@@ -58,7 +58,9 @@ def audit_project(
             checkout_artifacts(tree)
             found = _audit(root, tree, commit, rerun, environment)
     judged = {"verdict": verdict.verdict(found), "reasons": verdict.reasons(found)}
-    return {"revision": commit, **found, **judged}
+    kept = {"dvc.lock", "dvc.yaml", str(recorded_summaries.FILE), str(recorded_environment.FILE)}
+    uncommitted = [line[3:] for line in dirty if line[3:] in kept] if revision is None else []
+    return {"revision": commit, "uncommitted": uncommitted, **found, **judged}
 
 
 def _audit(root: Path, tree: Path, commit: str, rerun: bool, environment: bool) -> dict[str, Any]:

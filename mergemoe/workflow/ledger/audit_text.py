@@ -88,6 +88,7 @@ def _facts(found: Mapping[str, Any]) -> list[str]:
         "near-ties": [tie for one in found["stages"].values() for tie in one["ties"]],
         "more than rounding": [] if found["verdict"] == verdict.EQUIVALENT else list(found["reasons"]),
         moved_scores(found["metrics"]): [_number(key, *row) for key, row in found["metrics"]["differ"].items()],
+        "the record is not the committed one": list(found["uncommitted"]),
         "code that was edited since": list(found["edited"]),
         "computed again with": _rerun_in(found.get("rerun_in", {})),
         "recorded elsewhere": list(found["environment"]),
