@@ -134,7 +134,7 @@ def _load(path: Path, file: TaskFile) -> Any:
                 module = str(getattr(event, "value", "")).rpartition(".")[0].replace(".", "/")
                 local = path.parent / f"{module}.py"
                 file.read += [local] if local.is_file() else []
-        return yaml.load(content, Loader=_Loader)  # as safe_load, but that a tag of no YAML type is None
+        return _Loader(content).get_single_data()  # as safe_load, but that a tag of no YAML type is None
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} cannot be read as YAML ({in_short(error)}). Correct it, or remove it") from None
 
