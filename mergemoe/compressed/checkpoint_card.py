@@ -141,7 +141,7 @@ def _quantized(choice: Mapping[str, Any]) -> str:
     how = f"the nearest values of GGUF's {choice.get('format')}"
     if choice["by"] != "round":
         then = ", and fitted to each layer's original output" if choice["by"] == "descent" else ""
-        how = f"{choice['bits']} bits by GPTQ, in groups of {choice['group']}{then}"
+        how = f"{choice['bits']:g} bits by GPTQ, in groups of {choice['group']}{then}"
     if choice["rest"] != "none":
         how += f", all other matrices but routers to those of {choice['rest']}"
     return QUANTIZED.format(how=how) + AS_FLOATS

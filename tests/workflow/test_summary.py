@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergemoe.artifacts import store
+from mergemoe.artifacts import paths, store
 from mergemoe.calibration.activation_file import Writer
-from mergemoe.workflow.comparison import summary
+from mergemoe.workflow.comparison import array_parts, summary
+from mergemoe.workflow.comparison.array_parts import part_of, summarize_arrays
 from mergemoe.workflow.comparison.summary import Apart, compare_summaries, summarize
 from mergemoe.workflow.ledger import compare
 
@@ -46,7 +47,7 @@ def of_json(folder, whole, name="a"):
 
 
 def of_array(array):
-    return summary._of_arrays([("a", array)])
+    return summarize_arrays([("a", array)])
 
 
 @pytest.mark.parametrize("change", DECISIONS.values(), ids=DECISIONS)
@@ -150,7 +151,7 @@ def test_a_capture_tells_how_many_choices_of_experts_moved(seed, moved, tmp_path
 
 
 def test_a_token_without_an_expert_counts_as_one_that_chose_no_expert():
-    found = summary._chosen(np.array([[0, 2], [1, -1]], np.int16), experts=3)
+    found = array_parts._chosen(np.array([[0, 2], [1, -1]], np.int16), experts=3)
     np.testing.assert_array_equal(found, [[1, 0, 1, 0], [0, 1, 0, 1]])
 
 
@@ -164,33 +165,88 @@ def test_a_number_beside_zero_is_infinitely_far():
     assert compare_summaries(one, other) == Apart([], {"a": float("inf")})
 
 
-def test_pages_scores_and_lists_of_files_have_no_summary():
-    for path in ("results/report/index.html", "results/metrics.json", "results/scores/m/full/blimp.json"):
+def test_every_result_has_a_summary_but_what_the_report_writes():
+    for path in (paths.PAGE, paths.METRICS, paths.QUALITY, paths.ERRORS, paths.REPORTED, "results/cards/m/a/b/c.md"):
         assert not summary.has_summary(path)
-    assert not summary.has_summary("results/models/m/provenance.json")
-    assert summary.has_summary("results/scores/m/full/reference/layer_000.h5")
+    for path in ("models/m/README.md", "models/m/modeling_mergemoe.py", "models/m/provenance.json", "scores/m/x.json"):
+        assert summary.has_summary(f"results/{path}")
+
+
+def test_a_text_is_one_decision_and_another_input_is_told(tmp_path):
+    (tmp_path / "results").mkdir()
+    text = tmp_path / "results/modeling_mergemoe.py"
+    found = [(text.write_text(words), summarize(text))[1] for words in ("a = 1\n", "a = 2\n")]
+    assert compare_summaries(*found) == compare.WHOLE
+    for name in ("a.json", "provenance.json", "a.safetensors"):
+        found = []
+        for inputs in ({"results/b": "1"}, {"results/b": "2"}, {}):
+            path = tmp_path / "results" / name
+            if name.endswith(".json"):
+                store.write_json(path, {"files": {"x": "1"}}, {**MADE, "inputs": inputs})
+            else:
+                store.write_tensors(path, {"x": torch.ones(1)}, {**MADE, "inputs": inputs})
+            found.append(summarize(path))
+        assert found[0] == found[1]  # the digests of inputs are checked against the inputs
+        assert compare_summaries(found[0], found[2]) == Apart(["made from"], {})
+
+
+SCORED = {
+    "scores": {"acc": 0.5, "acc_stderr": 0.05},
+    "parts": {name: {"acc": value, "acc_stderr": 0.1, "samples": 10} for name, value in (("a", 0.3), ("b", 0.4))},
+    "continuations": [{"prompt": "x", "text": text} for text in ("one", "two", "three")],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda w: w["scores"].update(acc=0.6, acc_stderr=0.06), Apart([], {})),  # metrics.json has these
+        (lambda w: w["parts"]["b"].update(acc=0.5), Apart([], {"parts.*.acc": pytest.approx(0.2)})),
+        (lambda w: w["parts"]["b"].update(acc_stderr=0.2), Apart([], {})),
+        (lambda w: w["parts"]["b"].update(samples=11), Apart(["parts.b.samples"], {})),
+        (lambda w: w["scores"].update(acc=1), Apart(["scores.acc"], {})),
+        (lambda w: w["continuations"][1].update(text="2"), Apart(["continuations.text of 1"], {})),
+        (lambda w: w["continuations"][1].update(prompt="y"), Apart(["continuations.prompt"], {})),
+        (lambda w: w["continuations"].pop(), Apart(["continuations.prompt", "continuations.text"], {})),
+    ],
+)
+def test_a_score_file_tells_its_decisions_and_the_scores_of_parts(change, found, tmp_path):
+    def of_score(whole):
+        store.write_json(tmp_path / "results/a.json", whole, {**MADE, "stage": "evaluate"})
+        return summarize(tmp_path / "results/a.json")
+
+    (tmp_path / "results").mkdir()
+    before, other = of_score(SCORED), copy.deepcopy(SCORED)
+    change(other)
+    assert compare_summaries(before, of_score(other)) == found
+
+
+def test_numbers_in_names_are_one_part_but_those_of_layers():
+    assert part_of("model.layers.12.mlp.experts.3.up_proj.weight") == "model.layers.12.mlp.experts.N.up_proj.weight"
+    assert part_of("down.17") == "down.N" and part_of("hidden.65536") == "hidden.N"
 
 
 def test_results_are_compared_by_bytes_payload_and_summary(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     for root in (one, other):
         of_json(root, {"x": [2.0]})
-        (root / "results/page.html").write_text("a")
+        (root / "results/cards").mkdir()
+        (root / "results/cards/page.md").write_text("a")
     assert compare.compare_results(one, other) == (2, [])
     store.write_json(other / "results/a.json", {"x": [2.0]}, {**MADE, "code": "2"})
     assert compare.compare_results(one, other)[1] == [
         compare.Difference("results/a.json", Apart([], {}), payload=False)
     ]
     of_json(other, {"x": [2.5]})
-    (other / "results/page.html").write_text("b")
+    (other / "results/cards/page.md").write_text("b")
     assert compare.compare_results(one, other)[1] == [
         compare.Difference("results/a.json", Apart([], {"x": pytest.approx(0.25)}), payload=True),
-        compare.Difference("results/page.html", Apart([], {}), payload=True),
+        compare.Difference("results/cards/page.md", Apart([], {}), payload=True),
     ]
-    (other / "results/page.html").unlink()
+    (other / "results/cards/page.md").unlink()
     assert compare.compare_results(one, other, known={"results/a.json"}) == (
         1,
-        [compare.Difference("results/page.html", compare.WHOLE, payload=True)],
+        [compare.Difference("results/cards/page.md", compare.WHOLE, payload=True)],
     )
 
 
@@ -211,19 +267,19 @@ def test_results_are_compared_with_recorded_summaries(tmp_path):
 @given(seed=st.integers(0, 10**6), which=st.integers(0, 4))
 def test_tensors_whose_names_differ_in_numbers_are_one_part(seed, which):
     draw = np.random.default_rng(seed)
-    arrays = {f"layers.{i}.down": draw.standard_normal((3, 50)) for i in range(5)}
-    before = summary._of_arrays(arrays.items())
-    changed = {**arrays, f"layers.{which}.down": arrays[f"layers.{which}.down"] + 0.1}
-    after = summary._of_arrays(changed.items())
+    arrays = {f"down.{i}": draw.standard_normal((3, 50)) for i in range(5)}
+    before = summarize_arrays(arrays.items())
+    changed = {**arrays, f"down.{which}": arrays[f"down.{which}"] + 0.1}
+    after = summarize_arrays(changed.items())
     norm = np.linalg.norm(list(arrays.values()))
-    assert list(before) == ["layers.N.down"] and before["layers.N.down"]["norm"] == pytest.approx(norm)
+    assert list(before) == ["down.N"] and before["down.N"]["norm"] == pytest.approx(norm)
     found = compare_summaries(before, after)
-    assert not found.decisions and 0.15 < found.numbers["layers.N.down"] / (0.1 * 150**0.5 / norm) < 2.5
+    assert not found.decisions and 0.15 < found.numbers["down.N"] / (0.1 * 150**0.5 / norm) < 2.5
     names = list(arrays)
     swapped = {**arrays, names[0]: arrays[names[1]], names[1]: arrays[names[0]]}
-    assert compare_summaries(before, summary._of_arrays(swapped.items())).numbers["layers.N.down"] > 0.1
+    assert compare_summaries(before, summarize_arrays(swapped.items())).numbers["down.N"] > 0.1
     renamed = {key.replace("4", "5"): array for key, array in arrays.items()}
-    assert compare_summaries(before, summary._of_arrays(renamed.items())).decisions == ["layers.N.down"]
+    assert compare_summaries(before, summarize_arrays(renamed.items())).decisions == ["down.N"]
 
 
 @pytest.mark.parametrize("other", [{"temperature": 0.25}, {"temperature": 0.5, "n": 1}, [], None])
@@ -236,13 +292,14 @@ def test_json_that_is_no_artifact_is_one_decision(other, tmp_path):
 
 
 def test_captures_and_experts_are_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(summary, "ROWS", 4)
+    monkeypatch.setattr(array_parts, "ROWS", 4)
     (tmp_path / "results").mkdir()
     pieces = []
-    of_arrays = summary._of_arrays
-    monkeypatch.setattr(
-        summary, "_of_arrays", lambda arrays: of_arrays(pieces.append(a.shape) or (n, a) for n, a in arrays)
-    )
+
+    def seen(arrays):
+        return summarize_arrays(pieces.append(array.shape) or (name, array) for name, array in arrays)
+
+    monkeypatch.setattr(summary, "summarize_arrays", seen)
     writer = Writer(tmp_path / "results/a.h5", torch.tensor([False]))
     writer.append(
         hidden=torch.arange(20.0).reshape(10, 2), expert_index=torch.zeros(10, 1), sequence=torch.zeros(10).int()

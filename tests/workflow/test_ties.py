@@ -1,5 +1,7 @@
 """A near-tie is a decision that rounding turned: its inputs are as recorded, and its goals differ by rounding only."""
 
+import time
+
 import pytest
 
 from mergemoe.workflow.comparison.bounds import GOAL_BOUNDS
@@ -121,6 +123,35 @@ def test_layers_above_a_tie_follow_and_layers_below_do_not():
     assert found.by_scores == [CAPTURE(2)]
     found = judged({CAPTURE(1): ROUTED, CAPTURE(2): {"hidden.N": 0.1, "expert_index.N": None}})
     assert list(found.words) == [CAPTURE(1)] and found.by_scores == [CAPTURE(1), CAPTURE(2)]
+
+
+@pytest.mark.parametrize(
+    ("run", "continued", "ties"),
+    [("s", "1", True), ("s", "1, 5", False), ("s+tuned", "1, 5", True), ("s+tuned@q4", "0, 1", True)],
+)
+def test_a_greedy_continuation_may_be_another_and_several_after_a_descent(run, continued, ties):
+    path = f"results/scores/m/c/g/{run}/generation.json"
+    text = f"continuations.text of {continued}"
+    for more in ([], ["continuations.prompt"]):
+        apart = {path: {"decisions": [text, *more], "numbers": {}}}
+        found = near_ties({"evaluate": {"apart": apart}}, lambda _: [], lambda _: [])
+        told = {path: f"{path}: other {text}, where two tokens nearly tie"}
+        assert found.words == (told if ties and not more else {})
+
+
+def test_results_that_name_each_other_are_no_ties():
+    apart = {CLUSTER: {"decisions": ["by"], "numbers": {}}, SOLVED: {"decisions": [], "numbers": {}}}
+    inputs = {CLUSTER: [SOLVED], SOLVED: [CLUSTER]}
+    assert near_ties({"cluster": {"apart": apart}}, inputs.__getitem__, lambda _: ["cost"]) == ({}, [])
+
+
+def test_a_capture_of_many_layers_is_judged_in_seconds():
+    paths = [f"results/capture/m/c/layer_{i:04d}.h5" for i in range(3000)]
+    apart = {path: {"decisions": ["expert_index.N"], "numbers": {"router_logits.N": 1e-7}} for path in paths}
+    start = time.process_time()
+    found = near_ties({"capture": {"apart": apart}}, lambda _: ["results/layout/m.json"], lambda _: ["router_logits.N"])
+    assert found.by_scores == paths and list(found.words) == paths[:1]
+    assert time.process_time() - start < 5
 
 
 def test_the_last_states_of_the_full_model_follow_from_a_tie_in_a_layer():

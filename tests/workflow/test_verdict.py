@@ -3,8 +3,8 @@
 import pytest
 
 from mergemoe.artifacts.stages import STAGES
-from mergemoe.workflow.comparison.bounds import BOUNDS
-from mergemoe.workflow.comparison.verdict import reasons, verdict
+from mergemoe.workflow.comparison.bounds import BOUNDS, PARTS_OF_SCORES
+from mergemoe.workflow.comparison.verdict import largest, reasons, verdict
 
 STAGE = {"as_recorded": True, "faults": [], "other_bytes": [], "apart": {}, "ties": [], "by_scores": []}
 
@@ -32,6 +32,14 @@ def test_numbers_may_differ_up_to_the_stages_bound(stage, bound):
     assert verdict(within) == "equivalent" and reasons(within) == []
     assert verdict(beyond) == "different"
     assert f"results/x: down differs by {1.01 * bound + 1e-12:.1e} of its norm" in reasons(beyond)[0]
+
+
+@pytest.mark.parametrize("size", [PARTS_OF_SCORES, 1.01 * PARTS_OF_SCORES])
+def test_scores_of_parts_have_a_bound_of_their_own(size):
+    path = "results/scores/m/full/blimp.json"
+    found = findings("evaluate", apart={path: {"decisions": [], "numbers": {"parts.*.acc": size}}})
+    assert verdict(found) == ("equivalent" if size == PARTS_OF_SCORES else "different")
+    assert largest(found["stages"]["evaluate"]) == 0.0  # of which metrics.json tells
 
 
 def test_every_stage_that_dvc_locks_has_a_bound_but_the_report():
@@ -77,7 +85,8 @@ def test_scores_may_differ_by_a_share_of_their_standard_error(key, most):
 def test_numbers_without_a_standard_error_may_differ_by_a_thousandth():
     for factor, said in ((0.99, "equivalent"), (1.01, "different")):
         assert verdict(findings(metrics={"m/full fidelity/mb": [2.0, 2.0 + factor * 2e-3, None]})) == said
-    assert verdict(findings(metrics={"m/full fidelity/kl_stderr": [2.0, 2.5, None]})) == "equivalent"
+    for factor, said in ((0.99, "equivalent"), (1.01, "different")):  # a standard error, by a tenth of itself
+        assert verdict(findings(metrics={"m/full fidelity/kl_stderr": [2.0, 2.0 + factor * 0.2, None]})) == said
     assert verdict(findings(metrics={"m/full fidelity/kl": [None, 2.5, None]})) == "different"
 
 

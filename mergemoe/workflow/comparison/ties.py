@@ -8,13 +8,15 @@ move than rounding can turn: few tokens of a capture, and part of a layer's weig
 another model, as good as the recorded one; its scores are compared, and its numbers are not.
 """
 
+import graphlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mergemoe.workflow.comparison.bounds import BOUNDS, GOAL_BOUNDS, MOVED
-from mergemoe.workflow.comparison.summary import CHOSEN
+from mergemoe.workflow.comparison.array_parts import CHOSEN
+from mergemoe.workflow.comparison.bounds import GOAL_BOUNDS, MOVED, bound
+from mergemoe.workflow.comparison.json_parts import TEXTS, THE_FILE
 
 State = Literal["same", "tie", "follows", "different"]
 
@@ -56,8 +58,8 @@ class Differences:
 
     def numbers_beyond(self, path: str) -> dict[str, float]:
         """Return the numbers that differ by more than rounding."""
-        bound = BOUNDS.get(self.stage[path], 0.0)
-        return {part: size for part, size in self.apart[path]["numbers"].items() if not size <= bound}
+        most = bound(self.stage[path], path)
+        return {part: size for part, size in self.apart[path]["numbers"].items() if not size <= most}
 
     def beyond(self, path: str) -> list[str]:
         """Return the parts that differ by more than rounding."""
@@ -68,7 +70,7 @@ class Differences:
         found = self.apart.get(record_of(path), {"decisions": [], "numbers": {}})
         goals = CHOICES[self.stage[path]].goals
         sizes = [found["numbers"].get(goal, 0.0) for goal in goals]
-        if {"the file", *goals} & set(found["decisions"]) or any(size != size for size in sizes):  # NaN
+        if {THE_FILE, *goals} & set(found["decisions"]) or any(size != size for size in sizes):  # NaN
             return float("inf")
         return max(sizes)
 
@@ -86,22 +88,21 @@ def near_ties(
         parts_of: gives the names of a result's parts, as in its summary.
     """
     differences = Differences(stages)
-    states: dict[str, State] = {}
-
-    def state(path: str) -> State:
-        if path not in states:
-            before = {state(other) for other in _made_before(path, inputs_of(path), differences.apart)}
-            if "different" in before:
-                states[path] = "different"
-            else:
-                states[path] = "follows" if before - {"same"} else _own_state(path, differences, parts_of)
-        return states[path]
-
     if not any(map(differences.beyond, differences.apart)):
         return Ties({}, [])
-    found = {path: state(path) for path in differences.apart}
-    words = {path: _words(path, differences) for path, one in found.items() if one == "tie"}
-    return Ties(words, [path for path, one in found.items() if one in {"tie", "follows"}])
+    before = _made_before(differences.apart, inputs_of)
+    states: dict[str, State] = {}
+    try:
+        for path in graphlib.TopologicalSorter(before).static_order():
+            found = {states[other] for other in before[path]}
+            if "different" in found:
+                states[path] = "different"
+            else:
+                states[path] = "follows" if found - {"same"} else _own_state(path, differences, parts_of)
+    except graphlib.CycleError:  # forged: no result is made from itself
+        return Ties({}, [])
+    words = {path: _words(path, differences) for path in differences.apart if states[path] == "tie"}
+    return Ties(words, [path for path in differences.apart if states[path] in {"tie", "follows"}])
 
 
 def record_of(path: str) -> str:
@@ -109,13 +110,23 @@ def record_of(path: str) -> str:
     return f"{path.removesuffix('.safetensors')}.json" if path.endswith(".safetensors") else path
 
 
-def _made_before(path: str, inputs: Iterable[str], apart: Collection[str]) -> list[str]:
-    """Return the differing results that one depends on: its inputs, and what one forward pass captured before it."""
-    place, inputs = Path(path), tuple(inputs)
-    layers = [other for other in apart if other.endswith(".h5") and Path(other).parent == place.parent]
-    earlier = [other for other in layers if other < path or place.suffix != ".h5"]
-    made_from = [other for other in apart if any(other == one or other.startswith(f"{one}/") for one in inputs)]
-    return [other for other in dict.fromkeys(earlier + made_from) if other != path]
+def _made_before(apart: Collection[str], inputs_of: Callable[[str], Iterable[str]]) -> dict[str, set[str]]:
+    """Return, for each differing result, those that it depends on: its inputs, and what its pass captured before it."""
+    below: dict[str, list[str]] = {}
+    layers: dict[Path, list[str]] = {}
+    for path in sorted(apart):
+        for folder in (Path(path), *Path(path).parents):
+            below.setdefault(str(folder), []).append(path)
+        if path.endswith(".h5"):
+            layers.setdefault(Path(path).parent, []).append(path)
+    earlier = {path: before for one in layers.values() for before, path in zip(one, one[1:], strict=False)}
+    last = {folder: one[-1] for folder, one in layers.items()}
+    found: dict[str, set[str]] = {}
+    for path in apart:
+        one = earlier.get(path) if path.endswith(".h5") else last.get(Path(path).parent)
+        made_from = (other for name in inputs_of(path) for other in below.get(name, ()))
+        found[path] = {*made_from, *([one] if one else [])} - {path}
+    return found
 
 
 def _own_state(path: str, differences: Differences, parts_of: Callable[[str], Collection[str]]) -> State:
@@ -123,6 +134,8 @@ def _own_state(path: str, differences: Differences, parts_of: Callable[[str], Co
     beyond = differences.beyond(path)
     if not beyond:
         return "same"
+    if moved := _continued(beyond):
+        return "tie" if len(moved) == 1 or _has_descent(path) else "different"
     stage = differences.stage[path]
     choice = CHOICES.get(stage)
     if choice is None or not all(re.fullmatch(choice.parts, part) for part in beyond):
@@ -133,7 +146,19 @@ def _own_state(path: str, differences: Differences, parts_of: Callable[[str], Co
     return "tie" if has_goals and few and 0 < differences.goals(path) <= GOAL_BOUNDS[stage] else "different"
 
 
+def _continued(beyond: list[str]) -> list[str]:
+    """Return which greedy continuations are others, if nothing else is."""
+    found = re.fullmatch(rf"{re.escape(TEXTS)} of (.+)", beyond[0]) if len(beyond) == 1 else None
+    return found[1].split(", ") if found else []
+
+
+def _has_descent(path: str) -> bool:
+    return "+" in Path(path).parent.name
+
+
 def _words(path: str, differences: Differences) -> str:
+    if _continued(beyond := differences.beyond(path)):
+        return f"{path}: other {beyond[0]}, where two tokens nearly tie"
     numbers = differences.numbers_beyond(path)
     moved = numbers.pop(f"{CHOSEN}.N", 0.0) ** 2 / 2  # a choice that moves takes one 1 of n away, and adds one
     others = [f"about {moved:.1e} of the choices of experts"] if moved else []

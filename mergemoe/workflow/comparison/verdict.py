@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mergemoe.artifacts.paths import RESULTS
-from mergemoe.workflow.comparison.bounds import BOUNDS
+from mergemoe.workflow.comparison.bounds import bound, is_score
 
 IDENTICAL, EQUIVALENT, DIFFERENT = "identical", "equivalent", "different"
 
@@ -37,9 +37,9 @@ def reasons(found: Mapping[str, Any]) -> list[str]:
         for path, apart in _judged(one).items():
             facts += [f"{path}: {part} is another" for part in apart["decisions"]]
             facts += [
-                f"{path}: {part} differs by {size:.1e} of its norm, where rounding explains {BOUNDS[name]:.1e}"
+                f"{path}: {part} differs by {size:.1e} of its norm, where rounding explains {bound(name, path):.1e}"
                 for part, size in apart["numbers"].items()
-                if not size <= BOUNDS[name]
+                if not size <= bound(name, path)
             ]
     following = _following_runs(found["stages"])
     for key, (committed, here, error) in found["metrics"]["differ"].items():
@@ -49,14 +49,15 @@ def reasons(found: Mapping[str, Any]) -> list[str]:
 
 
 def largest(stage: Mapping[str, Any]) -> float | None:
-    """Return the largest difference of numbers in a stage's results, near-ties and what follows from them left out.
+    """Return the largest difference of numbers in a stage's results; None if they differ in more than numbers.
 
-    None if they differ in more than numbers.
+    Near-ties and what follows from them are left out, and score files, of which metrics.json tells.
     """
-    apart = _judged(stage).values()
-    if any(one["decisions"] for one in apart):
+    apart = _judged(stage)
+    if any(one["decisions"] for one in apart.values()):
         return None
-    return max((size for one in apart for size in one["numbers"].values()), default=0.0)
+    placed = [one["numbers"] for path, one in apart.items() if not is_score(path)]
+    return max((size for numbers in placed for size in numbers.values()), default=0.0)
 
 
 def _judged(stage: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,7 +69,8 @@ def _following_runs(stages: Mapping[str, Any]) -> tuple[str, ...]:
     """Return how keys of metrics.json begin whose scores follow from a near-tie."""
     paths = [path for one in stages.values() for path in one["by_scores"]]
     runs = (path.removeprefix(MODELS_OF).rpartition("/")[0] + " " for path in paths if path.startswith(MODELS_OF))
-    models = (path.removeprefix(SCORES_OF).partition("/")[0] + "/" for path in paths if path.startswith(SCORES_OF))
+    states = (path for path in paths if path.startswith(SCORES_OF) and not is_score(path))
+    models = (path.removeprefix(SCORES_OF).partition("/")[0] + "/" for path in states)
     return (*dict.fromkeys(runs), *dict.fromkeys(models))  # what is measured against the full model follows with it
 
 
@@ -76,8 +78,8 @@ def _close(key: str, committed: float | None, here: float | None, error: float |
     if committed is None or here is None:
         return False
     run, score = key.split(" ")
-    if score.endswith("_stderr"):  # a standard error is not judged by one
-        return True
     most = MAGNIFIED if follows or "+" in run or score.startswith("generation/") else STANDARD_ERRORS
+    if score.endswith("_stderr"):
+        error = committed  # of a standard error, its own size
     relative = RELATIVE_AFTER_TIE if follows else RELATIVE
     return abs(here - committed) <= (most * error if error else relative * abs(committed))

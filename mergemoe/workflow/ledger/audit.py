@@ -20,6 +20,7 @@ from mergemoe.workflow.ledger import (
     record,
     recorded_environment,
     recorded_summaries,
+    rendering,
     rerun_environment,
     scores,
     verify_results,
@@ -69,6 +70,7 @@ def _audit(root: Path, tree: Path, commit: str, rerun: bool, environment: bool) 
     claims, rules = commands.ask_ledger(tree)["claims"], commands.stage_rules(tree)
     summaries = recorded_summaries.read_summaries(tree)
     faults = verify_results.check_results(tree, claims, kept_out) + _unlocked(claims, locked)
+    faults = faults or rendering.check_report(tree, claims, locked)
     of = {name: [fault for fault in faults if fault.stage in rules.get(name, ())] for name in locked}
     in_order = [name for name in dict.fromkeys([*dvc_stages(), *locked]) if name in locked]
     stages = {name: _stage(name, tree, locked, of[name], kept_out, summaries) for name in in_order}

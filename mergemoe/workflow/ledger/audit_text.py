@@ -26,14 +26,14 @@ def conclusion(found: Mapping[str, Any]) -> str:
         sizes = {name: verdict.largest(one) or 0.0 for name, one in stages.items()}
         ties = [tie for one in stages.values() for tie in one["ties"]]
         most = max(sizes, key=sizes.__getitem__)
-        if not sizes[most] and not ties:
-            return "All results say the same; pages or the provenance inside them (code or inputs) differ."
-        scores = f"scores by at most {_apart(found['metrics']):.2g} standard errors"
+        differ = [f"numbers by up to {sizes[most]:.1e} of their norm ({most})"] if sizes[most] else []
+        if found["metrics"]["differ"]:
+            differ.append(f"scores by at most {_apart(found['metrics']):.2g} standard errors")
+        if not differ and not ties:
+            return "All results say the same; the provenance inside them (code or inputs) differs."
         but = f" but {len(ties)}, where two alternatives nearly tie" if ties else ""
-        return (
-            f"Every decision is as recorded{but}; numbers differ by rounding, by up to {sizes[most]:.1e} of their norm "
-            f"({most}), {scores}."
-        )
+        rounding = f"; rounding moves {' and '.join(differ)}" if differ else ""
+        return f"Every decision is as recorded{but}{rounding}."
     if found["strays"] or any(one["faults"] for one in stages.values()):
         return "The artifacts above fail their checks."
     if other := [name for name, one in stages.items() if not one["as_recorded"]]:
@@ -94,8 +94,9 @@ def _facts(found: Mapping[str, Any]) -> list[str]:
         "recorded elsewhere": list(found["environment"]),
     }
     parts = [_list(name, list(dict.fromkeys(facts))) for name, facts in lists.items() if facts]
-    same = f"metrics.json: all {found['metrics']['numbers']} numbers are the committed ones"
-    return parts if found["metrics"]["differ"] else [*parts, same]
+    numbers, differ = found["metrics"]["numbers"], found["metrics"]["differ"]
+    same = [f"metrics.json: all {numbers} numbers are the committed ones"] if numbers and not differ else []
+    return parts + same
 
 
 def _rerun_in(place: Mapping[str, Any]) -> list[str]:

@@ -8,10 +8,11 @@ from mergemoe.artifacts import digests, provenance
 from mergemoe.errors import ArtifactError
 from mergemoe.progress import track
 from mergemoe.workflow.comparison import summary
+from mergemoe.workflow.comparison.json_parts import THE_FILE
 from mergemoe.workflow.comparison.summary import Apart
 from mergemoe.workflow.ledger import verify_results
 
-WHOLE = Apart(["the file"], {})
+WHOLE = Apart([THE_FILE], {})
 
 
 class Difference(NamedTuple):

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from mergemoe.artifacts.paths import METRICS, RESULTS
-from mergemoe.errors import ArtifactError
-from mergemoe.report.metrics import read_metrics
+from mergemoe.artifacts.paths import METRICS
+from mergemoe.errors import UserError
 from mergemoe.workflow.ledger import commands, kept_files
 
 
@@ -17,9 +16,9 @@ def compare_scores(root: Path, commit: str, tree: Path) -> dict[str, Any]:
         fix = "Commit the file that the report wrote: `mergemoe restore` of the commit before brings it back"
         committed = _flat(kept_files.parse_kept(text, name, kept_files.Metrics, fix))
     try:
-        found = _flat(read_metrics(tree / RESULTS))
-    except ArtifactError:  # it is among the faults
-        found = {}
+        found = _flat(kept_files.read_kept(tree, METRICS, kept_files.Metrics))
+    except UserError:  # it is among the faults
+        return {"numbers": 0, "differ": {}}
     keys = sorted(committed.keys() | found.keys())
     differ = {key: [committed.get(key), found.get(key), committed.get(f"{key}_stderr")] for key in keys}
     return {"numbers": len(keys), "differ": {key: row for key, row in differ.items() if row[0] != row[1]}}
