@@ -13,6 +13,7 @@ CLUSTER, SOLVED, RECORD = (
     for name in ("cluster/m/c/g/layer_001.json", "solve/m/c/g/s/layer_001.safetensors", "solve/m/c/g/s/layer_001.json")
 )
 MODEL = "results/models/m/c/g/s/model.safetensors"
+SCORE = "results/scores/m/c/g/s/generation.json"
 INPUTS = {
     CAPTURE(1): ["results/layout/m.json"],
     CAPTURE(2): ["results/layout/m.json"],
@@ -20,6 +21,7 @@ INPUTS = {
     SOLVED: [CAPTURE(1), CLUSTER],
     RECORD: [CAPTURE(1), CLUSTER],
     MODEL: [SOLVED],
+    SCORE: ["results/models/m/c/g/s/provenance.json"],
     "results/scores/m/full/reference/layer_001.h5": [],
     "results/scores/m/full/reference/final.safetensors": [],
 }
@@ -110,8 +112,11 @@ def test_without_its_goals_nothing_is_a_tie():
 
 def test_what_follows_from_a_tie_is_judged_by_scores():
     solved, merged = {"down.N": 0.5, "groups": None}, {"x": 0.5}
-    found = judged({CLUSTER: REGROUPED, SOLVED: solved, RECORD: {"output_error.fit": 0.1}, MODEL: merged})
-    assert list(found.words) == [CLUSTER] and found.by_scores == [CLUSTER, SOLVED, RECORD, MODEL]
+    scored = {"continuations.text of 0, 1": None, "parts.*.acc": 0.5}
+    found = judged(
+        {CLUSTER: REGROUPED, SOLVED: solved, RECORD: {"output_error.fit": 0.1}, MODEL: merged, SCORE: scored}
+    )
+    assert list(found.words) == [CLUSTER] and found.by_scores == [CLUSTER, SOLVED, RECORD, MODEL, SCORE]
 
 
 def test_what_follows_from_a_worse_grouping_is_not():

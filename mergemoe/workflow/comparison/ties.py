@@ -124,7 +124,10 @@ def _made_before(apart: Collection[str], inputs_of: Callable[[str], Iterable[str
     found: dict[str, set[str]] = {}
     for path in apart:
         one = earlier.get(path) if path.endswith(".h5") else last.get(Path(path).parent)
-        made_from = (other for name in inputs_of(path) for other in below.get(name, ()))
+        # The provenance.json of a folder stands for its files.
+        made_from = (
+            other for name in inputs_of(path) for other in below.get(name.removesuffix("/provenance.json"), ())
+        )
         found[path] = {*made_from, *([one] if one else [])} - {path}
     return found
 
