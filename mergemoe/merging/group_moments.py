@@ -61,7 +61,6 @@ def group_sums(
     groups: Sequence[Group],
     merged: Experts,
     heldout: bool,
-    weights: Tensor | None = None,
 ) -> Moments:
     """Return, stacked, the sums of P = t_i(x) p_i(x) and Y = sum_j g_j(x) E_j(x) per group over the tokens with a g_j.
 
@@ -70,7 +69,6 @@ def group_sums(
         groups: one or more.
         merged: the expert of each group, whose features are p_i.
         heldout: whether over the held-out tokens or the fitted ones.
-        weights: g [N], if it is the same on all tokens; by default the routing weights. t_i sums g over a group.
     """
     device = problem.experts.down.device
     width = merged.up.shape[1] + (merged.down_bias is not None)
@@ -79,7 +77,7 @@ def group_sums(
     for place, group in enumerate(groups):
         member[group.members, place] = True
     for tokens in problem.chunks(heldout):
-        g = problem.routing_weights(tokens) if weights is None else weights.expand(len(tokens.hidden), -1)
+        g = problem.routing_weights(tokens)
         t, works = g @ member.to(g), (g != 0).float() @ member.float() > 0
         slots = works.cumsum(0) - 1  # [n, G] the slot of a token among its group's
         for batch in batches(works):

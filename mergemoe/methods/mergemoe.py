@@ -8,15 +8,16 @@ family's norm after the down-projection is left out on both sides: least squares
 """
 
 import torch
-from torch import Tensor
 
 from mergemoe.merging import ridge_regression
 from mergemoe.merging.averaging import usage_mean
-from mergemoe.merging.group_moments import group_sums
+from mergemoe.merging.constant_moments import constant_sums
 from mergemoe.merging.least_squares import solve_down
-from mergemoe.moe.experts import joined, with_down
+from mergemoe.moe.experts import with_down
 from mergemoe.moe.problem import Merged, Problem
 from mergemoe.moe.records import MethodRecord
+
+EXCESS = 1e-6  # of the output's energy: what products in float32 may add to the squared error
 
 
 def merge(problem: Problem, ridge: float) -> list[Merged]:
@@ -25,30 +26,19 @@ def merge(problem: Problem, ridge: float) -> list[Merged]:
     if not groups:
         return []
     averaged = usage_mean(problem, groups)
-    weights = usage_weights(problem)
-    fitted, unseen = (group_sums(problem, groups, joined(averaged), part, weights) for part in (False, True))
-    scale = ridge_regression.typical_energy(fitted.gram.diagonal(dim1=1, dim2=2))
-    solutions = solve_down(fitted, ridge * scale)
-    downs = torch.stack([solution.down for solution in solutions])
-    errors = zip(fitted.relative_errors(downs), unseen.relative_errors(downs), strict=True)
+    sums = list(constant_sums(problem, groups))
+    penalty = ridge * ridge_regression.typical_energy(torch.stack([one.gram.diagonal() for one in sums]))
+    solutions = [solve_down(one, penalty) for one in sums]
+    again = [i for i, solution in enumerate(solutions) if solution.excess > EXCESS]
+    for i, exact in zip(again, constant_sums(problem, [groups[i] for i in again], exact=True), strict=True):
+        solutions[i] = solve_down(exact, penalty)
     results: list[Merged] = []
-    for place, (group, expert, solution, (fit, heldout)) in enumerate(
-        zip(groups, averaged, solutions, errors, strict=True)
-    ):
+    for group, expert, one, solution in zip(groups, averaged, sums, solutions, strict=True):
         record: MethodRecord = {
-            **ridge_regression.diagnose_tokens(int(fitted.tokens[place]), expert.up.shape[1], f"group {group.number}"),
+            **ridge_regression.diagnose_tokens(one.tokens, expert.up.shape[1], f"group {group.number}"),
             "rank": solution.rank,
             "effective_rank": solution.effective_rank,
             "condition": solution.condition,
-            "objective": {"fit": fit, "heldout": heldout},
         }
         results.append(Merged(group, with_down(expert, solution.down), record))
     return results
-
-
-def usage_weights(problem: Problem) -> Tensor:
-    """Return w_j [N]: constant weights used instead of each token's routing weights."""
-    weights = torch.zeros(len(problem.experts), dtype=torch.float64, device=problem.experts.down.device)
-    for group in problem.groups:
-        weights[group.members] = group.weights.to(weights)
-    return weights

@@ -78,9 +78,13 @@ class Activation:
 
 def features(x: Tensor, experts: Experts, expert: Which, act: Activation) -> Tensor:
     """Return h(x), [n, H] -> [n, I] or of several experts [b, n, H] -> [b, n, I], in the dtype of x."""
+    return act(*projections(x, experts, expert))
+
+
+def projections(x: Tensor, experts: Experts, expert: Which) -> tuple[Tensor, Tensor | None]:
+    """Return W_U x and W_G x with their biases, in the shape of the features; the latter is None without a gate."""
     up = _linear(x, experts.up[expert], experts.up_bias, expert)
-    gate = None if experts.gate is None else _linear(x, experts.gate[expert], experts.gate_bias, expert)
-    return act(up, gate)
+    return up, None if experts.gate is None else _linear(x, experts.gate[expert], experts.gate_bias, expert)
 
 
 def linear_output(x: Tensor, experts: Experts, expert: Which, act: Activation) -> Tensor:
@@ -97,14 +101,17 @@ def output(x: Tensor, experts: Experts, expert: int, act: Activation) -> Tensor:
     return torch.nn.functional.rms_norm(scaled, scaled.shape[-1:], eps=act.norm_eps)
 
 
+def with_one(h: Tensor, experts: Experts) -> Tensor:
+    """Return features [..., n, P] with 1 as a last column if there is a down bias (experts.down_of)."""
+    return h if experts.down_bias is None else torch.cat([h, torch.ones_like(h[..., :1])], -1)
+
+
 def weighted_features(x: Tensor, t: Tensor, experts: Experts, expert: Which, act: Activation) -> Tensor:
     """Return t(x) h(x) [r, P] in float64, with t(x) as a last column if there is a down bias (experts.down_of); t [r].
 
     For b experts side by side, x [b, r, H] and t [b, r] give [b, r, P].
     """
-    p = features(x, experts, expert, act).double()
-    p = torch.cat([p, torch.ones_like(p[..., :1])], -1) if experts.down_bias is not None else p
-    return p.mul_(t[..., None])
+    return with_one(features(x, experts, expert, act), experts).double().mul_(t[..., None])
 
 
 def _linear(x: Tensor, matrix: Tensor, bias: Tensor | None, expert: Which) -> Tensor:

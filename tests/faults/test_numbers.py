@@ -98,14 +98,17 @@ def excess(one, method, options, expert_map, usage, tensors, record):
     def rounding(p):  # the objective is summed up from Gram matrices: what the prior gives must cancel in float64
         return 1e-15 * norm * (p**2).sum()
 
-    if method == "mergemoe" and options["ridge"] == 0:
+    if method == "mergemoe" and options["ridge"] == 0 and one.dtype == torch.float32:
         for found in record["groups"]:
             group = groups[found["group"]]
             w = group.weights.numpy()
             mean = {r: np.einsum("c,c...->...", w, part[group.members])[None] for r, part in one.experts.items()}
             p = with_ones(features(mean, 0, one.x[fit], one.act), np.ones(fit.sum()), one)
             y = sum(u * output(one.experts, e, one.x[fit], one.act) for u, e in zip(w, group.members, strict=True))
-            yield found["objective"]["fit"], best(p, y), rounding(p), (y**2).sum()
+            down = merged["down"][found["group"]]
+            down = np.hstack([down, merged["down_bias"][found["group"], :, None]]) if "down_bias" in merged else down
+            energy, last_bits = (y**2).sum(), 1e-13 * (down**2).sum() * (p**2).sum()
+            yield left_over(p, y, down) / energy if energy else 0.0, best(p, y), rounding(p) + last_bits, energy
     exact = one.dtype == torch.float32 or options.get("features") == "selected" or method in ("select", "slim")
     if options.get("ridge") != 0 or options.get("routing", "preserved") != "preserved" or not exact:
         return

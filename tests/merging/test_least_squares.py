@@ -9,7 +9,7 @@ from problems import merge
 
 from mergemoe.checkpoints.expert_weights import read_experts
 from mergemoe.errors import UserError
-from mergemoe.merging.least_squares import Moments, solve_down
+from mergemoe.merging.least_squares import Moments, NormalEquations, solve_down
 from mergemoe.methods import mergemoe
 from mergemoe.moe.expert_forward import Activation, features
 from mergemoe.moe.experts import Experts
@@ -25,9 +25,12 @@ def moments(p, y, batches=1):
     return total
 
 
+def equations(sums):
+    return NormalEquations(sums.gram[0], sums.cross[0], 0, torch.zeros(len(sums.gram[0])))
+
+
 def solved(sums, penalty):
-    (solution,) = solve_down(sums, penalty)
-    return solution
+    return solve_down(equations(sums), penalty)
 
 
 def literal(experts, members, weights, x):
