@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mergemoe.merging.least_squares import NormalEquations
+from mergemoe.merging.least_squares import NormalEquations, add_lower, mirror
 from mergemoe.moe.expert_forward import projections, with_one
 from mergemoe.moe.experts import down_of
 from mergemoe.moe.problem import Group, Problem
@@ -24,7 +24,6 @@ from mergemoe.moe.typed_torch import floats
 
 BYTES = 1 << 28  # of the sums that one pass over the tokens fills
 ROWS = 1 << 13  # tokens times members whose features are in memory
-BLOCK = 256  # rows of P P^T that are one product: only those at and left of the diagonal are computed
 
 
 def constant_sums(problem: Problem, groups: Sequence[Group], exact: bool = False) -> Iterator[NormalEquations]:
@@ -63,7 +62,7 @@ def _passes(problem: Problem, groups: Sequence[Group]) -> Iterator[list[Group]]:
 class _GroupSums:
     """What the tokens of a pass add up for a group of c members, in float64.
 
-    gram [P, P] is P P^T below the blocks on the diagonal; products [c, P, P] are H_j P^T; energies [c, P] ||h_jk||^2.
+    gram [P, P] is the lower half of P P^T; products [c, P, P] are H_j P^T; energies [c, P] ||h_jk||^2.
     """
 
     def __init__(self, problem: Problem, group: Group, exact: bool):
@@ -80,9 +79,7 @@ class _GroupSums:
         """Add some tokens [n, H]."""
         members, p = self._features(x)
         double = p.double()
-        for start in range(0, len(self.gram), BLOCK):
-            end = start + BLOCK
-            self.gram[start:end, :end] += double[:, start:end].T @ double[:, :end]
+        add_lower(self.gram, double)
         for product, energies, h in zip(self.products, self.energies, members, strict=True):
             product += h.double().T @ double if self.exact else h.T @ p
             energies += h.square().sum(0)
@@ -107,9 +104,8 @@ class _GroupSums:
         """Return the normal equations over the tokens so far."""
         experts = self.problem.experts
         dtype = torch.float64 if self.exact else experts.down.dtype
-        lower = self.gram.tril()
-        gram = lower + lower.tril(-1).mT
-        cross = gram.new_zeros(experts.down.shape[1], len(gram))
+        mirror(self.gram)
+        cross = self.gram.new_zeros(experts.down.shape[1], len(self.gram))
         spread = 0.0
         for w, member, product, energies in zip(
             self.weights, self.group.members, self.products, self.energies, strict=True
@@ -117,4 +113,4 @@ class _GroupSums:
             down = w * down_of(experts[[member]])
             cross += down.to(dtype) @ product.to(dtype)
             spread += float((down.square() * energies).sum())
-        return NormalEquations(gram, cross, self.tokens, spread * gram.diagonal())
+        return NormalEquations(self.gram, cross, self.tokens, spread * self.gram.diagonal())

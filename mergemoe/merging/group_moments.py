@@ -85,6 +85,7 @@ def group_sums(
             p = weighted_features(gathered(tokens.hidden, batch.rows), share, merged, batch.which, problem.act)
             sums.add(p, _target(problem, tokens, groups, g, batch, slots), batch.which)
         sums.tokens += works.sum(0)
+    sums.complete()
     return sums
 
 

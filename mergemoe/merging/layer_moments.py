@@ -32,6 +32,5 @@ def layer_sums(problem: Problem, experts: Sequence[Experts], heldout: bool) -> M
                 sums.gram[0, spans[i], spans[j]] += p[place[i, both]].T @ parts[j][1][place[j, both]]
         sums.energy += y.square().sum()
         sums.tokens += len(y)
-    lower = sums.gram.tril()
-    sums.gram = lower + lower.tril(-1).mT
+    sums.complete()
     return sums

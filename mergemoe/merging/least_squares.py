@@ -13,7 +13,24 @@ from torch import Tensor
 from mergemoe.moe.finite import check_finite
 from mergemoe.moe.typed_torch import cholesky, eigh, eigvalsh, floats
 
+BLOCK = 256  # rows of P P^T that are one product
 ROUNDINGS = 8  # of float32 in a product over a chunk of tokens: the root of those that a sum goes through
+
+
+def add_lower(gram: Tensor, p: Tensor) -> None:
+    """Add P P^T of p [n, I] to gram [I, I] at and left of the blocks on the diagonal, half of the arithmetic."""
+    for start in range(0, len(gram), BLOCK):
+        end = start + BLOCK
+        gram[start:end, :end].addmm_(p[:, start:end].T, p[:, :end])
+
+
+def mirror(gram: Tensor) -> None:
+    """Copy the half of gram [I, I] below the diagonal to that above it."""
+    for start in range(0, len(gram), BLOCK):
+        end = start + BLOCK
+        gram[:start, start:end] = gram[start:end, :start].T
+        lower = gram[start:end, start:end].tril()
+        gram[start:end, start:end] = lower + lower.tril(-1).T
 
 
 @dataclass
@@ -46,11 +63,20 @@ class Moments:
         """Return each least squares' own, as stacks of one."""
         return [Moments(*parts) for parts in zip(*(sums.split(1) for sums in vars(self).values()), strict=True)]
 
-    def add(self, p: Tensor, y: Tensor, which: Sequence[int] | slice = slice(None)) -> None:
-        """Add features p [b, n, I] and targets y [b, n, H] to some of the sums; the caller counts the tokens."""
-        self.gram[which] += p.mT @ p
-        self.cross[which] += y.mT @ p
+    def add(self, p: Tensor, y: Tensor, which: Sequence[int]) -> None:
+        """Add features p [b, n, I] and targets y [b, n, H] to some of the sums; the caller counts the tokens.
+
+        Of gram, only the lower half is right before `complete`.
+        """
+        for place, own_p, own_y in zip(which, p, y, strict=True):
+            add_lower(self.gram[place], own_p)
+            self.cross[place].addmm_(own_y.T, own_p)
         self.energy[which] += y.square().sum((1, 2))
+
+    def complete(self) -> None:
+        """Give gram its upper half, when all is added."""
+        for gram in self.gram:
+            mirror(gram)
 
     def squared(self, w: Tensor) -> Tensor:
         """Return ||W P - Y||^2 [G] of W [G, H, I].

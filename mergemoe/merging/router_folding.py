@@ -31,7 +31,8 @@ def folded_router(router: Router, groups: Sequence[Group], chunks: Iterable[Toke
     for tokens in chunks:
         logits = tokens.logits.double()
         wanted = torch.stack([group_logit(logits[:, g.members], router.rule.scores) for g in groups], 1)
-        moments.add(logits[None], wanted[None])
+        moments.add(logits[None], wanted[None], [0])
+    moments.complete()
     penalty = PENALTY * float(moments.gram[0].diagonal().mean())
     combined = solve_toward_prior(moments, start[None], penalty)[0] if penalty else start
     bias = None if router.bias is None else (start @ router.bias.double()).to(router.bias)

@@ -59,7 +59,8 @@ def random_moments(stack, width, hidden_size, tokens):
     generator = torch.Generator().manual_seed(0)
     total = Moments.zeros(width, hidden_size, stack=stack)
     p, y = (torch.randn(stack, tokens, k, generator=generator, dtype=torch.float64) for k in (width, hidden_size))
-    total.add(p, y)
+    total.add(p, y, range(stack))
+    total.complete()
     return total, p.numpy(), y.numpy()
 
 

@@ -9,6 +9,7 @@ from problems import merge
 
 from mergemoe.checkpoints.expert_weights import read_experts
 from mergemoe.errors import UserError
+from mergemoe.merging import least_squares
 from mergemoe.merging.least_squares import Moments, NormalEquations, solve_down
 from mergemoe.methods import mergemoe
 from mergemoe.moe.expert_forward import Activation, features
@@ -21,7 +22,8 @@ SILU = Activation("silu")
 def moments(p, y, batches=1):
     total = Moments.zeros(p.shape[1], y.shape[1])
     for rows_p, rows_y in zip(p.chunk(batches), y.chunk(batches), strict=True):
-        total.add(rows_p[None], rows_y[None])
+        total.add(rows_p[None], rows_y[None], [0])
+    total.complete()
     return total
 
 
@@ -191,3 +193,16 @@ def test_sums_that_are_not_finite_are_not_a_perfect_error():
     bad = moments(torch.eye(3).double(), torch.eye(3).double())
     bad.gram[0, 0, 0] = float("nan")
     assert np.isnan(bad.relative_errors(torch.eye(3).double()[None])[0])
+
+
+@pytest.mark.parametrize("width", [1, 5, 6, 7, 13])
+def test_half_of_a_gram_matrix_is_computed_and_mirrored(width, monkeypatch):
+    monkeypatch.setattr(least_squares, "BLOCK", 6)
+    p = torch.randn(9, width, generator=torch.Generator().manual_seed(width), dtype=torch.float64)
+    gram = torch.zeros(width, width, dtype=torch.float64)
+    for rows in p.split(4):
+        least_squares.add_lower(gram, rows)
+    assert not gram.triu(6).any() and (width < 7 or not gram[:6, 6:].any())
+    least_squares.mirror(gram)
+    torch.testing.assert_close(gram, p.T @ p, rtol=1e-13, atol=1e-13)
+    assert torch.equal(gram, gram.T)

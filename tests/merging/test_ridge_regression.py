@@ -152,8 +152,8 @@ def test_a_thousandfold_feature_changes_the_penalty_of_no_other():
     p = torch.randn(200, 9, generator=generator, dtype=torch.float64)
     y = torch.randn(200, 3, generator=generator, dtype=torch.float64)
     ordinary, massive = Moments.zeros(9, 3), Moments.zeros(9, 3)
-    ordinary.add(p[None], y[None])
-    massive.add(p[None] * torch.tensor([1000.0, *[1.0] * 8], dtype=torch.float64), y[None])
+    ordinary.add(p[None], y[None], [0])
+    massive.add(p[None] * torch.tensor([1000.0, *[1.0] * 8], dtype=torch.float64), y[None], [0])
     assert ridge_regression.typical_energy(massive.gram[0].diagonal()) == pytest.approx(
         ridge_regression.typical_energy(ordinary.gram[0].diagonal()), rel=0.2
     )
