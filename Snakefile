@@ -54,7 +54,7 @@ rule all:
 
 
 rule convert:
-    """A plain copy of a checkpoint that is quantized, or of a form that transformers has no class for."""
+    """A plain checkpoint: of a quantized one, of one that transformers has no class for, or the average of several."""
     input:
         graph.original_files,
     output:

@@ -91,7 +91,8 @@ def _weights(graph: Graph, copies: bool) -> list[str]:
         if copies and model.copied():
             found.append(STAGES["convert"].folder)
         else:
-            found.append(str(hub_cache.fetch_record_path(model.path, model.revision)) if model.revision else model.path)
+            record = [str(hub_cache.fetch_record_path(model.path, model.revision))] if model.revision else []
+            found += record or model.paths()
     return list(dict.fromkeys(found))
 
 

@@ -1,6 +1,7 @@
 """Files, parameters, code and threads of the jobs of each rule, from params.yaml."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from mergemoe.artifacts import paths
@@ -97,11 +98,12 @@ class Graph:
         return paths.RESULTS
 
     def original_files(self, wildcards: Any) -> list[str]:
-        """Return the files of the checkpoint that a choice names; for a hub model the record of its fetch."""
+        """Return the files of the checkpoints that a choice names; for a hub model the record of its fetch."""
         chosen = self.params.model[wildcards.model]
         if chosen.revision:
             return [str(hub_cache.fetch_record_path(chosen.path, chosen.revision))]
-        return [str(path) for path in model_folder.checkpoint_files(chosen.folder())]
+        folders = map(Path, chosen.paths())
+        return [str(path) for folder in folders for path in model_folder.checkpoint_files(folder)]
 
     def plain(self, model: str) -> Model:
         """Return the checkpoint that is compressed: the named one, or the plain copy of it."""

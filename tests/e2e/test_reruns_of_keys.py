@@ -169,6 +169,7 @@ ROWS = {
 ELSEWHERE = {  # the test that stands for a key whose new value needs another project
     "model.revision": "tests/checkpoints/test_hub.py::test_every_stage_that_reads_the_model_finds_one_of_the_hub",
     "model.dequantize": "tests/models/test_dequantize.py",
+    **dict.fromkeys(("model.average.paths", "model.average.by", "model.average.alpha"), "tests/models/test_average.py"),
     "refine.by": "one value",
     "quantize.format": "tests/e2e/test_quantize.py",
     "quantize.group": "tests/e2e/test_quantize.py",

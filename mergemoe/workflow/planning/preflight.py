@@ -7,7 +7,7 @@ from pathlib import Path
 from mergemoe.artifacts.run import Run
 from mergemoe.calibration.text_rows import check_file
 from mergemoe.calibration.token_sequences import heldout_count
-from mergemoe.checkpoints import config_keys, expert_headers, model_folder, router_headers, validation
+from mergemoe.checkpoints import averages, config_keys, expert_headers, model_folder, router_headers, validation
 from mergemoe.checkpoints.hub import hub_cache
 from mergemoe.errors import UserError
 from mergemoe.grouping.allocation import NO_SIZE_IN_COMMON
@@ -210,6 +210,8 @@ def experts_of(model: str, params: Params) -> dict[int, int]:
     try:
         folder = chosen.folder()
         validation.check_checkpoint(folder, chosen.dequantize)
+        if chosen.average:
+            averages.check_alike([Path(path) for path in chosen.average.paths])
         if chosen.revision and not (written := hub_cache.fetch_record_path(chosen.path, chosen.revision)).is_file():
             command = hub_cache.fetch_command(chosen.path, chosen.revision)
             raise UserError(f"{written}, the record of the fetched files, is missing. Run `{command}`")
