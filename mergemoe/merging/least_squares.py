@@ -105,7 +105,7 @@ class NormalEquations:
     spread: Tensor
 
     def excess(self, inverse: Tensor, down: Tensor) -> float:
-        """Return what float32 products in Y P^T add to ||W P - Y||^2, as a share of ||W P||^2.
+        """Return the addition to ||W P - Y||^2 by float32 products in Y P^T, as a share of ||W P||^2.
 
         Each entry at h, i of Y P^T has an error of about ROUNDINGS u ||y_h|| ||p_i||, u = 2^-24, which the solution
         multiplies by (G + D)^+, here `inverse` [I], its diagonal.

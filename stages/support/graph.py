@@ -11,7 +11,8 @@ from mergemoe.artifacts.stage import Stage
 from mergemoe.artifacts.stages import STAGES, dvc_stages, stages_of
 from mergemoe.checkpoints import expert_headers, model_folder
 from mergemoe.checkpoints.hub import hub_cache
-from mergemoe.workflow.config.params import Model, Params
+from mergemoe.workflow.config.model import Model
+from mergemoe.workflow.config.params import Params
 from mergemoe.workflow.planning import jobs
 from stages.support import tracking
 

@@ -19,7 +19,7 @@ from mergemoe.checkpoints import averages
 from mergemoe.errors import UserError
 from mergemoe.models import average
 from mergemoe.models.average import average_checkpoints
-from mergemoe.workflow.config.params import Model
+from mergemoe.workflow.config.model import Model
 
 
 def checkpoints(folder, count=3, **settings):
