@@ -9,6 +9,7 @@ to W0.
 """
 
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,12 +56,12 @@ def fit(fitted: Moments, unseen: Moments, priors: Tensor, ridge: float | Literal
     scale = typical_energy(fitted.gram.diagonal(dim1=1, dim2=2))
     energy = float(unseen.energy.sum())
     ridges = candidates(ridge, heldout, energy)
+    solutions = solve_each(fitted, priors, [candidate * scale for candidate in ridges])
     if len(ridges) == 1:
-        return Fit(solve_toward_prior(fitted, priors, ridges[0] * scale), ridges[0], None)
+        return Fit(next(solutions), ridges[0], None)
     tried: dict[str, float] = {}
     best: Fit | None = None
-    for candidate in ridges:
-        downs = solve_toward_prior(fitted, priors, candidate * scale)
+    for candidate, downs in zip(ridges, solutions, strict=True):
         squared = float(unseen.squared(downs).sum())
         tried[f"{candidate:g}"] = squared / energy
         if best is None or squared / energy < tried[f"{best.ridge:g}"]:
@@ -104,26 +105,37 @@ def typical_energy(energies: Tensor) -> float:
 
 
 def solve_toward_prior(moments: Moments, priors: Tensor, penalty: float) -> Tensor:
-    """Return W [G, H, P], in float64; `penalty` is D, `priors` are W0 [G, H, P].
+    """Return W [G, H, P], in float64; `penalty` is D, `priors` are W0 [G, H, P]."""
+    return next(solve_each(moments, priors, [penalty]))
+
+
+def solve_each(moments: Moments, priors: Tensor, penalties: Sequence[float]) -> Iterator[Tensor]:
+    """Yield W of each penalty.
 
     Raises:
-        ValueError: if `penalty` is negative.
+        ValueError: if one is negative.
         UserError: if the sums are not finite.
     """
-    if penalty < 0:
-        raise ValueError(f"a ridge must be >= 0, got one of {penalty}")
+    if min(penalties) < 0:
+        raise ValueError(f"a ridge must be >= 0, got one of {min(penalties)}")
     check_finite("sums over features and outputs of experts", moments.gram, moments.cross)
     priors = priors.double()
     residual = moments.cross - priors @ moments.gram
-    damped = moments.gram.clone()
+    for penalty in penalties:
+        yield priors + _deviation(moments.gram, residual, penalty)
+
+
+def _deviation(gram: Tensor, residual: Tensor, penalty: float) -> Tensor:
+    """Return (C - W0 G)(G + D)^+ of the residual C - W0 G."""
+    damped = gram.clone()
     damped.diagonal(dim1=1, dim2=2).add_(penalty)
     if penalty > 0:
         factor, failed = cholesky(damped)
         if not failed.any():  # a penalty below rounding is none
-            return priors + torch.cholesky_solve(residual.mT, factor).mT
+            return torch.cholesky_solve(residual.mT, factor).mT
     values, vectors = eigh(damped)
     kept = torch.where(values > tolerance(values), 1 / values, 0.0)
-    return priors + (residual @ vectors * kept[:, None]) @ vectors.mT
+    return (residual @ vectors * kept[:, None]) @ vectors.mT
 
 
 def diagnose_tokens(tokens: int, needed: int, what: str, gram: Tensor | None = None) -> Diagnosis:
