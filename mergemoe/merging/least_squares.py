@@ -125,6 +125,7 @@ class Solution:
     """
 
     down: Tensor
+    tokens: int
     rank: int
     effective_rank: float
     condition: float | None
@@ -159,7 +160,8 @@ def solve_down(sums: NormalEquations, penalty: float) -> Solution:
         down = (sums.cross @ vectors * inverses) @ vectors.mT
         inverse = vectors.square() @ inverses
     condition = float(kept[-1] / kept[0]) if len(kept) else None
-    return Solution(down, len(kept), entropy_rank(kept / kept.sum()), condition, sums.excess(inverse, down))
+    rank = entropy_rank(kept / kept.sum())
+    return Solution(down, sums.tokens, len(kept), rank, condition, sums.excess(inverse, down))
 
 
 def effective_rank(gram: Tensor) -> float:

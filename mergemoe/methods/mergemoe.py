@@ -7,14 +7,16 @@ T1 is never formed: W_D' Q is the weighted output of the members, so sums over t
 family's norm after the down-projection is left out on both sides: least squares covers the linear part only.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from mergemoe.merging import ridge_regression
 from mergemoe.merging.averaging import usage_mean
 from mergemoe.merging.constant_moments import constant_sums
-from mergemoe.merging.least_squares import solve_down
+from mergemoe.merging.least_squares import Solution, solve_down
 from mergemoe.moe.experts import with_down
-from mergemoe.moe.problem import Merged, Problem
+from mergemoe.moe.problem import Group, Merged, Problem
 from mergemoe.moe.records import MethodRecord
 
 EXCESS = 1e-6  # of the output's energy: what products in float32 may add to the squared error
@@ -25,20 +27,26 @@ def merge(problem: Problem, ridge: float) -> list[Merged]:
     groups = problem.merged_groups
     if not groups:
         return []
+    solutions = _solutions(problem, groups, ridge)
     averaged = usage_mean(problem, groups)
-    sums = list(constant_sums(problem, groups))
-    penalty = ridge * ridge_regression.typical_energy(torch.stack([one.gram.diagonal() for one in sums]))
-    solutions = [solve_down(one, penalty) for one in sums]
-    again = [i for i, solution in enumerate(solutions) if solution.excess > EXCESS]
-    for i, exact in zip(again, constant_sums(problem, [groups[i] for i in again], exact=True), strict=True):
-        solutions[i] = solve_down(exact, penalty)
     results: list[Merged] = []
-    for group, expert, one, solution in zip(groups, averaged, sums, solutions, strict=True):
+    for group, expert, solution in zip(groups, averaged, solutions, strict=True):
         record: MethodRecord = {
-            **ridge_regression.diagnose_tokens(one.tokens, expert.up.shape[1], f"group {group.number}"),
+            **ridge_regression.diagnose_tokens(solution.tokens, expert.up.shape[1], f"group {group.number}"),
             "rank": solution.rank,
             "effective_rank": solution.effective_rank,
             "condition": solution.condition,
         }
         results.append(Merged(group, with_down(expert, solution.down), record))
     return results
+
+
+def _solutions(problem: Problem, groups: Sequence[Group], ridge: float) -> list[Solution]:
+    """Return the solution of each group, from products in float64 where float32 is not enough."""
+    sums = list(constant_sums(problem, groups))
+    penalty = ridge * ridge_regression.typical_energy(torch.stack([one.gram.diagonal() for one in sums]))
+    solutions = [solve_down(one, penalty) for one in sums]
+    again = [i for i, solution in enumerate(solutions) if solution.excess > EXCESS]
+    for i, exact in zip(again, constant_sums(problem, [groups[i] for i in again], exact=True), strict=True):
+        solutions[i] = solve_down(exact, penalty)
+    return solutions
