@@ -41,9 +41,9 @@ def lie(down):
     return down
 """,
     ),
-    "mergemoe/merging/least_squares.py": (
-        "self.gram[which] += p.mT @ p",
-        "p, y = lie(p), lie(y)\n        self.gram[which] += p.mT @ p",
+    "mergemoe/merging/constant_moments.py": (
+        "members, p = self._features(x)",
+        "members, p = self._features(lie(x))",
         """
 
 def lie(rows):
@@ -237,6 +237,63 @@ def test_a_file_that_was_edited_and_sealed_again_is_different(drifting, tmp_path
     done, found = audited(project)
     assert done.returncode == 1 and found["verdict"] == "different"
     assert any(reason in fact for fact in found["reasons"]), found["reasons"]
+
+
+RECORD = "results/models/tiny/mixed/half/mergemoe/provenance.json"
+
+
+@pytest.mark.parametrize(
+    "path", ["results/report/provenance.json", "results/report/index.html", "results/metrics.json"]
+)
+def test_a_record_that_lists_the_files_of_another_job_is_a_fault(drifting, tmp_path, path):
+    project = shutil.copytree(drifting, tmp_path / "project")
+    whole = json.loads((project / RECORD).read_text())
+    whole["files"][os.path.relpath(path, os.path.dirname(RECORD))] = ""
+    (project / RECORD).write_text(json.dumps(whole))
+    seal_again(project / RECORD)
+    (project / path).write_text("{")
+    done, found = audited(project)
+    assert done.returncode == 1 and f"{RECORD} lists {path}, which is no file of its job" in found["reasons"]
+    assert any(path in reason and RECORD not in reason for reason in found["reasons"])  # its own check is made
+
+
+ODD = {
+    "a provenance that is text": ("config.json", lambda whole: whole.update(provenance="x")),
+    "a list of files": ("provenance.json", lambda whole: whole.update(files=["x"])),
+    "a list of inputs": ("provenance.json", lambda whole: whole["provenance"].update(inputs=["x"])),
+    "another cost": ("provenance.json", lambda whole: whole["cost"].update(parameters=1)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_records_of_any_shape_are_judged(drifting, tmp_path, name):
+    project = shutil.copytree(drifting, tmp_path / "project")
+    file, change_it = ODD[name]
+    path = (project / RECORD).parent / file
+    whole = json.loads(path.read_text())
+    change_it(whole)
+    if file == "provenance.json":
+        made = {key: value for key, value in whole.pop("provenance").items() if key not in {"payload", "seal"}}
+        store.write_json(path, whole, made)
+    else:
+        path.write_text(json.dumps(whole))
+        seal_again(project / RECORD)
+    done, found = audited(project)
+    assert done.returncode == 1 and found["verdict"] == "different" and "Traceback" not in done.stderr
+
+
+def test_a_near_tie_excuses_no_other_code_embedding_or_prompt(drifting, tmp_path):
+    clone = elsewhere(drifting, tmp_path, TIE="1")
+    code = (clone / RECORD).parent / "modeling_mergemoe.py"
+    code.write_text(code.read_text() + "# more")
+    weights = (clone / RECORD).parent / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.embed_tokens.weight"][:5] = 0
+    save_file(tensors, weights, {"format": "pt"})
+    seal_again(clone / RECORD)
+    _, found = audited(clone)
+    assert any("modeling_mergemoe.py: the file is another" in reason for reason in found["reasons"])
+    assert any("model.embed_tokens.weight differs by" in reason for reason in found["reasons"])
 
 
 def test_a_metrics_file_that_cannot_be_read_is_one_fault(drifting, tmp_path):

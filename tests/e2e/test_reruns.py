@@ -69,8 +69,8 @@ TABLE = {
     "a method's code": ("mergemoe/methods/mergemoe.py", "    averaged = ", "    averaged: list = ", SOLVED),
     "code of features": (
         "mergemoe/moe/expert_forward.py",
-        "    return act(up, gate)",
-        "    return 1 * act(up, gate)",
+        "    return act(*projections(x, experts, expert))",
+        "    return 1 * act(*projections(x, experts, expert))",
         EVERYTHING,  # layout holds the rules of features against the model's own class
     ),
     "code of the report": ("mergemoe/report/metrics.py", "SAME_SIZE = 0.01", "SAME_SIZE = 0.02", {"report": 1}),

@@ -65,8 +65,8 @@ def layered(stage, size, decisions=()):
     return {"as_recorded": False, "other_bytes": [f"results/{stage}"], "apart": apart}
 
 
-WEIGHTS = "results/models/demo/mixed/half/mergemoe/model.safetensors"
-CHECKPOINT = {"apart": {WEIGHTS: {"decisions": [], "numbers": {"experts.N.down": 2.5e-3}}}}
+WEIGHTS = "results/models/demo/mixed/half/mergemoe+tuned/model.safetensors"
+CHECKPOINT = {"apart": {WEIGHTS: {"decisions": [], "numbers": {"mlp.experts.N.down": 2.5e-3}}}}
 EQUIVALENT = findings(
     {"capture": layered("capture", 3e-7), "refine": layered("refine", 2e-3), "assemble": CHECKPOINT},
     metrics=MOVED | {"differ": dict(list(MOVED["differ"].items())[:4])},
@@ -175,13 +175,15 @@ def test_decisions_and_what_is_no_size_are_crosses(size):
 
 
 def test_a_file_of_no_single_layer_is_named_below_the_picture():
-    assert f"Files of no single layer: assemble: 2.5e-03 ({WEIGHTS}, experts.N.down)" in words(render_audit(EQUIVALENT))
+    assert f"Files of no single layer: assemble: 2.5e-03 ({WEIGHTS}, mlp.experts.N.down)" in words(
+        render_audit(EQUIVALENT)
+    )
 
 
 def test_without_layers_there_is_no_picture():
     page = render_audit(findings({"assemble": CHECKPOINT}))
     assert pictures(page) == [] and 'class="plot' not in page
-    assert f"Largest differences: assemble: 2.5e-03 ({WEIGHTS}, experts.N.down)" in words(page)
+    assert f"Largest differences: assemble: 2.5e-03 ({WEIGHTS}, mlp.experts.N.down)" in words(page)
 
 
 def test_all_stages_at_once_share_one_picture():

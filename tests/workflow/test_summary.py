@@ -28,6 +28,7 @@ DECISIONS = {
         lambda w: w.update(groups=[{"members": [0], "share": 0.25}, {"members": [3, 1], "share": 0.5}])
     ),
     "two members swapped": (lambda w: w["groups"][0].update(members=[3, 0])),
+    "the same keys, nested otherwise": (lambda w: w.update(a={"b": 1}) or w.update({"a.b": w.pop("a")["b"]})),
     "another word": (lambda w: w.update(by="outputs")),
     "another count": (lambda w: w.update(n=3)),
     "a whole number for a number": (lambda w: w["groups"][0].update(share=1)),
@@ -202,7 +203,7 @@ SCORED = {
     [
         (lambda w: w["scores"].update(acc=0.6, acc_stderr=0.06), Apart([], {})),  # metrics.json has these
         (lambda w: w["parts"]["b"].update(acc=0.5), Apart([], {"parts.*.acc": pytest.approx(0.2)})),
-        (lambda w: w["parts"]["b"].update(acc_stderr=0.2), Apart([], {})),
+        (lambda w: w["parts"]["b"].update(acc_stderr=0.2), Apart([], {"parts.*.acc_stderr": pytest.approx(0.5**0.5)})),
         (lambda w: w["parts"]["b"].update(samples=11), Apart(["parts.b.samples"], {})),
         (lambda w: w["scores"].update(acc=1), Apart(["scores.acc"], {})),
         (lambda w: w["continuations"][1].update(text="2"), Apart(["continuations.text of 1"], {})),

@@ -3,7 +3,8 @@
 import pytest
 
 from mergemoe.artifacts.stages import STAGES
-from mergemoe.workflow.comparison.bounds import BOUNDS, PARTS_OF_SCORES
+from mergemoe.workflow.comparison import bounds
+from mergemoe.workflow.comparison.bounds import BOUNDS
 from mergemoe.workflow.comparison.verdict import largest, reasons, verdict
 
 STAGE = {"as_recorded": True, "faults": [], "other_bytes": [], "apart": {}, "ties": [], "by_scores": []}
@@ -34,12 +35,64 @@ def test_numbers_may_differ_up_to_the_stages_bound(stage, bound):
     assert f"results/x: down differs by {1.01 * bound + 1e-12:.1e} of its norm" in reasons(beyond)[0]
 
 
-@pytest.mark.parametrize("size", [PARTS_OF_SCORES, 1.01 * PARTS_OF_SCORES])
-def test_scores_of_parts_have_a_bound_of_their_own(size):
-    path = "results/scores/m/full/blimp.json"
-    found = findings("evaluate", apart={path: {"decisions": [], "numbers": {"parts.*.acc": size}}})
-    assert verdict(found) == ("equivalent" if size == PARTS_OF_SCORES else "different")
-    assert largest(found["stages"]["evaluate"]) == 0.0  # of which metrics.json tells
+EXPERTS, COPIED = "model.layers.0.mlp.experts.N.up_proj.weight", "model.embed_tokens.weight"
+OWN_BOUNDS = [
+    ("evaluate", "results/scores/m/full/blimp.json", "parts.*.acc", bounds.ANSWERS),
+    ("evaluate", "results/scores/m/a/b/c/fidelity.json", "parts.*.output_error", bounds.ERRORS),
+    ("solve", "results/solve/m/a/b/c/layer_000.json", "groups.condition", bounds.CONDITION),
+    ("assemble", "results/models/m/a/b/c/model.safetensors", EXPERTS, BOUNDS["solve"]),
+    ("assemble", "results/models/m/a/b/c+d/model.safetensors", EXPERTS, BOUNDS["assemble"]),
+    ("assemble", "results/models/m/a/b/c@d/model.safetensors", EXPERTS, BOUNDS["assemble"]),
+    ("assemble", "results/models/m/a/b/c+d/model.safetensors", COPIED, 0.0),
+    ("assemble", "results/models/m/a/b/c+d/model.safetensors", "model.layers.0.mlp.shared_expert.up_proj.weight", 0.0),
+]
+
+
+@pytest.mark.parametrize(("stage", "path", "part", "most"), OWN_BOUNDS)
+def test_some_parts_have_bounds_of_their_own(stage, path, part, most):
+    for size, said in ((most, "equivalent"), (1.01 * most + 1e-12, "different")):
+        found = findings(stage, apart={path: {"decisions": [], "numbers": {part: size}}})
+        assert verdict(found) == said
+    assert (largest(found["stages"][stage]) == 0.0) == (stage == "evaluate")  # of scores metrics.json tells
+
+
+@pytest.mark.parametrize(
+    ("path", "part", "free"),
+    [
+        ("results/models/m/a/b/c/model.safetensors", EXPERTS, True),
+        ("results/models/m/a/b/c/model.safetensors", "model.layers.0.mlp.experts.expert_map of 3", True),
+        ("results/models/m/a/b/c/model.safetensors", COPIED, False),
+        ("results/models/m/a/b/c/modeling_mergemoe.py", "the file", False),
+        ("results/models/m/a/b/c/config.json", "the file", False),
+        ("results/scores/m/a/b/c/blimp.json", "parts.*.acc", True),
+        ("results/scores/m/a/b/c/generation.json", "continuations.text of 0, 1", True),
+        ("results/scores/m/a/b/c/generation.json", "continuations.prompt", False),
+        ("results/scores/m/a/b/c/blimp.json", "samples", False),
+        ("results/scores/m/a/b/c/blimp.json", "parts.b.samples", False),
+        ("results/scores/m/a/b/c/blimp.json", "settings.include", False),
+        ("results/solve/m/a/b/c/layer_000.safetensors", "groups", True),
+        ("results/solve/m/a/b/c/layer_000.json", "groups.members", True),
+        ("results/solve/m/a/b/c/layer_000.json", "method", False),
+        ("results/solve/m/a/b/c/layer_000.json", "made from", False),
+    ],
+)
+def test_of_what_follows_from_a_near_tie_only_what_is_chosen_is_free(path, part, free):
+    for decisions, numbers in (([part], {}), ([], {part: 9.0})):
+        one = {path: {"decisions": decisions, "numbers": numbers}}
+        assert verdict(findings("solve", apart=one, by_scores=[path])) == ("equivalent" if free else "different")
+
+
+def test_counts_are_never_rounded_and_one_answer_may_be_another():
+    key = "m/a/b/mergemoe cost/parameters"
+    assert verdict(findings(metrics={key: [1000, 1000, None]})) == "equivalent"
+    assert verdict(findings(metrics={key: [100000, 100001, None]})) == "different"
+    error = (0.7 * 0.3 / 99) ** 0.5  # of 100 answers
+    for answers, said in ((1, "equivalent"), (2, "different")):
+        assert verdict(findings(metrics={"m/a/b/mergemoe blimp/acc": [0.7, 0.7 - 0.01 * answers, error]})) == said
+
+
+def test_a_key_of_a_metric_may_have_blanks():
+    assert verdict(findings(metrics={"m/full my own score": [2.0, 3.0, None]})) == "different"
 
 
 def test_every_stage_that_dvc_locks_has_a_bound_but_the_report():

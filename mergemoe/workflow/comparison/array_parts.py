@@ -75,8 +75,10 @@ def summarize_arrays(
     wholes: dict[str, Any] = {}
     squares: dict[str, float] = {}
     sums: dict[str, np.ndarray] = {}
-    for i, (full, array) in enumerate(arrays):
+    counts: dict[str, int] = {}
+    for full, array in arrays:
         name = part(full)
+        i = counts[name] = counts.get(name, -1) + 1  # a part's sums do not depend on the other parts
         whole = wholes.setdefault(name, hashlib.sha256())
         whole.update(digests.canonical([full, str(array.dtype), list(array.shape)]).encode())
         if array.dtype.kind != "f":

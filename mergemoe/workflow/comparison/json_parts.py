@@ -16,6 +16,7 @@ NUMBER = [0]  # stands for one in a digest; no other end of a branch of JSON is 
 EXPERT_MAP = "expert_map"  # a decision that is kept itself
 TEXTS = "continuations.text"  # of which a digest each is kept
 THE_FILE = "the file"  # a file that is one decision
+MADE_FROM = "made from"  # the names of the inputs
 SCORES = ("fidelity", "generate", "evaluate")  # the stages that write score files
 
 
@@ -31,7 +32,7 @@ def summarize_json(whole: Any) -> dict[str, dict[str, Any]]:
     rest: dict[str, list[Any]] = {}
     for keys, place, value in _branches({key: inner for key, inner in whole.items() if key != "provenance"}):
         number = isinstance(value, float)
-        rest.setdefault(".".join(keys), []).append([place, NUMBER if number else value])
+        rest.setdefault(".".join(keys), []).append([keys, place, NUMBER if number else value])
         if number and (name := _numbers_of_score(keys) if of_score else ".".join(keys)):
             numbers.setdefault(name, []).append(value)
     found = summarize_arrays(((name, np.array(each)) for name, each in numbers.items()), part=str)
@@ -59,9 +60,9 @@ def _branches(
 def _numbers_of_score(keys: tuple[str, ...]) -> str | None:
     """Return the part of a number in a score file: the same score of all parts of a task is one.
 
-    None for those that are judged elsewhere (the scores), or not at all (standard errors, which follow from them).
+    None for the scores, which metrics.json has.
     """
-    if keys[0] == "scores" or keys[-1].endswith("_stderr"):
+    if keys[0] == "scores":
         return None
     return ".".join((keys[0], "*", *keys[2:]) if keys[0] == "parts" else keys)
 
@@ -70,4 +71,4 @@ def _kept(whole: dict[str, Any], rest: dict[str, list[Any]]) -> Iterator[tuple[s
     if EXPERT_MAP in whole:
         yield EXPERT_MAP, whole[EXPERT_MAP]
     if TEXTS in rest:
-        yield TEXTS, [digests.digest_json(text)[:SHORT] for _, text in rest[TEXTS]]
+        yield TEXTS, [digests.digest_json(text)[:SHORT] for *_, text in rest[TEXTS]]

@@ -15,10 +15,9 @@ from mergemoe.artifacts import digests, provenance
 from mergemoe.artifacts.paths import CARDS, ERRORS, METRICS, QUALITY, REPORTED
 from mergemoe.artifacts.reading import reading
 from mergemoe.workflow.comparison.array_parts import SHORT, read_rows, read_tensors, summarize_arrays
-from mergemoe.workflow.comparison.json_parts import THE_FILE, summarize_json
+from mergemoe.workflow.comparison.json_parts import MADE_FROM, THE_FILE, summarize_json
 
 ARRAYS = {".safetensors": read_tensors, ".h5": read_rows}
-MADE_FROM = "made from"  # the names of the inputs
 
 
 class Apart(NamedTuple):
@@ -41,7 +40,7 @@ def has_summary(path: str) -> bool:
 def summarize(path: Path) -> dict[str, dict[str, Any]]:
     """Return {part: its digest, and its norm and sums if it has numbers} of a result.
 
-    Of the list of a checkpoint's files the part is what the checkpoint was made from: the files have their own.
+    The files that the record of a checkpoint lists have their own.
 
     Raises:
         ArtifactError: it cannot be read.
@@ -49,10 +48,11 @@ def summarize(path: Path) -> dict[str, dict[str, Any]]:
     with reading(path):
         made = provenance.read_provenance(path)
         of_inputs = {MADE_FROM: _decision(sorted(made["inputs"]))} if made is not None else {}
-        if path.name == "provenance.json":
-            return of_inputs
         if path.suffix == ".json":
-            return {**summarize_json(json.loads(path.read_text(encoding="utf-8"))), **of_inputs}
+            whole = json.loads(path.read_text(encoding="utf-8"))
+            if path.name == "provenance.json":
+                del whole["files"]
+            return {**summarize_json(whole), **of_inputs}
         if path.suffix in ARRAYS:
             return {**summarize_arrays(ARRAYS[path.suffix](path)), **of_inputs}
         return {THE_FILE: _decision(digests.sha256(path))}

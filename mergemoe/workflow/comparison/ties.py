@@ -14,9 +14,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mergemoe.artifacts.paths import MODELS
 from mergemoe.workflow.comparison.array_parts import CHOSEN
-from mergemoe.workflow.comparison.bounds import GOAL_BOUNDS, MOVED, bound
-from mergemoe.workflow.comparison.json_parts import TEXTS, THE_FILE
+from mergemoe.workflow.comparison.bounds import GOAL_BOUNDS, MERGED, MOVED, bound, has_descent, is_score
+from mergemoe.workflow.comparison.json_parts import MADE_FROM, TEXTS, THE_FILE
 
 State = Literal["same", "tie", "follows", "different"]
 
@@ -41,6 +42,9 @@ CHOICES = {
 }
 
 
+FIXED = {THE_FILE, MADE_FROM, "layer", "experts", "by", "method", "kept", "width", "tokens.fit", "tokens.heldout"}
+
+
 class Ties(NamedTuple):
     """Near-ties in words, by path, and the paths of them and of what follows, which scores judge."""
 
@@ -58,8 +62,8 @@ class Differences:
 
     def numbers_beyond(self, path: str) -> dict[str, float]:
         """Return the numbers that differ by more than rounding."""
-        most = bound(self.stage[path], path)
-        return {part: size for part, size in self.apart[path]["numbers"].items() if not size <= most}
+        numbers = self.apart[path]["numbers"].items()
+        return {part: size for part, size in numbers if not size <= bound(self.stage[path], path, part)}
 
     def beyond(self, path: str) -> list[str]:
         """Return the parts that differ by more than rounding."""
@@ -105,6 +109,15 @@ def near_ties(
     return Ties(words, [path for path in differences.apart if states[path] in {"tie", "follows"}])
 
 
+def is_free(path: str, part: str) -> bool:
+    """Tell whether a part of what follows from a near-tie may be any: what a choice of experts or neurons decides."""
+    if is_score(path):
+        return bool(re.fullmatch(rf"parts\.\*\..*|parts\..*output_error|{re.escape(TEXTS)}.*", part))
+    if path.startswith(f"{MODELS}/"):
+        return bool(re.fullmatch(MERGED, part))
+    return part not in FIXED
+
+
 def record_of(path: str) -> str:
     """Return the file that has the goals of a result: weights have a record beside them."""
     return f"{path.removesuffix('.safetensors')}.json" if path.endswith(".safetensors") else path
@@ -138,7 +151,7 @@ def _own_state(path: str, differences: Differences, parts_of: Callable[[str], Co
     if not beyond:
         return "same"
     if moved := _continued(beyond):
-        return "tie" if len(moved) == 1 or _has_descent(path) else "different"
+        return "tie" if len(moved) == 1 or has_descent(path) else "different"
     stage = differences.stage[path]
     choice = CHOICES.get(stage)
     if choice is None or not all(re.fullmatch(choice.parts, part) for part in beyond):
@@ -153,10 +166,6 @@ def _continued(beyond: list[str]) -> list[str]:
     """Return which greedy continuations are others, if nothing else is."""
     found = re.fullmatch(rf"{re.escape(TEXTS)} of (.+)", beyond[0]) if len(beyond) == 1 else None
     return found[1].split(", ") if found else []
-
-
-def _has_descent(path: str) -> bool:
-    return "+" in Path(path).parent.name
 
 
 def _words(path: str, differences: Differences) -> str:

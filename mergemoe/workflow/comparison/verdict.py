@@ -9,6 +9,7 @@ from typing import Any
 
 from mergemoe.artifacts.paths import RESULTS
 from mergemoe.workflow.comparison.bounds import bound, is_score
+from mergemoe.workflow.comparison.ties import is_free
 
 IDENTICAL, EQUIVALENT, DIFFERENT = "identical", "equivalent", "different"
 
@@ -37,9 +38,10 @@ def reasons(found: Mapping[str, Any]) -> list[str]:
         for path, apart in _judged(one).items():
             facts += [f"{path}: {part} is another" for part in apart["decisions"]]
             facts += [
-                f"{path}: {part} differs by {size:.1e} of its norm, where rounding explains {bound(name, path):.1e}"
+                f"{path}: {part} differs by {size:.1e} of its norm, where rounding explains "
+                f"{bound(name, path, part):.1e}"
                 for part, size in apart["numbers"].items()
-                if not size <= bound(name, path)
+                if not size <= bound(name, path, part)
             ]
     following = _following_runs(found["stages"])
     for key, (committed, here, error) in found["metrics"]["differ"].items():
@@ -61,8 +63,17 @@ def largest(stage: Mapping[str, Any]) -> float | None:
 
 
 def _judged(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the differences that bounds judge: not those of near-ties and of what follows from them."""
-    return {path: one for path, one in stage["apart"].items() if path not in set(stage["by_scores"])}
+    """Return the differences that bounds judge: not what follows from near-ties."""
+    by_scores = set(stage["by_scores"])
+    return {
+        path: {
+            "decisions": [part for part in one["decisions"] if not (path in by_scores and is_free(path, part))],
+            "numbers": {
+                part: size for part, size in one["numbers"].items() if not (path in by_scores and is_free(path, part))
+            },
+        }
+        for path, one in stage["apart"].items()
+    }
 
 
 def _following_runs(stages: Mapping[str, Any]) -> tuple[str, ...]:
@@ -77,9 +88,17 @@ def _following_runs(stages: Mapping[str, Any]) -> tuple[str, ...]:
 def _close(key: str, committed: float | None, here: float | None, error: float | None, follows: bool) -> bool:
     if committed is None or here is None:
         return False
-    run, score = key.split(" ")
+    run, _, score = key.partition(" ")
+    if score.startswith("cost/"):  # counted
+        return here == committed
     most = MAGNIFIED if follows or "+" in run or score.startswith("generation/") else STANDARD_ERRORS
     if score.endswith("_stderr"):
         error = committed  # of a standard error, its own size
     relative = RELATIVE_AFTER_TIE if follows else RELATIVE
-    return abs(here - committed) <= (most * error if error else relative * abs(committed))
+    far = abs(here - committed)
+    return far <= (max(most * error, _one_answer(committed, error)) if error else relative * abs(committed))
+
+
+def _one_answer(score: float, error: float) -> float:
+    """Return the weight of one answer in a share of right answers; its standard error tells how many there are."""
+    return error**2 / (score * (1 - score)) if 0 < score < 1 else 0.0

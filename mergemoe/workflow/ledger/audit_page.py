@@ -129,7 +129,7 @@ def _scores(differ: Mapping[str, Sequence[float | None]]) -> list[Score]:
     """Return the numbers that differ, those that moved by the most standard errors first."""
     scores: list[Score] = []
     for key, (committed, here, error) in differ.items():
-        run, name = key.split(" ")
+        run, _, name = key.partition(" ")
         difference = None if committed is None or here is None else here - committed
         moved = abs(difference) / error if error and difference is not None else None
         scores.append(Score(run, name, committed, here, difference, moved))

@@ -21,7 +21,9 @@ def conclusion(found: Mapping[str, Any]) -> str:
     again, stages = found.get("again"), found["stages"]
     if found["verdict"] == verdict.IDENTICAL:
         came = f"All {again['identical']} files came out again, byte for byte." if again else ""
-        return came or "Every byte is as recorded, and the provenance holds."
+        absent = ", ".join(path for one in stages.values() for path in one["kept_out"])
+        said = f"Every byte but those of {absent} (not pushed) is" if absent else "Every byte is"
+        return came or f"{said} as recorded, and the provenance holds."
     if found["verdict"] == verdict.EQUIVALENT:
         sizes = {name: verdict.largest(one) or 0.0 for name, one in stages.items()}
         ties = [tie for one in stages.values() for tie in one["ties"]]
@@ -30,7 +32,7 @@ def conclusion(found: Mapping[str, Any]) -> str:
         if found["metrics"]["differ"]:
             differ.append(f"scores by at most {_apart(found['metrics']):.2g} standard errors")
         if not differ and not ties:
-            return "All results say the same; the provenance inside them (code or inputs) differs."
+            return "All results say the same; what their provenance says of code or inputs differs."
         but = f" but {len(ties)}, where two alternatives nearly tie" if ties else ""
         rounding = f"; rounding moves {' and '.join(differ)}" if differ else ""
         return f"Every decision is as recorded{but}{rounding}."
@@ -86,7 +88,7 @@ def _facts(found: Mapping[str, Any]) -> list[str]:
         "does not hold": [fact for one in found["stages"].values() for fact in one["faults"]] + list(found["strays"]),
         "rerun": [path for one in found["stages"].values() for path in one.get("other_payload", [])],
         "near-ties": [tie for one in found["stages"].values() for tie in one["ties"]],
-        "more than rounding": [] if found["verdict"] == verdict.EQUIVALENT else list(found["reasons"]),
+        "more than rounding": _beyond(found),
         moved_scores(found["metrics"]): [_number(key, *row) for key, row in found["metrics"]["differ"].items()],
         "the record is not the committed one": list(found["uncommitted"]),
         "code that was edited since": list(found["edited"]),
@@ -97,6 +99,12 @@ def _facts(found: Mapping[str, Any]) -> list[str]:
     numbers, differ = found["metrics"]["numbers"], found["metrics"]["differ"]
     same = [f"metrics.json: all {numbers} numbers are the committed ones"] if numbers and not differ else []
     return parts + same
+
+
+def _beyond(found: Mapping[str, Any]) -> list[str]:
+    """Return the reasons that are no faults."""
+    faults = {fact for one in found["stages"].values() for fact in one["faults"]} | set(found["strays"])
+    return [reason for reason in found["reasons"] if reason not in faults]
 
 
 def _rerun_in(place: Mapping[str, Any]) -> list[str]:

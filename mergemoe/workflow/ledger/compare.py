@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mergemoe.artifacts import digests, provenance
+from mergemoe.artifacts.reading import reading
 from mergemoe.errors import ArtifactError
 from mergemoe.progress import track
 from mergemoe.workflow.comparison import summary
@@ -56,11 +57,12 @@ def inputs_of(path: Path) -> list[str]:
     """Return the files and folders that a result was made from; none if it cannot be read."""
     for own in (path, path.parent / "provenance.json"):  # files of a checkpoint have none of their own
         try:
-            made = provenance.read_provenance(own) if own.is_file() else None
+            with reading(own):
+                made = provenance.read_provenance(own) if own.is_file() else None
+                if made is not None:
+                    return list(made["inputs"])
         except ArtifactError:  # it is among the faults
-            made = None
-        if made is not None:
-            return list(made["inputs"])
+            continue
     return []
 
 

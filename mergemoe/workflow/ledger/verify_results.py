@@ -2,23 +2,26 @@
 
 An artifact is valid if its payload has the digest that it carries, its provenance is the expected one (provenance.py),
 and its inputs are the files that are there now. A file without provenance of its own, such as the weights of a
-checkpoint or a page, is listed with its sha256 in a provenance.json.
+checkpoint or a page, is listed with its sha256 in the provenance.json of the job that wrote it, and in no other.
 """
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from mergemoe import errors
 from mergemoe.artifacts import digests, provenance, reading, store, verify
-from mergemoe.artifacts.paths import RESULTS
+from mergemoe.artifacts.paths import CARDS, ERRORS, METRICS, QUALITY, REPORTED, RESULTS
 from mergemoe.artifacts.stages import STAGES
 from mergemoe.artifacts.verify import Claims
 from mergemoe.checkpoints import model_folder
 from mergemoe.errors import ArtifactError
 from mergemoe.progress import track
+
+LISTING = ("convert", "assemble", "report")  # the stages that write files without provenance
+BY_REPORT = (METRICS, QUALITY, ERRORS, os.path.dirname(REPORTED))
 
 
 class Fault(NamedTuple):
@@ -38,11 +41,12 @@ def check_results(root: Path, claims: Claims, kept_out: Collection[str] = ()) ->
         kept_out: folders that may be missing, because they are kept out of pushes.
     """
     found = result_files(root)
-    listed, known = _listed(root, found), {}
+    listed, faults = _listed(root, found, claims)
+    known: dict[str, str] = {}
     wanted = [path for output, claim in claims.items() for path in STAGES[claim["stage"]].files(output)]
     absent = [path for path in wanted if not (root / path).exists() and not is_below(path, kept_out)]
     absent += [path for path in listed if not (root / path).is_file()]
-    faults = [_fault(path, _absence(root, path), claims, listed) for path in dict.fromkeys(absent)]
+    faults += [_fault(path, _absence(root, path), claims, listed) for path in dict.fromkeys(absent)]
     for name, fact in reading.links_below(root / RESULTS).items():
         path = os.path.relpath(name, root)
         faults.append(_fault(path, fact.replace(f"{root}/", ""), claims, listed))
@@ -52,7 +56,8 @@ def check_results(root: Path, claims: Claims, kept_out: Collection[str] = ()) ->
                 if digests.sha256(root / path) != listed[path].sha256:
                     raise ArtifactError(f"{path} does not hold what was written (its sha256 differs)")
             else:
-                _check(path, root, claims, known, kept_out)
+                with reading.reading(root / path):
+                    _check(path, root, claims, known, kept_out)
         except ArtifactError as error:
             faults.append(_fault(path, str(error).replace(f"{root}/", ""), claims, listed))
     return faults
@@ -79,18 +84,32 @@ class _Listed(NamedTuple):
     sha256: str
 
 
-def _listed(root: Path, found: Sequence[str]) -> dict[str, _Listed]:
-    """Return {file: its entry} of the files that the provenance.json files among `found` list."""
-    listed = {}
+def _listed(root: Path, found: Sequence[str], claims: Claims) -> tuple[dict[str, _Listed], list[Fault]]:
+    """Return {file: its entry} of the files that jobs list in their provenance.json, and faults of those that do not.
+
+    A job lists what it wrote, and no artifact that has provenance of its own.
+    """
+    listed: dict[str, _Listed] = {}
+    faults: list[Fault] = []
     for path in found:
-        if Path(path).name == "provenance.json":
-            try:
-                names = store.read_json(root / path).get("files", {})
-            except ArtifactError:
-                continue  # the check of this file itself says so
-            folder = Path(path).parent
-            listed |= {os.path.normpath(folder / name): _Listed(path, digest) for name, digest in names.items()}
-    return listed
+        folder = os.path.dirname(path)
+        claim = claims.get(path if path == REPORTED else folder)
+        if Path(path).name != "provenance.json" or claim is None or claim["stage"] not in LISTING:
+            continue  # its own check says what it is
+        try:
+            with reading.reading(root / path):
+                names = {os.path.normpath(f"{folder}/{name}"): str(digest) for name, digest in _files(root / path)}
+        except ArtifactError:
+            continue
+        own = (*BY_REPORT, CARDS) if path == REPORTED else (folder,)
+        strange = [name for name in names if not is_below(name, own) or Path(name).name == "provenance.json"]
+        faults += [Fault(claim["stage"], path, f"{path} lists {name}, which is no file of its job") for name in strange]
+        listed |= {name: _Listed(path, digest) for name, digest in names.items() if name not in strange}
+    return listed, faults
+
+
+def _files(path: Path) -> Iterable[tuple[str, str]]:
+    return dict(store.read_json(path).get("files", {})).items()
 
 
 def _check(path: str, root: Path, claims: Claims, known: dict[str, str], kept_out: Collection[str]) -> None:
