@@ -1,9 +1,11 @@
 """Train data/demo-moe, the Mixture-of-Experts model that the demo compresses, or a second model for trying methods.
 
     python data/train_demo.py --text DIR [--family qwen3_moe] [--steps 2600] [--out data/demo-moe]
+    python data/train_demo.py --text DIR --steps 600 --schedule constant --checkpoints 7 --out data/constant-moe
 
 The demo model is a qwen3_moe of 6 million parameters with 16 experts per layer, of which 4 work on a token. The second
 is a qwen2_moe with 24 experts, of which 4 work on a token beside a shared one; its routing weights are not normalized.
+The second line keeps checkpoints of a run whose learning rate does not fall, for an `average` of them.
 Each has its own byte-level BPE tokenizer. Both are trained on seven domains of text, so that their experts specialize.
 The run is seeded: its bits repeat on one machine with one thread count. data/README.md lists the commands, times and
 scores.
@@ -105,6 +107,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--batch", type=int, default=16, help="rows of 256 tokens a step")
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--schedule", choices=["linear", "constant"], default="linear", help="after the warm-up")
+    parser.add_argument("--checkpoints", type=int, default=0, help="kept of the last half, as OUT/step-NUMBER")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -151,9 +155,12 @@ def main() -> None:
         betas=(0.9, 0.98),
     )
     warmup = max(1, args.steps // 25)
+    falling = args.schedule == "linear"
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, (args.steps - step) / (args.steps - warmup))
+        optimizer,
+        lambda step: min((step + 1) / warmup, (args.steps - step) / (args.steps - warmup) if falling else 1.0),
     )
+    kept = {args.steps - i * args.steps // (2 * args.checkpoints) for i in range(args.checkpoints)}
 
     start = time.monotonic()
     draw = batches(rows, args.batch, torch.Generator().manual_seed(args.seed))
@@ -173,6 +180,8 @@ def main() -> None:
             print(
                 f"step {step} loss {loss.item():.3f} balance {output.aux_loss.item():.3f} {seconds:.0f} s", flush=True
             )
+        if step + 1 in kept:
+            save(model, tokenizer, args.out / f"step-{step + 1:05d}")
         if step % 500 == 499:
             save(model, tokenizer, args.out)  # so that the model can be tried during training
 
