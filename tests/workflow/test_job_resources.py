@@ -1,5 +1,7 @@
 """Estimates of what a job needs: they grow with what drives a stage's peak, and with nothing else."""
 
+import importlib.machinery
+import importlib.util
 import inspect
 import json
 import math
@@ -289,3 +291,19 @@ def test_a_stage_takes_no_more_than_its_estimate_and_half_of_it_at_least(tiny, t
     peak = json.loads(re.findall("^ran in: (.*)$", done.stderr, re.MULTILINE)[0])["peak_mb"]
     estimate = job_resources.job_need(read_params(params), "layout", {"model": "demo"}).memory
     assert peak <= estimate <= 2 * peak
+
+
+@pytest.mark.parametrize(
+    ("line", "more"), [("cuda: Optional[str] = '13.0'", True), ("cuda: Optional[str] = None", False)]
+)
+def test_a_cuda_build_of_torch_takes_more_memory(line, more, tmp_path, monkeypatch):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").write_text("")
+    (tmp_path / "torch/version.py").write_text(f"__version__ = '2.13.0'\n{line}\nhip = None\n")
+    spec = importlib.machinery.PathFinder.find_spec("torch", [str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    job_resources.cuda_libraries.cache_clear()
+    try:
+        assert job_resources.cuda_libraries() == (job_resources.CUDA_BUILD if more else 0)
+    finally:
+        job_resources.cuda_libraries.cache_clear()

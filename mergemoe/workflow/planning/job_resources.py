@@ -8,7 +8,10 @@ Budgets are assumed to be spent evenly over layers. Nothing here imports torch o
 asks in every process that parses it.
 """
 
+import functools
+import importlib.util
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +30,7 @@ from mergemoe.workflow.planning.refine_resources import refine_held
 
 MARGIN = 1.2  # for other machines, allocators and versions
 GPU_ALLOWANCE = 2000  # MB of context, kernels and workspaces: an assumption, measured on no GPU
+CUDA_BUILD = 390  # MB that torch 2.13 for CUDA 13 holds and maps more than the CPU build, without a GPU
 SHARD = 4 << 30  # bytes of a file of a checkpoint that is written
 TASK_TOKENS = 1000 * 128  # of a task of lm-eval, without examples in its prompts
 
@@ -53,12 +57,20 @@ def job_need(params: Params, stage: str, names: Mapping[str, str]) -> Need:
     row, job = STAGES[stage], _Job(params, dict(names.items()))  # Snakemake's are a list, whose `in` looks at values
     held: Held = getattr(job, stage.removesuffix("_partial"), lambda: job.unmeasured(row))()
     return Need(
-        memory=math.ceil(MARGIN * (row.holds.base + (held.tensors + held.host) / 1e6)),
+        memory=math.ceil(MARGIN * (row.holds.base + cuda_libraries() + (held.tensors + held.host) / 1e6)),
         gpu=0 if row.device == "cpu" else GPU_ALLOWANCE + math.ceil(MARGIN * held.tensors / 1e6),
         disk=math.ceil(held.disk / 1e6) + 1,  # and its record
         read=math.ceil(2 * job.model.bytes / 1e6) if row.checkpoint == "whole" else 0,
         flops=float(held.flops),
     )
+
+
+@functools.cache
+def cuda_libraries() -> int:
+    """Return the MB that torch's libraries take more than those of the CPU build, by the build that is installed."""
+    torch = importlib.util.find_spec("torch")  # found, and not imported, which takes seconds
+    text = Path(torch.origin).with_name("version.py").read_text(encoding="utf-8") if torch and torch.origin else ""
+    return CUDA_BUILD if re.search(r"^cuda\b.*= '", text, re.MULTILINE) else 0
 
 
 class _Job:
