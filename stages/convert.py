@@ -9,10 +9,11 @@ from typing import Any
 
 from mergemoe.artifacts import atomic, store
 from mergemoe.artifacts import digests as payloads
-from mergemoe.checkpoints import averages, model_folder
+from mergemoe.checkpoints import model_folder
 from mergemoe.checkpoints.hub import hub_record
 from mergemoe.models import deepseek
-from mergemoe.models.average import average_checkpoints
+from mergemoe.models.averaging import averages
+from mergemoe.models.averaging.average import average_checkpoints
 from mergemoe.models.dequantize import dequantize_checkpoint
 from mergemoe.progress import track
 from stages.support import command

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from mergemoe.artifacts import digests, store
 from mergemoe.environment import describe_environment
 from mergemoe.workflow.comparison.verdict import largest
-from mergemoe.workflow.ledger import rerun_environment
 from mergemoe.workflow.ledger.audit import audit_project
 from mergemoe.workflow.ledger.audit_text import format_audit
+from mergemoe.workflow.ledger.environments import rerun_environment
 
 pytestmark = [pytest.mark.full, pytest.mark.workflow, pytest.mark.timeout(900)]
 

@@ -15,10 +15,9 @@ from tiny_project import ROOT, copy_project, make_tiny, snakemake
 from transformers import AutoModelForCausalLM
 
 from mergemoe.artifacts import digests
-from mergemoe.checkpoints import averages
 from mergemoe.errors import UserError
-from mergemoe.models import average
-from mergemoe.models.average import average_checkpoints
+from mergemoe.models.averaging import average, averages
+from mergemoe.models.averaging.average import average_checkpoints
 from mergemoe.workflow.config.model import Model
 
 

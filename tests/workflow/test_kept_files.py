@@ -10,7 +10,8 @@ import pytest
 
 from mergemoe import environment
 from mergemoe.errors import UserError
-from mergemoe.workflow.ledger import clone, commands, dvc_lock, kept_files, recorded_environment
+from mergemoe.workflow.ledger import clone, commands, dvc_lock, kept_files
+from mergemoe.workflow.ledger.environments import recorded_environment
 
 MD5 = hashlib.md5(b"x", usedforsecurity=False).hexdigest()
 LOCK = f"schema: '2.0'\nstages:\n  layout:\n    cmd: x\n    outs:\n    - path: results/layout\n      md5: {MD5}.dir\n"

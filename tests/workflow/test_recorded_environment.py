@@ -13,7 +13,7 @@ from mergemoe import environment
 from mergemoe.artifacts.stages import STAGES
 from mergemoe.workflow.config.params import read_params
 from mergemoe.workflow.config.params_file import read_file
-from mergemoe.workflow.ledger import recorded_environment
+from mergemoe.workflow.ledger.environments import recorded_environment
 from mergemoe.workflow.planning import jobs
 
 CLAIMS = {

@@ -10,7 +10,8 @@ import pytest
 
 from mergemoe import environment
 from mergemoe.errors import UserError
-from mergemoe.workflow.ledger import audit, commands, recorded_environment, rerun_environment
+from mergemoe.workflow.ledger import audit, commands
+from mergemoe.workflow.ledger.environments import recorded_environment, rerun_environment
 
 PRESENT = environment.describe_environment()
 

@@ -5,14 +5,15 @@ from typing import Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from mergemoe.checkpoints import averages, model_folder
+from mergemoe.checkpoints import model_folder
 from mergemoe.checkpoints.hub import hub_cache
+from mergemoe.models.averaging import averages
 from mergemoe.workflow.config.base import Section
 from mergemoe.workflow.config.names import LocalPath
 
 
 class Average(Section):
-    """The average of checkpoints of one training run (checkpoints/averages.py)."""
+    """The average of checkpoints of one training run (models/averaging/averages.py)."""
 
     paths: list[LocalPath] = Field(min_length=2, description="folders of the checkpoints, the oldest first")
     by: averages.By = Field(default="sma", description="sma: equal weights; wma: 1, 2, 3, ...; ema: by `alpha`")

@@ -18,14 +18,13 @@ from mergemoe.workflow.ledger import (
     compare,
     dvc_lock,
     record,
-    recorded_environment,
     recorded_summaries,
     rendering,
-    rerun_environment,
     scores,
     verify_results,
 )
 from mergemoe.workflow.ledger.clone import checkout_artifacts, temporary_clone
+from mergemoe.workflow.ledger.environments import recorded_environment, rerun_environment
 from mergemoe.workflow.ledger.verify_results import Fault
 
 

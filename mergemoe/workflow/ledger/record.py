@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mergemoe.artifacts import atomic, paths
 from mergemoe.errors import UserError, remade
-from mergemoe.workflow.ledger import commands, dvc_lock, recorded_environment, recorded_summaries, verify_results
+from mergemoe.workflow.ledger import commands, dvc_lock, recorded_summaries, verify_results
+from mergemoe.workflow.ledger.environments import recorded_environment
 from mergemoe.workflow.ledger.verify_results import Fault
 
 SHOWN = 12  # faults that a message lists

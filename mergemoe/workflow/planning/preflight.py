@@ -7,10 +7,11 @@ from pathlib import Path
 from mergemoe.artifacts.run import Run
 from mergemoe.calibration.text_rows import check_file
 from mergemoe.calibration.token_sequences import heldout_count
-from mergemoe.checkpoints import averages, config_keys, expert_headers, model_folder, router_headers, validation
+from mergemoe.checkpoints import config_keys, expert_headers, model_folder, router_headers, validation
 from mergemoe.checkpoints.hub import hub_cache
 from mergemoe.errors import UserError
 from mergemoe.grouping.allocation import NO_SIZE_IN_COMMON
+from mergemoe.models.averaging import averages
 from mergemoe.moe import layer_sizes
 from mergemoe.quantization.options import misfit
 from mergemoe.reconstruction.requirements import no_part, too_few

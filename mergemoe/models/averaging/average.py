@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergemoe.checkpoints import averages, carried_files, model_folder
+from mergemoe.checkpoints import carried_files, model_folder
 from mergemoe.checkpoints.expert_weights import StoredTensors
 from mergemoe.checkpoints.shards import write_shards
+from mergemoe.models.averaging import averages
 from mergemoe.progress import track
 
 SHARD = 4 << 30

@@ -8,7 +8,8 @@ from typing import Any
 
 from mergemoe import environment
 from mergemoe.errors import UserError
-from mergemoe.workflow.ledger import commands, recorded_environment
+from mergemoe.workflow.ledger import commands
+from mergemoe.workflow.ledger.environments import recorded_environment
 
 LOCK, CONSTRAINT = Path("envs", "cpu.txt"), Path("envs", "cuda.txt")
 DESCRIBE = "import json; from mergemoe import environment; print(json.dumps(environment.describe_environment()))"

@@ -1,0 +1,1 @@
+"""The average of checkpoints of one training run."""
