@@ -1,1 +1,1 @@
-"""Environments of jobs: as they were recorded, and one made anew for a rerun."""
+"""Environments of jobs: the recorded ones, and one that is made for a rerun."""
