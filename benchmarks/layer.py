@@ -9,7 +9,6 @@ dtype. The rest is decompositions, reading and writing files with their digests,
 """
 
 import argparse
-import json
 import math
 import sys
 import tempfile
@@ -20,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]  # also when a test loads this file
 import stages  # noqa: E402, F401  # sets MKL's code path and thread counts before torch is imported
 
 # isort: split
+import kept_rows  # noqa: E402
 import machine  # noqa: E402
 import torch  # noqa: E402
 import widths  # noqa: E402
@@ -36,7 +36,6 @@ from mergemoe.methods import catalogue  # noqa: E402
 from mergemoe.moe.expert_forward import Activation  # noqa: E402
 from mergemoe.moe.tokens import Remembered  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "layer.json"
 MADE = {"stage": "solve", "inputs": {}, "code": "benchmark"}
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addmm_", "baddbmm_")
 DECOMPOSITIONS = ("linalg", "cholesky")
@@ -121,7 +120,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Return the figures as Markdown."""
     head = ["method", "layer, tokens", "s", "float32 products", "float64 products", "of the rate"]
     head += ["decompositions", "files", "other", "MB"]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines: list[list[str]] = []
     for row in rows:
         products, rates = row["products"].values(), row["rates"].values()
         other = row["seconds"] - sum(products) - row["decompositions"] - row["files"]
@@ -134,8 +133,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             *(f"{seconds:.1f}" for seconds in (row["decompositions"], row["files"], other)),
             f"{row['peak_bytes'] / 1e6:,.0f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return kept_rows.markdown(head, lines)
 
 
 def main() -> None:
@@ -148,15 +147,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=4096)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     for method in args.methods if args.what == "measure" else []:
         row = {"method": method, "width": args.width, "groups": args.groups, "tokens": args.tokens}
         row |= {"machine": machine.describe()}
-        kept = [one for one in kept if any(one[key] != row[key] for key in row)] + [
-            row | measure(method, widths.WIDTHS[args.width], args.tokens, args.groups)
-        ]
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    print(table(kept))
+        kept_rows.keep("layer", row, measure(method, widths.WIDTHS[args.width], args.tokens, args.groups))
+    print(table(kept_rows.read("layer")))
 
 
 if __name__ == "__main__":

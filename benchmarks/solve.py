@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]  # also when a test loads this file
 import stages  # noqa: E402, F401  # sets MKL's code path and thread counts before torch is imported
 
 # isort: split
+import kept_rows  # noqa: E402
 import machine  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -39,7 +40,6 @@ from mergemoe.moe import expert_forward  # noqa: E402
 from mergemoe.moe.expert_forward import Activation  # noqa: E402
 from mergemoe.moe.problem import Group, Problem, groups_of  # noqa: E402
 
-RESULTS = ROOT / "benchmarks" / "results" / "solve.json"
 SILU = Activation("silu")
 Way = Callable[[Problem], np.ndarray]
 
@@ -122,9 +122,9 @@ def measure(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Run all ways in turn, keep the figures, print the table."""
-    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     for tokens in args.tokens:
-        row: dict[str, Any] = {"width": args.width, "groups": args.groups, "tokens": tokens, "threads": args.threads}
+        settings = {"width": args.width, "groups": args.groups, "tokens": tokens, "threads": args.threads}
+        figures: dict[str, Any] = {}
         found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
         with tempfile.TemporaryDirectory() as folder:
             for turn in range(args.repeat):
@@ -140,23 +140,20 @@ def compare(args: argparse.Namespace) -> None:
             exact = np.load(Path(folder, "literal64.npy"))
             for way in WAYS:
                 down = np.load(Path(folder, f"{way}.npy"))
-                row[way] = {
+                figures[way] = {
                     "seconds": [one["seconds"] for one in found[way]],
                     "needed_seconds": [one["needed_seconds"] for one in found[way]],
                     "peak_bytes": max(one["peak_bytes"] for one in found[way]),
                     "error": float(np.linalg.norm(down - exact) / np.linalg.norm(exact)),
                 }
-        row |= {"machine": machine.describe()}
-        same = ("width", "groups", "tokens", "threads", "machine")
-        kept = [one for one in kept if [one[key] for key in same] != [row[key] for key in same]] + [row]
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    print(table(kept))
+        kept_rows.keep("solve", settings | {"machine": machine.describe()}, figures)
+    print(table(kept_rows.read("solve")))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the figures as Markdown."""
-    lines = ["| layer, tokens | way | s | `literal` / this | this / arithmetic | MB | error |"]
-    lines.append("|---|---|---|---|---|---|---|")
+    head = ["layer, tokens", "way", "s", "`literal` / this", "this / arithmetic", "MB", "error"]
+    lines: list[list[str]] = []
     for row in rows:
         for way in WAYS:
             one = row[way]
@@ -169,8 +166,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{one['peak_bytes'] / 1e6:,.0f}",
                 f"{one['error']:.1e}",
             ]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append(cells)
+    return kept_rows.markdown(head, lines)
 
 
 def ratio(these: list[float], those: list[float]) -> float:
@@ -191,7 +188,7 @@ def main() -> None:
     parser.add_argument("--out")
     args = parser.parse_args()
     if args.what == "table":
-        print(table(json.loads(RESULTS.read_text(encoding="utf-8"))))
+        print(table(kept_rows.read("solve")))
     else:
         (measure if args.what == "measure" else compare)(args)
 

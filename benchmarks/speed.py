@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]  # also when a test loads this file
 import stages  # noqa: E402, F401  # sets MKL's code path and thread counts before torch is imported
 
 # isort: split
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from pairs import paired, ratio, seconds  # noqa: E402
 
 from mergemoe.compressed.loading import load  # noqa: E402
 
@@ -65,33 +66,12 @@ def _tokens(model: Any, length: int) -> torch.Tensor:
     return drawn.to(model.device)
 
 
-def seconds(work: Callable[[], None]) -> float:
-    """Return the seconds that a function takes, including the device's queue."""
-    start = time.perf_counter()
-    with torch.no_grad():
-        work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def paired(full: Callable[[], None], compact: Callable[[], None], pairs: int) -> np.ndarray:
-    """Return the seconds [pairs, 2] of both functions, which take turns; a first turn of each does not count."""
-    works, times = (full, compact), np.empty((pairs, 2))
-    for pair in range(-1, pairs):
-        for which in (0, 1) if pair % 2 else (1, 0):
-            times[pair, which] = seconds(works[which])
-    return times
-
-
 def summary(times: np.ndarray, tokens: int) -> dict[str, Any]:
     """Return the tokens per second of both, and the median ratio of their speeds with its 95% bootstrap interval."""
     speeds = tokens / times
-    ratios = times[:, 0] / times[:, 1]
-    drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
-    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    middle, low, high = ratio(times[:, 0], times[:, 1])
     spread = {name: np.quantile(speeds[:, i], [0.25, 0.5, 0.75]).tolist() for i, name in enumerate(("full", "compact"))}
-    return {"tokens_per_second": spread, "ratio": float(np.median(ratios)), "interval": [float(low), float(high)]}
+    return {"tokens_per_second": spread, "ratio": middle, "interval": [low, high]}
 
 
 def fresh(args: argparse.Namespace, path: str) -> dict[str, float]:
@@ -167,8 +147,8 @@ def table(found: dict[str, Any]) -> str:
             f"{name} {middle:,.0f} ({low:,.0f}–{high:,.0f})"
             for name, (low, middle, high) in found[key]["tokens_per_second"].items()
         ]
-        ratio = f"{found[key]['ratio']:.3f}, 95% {found[key]['interval'][0]:.3f}–{found[key]['interval'][1]:.3f}"
-        rows.append(f"{key:<8} {', '.join(texts)} tokens/s; compact/full {ratio}")
+        median = f"{found[key]['ratio']:.3f}, 95% {found[key]['interval'][0]:.3f}–{found[key]['interval'][1]:.3f}"
+        rows.append(f"{key:<8} {', '.join(texts)} tokens/s; compact/full {median}")
     return "\n".join(rows)
 
 
