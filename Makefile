@@ -8,6 +8,7 @@
 # make bench   compare all methods at equal size, hours; BENCH="demo few" selects comparisons of benchmarks/methods.py
 # make bench-refine    compare methods before and after a refine, an hour or less for each of PIECES="demo_64_50 ..."
 # make bench-frontier    compare merging and quantizing at equal bytes, 40 minutes of one core for each of PIECES="demo_select_50 ..."
+# make bench-speed    measure solves, captures, forwards and the workflow's overhead, and write benchmarks/results, an hour of one core
 # make check   check style, formats, types and imports, and look up known vulnerabilities of the locked packages
 # make docs    build the documentation into scratch/site; a broken link or an unknown function fails
 # make lock    write envs/*.txt again with the newest versions that pins.txt allows
@@ -33,7 +34,7 @@ ifneq ($(words $(CURDIR)),1)
 $(error $(CURDIR): the path contains a blank, and Snakemake cannot work there. Move the project to another folder)
 endif
 
-.PHONY: demo test test-all test-faults test-lowest test-serving test-slurm bench bench-refine bench-frontier check docs lock
+.PHONY: demo test test-all test-faults test-lowest test-serving test-slurm bench bench-refine bench-frontier bench-speed check docs lock
 .DELETE_ON_ERROR:
 
 demo: .venv/run
@@ -89,6 +90,9 @@ bench-refine bench-frontier: bench-%: .venv/run
 		done; \
 	done
 	.venv/bin/python benchmarks/$*.py table
+
+bench-speed: .venv/run
+	set -e; for name in solve layer capture inference overhead; do .venv/bin/python benchmarks/$$name.py; done
 
 check: .venv/dev
 	.venv/bin/ruff check
