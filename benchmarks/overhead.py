@@ -5,16 +5,14 @@ python benchmarks/overhead.py table      # reads benchmarks/results/overhead.jso
 
 The model has layers of 8 experts, 32 wide; the params.yaml is the demo's with that model and 8 sequences of 32 tokens,
 which is five runs. The dry run is `snakemake -n` of the project without results; a job is one command of the Snakefile
-on one layer. Each runs in a process of its own, in turn with `python -c pass` and with its imports alone. Seconds, CPU
-seconds, and of these:
-
-start     the interpreter
-imports   of the module that runs, with torch where it needs it
-work      all else: arguments, reading, digests, computing, writing; of the dry run the Snakefile and its jobs
+on one layer. They take turns in processes of their own, with `python -X importtime`, which tells the seconds of all
+imports, also of those that the work asks for. The rest is the interpreter, arguments, reading, digests, computing,
+writing; of the dry run the Snakefile and its jobs. CPU seconds depend less on what else the machine does.
 """
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import statistics
@@ -66,15 +64,17 @@ def write_project(project: Path, layers: int) -> None:
     (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
 
-def run(project: Path, *command: str) -> tuple[float, float, str]:
-    """Run Python in the project; return the seconds, the CPU seconds with those of its children, and the output."""
+def run(project: Path, *command: str) -> tuple[dict[str, float], str]:
+    """Run Python in the project; return its seconds, CPU seconds and seconds of imports, and the output."""
     environment = os.environ | {"PYTHONPATH": str(project)}
     start, before = time.perf_counter(), sum(os.times()[2:4])
-    done = subprocess.run([sys.executable, *command], cwd=project, env=environment, capture_output=True, text=True)
+    traced = [sys.executable, "-X", "importtime", *command]
+    done = subprocess.run(traced, cwd=project, env=environment, capture_output=True, text=True)
     took, cpu = time.perf_counter() - start, sum(os.times()[2:4]) - before
     if done.returncode:
         sys.exit(f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return took, cpu, done.stdout
+    imports = sum(map(int, re.findall(r"^import time: +(\d+) \|", done.stderr, re.MULTILINE))) / 1e6
+    return {"seconds": took, "cpu_seconds": cpu, "import_seconds": imports}, done.stdout
 
 
 def clear(project: Path, command: list[str]) -> None:
@@ -88,8 +88,8 @@ def clear(project: Path, command: list[str]) -> None:
 def commands(project: Path) -> tuple[dict[str, list[str]], int]:
     """Return the arguments of Python for each thing that is timed, and the number of jobs of the dry run."""
     dry = ["-m", "snakemake", "--cores", "1", "-n"]
-    totals = [line.split()[1] for line in run(project, *dry)[2].splitlines() if line.startswith("total ")]
-    told = run(project, *dry, "-p", SOLVED)[2].splitlines()
+    totals = [line.split()[1] for line in run(project, *dry)[1].splitlines() if line.startswith("total ")]
+    told = run(project, *dry, "-p", SOLVED)[1].splitlines()
     found = {"snakemake -n": [*dry, "--quiet"]}
     for job in JOBS:
         line = next(line for line in told if f"python -m stages.{job} " in line)
@@ -105,37 +105,29 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         write_project(project, args.layers)
         timed, jobs = commands(project)
         shutil.copytree(project, fresh := Path(parent, "fresh"), ignore=shutil.ignore_patterns("results", "logs"))
-        found = {name: {part: [] for part in ("start", "imports", "whole", "wall")} for name in timed}
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in timed}
         for _ in range(args.repeat):
             for name, command in timed.items():
-                job = name in JOBS
-                module = f"stages.{name}" if job else "snakemake.cli"
-                if job:
+                if name in JOBS:
                     clear(project, command)
-                each = {"start": ["-c", "pass"], "imports": ["-c", f"import {module}"], "whole": command}
-                for part, arguments in each.items():
-                    wall, cpu, _ = run(project if job else fresh, *arguments)
-                    found[name][part].append(cpu)
-                found[name]["wall"].append(wall)
-                print(name, {part: f"{took[-1]:.2f}" for part, took in found[name].items()}, file=sys.stderr)
-    return {"jobs": jobs, "cpu_seconds": found}
+                found[name].append(run(project if name in JOBS else fresh, *command)[0])
+                print(name, found[name][-1], file=sys.stderr)
+    return {"jobs": jobs, "turns": found}
 
 
 def table(rows: list[kept_rows.Row]) -> str:
     """Return the figures as Markdown."""
     lines: list[list[str]] = []
     for row in rows:
-        for name, took in row["cpu_seconds"].items():
+        for name, turns in row["turns"].items():
             what = f"`{name}`, {row['layers']} layers, {row['jobs']} jobs" if name not in JOBS else f"job of `{name}`"
-            parts = (
-                took["wall"],
-                took["whole"],
-                took["start"],
-                [b - a for a, b in zip(took["start"], took["imports"], strict=True)],
-                [b - a for a, b in zip(took["imports"], took["whole"], strict=True)],
-            )
-            lines.append([what, *(f"{statistics.median(part):.2f}" for part in parts)])
-    return kept_rows.markdown(["what", "s", "CPU s", "start", "imports", "work"], lines)
+            shares = [turn["import_seconds"] / turn["seconds"] for turn in turns]
+            rest = [turn["cpu_seconds"] * (1 - share) for turn, share in zip(turns, shares, strict=True)]
+            wall, cpu = ([turn[key] for turn in turns] for key in ("seconds", "cpu_seconds"))
+            cells = [*(f"{statistics.median(each):.1f}" for each in (wall, cpu)), f"{statistics.median(shares):.0%}"]
+            cells.append(f"{statistics.median(rest):.1f}")
+            lines.append([what, *cells])
+    return kept_rows.markdown(["what", "s", "CPU s", "imports", "CPU s of the rest"], lines)
 
 
 def main() -> None:
