@@ -9,24 +9,43 @@ family has a norm after the down-projection, it is left out of both sides: least
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mergemoe.moe.expert_forward import linear_output, weighted_features
+from mergemoe.moe.expert_forward import features, linear_output, with_one
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.problem import Problem
 from mergemoe.moe.tokens import Tokens
 
 
-def layer_features(tokens: Tokens, problem: Problem, experts: Sequence[Experts]) -> list[tuple[Tensor, Tensor]]:
-    """Return, per group, the tokens that use it and their routed features."""
+class Part(NamedTuple):
+    """The tokens that use a group: numbers [r], weights t [r] and features p [r, P], the last 1 if there is a bias."""
+
+    rows: Tensor
+    shares: Tensor
+    features: Tensor
+
+    def weighted(self) -> Tensor:
+        """Return t(x) p(x) [r, P] in float64."""
+        return self.features * self.shares.double()[:, None]
+
+
+def layer_parts(tokens: Tokens, problem: Problem, experts: Sequence[Experts]) -> list[Part]:
+    """Return, per group, the tokens that use it."""
     shares = problem.shares(tokens)
-    parts: list[tuple[Tensor, Tensor]] = []
+    parts: list[Part] = []
     for place, expert in enumerate(experts):
         rows = torch.where(shares[:, place] != 0)[0]
-        parts.append((rows, weighted_features(tokens.hidden[rows], shares[rows, place], expert, 0, problem.act)))
+        own = with_one(features(tokens.hidden[rows], expert, 0, problem.act), expert)
+        parts.append(Part(rows, shares[rows, place], own))
     return parts
+
+
+def layer_features(tokens: Tokens, problem: Problem, experts: Sequence[Experts]) -> list[tuple[Tensor, Tensor]]:
+    """Return, per group, the tokens that use it and their routed features."""
+    return [(part.rows, part.weighted()) for part in layer_parts(tokens, problem, experts)]
 
 
 def layer_target(tokens: Tokens, problem: Problem) -> Tensor:

@@ -5,7 +5,7 @@ one column per token; the code has one row per token.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,8 +83,15 @@ class Moments:
 
         It is a difference of sums: below about 1e-14 of the energy it means zero.
         """
-        squared = self.energy - 2 * (w * self.cross).sum((1, 2)) + ((w @ self.gram) * w).sum((1, 2))
-        return squared.clamp_min(0)
+        return (self.energy + self.change(w)).clamp_min(0)
+
+    def change(self, w: Tensor) -> Tensor:
+        """Return ||W P - Y||^2 - ||Y||^2 [G] of W [G, H, I]."""
+        return ((w @ self.gram) * w).sum((1, 2)) - 2 * (w * self.cross).sum((1, 2))
+
+    def mixed(self, mixtures: Tensor | None) -> "Moments":
+        """Return the sums for the targets S Y of S [s, H], but for their energy; all sums without S."""
+        return self if mixtures is None else replace(self, cross=mixtures @ self.cross)
 
     def relative_errors(self, w: Tensor) -> list[float | None]:
         """Return ||W P - Y||^2 / ||Y||^2 of each; None without tokens."""

@@ -9,7 +9,7 @@ to W0.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mergemoe.errors import UserError
+from mergemoe.merging import output_mixtures
 from mergemoe.merging.least_squares import Moments, effective_rank, tolerance
 from mergemoe.moe.finite import check_finite
 from mergemoe.moe.records import Diagnosis, MethodRecord
@@ -56,18 +57,31 @@ def fit(fitted: Moments, unseen: Moments, priors: Tensor, ridge: float | Literal
     scale = typical_energy(fitted.gram.diagonal(dim1=1, dim2=2))
     energy = float(unseen.energy.sum())
     ridges = candidates(ridge, heldout, energy)
-    solutions = solve_each(fitted, priors, [candidate * scale for candidate in ridges])
+    tried = dict.fromkeys(ridges, 0.0)
+    if len(ridges) > 1:
+        mixtures = output_mixtures.mixtures(priors.shape[1], priors.device)
+        mixed_fitted, mixed_unseen = fitted.mixed(mixtures), unseen.mixed(mixtures)
+        own = priors.double() if mixtures is None else mixtures @ priors.double()
+        solutions = solve_each(mixed_fitted, own, [candidate * scale for candidate in ridges])
+        tried = {r: float(mixed_unseen.change(downs).sum()) for r, downs in zip(ridges, solutions, strict=True)}
+    best = min(ridges, key=lambda candidate: tried[candidate])
+    downs = solve_toward_prior(fitted, priors, best * scale)
     if len(ridges) == 1:
-        return Fit(next(solutions), ridges[0], None)
-    tried: dict[str, float] = {}
-    best: Fit | None = None
-    for candidate, downs in zip(ridges, solutions, strict=True):
-        squared = float(unseen.squared(downs).sum())
-        tried[f"{candidate:g}"] = squared / energy
-        if best is None or squared / energy < tried[f"{best.ridge:g}"]:
-            best = Fit(downs, candidate, tried)
-    assert best is not None
-    return best
+        return Fit(downs, best, None)
+    exact = float(unseen.squared(downs).sum()) / energy
+    return Fit(downs, best, errors_of_ridges(tried, best, exact, energy))
+
+
+def errors_of_ridges(squared: Mapping[float, float], best: float, exact: float, energy: float) -> dict[str, float]:
+    """Return {lambda: ||W P - Y||^2 / ||Y||^2} over the held-out tokens.
+
+    Args:
+        squared: of each lambda ||W P - Y||^2, up to a constant; estimates if it is of mixtures.
+        best: the lambda that was chosen.
+        exact: its error.
+        energy: ||Y||^2.
+    """
+    return {f"{r:g}": max(exact + (each - squared[best]) / energy, 0.0) for r, each in squared.items()}
 
 
 def candidates(ridge: float | Literal["auto"], heldout: int, energy: float) -> list[float]:

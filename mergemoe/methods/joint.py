@@ -11,7 +11,8 @@ from typing import Literal
 
 import torch
 
-from mergemoe.merging import feature_rules, iterative, ridge_regression
+from mergemoe.conjugate_gradients import joint_solve
+from mergemoe.merging import feature_rules, ridge_regression
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.layer_moments import layer_sums
 from mergemoe.merging.layer_output import layer_error
@@ -38,7 +39,7 @@ def merge(
     if 8 * COPIES * sum(columns) * (sum(columns) + problem.experts.down.shape[1]) <= memory * 1e9:
         solved, record = _direct(problem, experts, ridge)
     else:
-        solved, record = iterative.fit(problem, experts, ridge, memory)
+        solved, record = joint_solve.fit(problem, experts, ridge, memory)
     tokens, unknowns = problem.reader.count(), kept * len(experts)
     layer = ridge_regression.diagnose_tokens(tokens, unknowns, "the layer")
     record["layer_tokens"], record["layer_unknowns"] = layer["tokens"], layer["unknowns"]

@@ -21,8 +21,11 @@ from tiny_project import ROOT
 
 from benchmarks.memory import MB, anonymous
 from mergemoe.artifacts import store
+from mergemoe.conjugate_gradients import descent, joint_solve, rows_solver
+from mergemoe.conjugate_gradients.routed_features import RoutedFeatures
+from mergemoe.conjugate_gradients.rows import VECTORS, slabs
 from mergemoe.errors import UserError
-from mergemoe.merging import conjugate_gradients, feature_rules, iterative, ridge_regression
+from mergemoe.merging import feature_rules, output_mixtures, ridge_regression
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.layer_moments import layer_sums
 from mergemoe.merging.layer_output import layer_error
@@ -35,7 +38,7 @@ def gigabytes(problem, rows, width=5):
     """The memory that just allows so many rows of the output at once; too little for the direct solve."""
     width += problem.experts.down_bias is not None
     columns = len(problem.groups) * width
-    return 8 * columns * (width + 2 + iterative.VECTORS * rows) / 1e9
+    return 8 * columns * (width + 2 + VECTORS * rows) / 1e9
 
 
 def solution(results):
@@ -48,8 +51,9 @@ def problem(request):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
-@pytest.mark.parametrize("ridge", [1e-4, 0.1, "auto"])
-def test_it_is_the_direct_solution_however_many_rows_are_solved_at_once(problem, ridge, rows):
+@pytest.mark.parametrize(("ridge", "mixtures"), [(1e-4, 256), (0.1, 256), ("auto", 256), ("auto", 3)])
+def test_it_is_the_direct_solution_however_many_rows_are_solved_at_once(problem, ridge, mixtures, rows, monkeypatch):
+    monkeypatch.setattr(output_mixtures, "MIXTURES", mixtures)
     direct = merge(joint, problem, ridge=ridge)
     found = merge(joint, problem, ridge=ridge, memory=gigabytes(problem, rows))
     mine, its = found[0].record, direct[0].record
@@ -70,7 +74,7 @@ def test_the_residual_is_that_of_the_problem_written_out(problem):
     p, y = problems.written_out(problem, experts)
     w0 = torch.cat([down_of(expert) for expert in experts], 1).numpy()
     penalty = 0.01 * np.quantile((p**2).sum(0), 0.5, method="lower")
-    solved, record = iterative.fit(problem, experts, 0.01, gigabytes(problem, 7))
+    solved, record = joint_solve.fit(problem, experts, 0.01, gigabytes(problem, 7))
     w = solved.downs[0].numpy()
     b = (y - p @ w0.T).T @ p
     residual = np.linalg.norm(b - (w - w0) @ (p.T @ p + penalty * np.eye(p.shape[1]))) / np.linalg.norm(b)
@@ -98,7 +102,7 @@ def test_the_objective_is_the_direct_ones(seed, tokens, ridge, massive):
         squared = (layer_error(problem, experts, w, heldout=False) or 0.0) * float(moments.energy)
         return squared + penalty * float((w - w0).square().sum())
 
-    (found,) = iterative.fit(problem, experts, ridge, gigabytes(problem, 7))[0].downs
+    (found,) = joint_solve.fit(problem, experts, ridge, gigabytes(problem, 7))[0].downs
     assert objective(found) == pytest.approx(
         objective(ridge_regression.solve_toward_prior(moments, w0[None], penalty)[0]), rel=1e-6
     )
@@ -108,14 +112,14 @@ def test_it_takes_no_more_steps_than_there_are_unknowns():
     """As directions that are conjugate do; steepest descent, which ends, too, takes hundreds here."""
     p = torch.randn(12, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gram = p @ (p * torch.logspace(0, 3, 40, dtype=torch.float64)).T
-    blocks = conjugate_gradients.Blocks.factor(torch.stack([gram[i : i + 4, i : i + 4] for i in (0, 4, 8)]))
-    descent = conjugate_gradients.Descent.begin(torch.randn(5, 12, dtype=torch.float64), 1.0)
-    descent.restart(descent.residual, 1.0, blocks, 1.0)
-    b = descent.residual.clone()
-    descent.objective.fill_(float(torch.linalg.solve(gram + torch.eye(12), b.T).T.mul(b).sum()) + 1.0)
-    assert descent.run(lambda v: v @ gram, blocks, 1.0, lambda: None)
-    assert int(descent.iterations) <= 12
-    torch.testing.assert_close(descent.deviation @ (gram + torch.eye(12)), b, rtol=1e-4, atol=1e-5)
+    blocks = descent.Blocks.factor(torch.stack([gram[i : i + 4, i : i + 4] for i in (0, 4, 8)]))
+    state = descent.Descent.begin(torch.randn(5, 12, dtype=torch.float64), 1.0)
+    state.restart(state.residual, 1.0, blocks, 1.0)
+    b = state.residual.clone()
+    state.objective.fill_(float(torch.linalg.solve(gram + torch.eye(12), b.T).T.mul(b).sum()) + 1.0)
+    assert state.run(lambda v: v @ gram, blocks, 1.0, lambda: None)
+    assert int(state.iterations) <= 12
+    torch.testing.assert_close(state.deviation @ (gram + torch.eye(12)), b, rtol=1e-4, atol=1e-5)
 
 
 def test_where_the_prior_is_exact_it_stays():
@@ -141,19 +145,19 @@ def test_select_and_slim_hand_the_limit_on():
 
 @given(hidden=st.integers(1, 9000), width=st.integers(1, 3000), groups=st.integers(1, 300), memory=st.floats(0.01, 100))
 def test_all_rows_are_solved_once_and_no_more_at_a_time_than_fit(hidden, width, groups, memory):
-    one = 8 * groups * width * (width + 2 + iterative.VECTORS)
+    one = 8 * groups * width * (width + 2 + VECTORS)
     if one > memory * 1e9:
         with pytest.raises(UserError, match=r"`memory: .* is too little .* GB\. Raise `memory`"):
-            iterative.row_slabs(hidden, width, groups, memory)
+            slabs(hidden, width, groups, memory)
         return
-    slabs = iterative.row_slabs(hidden, width, groups, memory)
-    assert [row for slab in slabs for row in range(slab.start, slab.stop)] == list(range(hidden))
-    most = max(slab.stop - slab.start for slab in slabs)
-    assert 8 * groups * width * (width + 2 + iterative.VECTORS * most) <= memory * 1e9
+    parts = slabs(hidden, width, groups, memory)
+    assert [row for slab in parts for row in range(slab.span.start, slab.span.stop)] == list(range(hidden))
+    most = max(slab.span.stop - slab.span.start for slab in parts)
+    assert 8 * groups * width * (width + 2 + VECTORS * most) <= memory * 1e9
 
 
 def test_steps_are_bounded_and_the_error_says_what_to_turn(monkeypatch):
-    monkeypatch.setattr(conjugate_gradients, "ITERATIONS", 3)
+    monkeypatch.setattr(descent, "ITERATIONS", 3)
     problem = problems.problem()
     with pytest.raises(UserError, match=r"residual of 0\.0.* after 3 iterations at ridge 0.0001; .*`ridge`.*`memory`"):
         merge(joint, problem, ridge=1e-4, memory=gigabytes(problem, 7))
@@ -161,7 +165,7 @@ def test_steps_are_bounded_and_the_error_says_what_to_turn(monkeypatch):
 
 def test_what_it_cannot_do_is_refused_before_any_descent(monkeypatch):
     problem = problems.problem()
-    monkeypatch.setattr(iterative, "gradient", None)
+    monkeypatch.setattr(rows_solver.RowsSolver, "gradient", None)
     with pytest.raises(UserError, match="`ridge: 0` .* `memory: .* above 0"):
         merge(joint, problem, ridge=0.0, memory=gigabytes(problem, 7))
     problem.reader.parts[True] = problems.draw_tokens(0, 6, 7, 2, torch.Generator())
@@ -175,7 +179,7 @@ class Killed(Exception):
 
 def dies(monkeypatch, after):
     """Count the times that tokens are added up; raise after so many."""
-    calls, add = [], iterative._add
+    calls, add = [], rows_solver.add_cross
 
     def counted(*args):
         if len(calls) == after:
@@ -183,7 +187,7 @@ def dies(monkeypatch, after):
         calls.append(1)
         add(*args)
 
-    monkeypatch.setattr(iterative, "_add", counted)
+    monkeypatch.setattr(rows_solver, "add_cross", counted)
     return calls
 
 
@@ -191,8 +195,21 @@ def solved(problem, scratch):
     return merge(joint, replace(problem, scratch=scratch), ridge="auto", memory=gigabytes(problem, 4))
 
 
-def test_a_solve_that_died_goes_on_and_ends_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(iterative, "SAVE_EVERY", 0.0)
+@pytest.mark.parametrize("heldout", [False, True])
+def test_features_that_are_kept_are_those_that_are_computed_each_time(problem, heldout, monkeypatch):
+    experts = feature_rules.merged_experts(problem, problem.groups, "usage", 5)
+    each, kept = (RoutedFeatures(problem, experts, room) for room in (0.0, 1e9))
+    assert each.bytes == 0 < kept.bytes
+    first = list(each.with_target(heldout)), list(each.features(heldout))
+    for _ in range(2):
+        assert len(first[0]) > 0 and str(first) == str((list(kept.with_target(heldout)), list(kept.features(heldout))))
+        monkeypatch.setattr(problem.reader, "chunks", None)
+
+
+@pytest.mark.parametrize("mixtures", [256, 3])
+def test_a_solve_that_died_goes_on_and_ends_the_same(tmp_path, monkeypatch, mixtures):
+    monkeypatch.setattr(output_mixtures, "MIXTURES", mixtures)
+    monkeypatch.setattr(rows_solver, "SAVE_EVERY", 0.0)
     problem = problems.problem()
     with monkeypatch.context() as patch:
         calls = dies(patch, None)
@@ -204,7 +221,7 @@ def test_a_solve_that_died_goes_on_and_ends_the_same(tmp_path, monkeypatch):
             solved(problem, scratch)
         with monkeypatch.context() as patch:
             again = dies(patch, None)
-            patch.setattr(iterative.Blocks, "factor", None)  # they are not made again
+            patch.setattr(joint_solve.Blocks, "factor", None)  # they are not made again
             found = solved(problem, scratch)
         assert torch.equal(solution(found), solution(whole))
         assert found[0].record == whole[0].record
@@ -246,16 +263,16 @@ def test_a_solution_that_is_damaged_is_made_anew(tmp_path):
 
 DIES = """\
 import os, signal, sys
-from mergemoe.merging import iterative
+from mergemoe.conjugate_gradients import rows_solver
 from stages import solve
-calls, add = [], iterative._add
-iterative.SAVE_EVERY = 0.0
+calls, add = [], rows_solver.add_cross
+rows_solver.SAVE_EVERY = 0.0
 def dying(*args):
     calls.append(1)
     if len(calls) == 10:
         os.kill(os.getpid(), signal.SIGKILL)
     add(*args)
-iterative._add = dying
+rows_solver.add_cross = dying
 solve.main()
 """
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from torch import Tensor
 
 from mergemoe.artifacts import store
+from mergemoe.conjugate_gradients.rows import Rows
 from mergemoe.errors import ArtifactError
 
 
 def saved_rows(
-    folder: Path, rows: slice, shapes: Mapping[str, Sequence[int]], ridges: Sequence[float]
+    folder: Path, rows: Rows, shapes: Mapping[str, Sequence[int]], ridges: Sequence[float]
 ) -> dict[str, Tensor] | None:
     """Return the state of some rows; None if it, or a solution that it counts as found, cannot be used."""
     saved = read_saved(state_path(folder, rows), shapes)
@@ -36,14 +37,14 @@ def solver_folder(scratch: Path | None) -> Generator[Path, None, None]:
         yield scratch
 
 
-def state_path(folder: Path, rows: slice) -> Path:
+def state_path(folder: Path, rows: Rows) -> Path:
     """Return the file with the state of some rows."""
-    return folder / f"rows_{rows.start:05d}.safetensors"
+    return folder / f"{rows.name}.safetensors"
 
 
-def solution_path(folder: Path, rows: slice, ridge: float) -> Path:
+def solution_path(folder: Path, rows: Rows, ridge: float) -> Path:
     """Return the file with the solution of some rows for a ridge."""
-    return folder / f"solution_{rows.start:05d}_{ridge:g}.safetensors"
+    return folder / f"solution_{rows.name}_{ridge:g}.safetensors"
 
 
 def read_saved(path: Path, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor] | None:

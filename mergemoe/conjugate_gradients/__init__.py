@@ -1,0 +1,1 @@
+"""The joint solve of a layer whose sums do not fit into memory."""

@@ -1,0 +1,53 @@
+"""The routed features and the target of a layer, chunk by chunk, for passes that are made again and again."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from mergemoe.merging.layer_output import Part, layer_parts, layer_target
+from mergemoe.moe.experts import Experts, down_of
+from mergemoe.moe.problem import Problem
+
+Weighted = list[tuple[Tensor, Tensor]]  # as layer_output.layer_features
+
+
+class RoutedFeatures:
+    """P and Y of the fitted and the held-out tokens: kept if there is room, else computed in each pass.
+
+    bytes: that it keeps; 0 if nothing is kept.
+    """
+
+    def __init__(self, problem: Problem, experts: Sequence[Experts], room: float):
+        """Take the layer, one expert per group, and the bytes that may be kept."""
+        self._problem, self._experts = problem, experts
+        hidden, width = down_of(experts[0]).shape
+        uses = min(problem.reader.top_k, len(experts))
+        needed = len(problem.reader.held) * (uses * (4 * width + 12) + 8 * hidden)
+        self.bytes = needed if needed <= room else 0
+        self._kept: dict[bool, list[tuple[list[Part], Tensor]]] = {}
+
+    def features(self, heldout: bool) -> Iterator[tuple[Weighted, int]]:
+        """Yield, per chunk, each group's tokens and routed features, and the number of tokens."""
+        if self.bytes:
+            yield from ((parts, len(y)) for parts, y in self.with_target(heldout))
+        else:
+            for tokens in self._problem.reader.chunks(heldout, device=self._problem.experts.down.device):
+                yield _weighted(layer_parts(tokens, self._problem, self._experts)), len(tokens.hidden)
+
+    def with_target(self, heldout: bool) -> Iterator[tuple[Weighted, Tensor]]:
+        """Yield, per chunk, each group's tokens and routed features, and Y [n, H]."""
+        if heldout not in self._kept:
+            found = self._computed(heldout)
+            if not self.bytes:
+                yield from ((_weighted(parts), y) for parts, y in found)
+                return
+            self._kept[heldout] = list(found)
+        yield from ((_weighted(parts), y) for parts, y in self._kept[heldout])
+
+    def _computed(self, heldout: bool) -> Iterator[tuple[list[Part], Tensor]]:
+        for tokens in self._problem.chunks(heldout):
+            yield layer_parts(tokens, self._problem, self._experts), layer_target(tokens, self._problem)
+
+
+def _weighted(parts: Sequence[Part]) -> Weighted:
+    return [(part.rows, part.weighted()) for part in parts]
