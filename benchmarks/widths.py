@@ -60,7 +60,7 @@ def random_tokens(
     weight, index = logits.softmax(1).topk(width.top_k)
     sequence = torch.arange(tokens, dtype=torch.int32) // 512
     rows = {
-        "hidden": torch.from_numpy(hidden),
+        "hidden": torch.from_numpy(hidden).to(dtype),
         "expert_index": index.short(),
         "expert_weight": weight,
         "router_logits": logits,

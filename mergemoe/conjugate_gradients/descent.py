@@ -1,8 +1,9 @@
 """Conjugate gradients for V (G + D) = B, all rows of V at once, preconditioned by the diagonal blocks of G.
 
 V starts at 0, the prior, so the first direction is the solution of each group alone. Every row has its own step sizes.
-With the residual R = B - V (G + D), the solve ends when |R| <= 1e-6 |B| and |R|^2 / D <= 1e-6 F, with B taken at the
-prior. F = ||W P - Y||^2 + D |V|^2 is the objective; it exceeds its minimum by R (G + D)^-1 R^T, at most |R|^2 / D.
+With the residual R = B - V (G + D), the solve ends when |R| <= e |B| and |R|^2 / D <= e F, with B taken at the prior; e
+is TOLERANCE, or ROUGH where a ridge is chosen. F = ||W P - Y||^2 + D |V|^2 is the objective; it exceeds its minimum by
+R (G + D)^-1 R^T, at most |R|^2 / D.
 
 Library routines do not fit: `scipy.sparse.linalg.cg` solves one right-hand side on the CPU, and its state cannot be
 saved on the way.
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from mergemoe.moe.typed_torch import eigh, floats, norm
 
-TOLERANCE = 1e-6
+TOLERANCE, ROUGH = 1e-6, 1e-3
 ROUNDING = 1e-13  # of the largest that Y P^T can be: what sums over tokens in float64 leave of a zero
 ITERATIONS = 1000
 
@@ -83,15 +84,20 @@ class Descent:
         self.direction = blocks.solve(self.residual, penalty)
         self.objective.fill_(squared + penalty * float(self.deviation.square().sum()))
 
-    def small(self, penalty: float) -> bool:
+    def small(self, penalty: float, tolerance: float) -> bool:
         """Tell whether the residual is small enough to stop (see the module)."""
         size, bound = floats(self.scale)
         length = norm(self.residual)
-        near = length <= TOLERANCE * size and length**2 <= TOLERANCE * penalty * float(self.objective)
+        near = length <= tolerance * size and length**2 <= tolerance * penalty * float(self.objective)
         return near or length <= ROUNDING * bound
 
     def run(
-        self, product: Callable[[Tensor], Tensor], blocks: Blocks, penalty: float, each: Callable[[], None]
+        self,
+        product: Callable[[Tensor], Tensor],
+        blocks: Blocks,
+        penalty: float,
+        tolerance: float,
+        each: Callable[[], None],
     ) -> bool:
         """Iterate until the residual of the recursion is small (True), or ITERATIONS are over (False).
 
@@ -99,10 +105,11 @@ class Descent:
             product: V -> V G.
             blocks: G's.
             penalty: D > 0.
+            tolerance: e (see the module).
             each: called after each iteration, when all fields are consistent.
         """
         power = _dot(self.residual, blocks.solve(self.residual, penalty))
-        while not self.small(penalty):
+        while not self.small(penalty, tolerance):
             if int(self.iterations) >= ITERATIONS:
                 return False
             image = product(self.direction).add_(self.direction, alpha=penalty)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from mergemoe.merging.layer_output import Part, layer_parts, layer_target
@@ -26,28 +27,29 @@ class RoutedFeatures:
         self.bytes = needed if needed <= room else 0
         self._kept: dict[bool, list[tuple[list[Part], Tensor]]] = {}
 
-    def features(self, heldout: bool) -> Iterator[tuple[Weighted, int]]:
+    def features(self, heldout: bool, dtype: torch.dtype = torch.float64) -> Iterator[tuple[Weighted, int]]:
         """Yield, per chunk, each group's tokens and routed features, and the number of tokens."""
         if self.bytes:
-            yield from ((parts, len(y)) for parts, y in self.with_target(heldout))
+            found = ((parts, len(y)) for parts, y in self._remembered(heldout))
         else:
-            for tokens in self._problem.reader.chunks(heldout, device=self._problem.experts.down.device):
-                yield _weighted(layer_parts(tokens, self._problem, self._experts)), len(tokens.hidden)
+            chunks = self._problem.reader.chunks(heldout, device=self._problem.experts.down.device)
+            found = ((layer_parts(tokens, self._problem, self._experts), len(tokens.hidden)) for tokens in chunks)
+        yield from ((_weighted(parts, dtype), count) for parts, count in found)
 
     def with_target(self, heldout: bool) -> Iterator[tuple[Weighted, Tensor]]:
         """Yield, per chunk, each group's tokens and routed features, and Y [n, H]."""
+        found = self._remembered(heldout) if self.bytes else self._computed(heldout)
+        yield from ((_weighted(parts), y) for parts, y in found)
+
+    def _remembered(self, heldout: bool) -> list[tuple[list[Part], Tensor]]:
         if heldout not in self._kept:
-            found = self._computed(heldout)
-            if not self.bytes:
-                yield from ((_weighted(parts), y) for parts, y in found)
-                return
-            self._kept[heldout] = list(found)
-        yield from ((_weighted(parts), y) for parts, y in self._kept[heldout])
+            self._kept[heldout] = list(self._computed(heldout))
+        return self._kept[heldout]
 
     def _computed(self, heldout: bool) -> Iterator[tuple[list[Part], Tensor]]:
         for tokens in self._problem.chunks(heldout):
             yield layer_parts(tokens, self._problem, self._experts), layer_target(tokens, self._problem)
 
 
-def _weighted(parts: Sequence[Part]) -> Weighted:
-    return [(part.rows, part.weighted()) for part in parts]
+def _weighted(parts: Sequence[Part], dtype: torch.dtype = torch.float64) -> Weighted:
+    return [(part.rows, part.weighted(dtype)) for part in parts]

@@ -19,6 +19,8 @@ from mergemoe.merging.layer_output import layer_output
 from mergemoe.progress import Progress
 
 SAVE_EVERY = 60.0  # seconds
+REFINED = 10.0  # times smaller: what a round of products in float32 must make the residual
+RISEN = 1.02  # times the least error: smaller ridges are not tried
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class RowsSolver:
     def solve(self, rows: Rows, ridges: Sequence[float]) -> Tensor:
         """Solve some rows for each ridge, each from the one before; return ||W P - Y||^2 over held-out tokens.
 
-        With one ridge there is nothing to choose, and the squared error is 0. The solutions lie in the folder.
+        With one ridge there is nothing to choose, and the squared error is 0. Mixtures are solved roughly, until the
+        error rises; it is infinite for what is left. Other rows' solutions lie in the folder.
         """
         w0 = rows.of(self.prior.T).T.contiguous()
         scale = ridge_regression.typical_energy(self.blocks.diagonal)
@@ -54,16 +57,22 @@ class RowsSolver:
             path = solver_state.state_path(self.folder, rows)
             store.write_state(path, {name: part.cpu() for name, part in saved.items()})
 
-        for place in range(int(at), len(ridges)):
-            ridge, penalty = ridges[place], ridges[place] * scale
-            self._descend(rows, w0, state, ridge, penalty, save)
+        while (place := int(at)) < len(ridges):
+            penalty = ridges[place] * scale
+            self._descend(rows, w0, state, ridges[place], penalty, save)
             if len(ridges) > 1:
                 tried[place] = self._squared(w0 + state.deviation, rows)
-            solution = {"deviation": state.deviation.cpu(), "iterations": state.iterations}
-            solution["residual"] = torch.tensor([state.relative], dtype=torch.float64)
-            store.write_state(solver_state.solution_path(self.folder, rows, ridge), solution)
-            at += 1
-            if place + 1 < len(ridges):
+            if rows.mixtures is None:
+                solution = {"deviation": state.deviation.cpu(), "iterations": state.iterations}
+                solution["residual"] = torch.tensor([state.relative], dtype=torch.float64)
+                store.write_state(solver_state.solution_path(self.folder, rows, ridges[place]), solution)
+                at += 1
+            elif tried[place] > RISEN * tried[: place + 1].min():
+                tried[place + 1 :] = torch.inf
+                at.fill_(len(ridges))
+            else:
+                at += 1
+            if int(at) < len(ridges):
                 squared = float(state.objective) - penalty * float(state.deviation.square().sum())
                 unpenalized = state.residual.add_(state.deviation, alpha=penalty)
                 state.restart(unpenalized, squared, self.blocks, ridges[place + 1] * scale)
@@ -85,8 +94,12 @@ class RowsSolver:
     def _descend(
         self, rows: Rows, w0: Tensor, state: Descent, ridge: float, penalty: float, save: Callable[[], None]
     ) -> None:
-        """Run conjugate gradients until the recomputed residual is small."""
+        """Run conjugate gradients until the residual, recomputed in float64, is small.
+
+        Products are in float32, added up in float64, as long as that makes the residual much smaller each time.
+        """
         progress, last = Progress(f"iterations at ridge {ridge:g}", None), [time.monotonic()]
+        tolerance = descent.TOLERANCE if rows.mixtures is None else descent.ROUGH
 
         def each() -> None:
             progress.step()
@@ -96,18 +109,22 @@ class RowsSolver:
 
         def product(v: Tensor) -> Tensor:
             total = torch.zeros_like(v)
-            for parts, count in self.passes.features(heldout=False):
-                add_cross(total, parts, layer_output(parts, v, count))
+            for parts, count in self.passes.features(heldout=False, dtype=dtype):
+                add_cross(total, parts, layer_output(parts, v.to(dtype), count))
             return total
 
-        while state.run(product, self.blocks, penalty, each):
+        dtype, before = torch.float32, state.relative
+        while state.run(product, self.blocks, penalty, tolerance, each):
             residual, squared, _ = self.gradient(w0 + state.deviation, rows)
             state.restart(residual, squared, self.blocks, penalty)
-            if state.small(penalty):
+            if state.small(penalty, tolerance):
                 return
+            if state.relative > before / REFINED:
+                dtype = torch.float64
+            before = state.relative
         raise UserError(
             f"the joint solve is at a residual of {state.relative:.1g} after {descent.ITERATIONS} iterations at ridge "
-            f"{ridge:g}; solved is {descent.TOLERANCE:g}. Usually some neurons are nearly combinations of others and "
+            f"{ridge:g}; solved is {tolerance:g}. Usually some neurons are nearly combinations of others and "
             "the ridge is too small to part them: give `ridge` a larger number, or raise `memory` for the direct solve"
         )
 

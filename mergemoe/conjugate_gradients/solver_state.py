@@ -23,7 +23,7 @@ def saved_rows(
     """Return the state of some rows; None if it, or a solution that it counts as found, cannot be used."""
     saved = read_saved(state_path(folder, rows), shapes)
     found = {"deviation": shapes["deviation"], "iterations": [1], "residual": [1]}
-    done: Sequence[float] = ridges[: int(saved["at"])] if saved else []
+    done: Sequence[float] = ridges[: int(saved["at"])] if saved and rows.mixtures is None else []
     return saved if all(read_saved(solution_path(folder, rows, ridge), found) for ridge in done) else None
 
 

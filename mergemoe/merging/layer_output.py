@@ -27,9 +27,9 @@ class Part(NamedTuple):
     shares: Tensor
     features: Tensor
 
-    def weighted(self) -> Tensor:
-        """Return t(x) p(x) [r, P] in float64."""
-        return self.features * self.shares.double()[:, None]
+    def weighted(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Return t(x) p(x) [r, P]."""
+        return self.features.to(dtype) * self.shares.to(dtype)[:, None]
 
 
 def layer_parts(tokens: Tokens, problem: Problem, experts: Sequence[Experts]) -> list[Part]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mergemoe.merging.group_moments import group_sums
-from mergemoe.merging.least_squares import Moments
+from mergemoe.merging.least_squares import Moments, add_lower, mirror
 from mergemoe.moe.experts import Experts, joined
 from mergemoe.moe.layer_sizes import GRAM_BYTES
 from mergemoe.moe.problem import Group, Problem
@@ -61,13 +61,15 @@ def pool(problem: Problem, group: Group) -> Experts:
         gate_bias=wide(parts.gate_bias),
         down_bias=None if parts.down_bias is None else group.mean(parts.down_bias),
         norm=None if parts.norm is None else parts.norm[:1],
+        short=parts.short,
     )
 
 
 def keep_neurons(expert: Experts, neurons: Tensor) -> Experts:
     """Return one expert (E = 1) with some of its neurons."""
     kept = {role: part[:, neurons] for role, part in expert.roles().items() if role not in {"down", "down_bias"}}
-    return Experts(**kept, down=expert.down[:, :, neurons], down_bias=expert.down_bias, norm=expert.norm)
+    others = {"down_bias": expert.down_bias, "norm": expert.norm}
+    return Experts(**kept, **others, down=expert.down[:, :, neurons], short=expert.short)
 
 
 def best_neurons(moments: Moments, pools: Experts, width: int) -> tuple[Tensor, Tensor]:
@@ -85,7 +87,10 @@ def best_neurons(moments: Moments, pools: Experts, width: int) -> tuple[Tensor, 
         width: I'.
     """
     gram, cross, error = _without_constant(moments) if pools.down_bias is not None else _copied(moments)
-    outer = cross.mT @ cross
+    outer = torch.zeros_like(gram)
+    for squares, own in zip(outer, cross, strict=True):
+        add_lower(squares, own)
+        mirror(squares)
     start = gram.diagonal(dim1=1, dim2=2).clone()
     taken, errors = torch.zeros_like(start, dtype=torch.bool), gram.new_empty(len(gram), width)
     each = torch.arange(len(gram), device=gram.device)

@@ -9,6 +9,7 @@ to W0.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -76,12 +77,13 @@ def errors_of_ridges(squared: Mapping[float, float], best: float, exact: float, 
     """Return {lambda: ||W P - Y||^2 / ||Y||^2} over the held-out tokens.
 
     Args:
-        squared: of each lambda ||W P - Y||^2, up to a constant; estimates if it is of mixtures.
+        squared: of each lambda ||W P - Y||^2, up to a constant; estimates if it is of mixtures, infinite if not tried.
         best: the lambda that was chosen.
         exact: its error.
         energy: ||Y||^2.
     """
-    return {f"{r:g}": max(exact + (each - squared[best]) / energy, 0.0) for r, each in squared.items()}
+    differences = {r: (each - squared[best]) / energy for r, each in squared.items() if each < math.inf}
+    return {f"{r:g}": max(exact + difference, 0.0) for r, difference in differences.items()}
 
 
 def candidates(ridge: float | Literal["auto"], heldout: int, energy: float) -> list[float]:
