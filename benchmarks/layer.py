@@ -1,20 +1,22 @@
-"""Tell where the time of one layer's solve goes, from its HDF5 file to merged safetensors.
+"""Tell where the time of one layer goes, from its HDF5 file to merged safetensors.
 
-python benchmarks/layer.py [--methods mergemoe routed select] [--width qwen1.5-moe] [--groups 2] [--tokens 4096]
+python benchmarks/layer.py [--methods mergemoe routed select] [--width qwen1.5-moe] [--experts 4] [--kept 2]
+    [--tokens 4096] [--dtype float32] [--threads 1] [--steps N]
 python benchmarks/layer.py table      # reads benchmarks/results/layer.json
+python benchmarks/layer.py line       # how the seconds grow with the tokens
 
-Groups of two experts; a token chooses K of them in the share that they have of the whole layer, but at least one.
-Products are matrix products: their seconds, and the share of this machine's own rate (machine.py) at which they ran, by
-dtype. The rest is decompositions, reading and writing files with their digests, and everything else. One thread.
+Groups of neighbours; a token chooses K experts in the share that these have of the whole layer, but at least one.
+`--steps` also refines the solved layer by so many steps. Products are matrix products: their seconds, and the share of
+this machine's own rate (machine.py) at which they ran, by dtype; those in bfloat16 count as float32. The rest is
+decompositions, reading and writing files with their digests, and everything else. "Counted" are the seconds that the
+operations which `mergemoe plan` counts take at the rate of float32.
 """
 
 import argparse
-import math
+import itertools
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,10 @@ import stages  # noqa: E402, F401  # sets MKL's code path and thread counts befo
 # isort: split
 import kept_rows  # noqa: E402
 import machine  # noqa: E402
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import widths  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from clock import Clock  # noqa: E402
 
 from mergemoe.artifacts import store  # noqa: E402
 from mergemoe.calibration.activation_file import Reader, Writer  # noqa: E402
@@ -35,51 +38,21 @@ from mergemoe.merging.solve import solve  # noqa: E402
 from mergemoe.methods import catalogue  # noqa: E402
 from mergemoe.moe.expert_forward import Activation  # noqa: E402
 from mergemoe.moe.tokens import Remembered  # noqa: E402
+from mergemoe.reconstruction.options import LAYER  # noqa: E402
+from mergemoe.reconstruction.refine import refine  # noqa: E402
+from mergemoe.workflow.planning.layer_resources import Layer, solve_held  # noqa: E402
+from mergemoe.workflow.planning.refine_resources import refine_held  # noqa: E402
 
 MADE = {"stage": "solve", "inputs": {}, "code": "benchmark"}
-PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "addmm_", "baddbmm_")
-DECOMPOSITIONS = ("linalg", "cholesky")
 SILU = Activation("silu")
 
 
-class Clock(TorchDispatchMode):
-    """Seconds of matrix products and decompositions, and the operations of the products by dtype."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.operations: dict[str, float] = defaultdict(float)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function of torch and count it."""
-        start = time.perf_counter()
-        result = func(*args, **(kwargs or {}))
-        seconds, name = time.perf_counter() - start, func.overloadpacket.__name__
-        if name in PRODUCTS:
-            a, b = args[-2:]
-            self.seconds[str(a.dtype)] += seconds
-            self.operations[str(a.dtype)] += 2 * math.prod(a.shape) * b.shape[-1]
-        elif any(word in name for word in DECOMPOSITIONS):
-            self.seconds["decompositions"] += seconds
-        return result
-
-    def timed(self, what: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a function whose seconds are counted as `what`."""
-
-        def done(*args: Any, **options: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return work(*args, **options)
-            finally:
-                self.seconds[what] += time.perf_counter() - start
-
-        return done
-
-
-def measure(method: str, width: widths.Width, tokens: int, groups: int) -> dict[str, Any]:
-    """Return the seconds of one solve by what they were spent on."""
-    used = width._replace(experts=2 * groups, top_k=max(1, round(width.top_k * 2 * groups / width.experts)))
-    experts, rows = widths.random_experts(used), widths.random_tokens(used, tokens, held=0.1)
+def measure(method: str, tokens: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the seconds of one layer by what they were spent on."""
+    whole = widths.WIDTHS[args.width]
+    used = whole._replace(experts=args.experts, top_k=max(1, round(whole.top_k * args.experts / whole.experts)))
+    experts = widths.random_experts(used)
+    rows = widths.random_tokens(used, tokens, held=0.1, dtype=getattr(torch, args.dtype))
     usage = torch.bincount(rows.rows["expert_index"].flatten().long(), minlength=used.experts).tolist()
     options = {name: option.default for name, option in catalogue.METHODS[method].options.items()}
     options = {name: value for name, value in catalogue.complete(method, options).items() if value is not None}
@@ -88,23 +61,52 @@ def measure(method: str, width: widths.Width, tokens: int, groups: int) -> dict[
         path = Path(folder, "results/layer_000.h5")
         path.parent.mkdir()
         write_capture(path, rows)
+        del rows
         with machine.Peak() as peak, Clock() as clock:
             start = time.perf_counter()
             with clock.timed("files", Reader)(path) as reader:
                 reader.read = clock.timed("files", reader.read)
-                places = [j // 2 for j in range(used.experts)]
+                places = [j * args.kept // used.experts for j in range(used.experts)]
                 tensors, record = solve(experts, places, usage, reader, SILU, method=method, **options)
+                errors, middle = dict(record["output_error"]), time.perf_counter()
+                if args.steps:
+                    chosen = {name: option.default for name, option in LAYER.items()} | {"steps": args.steps}
+                    tensors, refined = refine(experts, tensors, reader, SILU, scratch=Path(folder), **chosen)
+                    errors = dict(refined["output_error"])
+                refining = time.perf_counter() - middle
             clock.timed("files", store.write_tensors)(path.with_suffix(".safetensors"), tensors, MADE)
             seconds = time.perf_counter() - start
     return {
         "seconds": seconds,
+        "refine_seconds": refining if args.steps else None,
         "products": {name: clock.seconds[name] for name in rates},
-        "rates": {name: clock.operations[name] / rates[name] / clock.seconds[name] for name in rates},
+        "rates": {name: clock.operations[name] / rates[name] / max(clock.seconds[name], 1e-9) for name in rates},
         "decompositions": clock.seconds["decompositions"],
         "files": clock.seconds["files"],
+        "counted_seconds": counted(used, tokens, method, options, args) / rates["torch.float32"],
         "peak_bytes": peak.bytes,
-        "output_error": record["output_error"],
+        "output_error": errors,
     }
+
+
+def counted(used: widths.Width, tokens: int, method: str, options: dict[str, Any], args: argparse.Namespace) -> float:
+    """Return the operations that `mergemoe plan` counts for the layer."""
+    numbers = 3 * used.hidden * used.inner * used.experts
+    layer = Layer(
+        experts=used.experts,
+        kept=args.kept,
+        width=used.inner,
+        kept_width=used.inner,
+        largest=-(-used.experts // args.kept),
+        numbers=numbers,
+        bytes=2 * numbers,
+        hidden=used.hidden,
+        top_k=used.top_k,
+        tokens=tokens,
+        inside=True,
+    )
+    refining = {name: option.default for name, option in LAYER.items()} | {"steps": args.steps}
+    return solve_held(layer, method, options).flops + (refine_held(layer, refining).flops if args.steps else 0)
 
 
 def write_capture(path: Path, tokens: Remembered) -> None:
@@ -116,42 +118,71 @@ def write_capture(path: Path, tokens: Remembered) -> None:
     writer.close({**MADE, "layer": 0})
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def name(row: kept_rows.Row) -> str:
+    """Return what was measured, in words."""
+    refined = f" + {row['steps']} steps" if row["steps"] else ""
+    half = ", bfloat16" if row["dtype"] == "bfloat16" else ""
+    threads = f", {row['threads']} threads" if row["threads"] > 1 else ""
+    return f"{row['method']}{refined}, {row['width']} {row['experts']}→{row['kept']}{half}{threads}"
+
+
+def table(rows: list[kept_rows.Row]) -> str:
     """Return the figures as Markdown."""
-    head = ["method", "layer, tokens", "s", "float32 products", "float64 products", "of the rate"]
+    head = ["method, layer", "tokens", "s", "counted", "float32 products", "float64 products", "of the rate"]
     head += ["decompositions", "files", "other", "MB"]
     lines: list[list[str]] = []
     for row in rows:
         products, rates = row["products"].values(), row["rates"].values()
         other = row["seconds"] - sum(products) - row["decompositions"] - row["files"]
         cells = [
-            row["method"],
-            f"{row['groups']} groups of {row['width']}, {row['tokens']:,}",
-            f"{row['seconds']:.1f}",
-            *(f"{seconds:.1f}" for seconds in products),
+            name(row),
+            f"{row['tokens']:,}",
+            f"{row['seconds']:,.1f}",
+            f"{row['counted_seconds']:,.1f}",
+            *(f"{seconds:,.1f}" for seconds in products),
             " and ".join(f"{rate:.0%}" for rate in rates),
-            *(f"{seconds:.1f}" for seconds in (row["decompositions"], row["files"], other)),
+            *(f"{seconds:,.1f}" for seconds in (row["decompositions"], row["files"], other)),
             f"{row['peak_bytes'] / 1e6:,.0f}",
         ]
         lines.append(cells)
     return kept_rows.markdown(head, lines)
 
 
+def line(rows: list[kept_rows.Row]) -> str:
+    """Return, for what was measured at three or more numbers of tokens, the straight line nearest to the seconds."""
+    lines: list[list[str]] = []
+    for what in dict.fromkeys(map(name, rows)):
+        own = sorted((row for row in rows if name(row) == what), key=lambda row: row["tokens"])
+        if len(own) < 3:
+            continue
+        tokens, seconds = (np.array([row[key] for row in own]) for key in ("tokens", "seconds"))
+        slope, start = np.polyfit(tokens, seconds, 1)
+        off = np.abs(start + slope * tokens - seconds) / seconds
+        memory = " ".join(f"{row['peak_bytes'] / 1e6:,.0f}" for row in own)
+        counts = " ".join(f"{count:,}" for count in tokens)
+        lines.append([what, counts, f"{start:.1f} + {1000 * slope:.2f} per 1,000 tokens", f"{off.max():.0%}", memory])
+    return kept_rows.markdown(["method, layer", "tokens", "seconds", "farthest off", "MB"], lines)
+
+
 def main() -> None:
     """Read the command line; measure, keep the figures, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="measure", choices=["measure", "table"])
+    parser.add_argument("what", nargs="?", default="measure", choices=["measure", "table", "line"])
     parser.add_argument("--methods", nargs="+", default=["mergemoe", "routed", "select"], choices=catalogue.METHODS)
     parser.add_argument("--width", default="qwen1.5-moe", choices=widths.WIDTHS)
-    parser.add_argument("--groups", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--experts", type=int, default=4)
+    parser.add_argument("--kept", type=int, default=2)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the capture")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=0, help="of a refine")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    for method in args.methods if args.what == "measure" else []:
-        row = {"method": method, "width": args.width, "groups": args.groups, "tokens": args.tokens}
-        row |= {"machine": machine.describe()}
-        kept_rows.keep("layer", row, measure(method, widths.WIDTHS[args.width], args.tokens, args.groups))
-    print(table(kept_rows.read("layer")))
+    torch.set_num_threads(args.threads)
+    settings = {key: getattr(args, key) for key in ("width", "experts", "kept", "dtype", "threads", "steps")}
+    for method, tokens in itertools.product(args.methods, args.tokens) if args.what == "measure" else ():
+        row = {"method": method, "tokens": tokens, **settings, "machine": machine.describe()}
+        kept_rows.keep("layer", row, measure(method, tokens, args))
+    print((line if args.what == "line" else table)(kept_rows.read("layer")))
 
 
 if __name__ == "__main__":

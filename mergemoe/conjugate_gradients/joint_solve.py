@@ -32,15 +32,20 @@ from mergemoe.moe.records import ByPart, MethodRecord
 
 
 def fit(
-    problem: Problem, experts: Sequence[Experts], ridge: float | Literal["auto"], memory: float
+    problem: Problem,
+    experts: Sequence[Experts],
+    passes: RoutedFeatures,
+    ridge: float | Literal["auto"],
+    memory: float,
 ) -> tuple[ridge_regression.Fit, MethodRecord]:
     """Return the joint solution W [H, M P], and for the record its errors, iterations and relative residual.
 
     Args:
         problem: the layer; with `problem.scratch` a killed solve continues from there.
         experts: one per group, with the prior as down-projection.
+        passes: over the layer's routed features.
         ridge: as in ridge_regression.fit, but above 0.
-        memory: GB that may be held besides the experts and the solution. Features are kept if they take less than half.
+        memory: GB that may be held besides the experts and the solution.
 
     Raises:
         UserError: if `memory` is less than one row takes, `ridge` is 0, or the iterations do not converge.
@@ -51,7 +56,6 @@ def fit(
             f"finds, and `memory: {memory:g}` is too small for that: give `ridge` a number above 0 such as 0.001, or "
             "raise `memory`"
         )
-    passes = RoutedFeatures(problem, experts, memory * 1e9 / 2)
     (hidden, width), groups = down_of(experts[0]).shape, len(experts)
     memory -= passes.bytes / 1e9
     parts = slabs(hidden, width, groups, memory)

@@ -21,16 +21,20 @@ class RoutedFeatures:
     def __init__(self, problem: Problem, experts: Sequence[Experts], room: float):
         """Take the layer, one expert per group, and the bytes that may be kept."""
         self._problem, self._experts = problem, experts
-        hidden, width = down_of(experts[0]).shape
+        self.hidden, width = down_of(experts[0]).shape
         uses = min(problem.reader.top_k, len(experts))
-        needed = len(problem.reader.held) * (uses * (4 * width + 12) + 8 * hidden)
+        needed = len(problem.reader.held) * (uses * (4 * width + 12) + 8 * self.hidden)
         self.bytes = needed if needed <= room else 0
         self._kept: dict[bool, list[tuple[list[Part], Tensor]]] = {}
+
+    def count(self, heldout: bool) -> int:
+        """Return the number of tokens."""
+        return self._problem.reader.count(heldout)
 
     def features(self, heldout: bool, dtype: torch.dtype = torch.float64) -> Iterator[tuple[Weighted, int]]:
         """Yield, per chunk, each group's tokens and routed features, and the number of tokens."""
         if self.bytes:
-            found = ((parts, len(y)) for parts, y in self._remembered(heldout))
+            found = ((parts, len(y)) for parts, y in self.remembered(heldout))
         else:
             chunks = self._problem.reader.chunks(heldout, device=self._problem.experts.down.device)
             found = ((layer_parts(tokens, self._problem, self._experts), len(tokens.hidden)) for tokens in chunks)
@@ -38,10 +42,11 @@ class RoutedFeatures:
 
     def with_target(self, heldout: bool) -> Iterator[tuple[Weighted, Tensor]]:
         """Yield, per chunk, each group's tokens and routed features, and Y [n, H]."""
-        found = self._remembered(heldout) if self.bytes else self._computed(heldout)
+        found = self.remembered(heldout) if self.bytes else self._computed(heldout)
         yield from ((_weighted(parts), y) for parts, y in found)
 
-    def _remembered(self, heldout: bool) -> list[tuple[list[Part], Tensor]]:
+    def remembered(self, heldout: bool) -> list[tuple[list[Part], Tensor]]:
+        """Return the same, kept, with the weights apart."""
         if heldout not in self._kept:
             self._kept[heldout] = list(self._computed(heldout))
         return self._kept[heldout]

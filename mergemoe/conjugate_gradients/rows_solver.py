@@ -20,7 +20,6 @@ from mergemoe.progress import Progress
 
 SAVE_EVERY = 60.0  # seconds
 REFINED = 10.0  # times smaller: what a round of products in float32 must make the residual
-RISEN = 1.02  # times the least error: smaller ridges are not tried
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class RowsSolver:
                 solution["residual"] = torch.tensor([state.relative], dtype=torch.float64)
                 store.write_state(solver_state.solution_path(self.folder, rows, ridges[place]), solution)
                 at += 1
-            elif tried[place] > RISEN * tried[: place + 1].min():
+            elif tried[place] > ridge_regression.RISEN * tried[: place + 1].min():
                 tried[place + 1 :] = torch.inf
                 at.fill_(len(ridges))
             else:

@@ -27,13 +27,14 @@ def selected_experts(problem: Problem, groups: Sequence[Group], width: int) -> l
 
     A group of one expert at its full width is that expert, to the bit.
     """
-    found = {group.number: pool(problem, group) for group in groups}
-    larger = [group for group in groups if found[group.number].up.shape[1] > width]
+    larger = [group for group in groups if len(group.members) * problem.experts.up.shape[1] > width]
+    found: dict[int, Experts] = {}
     for batch in passes(problem, larger):
-        pools = joined([found[group.number] for group in batch])
+        each = [pool(problem, group) for group in batch]
+        pools = joined(each)
         neurons, _ = best_neurons(group_sums(problem, batch, pools, heldout=False), pools, width)
-        found |= {g.number: keep_neurons(found[g.number], kept) for g, kept in zip(batch, neurons, strict=True)}
-    return list(found.values())
+        found |= {g.number: keep_neurons(own, kept) for g, own, kept in zip(batch, each, neurons, strict=True)}
+    return [found.get(group.number) or pool(problem, group) for group in groups]
 
 
 def passes(problem: Problem, groups: Sequence[Group]) -> Iterator[list[Group]]:

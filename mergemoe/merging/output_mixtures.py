@@ -8,7 +8,7 @@ mixtures tell how the error changes with the ridge, in s / H of the time.
 import torch
 from torch import Tensor
 
-MIXTURES = 256
+from mergemoe.moe.layer_sizes import MIXTURES
 
 
 def mixtures(outputs: int, device: torch.device | str) -> Tensor | None:

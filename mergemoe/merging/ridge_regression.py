@@ -25,6 +25,7 @@ from mergemoe.moe.records import Diagnosis, MethodRecord
 from mergemoe.moe.typed_torch import cholesky, eigh
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+RISEN = 1.02  # times the least error: where the solve of one takes long, smaller values are not tried
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,11 @@ def solve_each(moments: Moments, priors: Tensor, penalties: Sequence[float]) -> 
     priors = priors.double()
     residual = moments.cross - priors @ moments.gram
     for penalty in penalties:
-        yield priors + _deviation(moments.gram, residual, penalty)
+        yield priors + damped_solution(moments.gram, residual, penalty)
 
 
-def _deviation(gram: Tensor, residual: Tensor, penalty: float) -> Tensor:
-    """Return (C - W0 G)(G + D)^+ of the residual C - W0 G."""
+def damped_solution(gram: Tensor, residual: Tensor, penalty: float) -> Tensor:
+    """Return R (G + D)^+ [G, H, P] of the residuals R [G, H, P], gram G [G, P, P] and the penalty D."""
     damped = gram.clone()
     damped.diagonal(dim1=1, dim2=2).add_(penalty)
     if penalty > 0:

@@ -3,16 +3,19 @@
     min over W_1 .. W_M of sum_x || sum_i W_i t_i(x) p_i(x) - y(x) ||^2 + prior
 
 The merged experts of a token may correct one another. There are M I' unknown columns, so the solve needs K times the
-tokens of a solve group by group. It is direct if its sums fit `memory`, else it uses conjugate gradients.
+tokens of a solve group by group. It is direct if its sums fit `memory`, or the kernel of its tokens, which are then
+fewer; else it uses conjugate gradients.
 """
 
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mergemoe.conjugate_gradients import joint_solve
-from mergemoe.merging import feature_rules, ridge_regression
+from mergemoe.conjugate_gradients.routed_features import RoutedFeatures
+from mergemoe.merging import feature_rules, kernel_ridge, ridge_regression
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.layer_moments import layer_sums
 from mergemoe.merging.layer_output import layer_error
@@ -39,7 +42,13 @@ def merge(
     if 8 * COPIES * sum(columns) * (sum(columns) + problem.experts.down.shape[1]) <= memory * 1e9:
         solved, record = _direct(problem, experts, ridge)
     else:
-        solved, record = joint_solve.fit(problem, experts, ridge, memory)
+        passes = RoutedFeatures(problem, experts, memory * 1e9 / 2)
+        if kernel_ridge.bytes_needed(passes) <= memory * 1e9:
+            solved = kernel_ridge.fit(passes, experts, ridge)
+            record: MethodRecord = {"objective": _errors(problem, experts, solved.downs[0])}
+        else:
+            solved, record = joint_solve.fit(problem, experts, passes, ridge, memory)
+        del passes
     tokens, unknowns = problem.reader.count(), kept * len(experts)
     layer = ridge_regression.diagnose_tokens(tokens, unknowns, "the layer")
     record["layer_tokens"], record["layer_unknowns"] = layer["tokens"], layer["unknowns"]
@@ -79,6 +88,14 @@ def _direct(
     return solved, {"objective": errors, "effective_rank": effective_rank(fitted.gram[0])}
 
 
+def _errors(problem: Problem, experts: Sequence[Experts], down: Tensor) -> ByPart:
+    """Return the errors of down-projections [H, M P] on fitted and on held-out tokens."""
+    return {
+        "fit": layer_error(problem, experts, down, heldout=False),
+        "heldout": layer_error(problem, experts, down, heldout=True),
+    }
+
+
 def _or_routed(
     problem: Problem, experts: Sequence[Experts], solved: ridge_regression.Fit, record: MethodRecord
 ) -> tuple[ridge_regression.Fit, MethodRecord]:
@@ -87,10 +104,7 @@ def _or_routed(
     priors, heldout = torch.stack([down_of(expert) for expert in experts]), problem.reader.count(heldout=True)
     by_group = ridge_regression.fit(fitted, unseen, priors, "auto", heldout)
     by_group = ridge_regression.Fit(torch.cat(tuple(by_group.downs), 1)[None], by_group.ridge, by_group.tried)
-    errors: ByPart = {
-        "fit": layer_error(problem, experts, by_group.downs[0], heldout=False),
-        "heldout": layer_error(problem, experts, by_group.downs[0], heldout=True),
-    }
+    errors = _errors(problem, experts, by_group.downs[0])
     assert "objective" in record
     both: JointOrRouted = {"joint": record["objective"]["heldout"], "routed": errors["heldout"]}
     if (both["joint"] or 0.0) <= (both["routed"] or 0.0):

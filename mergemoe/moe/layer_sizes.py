@@ -9,6 +9,7 @@ from mergemoe.moe.records import TokenNeeds
 
 STEPS = 8  # sizes are measured at every eighth of the experts
 GRAM_BYTES = 1 << 28  # of the pools' Grams held at once; with the cross sums and what is made of both, 5 times as much
+MIXTURES = 256  # random mixtures of outputs that a ridge is chosen by (merging/output_mixtures.py)
 WIDTH_MULTIPLE = 32  # neurons: the smallest block in which GGUF, GPTQ and AWQ quantize a row
 
 

@@ -76,7 +76,7 @@ def test_the_residual_is_that_of_the_problem_written_out(problem):
     p, y = problems.written_out(problem, experts)
     w0 = torch.cat([down_of(expert) for expert in experts], 1).numpy()
     penalty = 0.01 * np.quantile((p**2).sum(0), 0.5, method="lower")
-    solved, record = joint_solve.fit(problem, experts, 0.01, gigabytes(problem, 7))
+    solved, record = joint_solve.fit(problem, experts, RoutedFeatures(problem, experts, 0), 0.01, gigabytes(problem, 7))
     w = solved.downs[0].numpy()
     b = (y - p @ w0.T).T @ p
     residual = np.linalg.norm(b - (w - w0) @ (p.T @ p + penalty * np.eye(p.shape[1]))) / np.linalg.norm(b)
@@ -104,7 +104,9 @@ def test_the_objective_is_the_direct_ones(seed, tokens, ridge, massive):
         squared = (layer_error(problem, experts, w, heldout=False) or 0.0) * float(moments.energy)
         return squared + penalty * float((w - w0).square().sum())
 
-    (found,) = joint_solve.fit(problem, experts, ridge, gigabytes(problem, 7))[0].downs
+    (found,) = joint_solve.fit(problem, experts, RoutedFeatures(problem, experts, 0), ridge, gigabytes(problem, 7))[
+        0
+    ].downs
     assert objective(found) == pytest.approx(
         objective(ridge_regression.solve_toward_prior(moments, w0[None], penalty)[0]), rel=1e-6
     )

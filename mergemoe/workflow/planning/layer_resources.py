@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mergemoe.moe import layer_sizes
+from mergemoe.workflow.planning.solve_work import UNSOLVED, Way, pooled, solve_work
 
 GRAM = 6.5  # times the bytes of Gram matrix and cross moments in float64: fitted, held out, damped, factored
-UNSOLVED = ("average", "msmoe", "hcsmoe", "zipit", "oracle", "reap", "unsolved")
 CHUNK = 4096  # tokens that are read at once
-POOLED = ("zipit", "select", "slim")  # their features need the Gram matrix of a group's neurons
 
 
 class Held(NamedTuple):
@@ -82,34 +81,37 @@ def solve_held(layer: Layer, method: str, options: Mapping[str, Any]) -> Held:
     """Return the memory of a solve: experts and features; then its Gram matrices, or the result and its check."""
     result, share = 1.3, layer.kept_width / layer.width
     written = layer.kept if share < 1 or "memory" in options else min(layer.kept, layer.experts - layer.kept)
+    way = "direct"
     if "memory" in options:
-        grams = _joint_grams(layer, options)
+        grams, way = _joint(layer, options)
     elif method in UNSOLVED:
         grams = Held()
         if layer.largest == share == 1:  # experts are pruned, none is made
             result = written = 0
     else:
         grams = layer.grams(written, layer.kept_width)
-    if method in POOLED or options.get("features") in ("selected", "zipped"):
+    if pooled(method, options):
         pools = layer.pools()
-        grams = grams._replace(tensors=max(grams.tensors, pools.tensors), flops=grams.flops + pools.flops)
+        grams = grams._replace(tensors=max(grams.tensors, pools.tensors))
     if method == "oracle":  # each expert is as wide as the largest group
         written, share = layer.kept, layer.largest
         grams = Held(8 * layer.numbers * written * share / layer.experts)
     held = 4 * layer.numbers * 1.8 + layer.chunk + max(4 * layer.numbers * result, grams.tensors)
     disk = layer.bytes * written * share / layer.experts + grams.disk
-    return Held(held, disk=disk, flops=layer.flops + grams.flops)
+    return Held(held, disk=disk, flops=solve_work(layer, method, options, way))
 
 
-def _joint_grams(layer: Layer, options: Mapping[str, Any]) -> Held:
-    """Return the memory of a solve of all groups at once, besides experts. Above `memory` the solve is iterative."""
-    columns, memory = layer.kept * layer.kept_width, 1e9 * options["memory"]
+def _joint(layer: Layer, options: Mapping[str, Any]) -> tuple[Held, Way]:
+    """Return the memory of a solve of all groups at once, besides experts, and the way that `memory` leaves it."""
+    columns, memory, tokens = layer.kept * layer.kept_width, 1e9 * options["memory"], layer.tokens
     grams, rows = layer.grams(1, columns), 8 * columns * layer.hidden
     if grams.tensors <= memory:
-        return grams
-    ridges = 6 if options["ridge"] == "auto" else 1  # each takes about 30 passes over the tokens
-    passes = 50 * ridges * layer.flops * layer.top_k / layer.experts
-    return Held(memory + 3 * rows, disk=(4 + ridges) * rows, flops=passes)
+        return grams, "direct"
+    features = tokens * (min(layer.top_k, layer.kept) * (4 * layer.kept_width + 12) + 8 * layer.hidden)
+    kernel = features + 24 * tokens * (tokens + layer.hidden)
+    if features <= memory / 2 and kernel <= memory:
+        return Held(kernel + 3 * rows), "kernel"
+    return Held(memory + 3 * rows, disk=5 * rows), "iterative"  # two states, and the solution
 
 
 def halved(size: float) -> int:

@@ -1,0 +1,54 @@
+"""The joint solve in its dual form, against the direct one."""
+
+import problems
+import pytest
+import torch
+from problems import CASES, merge
+
+from mergemoe.conjugate_gradients import joint_solve
+from mergemoe.conjugate_gradients.routed_features import RoutedFeatures
+from mergemoe.merging import feature_rules, kernel_ridge, output_mixtures
+from mergemoe.methods import joint
+from mergemoe.moe.experts import down_of
+
+
+def solution(results):
+    return torch.cat([down_of(result.expert) for result in results], 1)
+
+
+@pytest.mark.parametrize("tokens", [12, 150])
+@pytest.mark.parametrize(("ridge", "mixtures"), [(0.0, 256), (1e-4, 256), (0.1, 256), ("auto", 256), ("auto", 3)])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_it_is_the_direct_solution(case, ridge, mixtures, tokens, monkeypatch):
+    monkeypatch.setattr(output_mixtures, "MIXTURES", mixtures)
+    monkeypatch.setattr(kernel_ridge, "ROWS", 5)
+    monkeypatch.setattr(joint_solve, "fit", None)
+    problem = problems.problem(**case, tokens=tokens)
+    direct = merge(joint, problem, ridge=ridge)
+    monkeypatch.setattr(joint, "COPIES", 1e9)
+    found = merge(joint, problem, ridge=ridge)
+    mine, its = found[0].record, direct[0].record
+    assert mine["ridge"] == its["ridge"] and mine.get("solved") == its.get("solved")
+    assert mine["objective"] == pytest.approx(its["objective"], rel=1e-5)
+    if ridge == "auto":
+        tried, exact = mine["heldout_error_by_ridge"], its["heldout_error_by_ridge"]
+        assert tried == pytest.approx({name: exact[name] for name in tried}, rel=1e-5)
+    torch.testing.assert_close(solution(found), solution(direct), rtol=1e-4, atol=1e-5)
+
+
+def test_priors_stay_as_they_were():
+    problem = problems.problem(tokens=12)
+    experts = feature_rules.merged_experts(problem, problem.groups, "usage", 5)
+    before = [down_of(expert).clone() for expert in experts]
+    kernel_ridge.fit(RoutedFeatures(problem, experts, 1e9), experts, 0.1)
+    assert all(torch.equal(down_of(expert), down) for expert, down in zip(experts, before, strict=True))
+
+
+def test_it_is_taken_if_its_kernel_fits_and_the_sums_do_not(monkeypatch):
+    taken = []
+    for name, module in (("kernel", kernel_ridge), ("gradients", joint_solve)):
+        fit = module.fit
+        monkeypatch.setattr(module, "fit", lambda *args, fit=fit, name=name: taken.append(name) or fit(*args))
+    for tokens in (12, 600):
+        merge(joint, problems.problem(tokens=tokens, width=200, hidden_size=9), ridge=0.1, memory=0.005)
+    assert taken == ["kernel", "gradients"]
