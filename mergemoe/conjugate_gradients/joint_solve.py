@@ -24,11 +24,10 @@ from mergemoe.conjugate_gradients.rows import slabs
 from mergemoe.conjugate_gradients.rows_solver import RowsSolver
 from mergemoe.errors import UserError
 from mergemoe.merging import output_mixtures, ridge_regression
-from mergemoe.merging.layer_output import layer_error
 from mergemoe.merging.least_squares import add_lower, mirror
 from mergemoe.moe.experts import Experts, down_of
 from mergemoe.moe.problem import Problem
-from mergemoe.moe.records import ByPart, MethodRecord
+from mergemoe.moe.records import MethodRecord
 
 
 def fit(
@@ -75,10 +74,7 @@ def fit(
         solved = [store.read_state(solver_state.solution_path(folder, rows, best)) for rows in parts]
     for rows, part in zip(parts, solved, strict=True):
         down[rows.span] += part["deviation"].to(down.device)
-    errors: ByPart = {
-        "fit": layer_error(problem, experts, down, heldout=False),
-        "heldout": layer_error(problem, experts, down, heldout=True),
-    }
+    errors = passes.errors(down)
     record: MethodRecord = {
         "objective": errors,
         "iterations": max(int(part["iterations"]) for part in solved),

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mergemoe.merging.layer_output import Part, layer_parts, layer_target
+from mergemoe.merging.layer_output import Part, layer_output, layer_parts, layer_target
 from mergemoe.moe.experts import Experts, down_of
 from mergemoe.moe.problem import Problem
+from mergemoe.moe.records import ByPart
 
 Weighted = list[tuple[Tensor, Tensor]]  # as layer_output.layer_features
 
@@ -50,6 +51,17 @@ class RoutedFeatures:
         if heldout not in self._kept:
             self._kept[heldout] = list(self._computed(heldout))
         return self._kept[heldout]
+
+    def errors(self, down: Tensor) -> ByPart:
+        """Return ||W P - Y||^2 / ||Y||^2 of the fitted and the held-out tokens, from no sums; None without any."""
+        return {"fit": self._error(down, heldout=False), "heldout": self._error(down, heldout=True)}
+
+    def _error(self, down: Tensor, heldout: bool) -> float | None:
+        squared = energy = 0.0
+        for parts, y in self.with_target(heldout):
+            energy += float(y.square().sum())
+            squared += float((y - layer_output(parts, down, len(y))).square().sum())
+        return squared / energy if energy else None
 
     def _computed(self, heldout: bool) -> Iterator[tuple[list[Part], Tensor]]:
         for tokens in self._problem.chunks(heldout):

@@ -1,4 +1,4 @@
-"""The layer's least squares token by token: routed features of the groups, target, output and error.
+"""The layer's least squares token by token: routed features of the groups, target and output.
 
 A token x uses group i with t_i(x) = sum_{j in C_i} g_j(x), so the layer is asked for
 
@@ -68,14 +68,3 @@ def layer_output(parts: Sequence[tuple[Tensor, Tensor]], down: Tensor, tokens: i
     for (rows, p), own in zip(parts, torch.split(down, [p.shape[1] for _, p in parts], 1), strict=True):
         y[rows] += p @ own.T
     return y
-
-
-def layer_error(problem: Problem, experts: Sequence[Experts], down: Tensor, heldout: bool) -> float | None:
-    """Return ||W P - Y||^2 / ||Y||^2 of the layer, token by token, from no sums; None without tokens."""
-    squared = energy = 0.0
-    for tokens in problem.chunks(heldout):
-        y = layer_target(tokens, problem)
-        energy += float(y.square().sum())
-        y -= layer_output(layer_features(tokens, problem, experts), down, len(y))
-        squared += float(y.square().sum())
-    return squared / energy if energy else None

@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from mergemoe.conjugate_gradients import joint_solve
 from mergemoe.conjugate_gradients.routed_features import RoutedFeatures
 from mergemoe.merging import feature_rules, kernel_ridge, ridge_regression
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.layer_moments import layer_sums
-from mergemoe.merging.layer_output import layer_error
 from mergemoe.merging.least_squares import effective_rank
 from mergemoe.moe.experts import Experts, down_of, joined, with_down
 from mergemoe.moe.problem import Merged, Problem
@@ -39,22 +37,21 @@ def merge(
     """Return, for every group of the layer, the expert with those features, `kept` neurons and the joint solution."""
     experts = feature_rules.merged_experts(problem, problem.groups, features, kept)
     columns = [down_of(expert).shape[1] for expert in experts]
-    if 8 * COPIES * sum(columns) * (sum(columns) + problem.experts.down.shape[1]) <= memory * 1e9:
+    direct = 8 * COPIES * sum(columns) * (sum(columns) + problem.experts.down.shape[1]) <= memory * 1e9
+    passes = RoutedFeatures(problem, experts, room=0 if direct else memory * 1e9 / 2)
+    if direct:
         solved, record = _direct(problem, experts, ridge)
+    elif kernel_ridge.bytes_needed(passes) <= memory * 1e9:
+        solved = kernel_ridge.fit(passes, experts, ridge)
+        record: MethodRecord = {"objective": passes.errors(solved.downs[0])}
     else:
-        passes = RoutedFeatures(problem, experts, memory * 1e9 / 2)
-        if kernel_ridge.bytes_needed(passes) <= memory * 1e9:
-            solved = kernel_ridge.fit(passes, experts, ridge)
-            record: MethodRecord = {"objective": _errors(problem, experts, solved.downs[0])}
-        else:
-            solved, record = joint_solve.fit(problem, experts, passes, ridge, memory)
-        del passes
+        solved, record = joint_solve.fit(problem, experts, passes, ridge, memory)
     tokens, unknowns = problem.reader.count(), kept * len(experts)
     layer = ridge_regression.diagnose_tokens(tokens, unknowns, "the layer")
     record["layer_tokens"], record["layer_unknowns"] = layer["tokens"], layer["unknowns"]
     sums = 8 * len(experts) * max(columns) * (2 * max(columns) + HELD * problem.experts.down.shape[1])
     if ridge == "auto" and tokens < 2 * unknowns and problem.changed is None and sums <= memory * 1e9:
-        solved, record = _or_routed(problem, experts, solved, record)
+        solved, record = _or_routed(problem, passes, experts, solved, record)
     record.update(solved.ridge_record())
     parts = torch.split(solved.downs[0], columns, dim=1)
     results: list[Merged] = []
@@ -88,23 +85,19 @@ def _direct(
     return solved, {"objective": errors, "effective_rank": effective_rank(fitted.gram[0])}
 
 
-def _errors(problem: Problem, experts: Sequence[Experts], down: Tensor) -> ByPart:
-    """Return the errors of down-projections [H, M P] on fitted and on held-out tokens."""
-    return {
-        "fit": layer_error(problem, experts, down, heldout=False),
-        "heldout": layer_error(problem, experts, down, heldout=True),
-    }
-
-
 def _or_routed(
-    problem: Problem, experts: Sequence[Experts], solved: ridge_regression.Fit, record: MethodRecord
+    problem: Problem,
+    passes: RoutedFeatures,
+    experts: Sequence[Experts],
+    solved: ridge_regression.Fit,
+    record: MethodRecord,
 ) -> tuple[ridge_regression.Fit, MethodRecord]:
     """Return the solution group by group if it is nearer to the held-out outputs, else the joint one."""
     fitted, unseen = (group_sums(problem, problem.groups, joined(experts), heldout=part) for part in (False, True))
     priors, heldout = torch.stack([down_of(expert) for expert in experts]), problem.reader.count(heldout=True)
     by_group = ridge_regression.fit(fitted, unseen, priors, "auto", heldout)
     by_group = ridge_regression.Fit(torch.cat(tuple(by_group.downs), 1)[None], by_group.ridge, by_group.tried)
-    errors = _errors(problem, experts, by_group.downs[0])
+    errors = passes.errors(by_group.downs[0])
     assert "objective" in record
     both: JointOrRouted = {"joint": record["objective"]["heldout"], "routed": errors["heldout"]}
     if (both["joint"] or 0.0) <= (both["routed"] or 0.0):

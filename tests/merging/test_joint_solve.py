@@ -28,7 +28,6 @@ from mergemoe.errors import UserError
 from mergemoe.merging import feature_rules, output_mixtures, ridge_regression
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.layer_moments import layer_sums
-from mergemoe.merging.layer_output import layer_error
 from mergemoe.methods import catalogue, joint, select, slim
 from mergemoe.moe.experts import down_of, joined
 from mergemoe.moe.router_rule import Router, Rule
@@ -101,7 +100,7 @@ def test_the_objective_is_the_direct_ones(seed, tokens, ridge, massive):
     penalty = ridge * ridge_regression.typical_energy(moments.gram[0].diagonal())
 
     def objective(w):  # token by token: a difference of sums as large as these leaves too few digits
-        squared = (layer_error(problem, experts, w, heldout=False) or 0.0) * float(moments.energy)
+        squared = (RoutedFeatures(problem, experts, 0).errors(w)["fit"] or 0.0) * float(moments.energy)
         return squared + penalty * float((w - w0).square().sum())
 
     (found,) = joint_solve.fit(problem, experts, RoutedFeatures(problem, experts, 0), ridge, gigabytes(problem, 7))[
@@ -354,7 +353,7 @@ def test_with_few_tokens_auto_takes_what_is_nearer_to_the_held_out_outputs():
         experts = feature_rules.merged_experts(problem, problem.groups, "usage", 5)
         fitted, unseen = (group_sums(problem, problem.groups, joined(experts), heldout=part) for part in (False, True))
         by_group = ridge_regression.fit(fitted, unseen, torch.stack([down_of(expert) for expert in experts]), "auto", 1)
-        error = layer_error(problem, experts, torch.cat(tuple(by_group.downs), 1), heldout=True)
+        error = RoutedFeatures(problem, experts, 0).errors(torch.cat(tuple(by_group.downs), 1))["heldout"]
         results = merge(joint, problem)
         record = results[0].record
         assert record["heldout_error"]["routed"] == pytest.approx(error, rel=1e-9)
