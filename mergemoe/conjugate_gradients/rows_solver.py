@@ -11,11 +11,11 @@ from torch import Tensor
 from mergemoe.artifacts import store
 from mergemoe.conjugate_gradients import descent, solver_state
 from mergemoe.conjugate_gradients.descent import Blocks, Descent
-from mergemoe.conjugate_gradients.routed_features import RoutedFeatures, Weighted
 from mergemoe.conjugate_gradients.rows import Rows
 from mergemoe.errors import UserError
 from mergemoe.merging import ridge_regression
 from mergemoe.merging.layer_output import layer_output
+from mergemoe.merging.routed_features import RoutedFeatures, Weighted
 from mergemoe.progress import Progress
 
 SAVE_EVERY = 60.0  # seconds

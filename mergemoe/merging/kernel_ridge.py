@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mergemoe.conjugate_gradients.routed_features import RoutedFeatures
 from mergemoe.merging import output_mixtures, ridge_regression
+from mergemoe.merging.routed_features import RoutedFeatures
 from mergemoe.moe.experts import Experts, down_of
 
 ROWS = 1024  # of the kernel that are one product

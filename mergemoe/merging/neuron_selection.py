@@ -69,8 +69,8 @@ def pool(problem: Problem, group: Group) -> Experts:
 def keep_neurons(expert: Experts, neurons: Tensor) -> Experts:
     """Return one expert (E = 1) with some of its neurons."""
     kept = {role: part[:, neurons] for role, part in expert.roles().items() if role not in {"down", "down_bias"}}
-    others = {"down_bias": expert.down_bias, "norm": expert.norm}
-    return Experts(**kept, **others, down=expert.down[:, :, neurons], short=expert.short)
+    down, short = expert.down[:, :, neurons], expert.short
+    return Experts(**kept, down=down, down_bias=expert.down_bias, norm=expert.norm, short=short)
 
 
 def best_neurons(moments: Moments, pools: Experts, width: int) -> tuple[Tensor, Tensor]:

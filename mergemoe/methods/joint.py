@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 
 from mergemoe.conjugate_gradients import joint_solve
-from mergemoe.conjugate_gradients.routed_features import RoutedFeatures
 from mergemoe.merging import feature_rules, kernel_ridge, ridge_regression
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.layer_moments import layer_sums
 from mergemoe.merging.least_squares import effective_rank
+from mergemoe.merging.routed_features import RoutedFeatures
 from mergemoe.moe.experts import Experts, down_of, joined, with_down
 from mergemoe.moe.problem import Merged, Problem
 from mergemoe.moe.records import ByPart, JointOrRouted, MethodRecord

@@ -36,7 +36,7 @@ class Experts:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Experts":
         """Return experts whose every part is changed by one function of [E, ...]."""
-        return Experts(**{name: change(part) for name, part in self._parts().items()})
+        return Experts(**{name: change(part) for name, part in self._parts().items()}, short=False)
 
     def roles(self) -> dict[str, Tensor]:
         """Return {role: matrices} of what is each expert's own."""

@@ -5,6 +5,7 @@ is exact in float32, so only the order of the sums differs from products in floa
 """
 
 import functools
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ def short_product(x: Tensor, w: Tensor) -> Tensor:
     """Return x W^T [..., n, R] of x [..., n, C] and W [..., R, C], in float32 that holds numbers of bfloat16."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or not has_units():
         return x @ w.mT
-    settings = torch.backends.mkldnn.matmul
+    settings = cast(Any, torch.backends).mkldnn.matmul
     before, settings.fp32_precision = settings.fp32_precision, "bf16"
     try:
         return x @ w.mT
@@ -25,4 +26,5 @@ def short_product(x: Tensor, w: Tensor) -> Tensor:
 @functools.cache
 def has_units() -> bool:
     """Tell whether the processor multiplies bfloat16 matrices."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    processor = cast(Any, torch.cpu)
+    return processor._is_amx_tile_supported() or processor._is_avx512_bf16_supported()

@@ -66,7 +66,7 @@ def compact_experts(experts: Experts, tensors: Mapping[str, Tensor]) -> Experts:
         return whole
 
     norm = None if experts.norm is None else experts.norm[first_member]
-    return Experts(**{role: fill(role) for role in experts.roles()}, norm=norm)
+    return Experts(**{role: fill(role) for role in experts.roles()}, norm=norm, short=False)
 
 
 def output_error(

@@ -22,12 +22,12 @@ from tiny_project import ROOT
 from benchmarks.memory import MB, anonymous
 from mergemoe.artifacts import store
 from mergemoe.conjugate_gradients import descent, joint_solve, rows_solver
-from mergemoe.conjugate_gradients.routed_features import RoutedFeatures
 from mergemoe.conjugate_gradients.rows import VECTORS, slabs
 from mergemoe.errors import UserError
 from mergemoe.merging import feature_rules, output_mixtures, ridge_regression
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.layer_moments import layer_sums
+from mergemoe.merging.routed_features import RoutedFeatures
 from mergemoe.methods import catalogue, joint, select, slim
 from mergemoe.moe.experts import down_of, joined
 from mergemoe.moe.router_rule import Router, Rule

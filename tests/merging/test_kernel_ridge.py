@@ -6,8 +6,8 @@ import torch
 from problems import CASES, merge
 
 from mergemoe.conjugate_gradients import joint_solve
-from mergemoe.conjugate_gradients.routed_features import RoutedFeatures
 from mergemoe.merging import feature_rules, kernel_ridge, output_mixtures
+from mergemoe.merging.routed_features import RoutedFeatures
 from mergemoe.methods import joint
 from mergemoe.moe.experts import down_of
 
