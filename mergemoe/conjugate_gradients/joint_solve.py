@@ -18,7 +18,7 @@ import torch
 
 from mergemoe.artifacts import store
 from mergemoe.conjugate_gradients import solver_state
-from mergemoe.conjugate_gradients.descent import Blocks
+from mergemoe.conjugate_gradients.recursion import Blocks
 from mergemoe.conjugate_gradients.rows import slabs
 from mergemoe.conjugate_gradients.rows_solver import RowsSolver
 from mergemoe.errors import UserError

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mergemoe.artifacts import store
-from mergemoe.conjugate_gradients import descent, solver_state
-from mergemoe.conjugate_gradients.descent import Blocks, Descent
+from mergemoe.conjugate_gradients import recursion, solver_state
+from mergemoe.conjugate_gradients.recursion import Blocks, Descent
 from mergemoe.conjugate_gradients.rows import Rows
 from mergemoe.errors import UserError
 from mergemoe.merging import ridge_regression
@@ -98,7 +98,7 @@ class RowsSolver:
         Products are in float32, added up in float64, as long as that makes the residual much smaller each time.
         """
         progress, last = Progress(f"iterations at ridge {ridge:g}", None), [time.monotonic()]
-        tolerance = descent.TOLERANCE if rows.mixtures is None else descent.ROUGH
+        tolerance = recursion.TOLERANCE if rows.mixtures is None else recursion.ROUGH
 
         def each() -> None:
             progress.step()
@@ -122,9 +122,9 @@ class RowsSolver:
                 dtype = torch.float64
             before = state.relative
         raise UserError(
-            f"the joint solve is at a residual of {state.relative:.1g} after {descent.ITERATIONS} iterations at ridge "
-            f"{ridge:g}; solved is {tolerance:g}. Usually some neurons are nearly combinations of others and "
-            "the ridge is too small to part them: give `ridge` a larger number, or raise `memory` for the direct solve"
+            f"the joint solve is at a residual of {state.relative:.1g} after {recursion.ITERATIONS} iterations at "
+            f"ridge {ridge:g}; solved is {tolerance:g}. Usually some neurons are nearly combinations of others and the "
+            "ridge is too small to part them: give `ridge` a larger number, or raise `memory` for the direct solve"
         )
 
     def _squared(self, w: Tensor, rows: Rows) -> float:

@@ -21,7 +21,7 @@ from tiny_project import ROOT
 
 from benchmarks.memory import MB, anonymous
 from mergemoe.artifacts import store
-from mergemoe.conjugate_gradients import descent, joint_solve, rows_solver
+from mergemoe.conjugate_gradients import joint_solve, recursion, rows_solver
 from mergemoe.conjugate_gradients.rows import VECTORS, slabs
 from mergemoe.errors import UserError
 from mergemoe.merging import feature_rules, output_mixtures, ridge_regression
@@ -115,12 +115,12 @@ def test_it_takes_hardly_more_steps_than_there_are_unknowns():
     """As directions that are conjugate do; steepest descent, which ends, too, takes hundreds here."""
     p = torch.randn(12, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gram = p @ (p * torch.logspace(0, 3, 40, dtype=torch.float64)).T
-    blocks = descent.Blocks.factor(torch.stack([gram[i : i + 4, i : i + 4] for i in (0, 4, 8)]))
-    state = descent.Descent.begin(torch.randn(5, 12, dtype=torch.float64), 1.0)
+    blocks = recursion.Blocks.factor(torch.stack([gram[i : i + 4, i : i + 4] for i in (0, 4, 8)]))
+    state = recursion.Descent.begin(torch.randn(5, 12, dtype=torch.float64), 1.0)
     state.restart(state.residual, 1.0, blocks, 1.0)
     b = state.residual.clone()
     state.objective.fill_(float(torch.linalg.solve(gram + torch.eye(12), b.T).T.mul(b).sum()) + 1.0)
-    assert state.run(lambda v: v @ gram, blocks, 1.0, descent.TOLERANCE, lambda: None)
+    assert state.run(lambda v: v @ gram, blocks, 1.0, recursion.TOLERANCE, lambda: None)
     assert int(state.iterations) <= 14  # 12, but for what float32 does to the preconditioner
     torch.testing.assert_close(state.deviation @ (gram + torch.eye(12)), b, rtol=1e-4, atol=1e-5)
 
@@ -160,7 +160,7 @@ def test_all_rows_are_solved_once_and_no_more_at_a_time_than_fit(hidden, width, 
 
 
 def test_steps_are_bounded_and_the_error_says_what_to_turn(monkeypatch):
-    monkeypatch.setattr(descent, "ITERATIONS", 3)
+    monkeypatch.setattr(recursion, "ITERATIONS", 3)
     problem = problems.problem()
     with pytest.raises(UserError, match=r"residual of 0\.0.* after 3 iterations at ridge 0.0001; .*`ridge`.*`memory`"):
         merge(joint, problem, ridge=1e-4, memory=gigabytes(problem, 7))
