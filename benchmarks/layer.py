@@ -128,13 +128,23 @@ def name(row: kept_rows.Row) -> str:
 
 def table(rows: list[kept_rows.Row]) -> str:
     """Return the figures as Markdown."""
-    head = ["method, layer", "tokens", "s", "counted", "float32 products", "float64 products", "of the rate"]
+    head = [
+        "processor",
+        "method, layer",
+        "tokens",
+        "s",
+        "counted",
+        "float32 products",
+        "float64 products",
+        "of the rate",
+    ]
     head += ["decompositions", "files", "other", "MB"]
     lines: list[list[str]] = []
     for row in rows:
         products, rates = row["products"].values(), row["rates"].values()
         other = row["seconds"] - sum(products) - row["decompositions"] - row["files"]
         cells = [
+            row["machine"]["processor"],
             name(row),
             f"{row['tokens']:,}",
             f"{row['seconds']:,.1f}",
