@@ -1,13 +1,13 @@
 """Tell where the time of one layer goes, from its HDF5 file to merged safetensors.
 
 python benchmarks/layer.py [--methods mergemoe routed select] [--width qwen1.5-moe] [--experts 4] [--kept 2]
-    [--tokens 4096] [--dtype float32] [--threads 1] [--steps N]
+    [--tokens 4096] [--threads 1] [--steps N]
 python benchmarks/layer.py table      # reads benchmarks/results/layer.json
 python benchmarks/layer.py line       # how the seconds grow with the tokens
 
 Groups of neighbours; a token chooses K experts in the share that these have of the whole layer, but at least one.
 `--steps` also refines the solved layer by so many steps. Products are matrix products: their seconds, and the share of
-this machine's own rate (machine.py) at which they ran, by dtype; those in bfloat16 count as float32. The rest is
+this machine's own rate (machine.py) at which they ran, by dtype. The rest is
 decompositions, reading and writing files with their digests, and everything else. "Counted" are the seconds that the
 operations which `mergemoe plan` counts take at the rate of float32.
 """
@@ -52,7 +52,7 @@ def measure(method: str, tokens: int, args: argparse.Namespace) -> dict[str, Any
     whole = widths.WIDTHS[args.width]
     used = whole._replace(experts=args.experts, top_k=max(1, round(whole.top_k * args.experts / whole.experts)))
     experts = widths.random_experts(used)
-    rows = widths.random_tokens(used, tokens, held=0.1, dtype=getattr(torch, args.dtype))
+    rows = widths.random_tokens(used, tokens, held=0.1)
     usage = torch.bincount(rows.rows["expert_index"].flatten().long(), minlength=used.experts).tolist()
     options = {name: option.default for name, option in catalogue.METHODS[method].options.items()}
     options = {name: value for name, value in catalogue.complete(method, options).items() if value is not None}
@@ -121,9 +121,8 @@ def write_capture(path: Path, tokens: Remembered) -> None:
 def name(row: kept_rows.Row) -> str:
     """Return what was measured, in words."""
     refined = f" + {row['steps']} steps" if row["steps"] else ""
-    half = ", bfloat16" if row["dtype"] == "bfloat16" else ""
     threads = f", {row['threads']} threads" if row["threads"] > 1 else ""
-    return f"{row['method']}{refined}, {row['width']} {row['experts']}→{row['kept']}{half}{threads}"
+    return f"{row['method']}{refined}, {row['width']} {row['experts']}→{row['kept']}{threads}"
 
 
 def table(rows: list[kept_rows.Row]) -> str:
@@ -183,12 +182,11 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--kept", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the capture")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=0, help="of a refine")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = {key: getattr(args, key) for key in ("width", "experts", "kept", "dtype", "threads", "steps")}
+    settings = {key: getattr(args, key) for key in ("width", "experts", "kept", "threads", "steps")}
     for method, tokens in itertools.product(args.methods, args.tokens) if args.what == "measure" else ():
         row = {"method": method, "tokens": tokens, **settings, "machine": machine.describe()}
         kept_rows.keep("layer", row, measure(method, tokens, args))

@@ -1,7 +1,6 @@
 """Compare ways to solve `mergemoe`'s least squares at real widths: time, memory, and the error against float64.
 
-python benchmarks/solve.py [--width qwen1.5-moe] [--groups 2] [--tokens 8192 16384] [--dtype float32] [--repeat 5]
-    [--threads 1]
+python benchmarks/solve.py [--width qwen1.5-moe] [--groups 2] [--tokens 8192 16384] [--repeat 5] [--threads 1]
 python benchmarks/solve.py table      # reads benchmarks/results/solve.json
 
 literal     Q and P of a group in full, T1 = Q P^+ with numpy's pinv in float32 (arXiv 2510.14436, eqs. 5, 6)
@@ -37,7 +36,7 @@ import torch  # noqa: E402
 import widths  # noqa: E402
 
 from mergemoe.methods import mergemoe  # noqa: E402
-from mergemoe.moe import expert_forward, short_products  # noqa: E402
+from mergemoe.moe import expert_forward  # noqa: E402
 from mergemoe.moe.expert_forward import Activation  # noqa: E402
 from mergemoe.moe.problem import Group, Problem, groups_of  # noqa: E402
 
@@ -95,17 +94,10 @@ WAYS: dict[str, Way] = {
 }
 
 
-def arithmetic(width: widths.Width, tokens: int, groups: int, dtype: str) -> dict[str, float]:
-    """Return the operations of `ours` by dtype: features of two experts and two H_j P^T, and half of P P^T.
-
-    Features are in bfloat16 if the capture is, and the processor has units for it.
-    """
+def arithmetic(width: widths.Width, tokens: int, groups: int) -> dict[str, float]:
+    """Return the operations of `ours` by dtype: features of two experts and two H_j P^T, and half of P P^T."""
     features, square = 4 * width.hidden * width.inner, 2 * width.inner**2
-    short = dtype if short_products.has_units() else "float32"
-    needed = {"float32": 0.0, "bfloat16": 0.0, "float64": groups * tokens * square / 2}
-    needed[short] += groups * tokens * 2 * features
-    needed["float32"] += groups * tokens * 2 * square
-    return needed
+    return {"float32": groups * tokens * (2 * features + 2 * square), "float64": groups * tokens * square / 2}
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -113,17 +105,17 @@ def measure(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     width = widths.WIDTHS[args.width]._replace(experts=2 * args.groups, top_k=min(2, 2 * args.groups))
     experts = widths.random_experts(width)
-    reader = widths.random_tokens(width, args.tokens[0], held=0.0, dtype=getattr(torch, args.dtype))
+    reader = widths.random_tokens(width, args.tokens[0], held=0.0)
     usage = [reader.count()] * width.experts
-    working = experts.in_float32(reader.dtype if args.way == "ours" else torch.float32)
+    working = experts.map(lambda part: part.float())
     problem = Problem(working, groups_of([j // 2 for j in range(width.experts)], usage), reader, SILU)
-    rates = {name: machine.product_rate(getattr(torch, name)) for name in ("float32", "bfloat16", "float64")}
+    rates = {name: machine.product_rate(getattr(torch, name)) for name in ("float32", "float64")}
     with machine.Peak() as peak:
         start = time.perf_counter()
         downs = WAYS[args.way](problem)
         seconds = time.perf_counter() - start
     np.save(args.out, downs)
-    counted = arithmetic(width, reader.count(), args.groups, args.dtype)
+    counted = arithmetic(width, reader.count(), args.groups)
     needed = sum(counted[name] / rates[name] for name in rates)
     print(json.dumps({"seconds": seconds, "peak_bytes": peak.bytes, "needed_seconds": needed, "rates": rates}))
 
@@ -131,7 +123,7 @@ def measure(args: argparse.Namespace) -> None:
 def compare(args: argparse.Namespace) -> None:
     """Run all ways in turn, keep the figures, print the table."""
     for tokens in args.tokens:
-        settings = {name: getattr(args, name) for name in ("width", "groups", "threads", "dtype")} | {"tokens": tokens}
+        settings = {"width": args.width, "groups": args.groups, "tokens": tokens, "threads": args.threads}
         figures: dict[str, Any] = {}
         found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
         with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +131,7 @@ def compare(args: argparse.Namespace) -> None:
                 for way in WAYS if turn % 2 == 0 else reversed(WAYS):
                     out = Path(folder, f"{way}.npy")
                     command = ["measure", "--width", args.width, "--groups", args.groups, "--tokens", tokens]
-                    command += ["--threads", args.threads, "--dtype", args.dtype, "--way", way, "--out", out]
+                    command += ["--threads", args.threads, "--way", way, "--out", out]
                     done = subprocess.run(
                         [sys.executable, __file__, *map(str, command)], check=True, stdout=subprocess.PIPE, text=True
                     )
@@ -163,12 +155,11 @@ def table(rows: list[dict[str, Any]]) -> str:
     head = ["processor", "layer, tokens", "way", "s", "`literal` / this", "this / arithmetic", "MB", "error"]
     lines: list[list[str]] = []
     for row in rows:
-        half = " in bfloat16" if row["dtype"] == "bfloat16" else ""
         for way in WAYS:
             one = row[way]
             cells = [
                 row["machine"]["processor"],
-                f"{row['groups']} groups of {row['width']}, {row['tokens']:,}{half}",
+                f"{row['groups']} groups of {row['width']}, {row['tokens']:,}",
                 way,
                 f"{statistics.median(one['seconds']):.1f}",
                 f"{ratio(row['literal']['seconds'], one['seconds']):.2f}",
@@ -192,7 +183,6 @@ def main() -> None:
     parser.add_argument("--width", default="qwen1.5-moe", choices=widths.WIDTHS)
     parser.add_argument("--groups", type=int, default=2)
     parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 16384])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the capture")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--way", choices=WAYS)

@@ -47,9 +47,7 @@ def random_experts(width: Width, seed: int = 0) -> Experts:
     )
 
 
-def random_tokens(
-    width: Width, tokens: int, seed: int = 0, held: float = 0.1, dtype: torch.dtype = torch.float32
-) -> Remembered:
+def random_tokens(width: Width, tokens: int, seed: int = 0, held: float = 0.1) -> Remembered:
     """Return a layer's calls: expert j is chosen about 1/(j + 1) as often as the first, by logits of their own."""
     draw = np.random.default_rng(seed)
     scale = np.exp(0.5 * draw.standard_normal(width.hidden))
@@ -60,7 +58,7 @@ def random_tokens(
     weight, index = logits.softmax(1).topk(width.top_k)
     sequence = torch.arange(tokens, dtype=torch.int32) // 512
     rows = {
-        "hidden": torch.from_numpy(hidden).to(dtype),
+        "hidden": torch.from_numpy(hidden),
         "expert_index": index.short(),
         "expert_weight": weight,
         "router_logits": logits,

@@ -33,7 +33,7 @@ class OpenLayer:
 
     def problem(self, groups: Sequence[Group] = (), changed: Router | None = None) -> Problem:
         """Return the layer with its experts in float32; `changed` is the router that replaces its own."""
-        working = self.experts.in_float32(self.reader.dtype)
+        working = self.experts.map(lambda matrices: matrices.float())
         return Problem(working, list(groups), self.reader, self.act, changed)
 
 

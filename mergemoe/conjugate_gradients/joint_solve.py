@@ -5,8 +5,8 @@
 W [H, M I'] are all down-projections of the layer side by side, W0 their prior, P the routed features, Y the layer's
 output, and D the penalty. G [M I', M I'] is never formed: V G = (V P) P^T is one pass over the tokens, each of which
 uses few groups. `ridge: auto` is chosen by mixtures of the outputs (merging/output_mixtures.py), from the largest value
-down, each started from the solution before it; then all rows are solved with it. If too many rows for the memory are
-asked for, they are solved in several parts. The scratch folder holds the diagonal blocks of G, the state of the current
+down, each started from the solution before it; then all rows are solved with it. Rows that do not fit into the memory
+together are solved in several parts. The scratch folder holds the diagonal blocks of G, the state of the current
 rows and the solutions found, so a killed solve loses only what it did since the last save.
 """
 
@@ -65,7 +65,9 @@ def fit(
         ridges = ridge_regression.candidates(ridge, problem.reader.count(heldout=True), energy)
         mixtures = output_mixtures.mixtures(hidden, down.device) if len(ridges) > 1 else None
         descending = sorted(ridges, reverse=True)  # the largest converges fastest
-        found = [solver.solve(rows, descending) for rows in slabs(hidden, width, groups, memory, mixtures)]
+        mixed = slabs(hidden, width, groups, memory, mixtures)
+        stop = mixtures is not None and len(mixed) == 1  # else each part would stop where its own error rises
+        found = [solver.solve(rows, descending, stop) for rows in mixed]
         squared = [float(sum(each)) for each in zip(*found, strict=True)][::-1]
         best = ridges[squared.index(min(squared))]
         for rows in parts if mixtures is not None else []:

@@ -24,10 +24,7 @@ ITERATIONS = 1000
 
 @dataclass(frozen=True)
 class Blocks:
-    """G's diagonal blocks U L U^T: vectors U [M, P, P] in float32, values L [M, P]; diagonal [M P] is G's.
-
-    They precondition, which changes how fast the descent is, not where it ends; so float32 is enough.
-    """
+    """G's diagonal blocks U L U^T: vectors U [M, P, P] and values L [M, P]; diagonal [M P] is G's."""
 
     vectors: Tensor
     values: Tensor
@@ -35,21 +32,25 @@ class Blocks:
 
     @classmethod
     def factor(cls, gram: Tensor) -> "Blocks":
-        """Return the factors of G's diagonal blocks [M, P, P]."""
+        """Return the factors of G's diagonal blocks [M, P, P], which are overwritten."""
         values, diagonal = gram.new_zeros(gram.shape[:2]), gram.diagonal(dim1=1, dim2=2).flatten().clone()
-        vectors = torch.empty_like(gram, dtype=torch.float32)
         for i, block in enumerate(gram):
-            found, vectors[i] = eigh(block)
+            found, vectors = eigh(block)
             values[i] = found.clamp_min(0)
-        return cls(vectors, values, diagonal)
+            block.copy_(vectors)
+        return cls(gram, values, diagonal)
 
     def solve(self, rows: Tensor, penalty: float) -> Tensor:
-        """Return rows (G_block + D)^-1, [h, M P]."""
+        """Return rows (G_block + D)^-1, [h, M P], from products in float32.
+
+        This preconditions, which changes how fast the recursion is, not where it ends.
+        """
         solved = torch.empty_like(rows)
         width = len(self.values[0])
         for i, (u, values) in enumerate(zip(self.vectors, self.values, strict=True)):
             own = slice(i * width, (i + 1) * width)
-            solved[:, own] = (rows[:, own].float() @ u / (values + penalty).float()) @ u.T
+            short = u.float()
+            solved[:, own] = (rows[:, own].float() @ short / (values + penalty).float()) @ short.T
         return solved
 
 

@@ -26,19 +26,24 @@ class Rows:
         return f"{'rows' if self.mixtures is None else 'mixtures'}_{self.span.start:05d}"
 
 
+def bytes_needed(rows: int, width: int, groups: int) -> int:
+    """Return the bytes that a solve of so many rows holds besides the experts, the solution and the features."""
+    return 8 * groups * width * (width + 2 + VECTORS * rows)
+
+
 def slabs(outputs: int, width: int, groups: int, memory: float, mixtures: Tensor | None = None) -> list[Rows]:
     """Return all H outputs, or their mixtures, in the parts that are solved at once.
 
     Raises:
         UserError: if the memory, in GB, is too small for one.
     """
-    fixed, each = 8 * groups * width * (width + 2), 8 * groups * width * VECTORS
+    fixed, one = bytes_needed(0, width, groups), bytes_needed(1, width, groups)
     rows = outputs if mixtures is None else len(mixtures)
-    most = min(rows, int((memory * 1e9 - fixed) // each))
+    most = min(rows, int((memory * 1e9 - fixed) // (one - fixed)))
     if most < 1:
         raise UserError(
             f"`memory: {memory:g}` is too little for a joint solve of {groups} experts of {width} neurons: one output "
-            f"at a time takes {(fixed + each) / 1e9:.2g} GB. Raise `memory`, or keep fewer experts or neurons"
+            f"at a time takes {one / 1e9:.2g} GB. Raise `memory`, or keep fewer experts or neurons"
         )
     parts = -(-rows // most)
     ends = [rows * i // parts for i in range(parts + 1)]

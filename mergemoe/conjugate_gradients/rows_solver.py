@@ -19,7 +19,6 @@ from mergemoe.merging.routed_features import RoutedFeatures, Weighted
 from mergemoe.progress import Progress
 
 SAVE_EVERY = 60.0  # seconds
-REFINED = 10.0  # times smaller: what a round of products in float32 must make the residual
 
 
 @dataclass(frozen=True)
@@ -31,51 +30,50 @@ class RowsSolver:
     blocks: Blocks
     folder: Path
 
-    def solve(self, rows: Rows, ridges: Sequence[float]) -> Tensor:
+    def solve(self, rows: Rows, ridges: Sequence[float], stop: bool = False) -> Tensor:
         """Solve some rows for each ridge, each from the one before; return ||W P - Y||^2 over held-out tokens.
 
-        With one ridge there is nothing to choose, and the squared error is 0. Mixtures are solved roughly, until the
-        error rises; it is infinite for what is left. Other rows' solutions lie in the folder.
+        With one ridge there is nothing to choose, and the squared error is 0. Mixtures are solved roughly; other rows'
+        solutions lie in the folder. With `stop` the rest is not tried when the error rises; it counts as infinite.
         """
         w0 = rows.of(self.prior.T).T.contiguous()
         scale = ridge_regression.typical_energy(self.blocks.diagonal)
         shape, device = list(w0.shape), w0.device
         shapes = {name: shape for name in ("deviation", "residual", "direction")}
-        shapes |= {"scale": [2], "objective": [1], "iterations": [1], "tried": [len(ridges)], "at": [1]}
+        shapes |= {"scale": [2], "objective": [1], "iterations": [1], "tried": [len(ridges)], "at": [1], "exact": [1]}
         if saved := solver_state.saved_rows(self.folder, rows, shapes, ridges):
-            tried, at = saved.pop("tried"), saved.pop("at")
+            tried, at, exact = saved.pop("tried"), saved.pop("at"), saved.pop("exact")
             state = Descent(**{name: part.to(device) if part.ndim > 1 else part for name, part in saved.items()})
         else:
             b, squared, energy = self.gradient(w0, rows)
             state = Descent.begin(b, (energy * float(self.blocks.diagonal.sum())) ** 0.5)
             state.restart(b, squared, self.blocks, ridges[0] * scale)
-            tried, at = torch.zeros(len(ridges), dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+            tried, (at, exact) = torch.zeros(len(ridges), dtype=torch.float64), torch.zeros(2, 1, dtype=torch.int64)
 
         def save() -> None:
-            saved = {**vars(state), "tried": tried, "at": at}
+            saved = {**vars(state), "tried": tried, "at": at, "exact": exact}
             path = solver_state.state_path(self.folder, rows)
             store.write_state(path, {name: part.cpu() for name, part in saved.items()})
 
         while (place := int(at)) < len(ridges):
             penalty = ridges[place] * scale
-            self._descend(rows, w0, state, ridges[place], penalty, save)
+            self._descend(rows, w0, state, ridges[place], penalty, exact, save)
             if len(ridges) > 1:
                 tried[place] = self._squared(w0 + state.deviation, rows)
             if rows.mixtures is None:
                 solution = {"deviation": state.deviation.cpu(), "iterations": state.iterations}
                 solution["residual"] = torch.tensor([state.relative], dtype=torch.float64)
                 store.write_state(solver_state.solution_path(self.folder, rows, ridges[place]), solution)
-                at += 1
-            elif tried[place] > ridge_regression.RISEN * tried[: place + 1].min():
+            at += 1
+            if stop and tried[place] > ridge_regression.RISEN * tried[: place + 1].min():
                 tried[place + 1 :] = torch.inf
                 at.fill_(len(ridges))
-            else:
-                at += 1
             if int(at) < len(ridges):
                 squared = float(state.objective) - penalty * float(state.deviation.square().sum())
                 unpenalized = state.residual.add_(state.deviation, alpha=penalty)
                 state.restart(unpenalized, squared, self.blocks, ridges[place + 1] * scale)
                 state.iterations.zero_()
+                exact.zero_()
             save()
         return tried
 
@@ -91,11 +89,19 @@ class RowsSolver:
         return total, squared, energy
 
     def _descend(
-        self, rows: Rows, w0: Tensor, state: Descent, ridge: float, penalty: float, save: Callable[[], None]
+        self,
+        rows: Rows,
+        w0: Tensor,
+        state: Descent,
+        ridge: float,
+        penalty: float,
+        exact: Tensor,
+        save: Callable[[], None],
     ) -> None:
         """Run conjugate gradients until the residual, recomputed in float64, is small.
 
-        Products are in float32, added up in float64, as long as that makes the residual much smaller each time.
+        Products are in float32, added up in float64, until it is recomputed once, then `exact` [1] is 1 and they are in
+        float64, too.
         """
         progress, last = Progress(f"iterations at ridge {ridge:g}", None), [time.monotonic()]
         tolerance = recursion.TOLERANCE if rows.mixtures is None else recursion.ROUGH
@@ -107,20 +113,17 @@ class RowsSolver:
                 last[0] = time.monotonic()
 
         def product(v: Tensor) -> Tensor:
-            total = torch.zeros_like(v)
+            total, dtype = torch.zeros_like(v), torch.float64 if exact else torch.float32
             for parts, count in self.passes.features(heldout=False, dtype=dtype):
                 add_cross(total, parts, layer_output(parts, v.to(dtype), count))
             return total
 
-        dtype, before = torch.float32, state.relative
         while state.run(product, self.blocks, penalty, tolerance, each):
             residual, squared, _ = self.gradient(w0 + state.deviation, rows)
             state.restart(residual, squared, self.blocks, penalty)
             if state.small(penalty, tolerance):
                 return
-            if state.relative > before / REFINED:
-                dtype = torch.float64
-            before = state.relative
+            exact.fill_(1)
         raise UserError(
             f"the joint solve is at a residual of {state.relative:.1g} after {recursion.ITERATIONS} iterations at "
             f"ridge {ridge:g}; solved is {tolerance:g}. Usually some neurons are nearly combinations of others and the "

@@ -42,8 +42,7 @@ def reordered(experts: Experts, orders: Tensor) -> Experts:
         return torch.stack([matrix[order] for matrix, order in zip(matrices, orders, strict=True)])
 
     changed = {role: rows(part) for role, part in experts.roles().items() if role not in {"down", "down_bias"}}
-    down = rows(experts.down.mT).mT
-    return Experts(**changed, down=down, down_bias=experts.down_bias, norm=experts.norm, short=False)
+    return Experts(**changed, down=rows(experts.down.mT).mT, down_bias=experts.down_bias, norm=experts.norm)
 
 
 def _neurons(experts: Experts, place: int) -> Tensor:

@@ -6,6 +6,7 @@ is the solution of ridge_regression.py, because (P P^T + D)^-1 P = P (P^T P + D)
 token instead of one per column of W. P, Y and D are as there; all groups' routed features are side by side.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -15,43 +16,53 @@ from torch import Tensor
 from mergemoe.merging import output_mixtures, ridge_regression
 from mergemoe.merging.routed_features import RoutedFeatures
 from mergemoe.moe.experts import Experts, down_of
+from mergemoe.moe.finite import check_finite
 
 ROWS = 1024  # of the kernel that are one product
+ROUNDING = 1e-4  # share of D; the objective then exceeds its minimum by less than 1e-6
 
 
 def bytes_needed(passes: RoutedFeatures) -> float:
     """Return the bytes that the solve holds besides the experts and the solution; infinite if no features are kept."""
-    fit, heldout = (passes.count(part) for part in (False, True))
-    states = 8 * (2 * (fit + heldout) + fit) * passes.hidden  # residual, what it is made of, and the solution per token
-    return passes.bytes + 8 * ((fit + heldout) ** 2 + 2 * fit**2) + states if passes.bytes else float("inf")
+    count, width = sum(passes.count(part) for part in (False, True)), passes.width
+    # The kernel, damped and its factor; targets, residuals and solution per token; features of a group in float64.
+    held = 8 * count * (3 * count + 3 * passes.hidden + 4 * width)
+    return passes.bytes + held if passes.bytes else math.inf
 
 
-def fit(passes: RoutedFeatures, experts: Sequence[Experts], ridge: float | Literal["auto"]) -> ridge_regression.Fit:
-    """Return the joint solution W [1, H, M P].
+def fit(
+    passes: RoutedFeatures, experts: Sequence[Experts], ridge: float | Literal["auto"], memory: float
+) -> ridge_regression.Fit | None:
+    """Return the joint solution W [1, H, M P]; None if it does not fit, or rounding would blur it.
+
+    The kernel mixes the energies of all neurons, so its rounding, eps times its trace, must be far less than D.
 
     Args:
         passes: the layer's routed features, kept.
         experts: one per group, with the prior as down-projection.
-        ridge: as in ridge_regression.fit.
+        ridge: as in ridge_regression.fit; at 0 it is None.
+        memory: GB that may be held besides the experts and the solution.
 
     Raises:
         UserError: as ridge_regression.fit.
     """
+    if ridge == 0 or bytes_needed(passes) > memory * 1e9:
+        return None
     downs, count = [down_of(expert) for expert in experts], passes.count(heldout=False)
-    targets = [torch.cat([y for _, y in passes.remembered(part)]) for part in (False, True) if passes.count(part)]
-    energy = float(targets[1].square().sum()) if len(targets) > 1 else 0.0
-    residual = torch.cat(targets)
-    del targets
+    energy = sum(float(y.square().sum()) for _, y in passes.remembered(heldout=True))
+    ridges = ridge_regression.candidates(ridge, passes.count(heldout=True), energy)
+    energies = torch.cat([_group(passes, group, heldout=False)[1].square().sum(0) for group in range(len(downs))])
+    scale = ridge_regression.typical_energy(energies)
+    if torch.finfo(torch.float64).eps * float(energies.sum()) > ROUNDING * min(ridges) * scale:
+        return None
+    residual = torch.cat([y for part in (False, True) for _, y in passes.remembered(part)])
     kernel = residual.new_zeros(len(residual), len(residual))
-    energies: list[Tensor] = []
     for group, down in enumerate(downs):
         rows, p = _group(passes, group)
         residual[rows] -= p @ down.T
         _add_lower(kernel, rows, p)
-        energies.append(p[rows < count].square().sum(0))
     _mirror(kernel)
-    scale = ridge_regression.typical_energy(torch.cat(energies))
-    ridges = ridge_regression.candidates(ridge, len(residual) - count, energy)
+    check_finite("sums over features and outputs of experts", kernel, residual)
     inner, outer = kernel[None, :count, :count], kernel[:count, count:]
     best, tried = ridges[0], dict[float, float]()
     if len(ridges) > 1:
@@ -67,9 +78,8 @@ def fit(passes: RoutedFeatures, experts: Sequence[Experts], ridge: float | Liter
     exact = float((residual[count:].T - found @ outer).square().sum())
     del kernel, inner, outer, residual
     for group, down in enumerate(downs):
-        rows, p = _group(passes, group)
-        own = rows < count
-        downs[group] = down + found[:, rows[own]] @ p[own]
+        rows, p = _group(passes, group, heldout=False)
+        downs[group] = down + found[:, rows] @ p
     solved = torch.cat(downs, 1)[None]
     if len(ridges) == 1:
         return ridge_regression.Fit(solved, best, None)
@@ -79,13 +89,13 @@ def fit(passes: RoutedFeatures, experts: Sequence[Experts], ridge: float | Liter
     )
 
 
-def _group(passes: RoutedFeatures, group: int) -> tuple[Tensor, Tensor]:
-    """Return the tokens of a group, ascending, held-out ones after all fitted ones, and their features [r, P]."""
+def _group(passes: RoutedFeatures, group: int, heldout: bool = True) -> tuple[Tensor, Tensor]:
+    """Return the fitted tokens of a group, ascending, after them those held out, and their features [r, P]."""
     rows: list[Tensor] = []
     features: list[Tensor] = []
     start = 0
-    for heldout in (False, True):
-        for parts, y in passes.remembered(heldout):
+    for part in (False, True)[: 1 + heldout]:
+        for parts, y in passes.remembered(part):
             rows.append(parts[group].rows + start)
             features.append(parts[group].weighted())
             start += len(y)

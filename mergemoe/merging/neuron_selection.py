@@ -62,15 +62,13 @@ def pool(problem: Problem, group: Group) -> Experts:
         gate_bias=wide(parts.gate_bias),
         down_bias=None if parts.down_bias is None else group.mean(parts.down_bias),
         norm=None if parts.norm is None else parts.norm[:1],
-        short=parts.short,
     )
 
 
 def keep_neurons(expert: Experts, neurons: Tensor) -> Experts:
     """Return one expert (E = 1) with some of its neurons."""
     kept = {role: part[:, neurons] for role, part in expert.roles().items() if role not in {"down", "down_bias"}}
-    down, short = expert.down[:, :, neurons], expert.short
-    return Experts(**kept, down=down, down_bias=expert.down_bias, norm=expert.norm, short=short)
+    return Experts(**kept, down=expert.down[:, :, neurons], down_bias=expert.down_bias, norm=expert.norm)
 
 
 def best_neurons(moments: Moments, pools: Experts, width: int) -> tuple[Tensor, Tensor]:

@@ -22,9 +22,9 @@ class RoutedFeatures:
     def __init__(self, problem: Problem, experts: Sequence[Experts], room: float):
         """Take the layer, one expert per group, and the bytes that may be kept."""
         self._problem, self._experts = problem, experts
-        self.hidden, width = down_of(experts[0]).shape
+        self.hidden, self.width = down_of(experts[0]).shape
         uses = min(problem.reader.top_k, len(experts))
-        needed = len(problem.reader.held) * (uses * (4 * width + 12) + 8 * self.hidden)
+        needed = len(problem.reader.held) * (uses * (4 * self.width + 12) + 8 * self.hidden)
         self.bytes = needed if needed <= room else 0
         self._kept: dict[bool, list[tuple[list[Part], Tensor]]] = {}
 

@@ -57,7 +57,7 @@ def solve(
         record: errors, rank and tokens; `output_error` is ||y' - y||^2 / ||y||^2 of the layer's routed output, with
         the weights as stored.
     """
-    working = experts.in_float32(reader.dtype)
+    working = experts.map(lambda matrices: matrices.float())
     merge = importlib.import_module(f"mergemoe.methods.{method}").merge
     problem = Problem(working, groups_of(expert_map, usage), reader, act, scratch=scratch)
     if routing != "preserved":

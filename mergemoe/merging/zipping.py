@@ -148,5 +148,4 @@ def _expert(problem: Problem, group: Group, unit: Tensor) -> Experts:
     first = {role: part[0] for role, part in wide.roles().items() if role not in {"down", "down_bias"}}
     means = {role: torch.einsum("k...,k->k...", sums(rows), 1 / count)[None] for role, rows in first.items()}
     bias = None if members.down_bias is None else members.down_bias.double().mean(0, keepdim=True)
-    down = sums(wide.down[0].T).T[None] / len(members)
-    return Experts(**means, down=down, down_bias=bias, norm=wide.norm, short=False)
+    return Experts(**means, down=sums(wide.down[0].T).T[None] / len(members), down_bias=bias, norm=wide.norm)

@@ -13,12 +13,14 @@ from typing import Literal
 import torch
 
 from mergemoe.conjugate_gradients import joint_solve
+from mergemoe.conjugate_gradients.rows import bytes_needed
 from mergemoe.merging import feature_rules, kernel_ridge, ridge_regression
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.layer_moments import layer_sums
 from mergemoe.merging.least_squares import effective_rank
 from mergemoe.merging.routed_features import RoutedFeatures
 from mergemoe.moe.experts import Experts, down_of, joined, with_down
+from mergemoe.moe.layer_sizes import MIXTURES
 from mergemoe.moe.problem import Merged, Problem
 from mergemoe.moe.records import ByPart, JointOrRouted, MethodRecord
 
@@ -38,18 +40,18 @@ def merge(
     experts = feature_rules.merged_experts(problem, problem.groups, features, kept)
     columns = [down_of(expert).shape[1] for expert in experts]
     direct = 8 * COPIES * sum(columns) * (sum(columns) + problem.experts.down.shape[1]) <= memory * 1e9
-    passes = RoutedFeatures(problem, experts, room=0 if direct else memory * 1e9 / 2)
+    rows = bytes_needed(min(MIXTURES, problem.experts.down.shape[1]), max(columns), len(columns))
+    passes = RoutedFeatures(problem, experts, room=0 if direct else min(memory * 1e9 / 2, memory * 1e9 - rows))
     if direct:
         solved, record = _direct(problem, experts, ridge)
-    elif kernel_ridge.bytes_needed(passes) <= memory * 1e9:
-        solved = kernel_ridge.fit(passes, experts, ridge)
-        record: MethodRecord = {"objective": passes.errors(solved.downs[0])}
+    elif by_kernel := kernel_ridge.fit(passes, experts, ridge, memory):
+        solved, record = by_kernel, MethodRecord(objective=passes.errors(by_kernel.downs[0]))
     else:
         solved, record = joint_solve.fit(problem, experts, passes, ridge, memory)
     tokens, unknowns = problem.reader.count(), kept * len(experts)
     layer = ridge_regression.diagnose_tokens(tokens, unknowns, "the layer")
     record["layer_tokens"], record["layer_unknowns"] = layer["tokens"], layer["unknowns"]
-    sums = 8 * len(experts) * max(columns) * (2 * max(columns) + HELD * problem.experts.down.shape[1])
+    sums = 8 * len(experts) * max(columns) * (2 * max(columns) + HELD * problem.experts.down.shape[1]) + passes.bytes
     if ridge == "auto" and tokens < 2 * unknowns and problem.changed is None and sums <= memory * 1e9:
         solved, record = _or_routed(problem, passes, experts, solved, record)
     record.update(solved.ridge_record())

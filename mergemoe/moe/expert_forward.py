@@ -13,7 +13,6 @@ from torch import Tensor
 from mergemoe.errors import UserError
 from mergemoe.moe.experts import Experts
 from mergemoe.moe.layout_types import ActivationFacts
-from mergemoe.moe.short_products import short_product
 from mergemoe.moe.typed_torch import distinct
 
 Which = int | slice | Sequence[int] | Tensor  # one expert, or b of them side by side
@@ -84,17 +83,13 @@ def features(x: Tensor, experts: Experts, expert: Which, act: Activation) -> Ten
 
 def projections(x: Tensor, experts: Experts, expert: Which) -> tuple[Tensor, Tensor | None]:
     """Return W_U x and W_G x with their biases, in the shape of the features; the latter is None without a gate."""
-    product = short_product if experts.short else _product
-    up = _plus(product(x, experts.up[expert].to(x.dtype)), experts.up_bias, expert)
-    if experts.gate is None:
-        return up, None
-    return up, _plus(product(x, experts.gate[expert].to(x.dtype)), experts.gate_bias, expert)
+    up = _linear(x, experts.up[expert], experts.up_bias, expert)
+    return up, None if experts.gate is None else _linear(x, experts.gate[expert], experts.gate_bias, expert)
 
 
 def linear_output(x: Tensor, experts: Experts, expert: Which, act: Activation) -> Tensor:
     """Return W_D h(x) + b in the shape and dtype of x: the expert's output before the norm, if its family has one."""
-    h = features(x, experts, expert, act)
-    return _plus(_product(h, experts.down[expert].to(h.dtype)), experts.down_bias, expert)
+    return _linear(features(x, experts, expert, act), experts.down[expert], experts.down_bias, expert)
 
 
 def output(x: Tensor, experts: Experts, expert: int, act: Activation) -> Tensor:
@@ -119,12 +114,9 @@ def weighted_features(x: Tensor, t: Tensor, experts: Experts, expert: Which, act
     return with_one(features(x, experts, expert, act), experts).double().mul_(t[..., None])
 
 
-def _product(x: Tensor, w: Tensor) -> Tensor:
-    return x @ w.mT
-
-
-def _plus(y: Tensor, bias: Tensor | None, expert: Which) -> Tensor:
-    return y if bias is None else y + bias[expert].to(y.dtype).unsqueeze(-2)
+def _linear(x: Tensor, matrix: Tensor, bias: Tensor | None, expert: Which) -> Tensor:
+    y = x @ matrix.to(x.dtype).mT
+    return y if bias is None else y + bias[expert].to(x.dtype).unsqueeze(-2)
 
 
 def shared_output(x: Tensor, shares: Tensor, experts: Experts, act: Activation) -> Tensor:

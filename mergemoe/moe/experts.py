@@ -13,8 +13,6 @@ class Experts:
 
     Shapes: up and gate [E, I, H], down [E, H, I], their biases [E, I], [E, I], [E, H]; norm [E, H] scales each
     expert's output before it is normalized, and is one and the same for all of them.
-
-    short: whether gate, up and the hidden states that they meet are numbers of bfloat16 (short_products).
     """
 
     up: Tensor
@@ -24,7 +22,6 @@ class Experts:
     gate_bias: Tensor | None = None
     down_bias: Tensor | None = None
     norm: Tensor | None = None
-    short: bool = False
 
     def __len__(self) -> int:
         """Return the number of experts E."""
@@ -32,30 +29,24 @@ class Experts:
 
     def __getitem__(self, which: Sequence[int] | Tensor | slice) -> "Experts":
         """Return some of the experts, in the order asked for."""
-        return replace(self.map(lambda matrices: matrices[which]), short=self.short)
+        return self.map(lambda matrices: matrices[which])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Experts":
         """Return experts whose every part is changed by one function of [E, ...]."""
-        return Experts(**{name: change(part) for name, part in self._parts().items()}, short=False)
+        return Experts(**{name: change(part) for name, part in self._parts().items()})
 
     def roles(self) -> dict[str, Tensor]:
         """Return {role: matrices} of what is each expert's own."""
         return {name: part for name, part in self._parts().items() if name != "norm"}
 
-    def in_float32(self, hidden: torch.dtype) -> "Experts":
-        """Return the experts in float32, for hidden states that are stored as `hidden`."""
-        short = self.up.dtype == hidden == torch.bfloat16
-        return replace(self.map(lambda matrices: matrices.float()), short=short)
-
     def _parts(self) -> dict[str, Tensor]:
-        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "short"}
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: part for name, part in named.items() if part is not None}
 
 
 def joined(parts: Sequence[Experts]) -> Experts:
     """Return the experts of all parts one after the other."""
-    stacked = {role: torch.cat([part.roles()[role] for part in parts]) for role in parts[0].roles()}
-    return Experts(**stacked, short=all(part.short for part in parts))
+    return Experts(**{role: torch.cat([part.roles()[role] for part in parts]) for role in parts[0].roles()})
 
 
 def down_of(expert: Experts) -> Tensor:

@@ -50,7 +50,7 @@ def solved_problem(
     """
     groups = groups_of(ints(solved["expert_map"]), [1] * len(experts))
     changed = None if router is None else Router(router.rule, solved["router"], solved.get("router_bias"))
-    return Problem(experts.in_float32(reader.dtype), groups, reader, act, changed)
+    return Problem(experts.map(lambda matrices: matrices.float()), groups, reader, act, changed)
 
 
 def compact_experts(experts: Experts, tensors: Mapping[str, Tensor]) -> Experts:
@@ -66,7 +66,7 @@ def compact_experts(experts: Experts, tensors: Mapping[str, Tensor]) -> Experts:
         return whole
 
     norm = None if experts.norm is None else experts.norm[first_member]
-    return Experts(**{role: fill(role) for role in experts.roles()}, norm=norm, short=False)
+    return Experts(**{role: fill(role) for role in experts.roles()}, norm=norm)
 
 
 def output_error(

@@ -43,11 +43,6 @@ class Activations(ABC):
         """Return the number of tokens of the fitted (or the held-out) sequences."""
         return int((self.held == heldout).sum())
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return the type that the hidden states are stored in."""
-        return self.read("hidden", 0, 1).dtype
-
     def heldout_sequences(self) -> int:
         """Return the number of held-out sequences."""
         return len(distinct(self.read("sequence", 0, len(self.held))[self.held]))

@@ -68,7 +68,7 @@ def quantize(
         made = {
             role: rounded_blocks(part, options["format"]) for role, part in compact.roles().items() if role in ROLES
         }
-        quantized = Experts(**{**compact.roles(), **made}, norm=compact.norm, short=False)
+        quantized = Experts(**{**compact.roles(), **made}, norm=compact.norm)
     else:
         roles = [role for role in compact.roles() if role in ROLES]
         bits = _bits(problem, compact, roles, options)

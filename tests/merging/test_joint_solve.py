@@ -209,15 +209,17 @@ def test_features_that_are_kept_are_those_that_are_computed_each_time(problem, h
         monkeypatch.setattr(problem.reader, "chunks", None)
 
 
-@pytest.mark.parametrize("mixtures", [256, 3])
-def test_a_solve_that_died_goes_on_and_ends_the_same(tmp_path, monkeypatch, mixtures):
+@pytest.mark.parametrize(("mixtures", "massive"), [(256, 1), (3, 1), (256, 1000)])
+def test_a_solve_that_died_goes_on_and_ends_the_same(tmp_path, monkeypatch, mixtures, massive):
+    """With a massive neuron the residual must be recomputed more than once."""
     monkeypatch.setattr(output_mixtures, "MIXTURES", mixtures)
     monkeypatch.setattr(rows_solver, "SAVE_EVERY", 0.0)
-    problem = problems.problem()
+    problem = problems.problem(tokens=60 if massive > 1 else 150)
+    problem.experts.up[:, 0] *= massive
     with monkeypatch.context() as patch:
         calls = dies(patch, None)
         whole = solved(problem, tmp_path / "whole")
-    for after in np.linspace(1, len(calls) - 1, 12 if mixtures == 256 else 4).astype(int):
+    for after in np.linspace(1, len(calls) - 1, 12 if (mixtures, massive) == (256, 1) else 5).astype(int):
         scratch = tmp_path / str(after)
         with monkeypatch.context() as patch, pytest.raises(Killed):
             dies(patch, after)
@@ -309,14 +311,14 @@ def test_a_killed_stage_goes_on_from_its_scratch_folder_and_removes_it(described
     assert (tmp_path / "one/layer.json").read_bytes() == (tmp_path / "other/layer.json").read_bytes()
 
 
-SIZES = {"expert_map": [0, 0, 1, 2, 3, 4, 5, 6, 7], "hidden_size": 1024, "width": 256, "tokens": 64}
+SIZES = {"expert_map": [0, 0, 1, 2, 3, 4, 5, 6, 7], "hidden_size": 1024, "width": 256}
 COLUMNS = 8 * 256
 
 
-def growth(memory, answer):
+def growth(memory, tokens, answer):
     """Send how far a joint solve's anonymous memory rises; a small one before it has started all that it needs."""
     torch.set_num_threads(1)
-    small, large = problems.problem(), problems.problem(**SIZES)
+    small, large = problems.problem(), problems.problem(**SIZES, tokens=tokens)
     merge(joint, small, memory=gigabytes(small, 7))
     merge(joint, small)
     done, seen = threading.Event(), [anonymous(os.getpid())]
@@ -334,10 +336,12 @@ def growth(memory, answer):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("limit", [0.022, 0.303], ids=["iterative", "direct"])
-def test_the_memory_held_is_what_the_limit_allows_and_the_solution(limit):
+@pytest.mark.parametrize(
+    ("limit", "tokens"), [(0.022, 64), (0.303, 64), (0.063, 900)], ids=["iterative", "direct", "kernel"]
+)
+def test_the_memory_held_is_what_the_limit_allows_and_the_solution(limit, tokens):
     mine, its = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=growth, args=(limit, its))
+    process = multiprocessing.get_context("spawn").Process(target=growth, args=(limit, tokens, its))
     process.start()
     its.close()
     grown = mine.recv()

@@ -6,6 +6,7 @@ import torch
 from problems import CASES, merge
 
 from mergemoe.conjugate_gradients import joint_solve
+from mergemoe.errors import UserError
 from mergemoe.merging import feature_rules, kernel_ridge, output_mixtures
 from mergemoe.merging.routed_features import RoutedFeatures
 from mergemoe.methods import joint
@@ -17,7 +18,7 @@ def solution(results):
 
 
 @pytest.mark.parametrize("tokens", [12, 150])
-@pytest.mark.parametrize(("ridge", "mixtures"), [(0.0, 256), (1e-4, 256), (0.1, 256), ("auto", 256), ("auto", 3)])
+@pytest.mark.parametrize(("ridge", "mixtures"), [(1e-4, 256), (0.1, 256), ("auto", 256), ("auto", 3)])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_it_is_the_direct_solution(case, ridge, mixtures, tokens, monkeypatch):
     monkeypatch.setattr(output_mixtures, "MIXTURES", mixtures)
@@ -40,15 +41,25 @@ def test_priors_stay_as_they_were():
     problem = problems.problem(tokens=12)
     experts = feature_rules.merged_experts(problem, problem.groups, "usage", 5)
     before = [down_of(expert).clone() for expert in experts]
-    kernel_ridge.fit(RoutedFeatures(problem, experts, 1e9), experts, 0.1)
+    assert kernel_ridge.fit(RoutedFeatures(problem, experts, 1e9), experts, 0.1, memory=1.0)
     assert all(torch.equal(down_of(expert), down) for expert, down in zip(experts, before, strict=True))
 
 
-def test_it_is_taken_if_its_kernel_fits_and_the_sums_do_not(monkeypatch):
-    taken = []
-    for name, module in (("kernel", kernel_ridge), ("gradients", joint_solve)):
-        fit = module.fit
-        monkeypatch.setattr(module, "fit", lambda *args, fit=fit, name=name: taken.append(name) or fit(*args))
-    for tokens in (12, 600):
-        merge(joint, problems.problem(tokens=tokens, width=200, hidden_size=9), ridge=0.1, memory=0.005)
-    assert taken == ["kernel", "gradients"]
+@pytest.mark.parametrize(
+    ("tokens", "massive", "taken"), [(12, 1, True), (600, 1, False), (12, 1e3, True), (12, 1e5, False)]
+)
+def test_it_is_taken_if_its_kernel_fits_and_is_not_drowned_by_one_neuron(tokens, massive, taken, monkeypatch):
+    problem = problems.problem(tokens=tokens, width=200, hidden_size=9)
+    problem.experts.up[:, 0] *= massive
+    solve, found = joint_solve.fit, []
+    monkeypatch.setattr(joint_solve, "fit", lambda *args: found.append(1) or solve(*args))
+    merge(joint, problem, ridge=1e-3, memory=0.006)
+    assert bool(found) != taken
+
+
+def test_what_is_not_finite_is_refused():
+    problem = problems.problem(tokens=12)
+    problem.reader.parts[False].hidden[3, 2] = torch.nan
+    experts = feature_rules.merged_experts(problem, problem.groups, "usage", 5)
+    with pytest.raises(UserError, match="NaN"):
+        kernel_ridge.fit(RoutedFeatures(problem, experts, 1e9), experts, 0.1, memory=1.0)

@@ -19,7 +19,7 @@ class Given:
 
     def __init__(self, fitted, heldout, rows=32):
         self.parts, self.rows = {False: fitted, True: heldout}, rows
-        self.top_k, self.dtype = fitted.index.shape[1], fitted.hidden.dtype
+        self.top_k = fitted.index.shape[1]
         self.held = torch.arange(len(fitted.hidden) + len(heldout.hidden)) >= len(fitted.hidden)
 
     def read(self, name, start, rows):
