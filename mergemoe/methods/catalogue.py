@@ -54,7 +54,9 @@ RIDGE_TO_ZERO = Option(
     default=0.0,
     at_least=0,
 )
-MEMORY = Option("GB for the sums of a layer; a layer that needs more is solved iteratively", default=8.0, above=0)
+MEMORY = Option(
+    "GB for the sums of a layer; one that needs more is solved in its dual form or iteratively", default=8.0, above=0
+)
 
 METHODS = {
     "average": Method("plain mean of all matrices", ANY),

@@ -194,8 +194,8 @@ def dies(monkeypatch, after):
     return calls
 
 
-def solved(problem, scratch):
-    return merge(joint, replace(problem, scratch=scratch), ridge="auto", memory=gigabytes(problem, 4))
+def solved(problem, scratch, ridge="auto"):
+    return merge(joint, replace(problem, scratch=scratch), ridge=ridge, memory=gigabytes(problem, 4))
 
 
 @pytest.mark.parametrize("heldout", [False, True])
@@ -216,18 +216,19 @@ def test_a_solve_that_died_goes_on_and_ends_the_same(tmp_path, monkeypatch, mixt
     monkeypatch.setattr(rows_solver, "SAVE_EVERY", 0.0)
     problem = problems.problem(tokens=60 if massive > 1 else 150)
     problem.experts.up[:, 0] *= massive
+    ridge = "auto" if massive == 1 else 1e-4
     with monkeypatch.context() as patch:
         calls = dies(patch, None)
-        whole = solved(problem, tmp_path / "whole")
-    for after in np.linspace(1, len(calls) - 1, 12 if (mixtures, massive) == (256, 1) else 5).astype(int):
+        whole = solved(problem, tmp_path / "whole", ridge)
+    for after in np.linspace(1, len(calls) - 1, 4 if mixtures == 3 else 12).astype(int):
         scratch = tmp_path / str(after)
         with monkeypatch.context() as patch, pytest.raises(Killed):
             dies(patch, after)
-            solved(problem, scratch)
+            solved(problem, scratch, ridge)
         with monkeypatch.context() as patch:
             again = dies(patch, None)
             patch.setattr(joint_solve.Blocks, "factor", None)  # they are not made again
-            found = solved(problem, scratch)
+            found = solved(problem, scratch, ridge)
         assert torch.equal(solution(found), solution(whole))
         assert found[0].record == whole[0].record
         chunks = len(problem.reader.chunks())

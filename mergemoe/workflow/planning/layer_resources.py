@@ -72,9 +72,7 @@ class Layer(NamedTuple):
         """Return the memory of the Gram matrices of all neurons of groups, as many at once as fit a batch."""
         size = self.width * self.largest
         at_once = min(self.kept, max(1, layer_sizes.GRAM_BYTES // (8 * size**2)))
-        mean = round(self.width * self.experts / self.kept)
-        held = self.grams(at_once, size).tensors + self.chunk
-        return Held(held, flops=self.grams(self.kept, mean).flops)
+        return Held(self.grams(at_once, size).tensors + self.chunk)
 
 
 def solve_held(layer: Layer, method: str, options: Mapping[str, Any]) -> Held:
@@ -108,10 +106,13 @@ def _joint(layer: Layer, options: Mapping[str, Any]) -> tuple[Held, Way]:
     if grams.tensors <= memory:
         return grams, "direct"
     features = tokens * (min(layer.top_k, layer.kept) * (4 * layer.kept_width + 12) + 8 * layer.hidden)
-    kernel = features + 24 * tokens * (tokens + layer.hidden)
-    if features <= memory / 2 and kernel <= memory:
-        return Held(kernel + 3 * rows), "kernel"
-    return Held(memory + 3 * rows, disk=5 * rows), "iterative"  # two states, and the solution
+    kernel = features + 8 * tokens * (3 * tokens + 3 * layer.hidden + 4 * layer.kept_width)
+    if features > memory / 2:
+        way: Way = "streamed"
+    else:
+        way = "kernel" if kernel <= memory else "iterative"
+    blocks = 8 * layer.kept * layer.kept_width**2
+    return Held(memory + 3 * rows, disk=0 if way == "kernel" else 9 * rows + blocks), way  # states and solutions
 
 
 def halved(size: float) -> int:

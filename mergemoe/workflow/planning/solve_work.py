@@ -4,6 +4,7 @@ T tokens choose K of N experts of I neurons; M experts of P neurons are kept. be
 beside these counts (docs/performance.md).
 """
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,7 @@ from mergemoe.moe.layer_sizes import MIXTURES
 if TYPE_CHECKING:
     from mergemoe.workflow.planning.layer_resources import Layer
 
-Way = Literal["direct", "kernel", "iterative"]
+Way = Literal["direct", "kernel", "iterative", "streamed"]
 UNSOLVED = ("average", "msmoe", "hcsmoe", "zipit", "oracle", "reap", "unsolved")
 DOUBLE = 2  # operations in float32 that take as long as one in float64
 RIDGES, TRIED = 6, 4  # values that `ridge: auto` has, and that it tries where one takes long
@@ -30,7 +31,7 @@ def solve_work(layer: "Layer", method: str, options: Mapping[str, Any], way: Way
     if method in ("joint", "select", "slim"):
         columns = layer.kept * layer.kept_width
         few = options.get("ridge") == "auto" and layer.tokens < 2 * columns
-        ways = {"direct": _direct, "kernel": _kernel, "iterative": _iterative}
+        ways = {"direct": _direct, "kernel": _kernel, "iterative": _iterative, "streamed": _streamed}
         return work + ways[way](layer, options) + (_by_group(layer, options) if few else 0)
     return work + (0 if method in UNSOLVED else _by_group(layer, options))
 
@@ -116,3 +117,12 @@ def _iterative(layer: "Layer", options: Mapping[str, Any]) -> float:
     rows = EXACT * layer.hidden + (ROUGH * min(MIXTURES, layer.hidden) if options.get("ridge") == "auto" else 0)
     exact = 4 * DOUBLE * layer.hidden * row  # residuals in float64, and the errors of the result
     return once + DOUBLE * EIGEN * layer.kept * width**3 + rows * row + exact
+
+
+def _streamed(layer: "Layer", options: Mapping[str, Any]) -> float:
+    """Return the same where features have no room: each pass computes them, for as many rows as fit `memory`."""
+    row = 8 * 8 * layer.kept * layer.kept_width  # bytes of what a solve holds per row
+    parts = math.ceil(layer.hidden * row / (1e9 * options["memory"]))
+    passes = (EXACT + 4) * parts + (ROUGH if options.get("ridge") == "auto" else 0)
+    features = _choices(layer) * _features(layer, layer.kept_width) * passes
+    return _iterative(layer, options) + features + 4 * parts * _target(layer)
