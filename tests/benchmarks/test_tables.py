@@ -14,12 +14,15 @@ def loaded(name):
     return module
 
 
-@pytest.mark.parametrize("name", ["solve", "layer", "capture", "inference", "overhead"])
-def test_the_documents_show_what_was_measured(name):
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [*((name, "table") for name in ("solve", "layer", "capture", "inference", "overhead")), ("layer", "line")],
+)
+def test_the_documents_show_what_was_measured(name, what):
     bench, text = loaded(name), (ROOT / "docs/performance.md").read_text()
-    (shown,) = re.findall(f"<!-- table: python benchmarks/{name}.py table -->\n(.*?)<!-- end", text, re.DOTALL)
+    (shown,) = re.findall(f"<!-- table: python benchmarks/{name}.py {what} -->\n(.*?)<!-- end", text, re.DOTALL)
     rows = bench.kept_rows.read(name)
-    assert rows and shown.strip() == bench.table(rows)
+    assert rows and shown.strip() == getattr(bench, what)(rows)
 
 
 def test_a_row_that_is_measured_again_replaces_the_old_one(tmp_path, monkeypatch):
