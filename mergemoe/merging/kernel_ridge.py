@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mergemoe.merging import output_mixtures, ridge_regression
+from mergemoe.merging.least_squares import mirror
 from mergemoe.merging.routed_features import RoutedFeatures
 from mergemoe.moe.experts import Experts, down_of
 from mergemoe.moe.finite import check_finite
@@ -61,7 +62,7 @@ def fit(
         rows, p = _group(passes, group)
         residual[rows] -= p @ down.T
         _add_lower(kernel, rows, p)
-    _mirror(kernel)
+    mirror(kernel)
     check_finite("sums over features and outputs of experts", kernel, residual)
     inner, outer = kernel[None, :count, :count], kernel[:count, count:]
     best, tried = ridges[0], dict[float, float]()
@@ -107,12 +108,3 @@ def _add_lower(kernel: Tensor, rows: Tensor, p: Tensor) -> None:
     for start in range(0, len(rows), ROWS):
         end = start + ROWS
         kernel[rows[start:end, None], rows[:end]] += p[start:end] @ p[:end].T
-
-
-def _mirror(kernel: Tensor) -> None:
-    """Copy the lower half to the upper one."""
-    for start in range(0, len(kernel), ROWS):
-        end = start + ROWS
-        kernel[:start, start:end] = kernel[start:end, :start].T
-        lower = kernel[start:end, start:end].tril()
-        kernel[start:end, start:end] = lower + lower.tril(-1).T

@@ -17,7 +17,7 @@ def solution(results):
     return torch.cat([down_of(result.expert) for result in results], 1)
 
 
-@pytest.mark.parametrize("tokens", [12, 150])
+@pytest.mark.parametrize("tokens", [12, 300])
 @pytest.mark.parametrize(("ridge", "mixtures"), [(1e-4, 256), (0.1, 256), ("auto", 256), ("auto", 3)])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_it_is_the_direct_solution(case, ridge, mixtures, tokens, monkeypatch):
