@@ -70,6 +70,14 @@ def test_it_is_the_direct_solution_however_many_rows_are_solved_at_once(problem,
     torch.testing.assert_close(solution(found), solution(direct), rtol=1e-4, atol=1e-5)
 
 
+def test_the_ridge_does_not_depend_on_how_many_mixtures_are_solved_at_once(monkeypatch):
+    """Each alone would stop where its own error rises, some of them at the largest ridge."""
+    monkeypatch.setattr(output_mixtures, "MIXTURES", 4)
+    problem = problems.problem(tokens=40)
+    one, all_ = (merge(joint, problem, memory=gigabytes(problem, rows))[0].record for rows in (1, 4))
+    assert one["ridge"] == all_["ridge"] < max(ridge_regression.GRID)
+
+
 def test_the_residual_is_that_of_the_problem_written_out(problem):
     experts = feature_rules.merged_experts(problem, problem.groups, "usage", 5)
     p, y = problems.written_out(problem, experts)

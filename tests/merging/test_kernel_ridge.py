@@ -63,3 +63,14 @@ def test_what_is_not_finite_is_refused():
     experts = feature_rules.merged_experts(problem, problem.groups, "usage", 5)
     with pytest.raises(UserError, match="NaN"):
         kernel_ridge.fit(RoutedFeatures(problem, experts, 1e9), experts, 0.1, memory=1.0)
+
+
+def test_group_by_group_is_tried_only_where_its_sums_have_room_beside_the_features(monkeypatch):
+    problem = problems.problem(tokens=12, width=200, hidden_size=9)
+    experts = feature_rules.merged_experts(problem, problem.groups, "usage", 200)
+    kept = RoutedFeatures(problem, experts, 1e9).bytes
+    sums = 8 * 4 * 200 * (2 * 200 + joint.HELD * 9)
+    monkeypatch.setattr(joint, "bytes_needed", lambda *args: 0)
+    for room, tried in ((1.01 * kept, True), (0.5 * kept, False)):
+        record = merge(joint, problem, memory=(sums + room) / 1e9)[0].record
+        assert "residual" not in record and ("heldout_error" in record) == tried

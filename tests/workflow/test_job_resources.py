@@ -24,7 +24,7 @@ from mergemoe.merging import neuron_selection
 from mergemoe.moe import layer_sizes
 from mergemoe.moe.tokens import Activations
 from mergemoe.workflow.config.params import read_params
-from mergemoe.workflow.planning import job_resources, layer_resources, plan
+from mergemoe.workflow.planning import job_resources, layer_resources, plan, solve_work
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GROUPINGS = {"half": {"by": "weights", "experts": 0.5}, "pairs": {"by": "selection", "experts": 0.5}}
@@ -307,3 +307,31 @@ def test_a_cuda_build_of_torch_takes_more_memory(line, more, tmp_path, monkeypat
         assert job_resources.cuda_libraries() == (job_resources.CUDA_BUILD if more else 0)
     finally:
         job_resources.cuda_libraries.cache_clear()
+
+
+LAYER = layer_resources.Layer(
+    experts=8, kept=4, width=100, kept_width=100, largest=2, numbers=3 * 8 * 100 * 300, bytes=2 * 3 * 8 * 100 * 300,
+    hidden=300, top_k=2, tokens=1000, inside=True,
+)  # fmt: skip
+
+
+def test_the_work_of_mergemoe_is_that_of_its_products():
+    """Features of all members (gate and up), H_j P^T, half of P P^T in float64, on all tokens; then what is left."""
+    products = 1000 * (8 * (4 * 300 * 100 + 2 * 100**2) + 2 * 4 * 100**2)
+    rest = 2 * 8 * 300 * 100**2 + 2 * 4 * 100**2 * (2 * 300 + solve_work.EIGEN * 100)
+    outputs = 1000 * 2 * (6 * 300 * 100) * 2
+    assert solve_work.solve_work(LAYER, "mergemoe", {}, "direct") == products + rest + outputs
+
+
+@pytest.mark.parametrize("way", ["direct", "kernel", "iterative", "streamed"])
+def test_the_work_of_a_joint_solve_is_at_least_its_factors_or_passes(way):
+    options = {"ridge": 0.1, "memory": 0.001}
+    rows, columns = 300 * solve_work.EXACT, 400
+    least = {
+        "direct": 2 * (columns**3 / 3 + 8 * 300 * columns**2),
+        "kernel": 2 * (1000**3 / 3 + 2 * 300 * 1000**2),
+        "iterative": rows * 4 * (2000 * 100 + 4 * 100**2),
+        "streamed": rows * 4 * (2000 * 100 + 4 * 100**2) + solve_work.EXACT * 8 * 2000 * 4 * 300 * 100,
+    }
+    work = solve_work.solve_work(LAYER, "joint", options, way)
+    assert least[way] < work < 8 * least[way]
