@@ -40,8 +40,8 @@ from mergemoe.moe.expert_forward import Activation  # noqa: E402
 from mergemoe.moe.tokens import Remembered  # noqa: E402
 from mergemoe.reconstruction.options import LAYER  # noqa: E402
 from mergemoe.reconstruction.refine import refine  # noqa: E402
-from mergemoe.workflow.planning.layer_resources import Layer, solve_held  # noqa: E402
-from mergemoe.workflow.planning.refine_resources import refine_held  # noqa: E402
+from mergemoe.workflow.planning.resources.layer_resources import Layer, solve_held  # noqa: E402
+from mergemoe.workflow.planning.resources.refine_resources import refine_held  # noqa: E402
 
 MADE = {"stage": "solve", "inputs": {}, "code": "benchmark"}
 SILU = Activation("silu")

@@ -1,4 +1,4 @@
-"""Compare what mergemoe/workflow/planning/job_resources.py estimates with what finished jobs took.
+"""Compare what mergemoe/workflow/planning/resources/job_resources.py estimates with what finished jobs took.
 
 python benchmarks/needs.py [PROJECT ...]    # folders with params.yaml and logs/, each after a run of snakemake
 python benchmarks/needs.py --make DIR       # writes one there: layers as wide as those of Qwen1.5-MoE-A2.7B
@@ -22,7 +22,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from mergemoe.workflow.config.params import Params, read_params  # noqa: E402
-from mergemoe.workflow.planning import job_resources  # noqa: E402
+from mergemoe.workflow.planning.resources import job_resources  # noqa: E402
 
 LINKED = ("Snakefile", "stages", "mergemoe", "data", "profiles", "envs")
 # The folders and the name of a log, below its rule's.

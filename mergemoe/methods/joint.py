@@ -12,13 +12,13 @@ from typing import Literal
 
 import torch
 
-from mergemoe.conjugate_gradients import joint_solve
-from mergemoe.conjugate_gradients.rows import bytes_needed
-from mergemoe.merging import feature_rules, kernel_ridge, ridge_regression
+from mergemoe.joint_solves import conjugate_gradients, kernel_ridge
+from mergemoe.joint_solves.routed_features import RoutedFeatures
+from mergemoe.joint_solves.rows import bytes_needed
+from mergemoe.merging import feature_rules, ridge_regression
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.layer_moments import layer_sums
 from mergemoe.merging.least_squares import effective_rank
-from mergemoe.merging.routed_features import RoutedFeatures
 from mergemoe.moe.experts import Experts, down_of, joined, with_down
 from mergemoe.moe.layer_sizes import MIXTURES
 from mergemoe.moe.problem import Merged, Problem
@@ -47,7 +47,7 @@ def merge(
     elif by_kernel := kernel_ridge.fit(passes, experts, ridge, memory):
         solved, record = by_kernel, MethodRecord(objective=passes.errors(by_kernel.downs[0]))
     else:
-        solved, record = joint_solve.fit(problem, experts, passes, ridge, memory)
+        solved, record = conjugate_gradients.fit(problem, experts, passes, ridge, memory)
     tokens, unknowns = problem.reader.count(), kept * len(experts)
     layer = ridge_regression.diagnose_tokens(tokens, unknowns, "the layer")
     record["layer_tokens"], record["layer_unknowns"] = layer["tokens"], layer["unknowns"]

@@ -12,7 +12,8 @@ from mergemoe.artifacts import paths, stages
 from mergemoe.artifacts.stage import Holds, Stage
 from mergemoe.artifacts.stages import STAGES
 from mergemoe.workflow.config.params import read_params
-from mergemoe.workflow.planning import job_resources, jobs, plan
+from mergemoe.workflow.planning import jobs, plan
+from mergemoe.workflow.planning.resources import job_resources
 from stages import ledger
 from stages.support import expected
 from stages.support.graph import Graph

@@ -24,7 +24,8 @@ from mergemoe.merging import neuron_selection
 from mergemoe.moe import layer_sizes
 from mergemoe.moe.tokens import Activations
 from mergemoe.workflow.config.params import read_params
-from mergemoe.workflow.planning import job_resources, layer_resources, plan, solve_work
+from mergemoe.workflow.planning import plan
+from mergemoe.workflow.planning.resources import job_resources, layer_resources, solve_work
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GROUPINGS = {"half": {"by": "weights", "experts": 0.5}, "pairs": {"by": "selection", "experts": 0.5}}
@@ -127,7 +128,7 @@ def test_every_stage_of_the_demo_has_an_estimate():
 
 def test_importing_it_imports_neither_torch_nor_transformers_nor_snakemake():
     heavy = "print({'torch', 'transformers', 'snakemake'} & set(sys.modules))"
-    code = f"import sys, mergemoe.workflow.planning.job_resources; {heavy}"
+    code = f"import sys, mergemoe.workflow.planning.resources.job_resources; {heavy}"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
 
 

@@ -11,7 +11,8 @@ from tiny_project import ROOT, snakemake
 from mergemoe.artifacts.stages import recorded_stages
 from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import read_params
-from mergemoe.workflow.planning import job_resources, jobs, plan, slurm, slurm_table
+from mergemoe.workflow.planning import jobs, plan, slurm, slurm_table
+from mergemoe.workflow.planning.resources import job_resources
 
 NAMES = {
     "model": "demo",

@@ -18,7 +18,7 @@ from mergemoe.workflow.config.params import Params
 from mergemoe.workflow.planning import jobs
 from mergemoe.workflow.planning.block_formats import formats_table
 from mergemoe.workflow.planning.model_counts import ModelCounts, model_counts
-from mergemoe.workflow.planning.refine_resources import refine_scratch
+from mergemoe.workflow.planning.resources.refine_resources import refine_scratch
 
 
 def kept_per_layer(params: Params, run: Run) -> dict[int, tuple[int, int]]:

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import Params
-from mergemoe.workflow.planning import job_resources
-from mergemoe.workflow.planning.job_resources import Need
+from mergemoe.workflow.planning.resources import job_resources
+from mergemoe.workflow.planning.resources.job_resources import Need
 
 PROFILE = Path("profiles", "slurm")
 START = 5.0  # minutes: of Snakemake and imports, on a file system that answers slowly

@@ -17,14 +17,14 @@ from typing import Literal
 import torch
 
 from mergemoe.artifacts import store
-from mergemoe.conjugate_gradients import solver_state
-from mergemoe.conjugate_gradients.recursion import Blocks
-from mergemoe.conjugate_gradients.rows import slabs
-from mergemoe.conjugate_gradients.rows_solver import RowsSolver
 from mergemoe.errors import UserError
+from mergemoe.joint_solves import solver_state
+from mergemoe.joint_solves.recursion import Blocks
+from mergemoe.joint_solves.routed_features import RoutedFeatures
+from mergemoe.joint_solves.rows import slabs
+from mergemoe.joint_solves.rows_solver import RowsSolver
 from mergemoe.merging import output_mixtures, ridge_regression
 from mergemoe.merging.least_squares import add_lower, mirror
-from mergemoe.merging.routed_features import RoutedFeatures
 from mergemoe.moe.experts import Experts, down_of
 from mergemoe.moe.problem import Problem
 from mergemoe.moe.records import MethodRecord

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from mergemoe.artifacts import store
-from mergemoe.conjugate_gradients import recursion, solver_state
-from mergemoe.conjugate_gradients.recursion import Blocks, Descent
-from mergemoe.conjugate_gradients.rows import Rows
 from mergemoe.errors import UserError
+from mergemoe.joint_solves import recursion, solver_state
+from mergemoe.joint_solves.recursion import Blocks, Descent
+from mergemoe.joint_solves.routed_features import RoutedFeatures, Weighted
+from mergemoe.joint_solves.rows import Rows
 from mergemoe.merging import ridge_regression
 from mergemoe.merging.layer_output import layer_output
-from mergemoe.merging.routed_features import RoutedFeatures, Weighted
 from mergemoe.progress import Progress
 
 SAVE_EVERY = 60.0  # seconds

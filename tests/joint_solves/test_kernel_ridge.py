@@ -5,10 +5,10 @@ import pytest
 import torch
 from problems import CASES, merge
 
-from mergemoe.conjugate_gradients import joint_solve
 from mergemoe.errors import UserError
-from mergemoe.merging import feature_rules, kernel_ridge, output_mixtures
-from mergemoe.merging.routed_features import RoutedFeatures
+from mergemoe.joint_solves import conjugate_gradients, kernel_ridge
+from mergemoe.joint_solves.routed_features import RoutedFeatures
+from mergemoe.merging import feature_rules, output_mixtures
 from mergemoe.methods import joint
 from mergemoe.moe.experts import down_of
 
@@ -23,7 +23,7 @@ def solution(results):
 def test_it_is_the_direct_solution(case, ridge, mixtures, tokens, monkeypatch):
     monkeypatch.setattr(output_mixtures, "MIXTURES", mixtures)
     monkeypatch.setattr(kernel_ridge, "ROWS", 5)
-    monkeypatch.setattr(joint_solve, "fit", None)
+    monkeypatch.setattr(conjugate_gradients, "fit", None)
     problem = problems.problem(**case, tokens=tokens)
     direct = merge(joint, problem, ridge=ridge)
     monkeypatch.setattr(joint, "COPIES", 1e9)
@@ -51,8 +51,8 @@ def test_priors_stay_as_they_were():
 def test_it_is_taken_if_its_kernel_fits_and_is_not_drowned_by_one_neuron(tokens, massive, taken, monkeypatch):
     problem = problems.problem(tokens=tokens, width=200, hidden_size=9)
     problem.experts.up[:, 0] *= massive
-    solve, found = joint_solve.fit, []
-    monkeypatch.setattr(joint_solve, "fit", lambda *args: found.append(1) or solve(*args))
+    solve, found = conjugate_gradients.fit, []
+    monkeypatch.setattr(conjugate_gradients, "fit", lambda *args: found.append(1) or solve(*args))
     merge(joint, problem, ridge=1e-3, memory=0.006)
     assert bool(found) != taken
 

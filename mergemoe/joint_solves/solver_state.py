@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from mergemoe.artifacts import store
-from mergemoe.conjugate_gradients.rows import Rows
 from mergemoe.errors import ArtifactError
+from mergemoe.joint_solves.rows import Rows
 
 
 def saved_rows(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mergemoe.workflow.planning.layer_resources import Held, Layer
+from mergemoe.workflow.planning.resources.layer_resources import Held, Layer
 
 STATE = 28  # bytes of each number of the kept experts: weight, gradient, two moments, the best so far, and copies
 STILL = 12  # the same, if no step is taken

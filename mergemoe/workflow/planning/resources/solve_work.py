@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mergemoe.moe.layer_sizes import MIXTURES
 
 if TYPE_CHECKING:
-    from mergemoe.workflow.planning.layer_resources import Layer
+    from mergemoe.workflow.planning.resources.layer_resources import Layer
 
 Way = Literal["direct", "kernel", "iterative", "streamed"]
 UNSOLVED = ("average", "msmoe", "hcsmoe", "zipit", "oracle", "reap", "unsolved")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mergemoe.moe import layer_sizes
-from mergemoe.workflow.planning.solve_work import UNSOLVED, Way, pooled, solve_work
+from mergemoe.workflow.planning.resources.solve_work import UNSOLVED, Way, pooled, solve_work
 
 GRAM = 6.5  # times the bytes of Gram matrix and cross moments in float64: fitted, held out, damped, factored
 CHUNK = 4096  # tokens that are read at once

@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mergemoe.joint_solves.routed_features import RoutedFeatures
 from mergemoe.merging import output_mixtures, ridge_regression
 from mergemoe.merging.least_squares import mirror
-from mergemoe.merging.routed_features import RoutedFeatures
 from mergemoe.moe.experts import Experts, down_of
 from mergemoe.moe.finite import check_finite
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mergemoe.moe import layer_sizes
-from mergemoe.workflow.planning.layer_resources import Held, Layer
-from mergemoe.workflow.planning.refine_resources import refine_held
+from mergemoe.workflow.planning.resources.layer_resources import Held, Layer
+from mergemoe.workflow.planning.resources.refine_resources import refine_held
 
 TRIED = 4  # numbers of bits with which each matrix is tried, if a budget of bits is spent by error
 ROLES = 3

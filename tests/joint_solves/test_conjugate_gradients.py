@@ -21,13 +21,13 @@ from tiny_project import ROOT
 
 from benchmarks.memory import MB, anonymous
 from mergemoe.artifacts import store
-from mergemoe.conjugate_gradients import joint_solve, recursion, rows_solver
-from mergemoe.conjugate_gradients.rows import VECTORS, slabs
 from mergemoe.errors import UserError
+from mergemoe.joint_solves import conjugate_gradients, recursion, rows_solver
+from mergemoe.joint_solves.routed_features import RoutedFeatures
+from mergemoe.joint_solves.rows import VECTORS, slabs
 from mergemoe.merging import feature_rules, output_mixtures, ridge_regression
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.layer_moments import layer_sums
-from mergemoe.merging.routed_features import RoutedFeatures
 from mergemoe.methods import catalogue, joint, select, slim
 from mergemoe.moe.experts import down_of, joined
 from mergemoe.moe.router_rule import Router, Rule
@@ -83,7 +83,9 @@ def test_the_residual_is_that_of_the_problem_written_out(problem):
     p, y = problems.written_out(problem, experts)
     w0 = torch.cat([down_of(expert) for expert in experts], 1).numpy()
     penalty = 0.01 * np.quantile((p**2).sum(0), 0.5, method="lower")
-    solved, record = joint_solve.fit(problem, experts, RoutedFeatures(problem, experts, 0), 0.01, gigabytes(problem, 7))
+    solved, record = conjugate_gradients.fit(
+        problem, experts, RoutedFeatures(problem, experts, 0), 0.01, gigabytes(problem, 7)
+    )
     w = solved.downs[0].numpy()
     b = (y - p @ w0.T).T @ p
     residual = np.linalg.norm(b - (w - w0) @ (p.T @ p + penalty * np.eye(p.shape[1]))) / np.linalg.norm(b)
@@ -111,9 +113,8 @@ def test_the_objective_is_the_direct_ones(seed, tokens, ridge, massive):
         squared = (RoutedFeatures(problem, experts, 0).errors(w)["fit"] or 0.0) * float(moments.energy)
         return squared + penalty * float((w - w0).square().sum())
 
-    (found,) = joint_solve.fit(problem, experts, RoutedFeatures(problem, experts, 0), ridge, gigabytes(problem, 7))[
-        0
-    ].downs
+    passes = RoutedFeatures(problem, experts, 0)
+    (found,) = conjugate_gradients.fit(problem, experts, passes, ridge, gigabytes(problem, 7))[0].downs
     assert objective(found) == pytest.approx(
         objective(ridge_regression.solve_toward_prior(moments, w0[None], penalty)[0]), rel=1e-6
     )
@@ -235,7 +236,7 @@ def test_a_solve_that_died_goes_on_and_ends_the_same(tmp_path, monkeypatch, mixt
             solved(problem, scratch, ridge)
         with monkeypatch.context() as patch:
             again = dies(patch, None)
-            patch.setattr(joint_solve.Blocks, "factor", None)  # they are not made again
+            patch.setattr(conjugate_gradients.Blocks, "factor", None)  # they are not made again
             found = solved(problem, scratch, ridge)
         assert torch.equal(solution(found), solution(whole))
         assert found[0].record == whole[0].record
@@ -277,7 +278,7 @@ def test_a_solution_that_is_damaged_is_made_anew(tmp_path):
 
 DIES = """\
 import os, signal, sys
-from mergemoe.conjugate_gradients import rows_solver
+from mergemoe.joint_solves import rows_solver
 from stages import solve
 calls, add = [], rows_solver.add_cross
 rows_solver.SAVE_EVERY = 0.0

@@ -23,10 +23,10 @@ from mergemoe.workflow.config.base import Text
 from mergemoe.workflow.config.evaluate import Evaluate
 from mergemoe.workflow.config.params import Capture, Params
 from mergemoe.workflow.planning import plan
-from mergemoe.workflow.planning.layer_resources import Held, Layer, halved, solve_held
 from mergemoe.workflow.planning.model_counts import model_counts
-from mergemoe.workflow.planning.quantize_resources import quantize_held
-from mergemoe.workflow.planning.refine_resources import refine_held
+from mergemoe.workflow.planning.resources.layer_resources import Held, Layer, halved, solve_held
+from mergemoe.workflow.planning.resources.quantize_resources import quantize_held
+from mergemoe.workflow.planning.resources.refine_resources import refine_held
 
 MARGIN = 1.2  # for other machines, allocators and versions
 GPU_ALLOWANCE = 2000  # MB of context, kernels and workspaces: an assumption, measured on no GPU

@@ -1,0 +1,1 @@
+"""The needs of a job before it runs: memory, disk and work."""
