@@ -92,7 +92,7 @@ bench-refine bench-frontier: bench-%: .venv/run
 	.venv/bin/python benchmarks/$*.py table
 
 bench-speed: .venv/run
-	set -e; for name in solve layer capture inference overhead; do .venv/bin/python benchmarks/$$name.py; done
+	set -e; for name in solve layer rates capture inference overhead; do .venv/bin/python benchmarks/$$name.py; done
 
 check: .venv/dev
 	.venv/bin/ruff check

@@ -9,7 +9,7 @@ from snakemake.utils import min_version
 
 from mergemoe.artifacts import paths
 from mergemoe.workflow.config.params_file import check_files
-from stages.support import runs
+from stages.support import runs, worker
 from stages.support.mistakes import plain_errors
 from stages.support.rules import SHELL, page_parts, prepare
 from stages.support.tracking import files_below
@@ -37,6 +37,8 @@ wildcard_constraints:
 onstart:
     with plain_errors():
         runs.begin_run(graph, workflow.touch, workflow.dag_settings)
+        if workflow.local_exec:
+            worker.start_if_asked()
 
 
 onsuccess:

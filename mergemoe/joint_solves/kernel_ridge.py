@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mergemoe.joint_solves.routed_features import RoutedFeatures
 from mergemoe.merging import output_mixtures, ridge_regression
-from mergemoe.merging.least_squares import mirror
 from mergemoe.moe.experts import Experts, down_of
 from mergemoe.moe.finite import check_finite
+from mergemoe.moe.typed_torch import cholesky_in_place, solve_factored
 
 ROWS = 1024  # of the kernel that are one product
 ROUNDING = 1e-4  # share of D; the objective then exceeds its minimum by less than 1e-6
@@ -25,9 +25,10 @@ ROUNDING = 1e-4  # share of D; the objective then exceeds its minimum by less th
 
 def bytes_needed(passes: RoutedFeatures) -> float:
     """Return the bytes that the solve holds besides the experts and the solution; infinite if no features are kept."""
-    count, width = sum(passes.count(part) for part in (False, True)), passes.width
-    # The kernel, damped and its factor; targets, residuals and solution per token; features of a group in float64.
-    held = 8 * count * (3 * count + 3 * passes.hidden + 4 * width)
+    fitted, heldout, width = passes.count(heldout=False), passes.count(heldout=True), passes.width
+    count = fitted + heldout
+    # The kernel and a factor; residuals, two triangular solves and their mixtures; features of a group in float64.
+    held = 8 * (count * fitted + fitted**2 + count * (4 * passes.hidden + 4 * width))
     return passes.bytes + held if passes.bytes else math.inf
 
 
@@ -57,30 +58,32 @@ def fit(
     if torch.finfo(torch.float64).eps * float(energies.sum()) > ROUNDING * min(ridges) * scale:
         return None
     residual = torch.cat([y for part in (False, True) for _, y in passes.remembered(part)])
-    kernel = residual.new_zeros(len(residual), len(residual))
+    kernel = residual.new_zeros(len(residual), count)
     for group, down in enumerate(downs):
         rows, p = _group(passes, group)
         residual[rows] -= p @ down.T
         _add_lower(kernel, rows, p)
-    mirror(kernel)
     check_finite("sums over features and outputs of experts", kernel, residual)
-    inner, outer = kernel[None, :count, :count], kernel[:count, count:]
     best, tried = ridges[0], dict[float, float]()
     if len(ridges) > 1:
         mixtures = output_mixtures.mixtures(residual.shape[1], residual.device)
         mixed = residual if mixtures is None else residual @ mixtures.T
         for candidate in sorted(ridges, reverse=True):
-            found = ridge_regression.damped_solution(inner, mixed[None, :count].mT, candidate * scale)[0]
-            tried[candidate] = float((mixed[count:].T - found @ outer).square().sum())
+            found = _damped_solution(kernel[:count], mixed[:count], candidate * scale)
+            if found is None:
+                return None
+            tried[candidate] = float((mixed[count:] - kernel[count:] @ found).square().sum())
             if tried[candidate] > ridge_regression.RISEN * min(tried.values()):
                 break
         best = min(sorted(tried), key=lambda candidate: tried[candidate])
-    found = ridge_regression.damped_solution(inner, residual[None, :count].mT, best * scale)[0]
-    exact = float((residual[count:].T - found @ outer).square().sum())
-    del kernel, inner, outer, residual
+    found = _damped_solution(kernel[:count], residual[:count], best * scale)
+    if found is None:
+        return None
+    exact = float((residual[count:] - kernel[count:] @ found).square().sum())
+    del kernel, residual
     for group, down in enumerate(downs):
         rows, p = _group(passes, group, heldout=False)
-        downs[group] = down + found[:, rows] @ p
+        downs[group] = down + found[rows].T @ p
     solved = torch.cat(downs, 1)[None]
     if len(ridges) == 1:
         return ridge_regression.Fit(solved, best, None)
@@ -104,7 +107,16 @@ def _group(passes: RoutedFeatures, group: int, heldout: bool = True) -> tuple[Te
 
 
 def _add_lower(kernel: Tensor, rows: Tensor, p: Tensor) -> None:
-    """Add P^T P of some tokens to the kernel, at and left of the blocks on the diagonal."""
+    """Add P^T P of some tokens to the kernel, at and left of the blocks on the diagonal; it has no held-out columns."""
+    fitted = int((rows < kernel.shape[1]).sum())
     for start in range(0, len(rows), ROWS):
         end = start + ROWS
-        kernel[rows[start:end, None], rows[:end]] += p[start:end] @ p[:end].T
+        until = min(end, fitted)
+        kernel[rows[start:end, None], rows[:until]] += p[start:end] @ p[:until].T
+
+
+def _damped_solution(kernel: Tensor, residual: Tensor, penalty: float) -> Tensor | None:
+    """Return (P^T P + D)^-1 R [T, m] of the lower triangle of P^T P and R [T, m]; None if rounding leaves no factor."""
+    factor = kernel.clone()
+    factor.diagonal().add_(penalty)
+    return None if cholesky_in_place(factor) else solve_factored(factor, residual)

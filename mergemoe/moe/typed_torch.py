@@ -52,3 +52,18 @@ def eigvalsh(matrices: Tensor) -> Tensor:
 def cholesky(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Return the Cholesky factors, and for each matrix a number that is not 0 if it has none."""
     return _linalg.cholesky_ex(matrices)
+
+
+def cholesky_in_place(matrix: Tensor) -> int:
+    """Put the Cholesky factor L into the lower triangle of a row-major matrix; return a number, not 0 if it has none.
+
+    Only that triangle is read, and no memory is taken: LAPACK works on columns, and those of the transpose are rows.
+    """
+    columns, failed = matrix.mT, torch.empty((), dtype=torch.int32, device=matrix.device)
+    _linalg.cholesky_ex(columns, upper=True, out=(columns, failed))
+    return int(failed)
+
+
+def solve_factored(factor: Tensor, right: Tensor) -> Tensor:
+    """Return (L L^T)^-1 R of L in the lower triangle of `factor`; unlike cholesky_solve, without a copy of it."""
+    return _linalg.solve_triangular(factor.mT, _linalg.solve_triangular(factor, right, upper=False), upper=True)

@@ -19,7 +19,7 @@ from mergemoe.artifacts.stages import STAGES
 from mergemoe.errors import UserError
 from mergemoe.workflow.config.params import read_params
 from mergemoe.workflow.planning import preflight
-from stages.support import resources, runs
+from stages.support import resources, runs, worker
 from stages.support.graph import Graph
 
 # Snakemake reruns a job if this text or the parameters `cfg` and `code` changed. It does not compare `options`, which
@@ -45,6 +45,8 @@ def prepare(workflow: Any, config: Mapping[str, Any]) -> Graph:
     if sys.flags.optimize > 1:
         raise UserError("PYTHONOPTIMIZE is 2, which takes away docstrings that transformers needs. Unset it")
     use_this_python()
+    if workflow.remote_exec:  # the jobs of a group, on a node
+        worker.start_if_asked()
     runs.refuse_another_folder(workflow.basedir)
     runs.refuse_if_over()
     runs.refuse_a_link()

@@ -16,7 +16,7 @@ def loaded(name):
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [*((name, "table") for name in ("solve", "layer", "capture", "inference", "overhead")), ("layer", "line")],
+    [*((name, "table") for name in ("solve", "layer", "rates", "capture", "inference", "overhead")), ("layer", "line")],
 )
 def test_the_documents_show_what_was_measured(name, what):
     bench, text = loaded(name), (ROOT / "docs/performance.md").read_text()

@@ -106,7 +106,7 @@ def _joint(layer: Layer, options: Mapping[str, Any]) -> tuple[Held, Way]:
     if grams.tensors <= memory:
         return grams, "direct"
     features = tokens * (min(layer.top_k, layer.kept) * (4 * layer.kept_width + 12) + 8 * layer.hidden)
-    kernel = features + 8 * tokens * (3 * tokens + 3 * layer.hidden + 4 * layer.kept_width)
+    kernel = features + 8 * tokens * (2 * tokens + 4 * layer.hidden + 4 * layer.kept_width)
     if features > memory / 2:
         way: Way = "streamed"
     else:
