@@ -4,6 +4,7 @@ python benchmarks/layer.py [--methods mergemoe routed select] [--width qwen1.5-m
     [--tokens 4096] [--threads 1] [--steps N]
 python benchmarks/layer.py table      # reads benchmarks/results/layer.json
 python benchmarks/layer.py line       # how the seconds grow with the tokens
+python benchmarks/layer.py model      # what all layers of a model would take
 
 Groups of neighbours; a token chooses K experts in the share that these have of the whole layer, but at least one.
 `--steps` also refines the solved layer by so many steps. Products are matrix products: their seconds, and the share of
@@ -27,10 +28,10 @@ import stages  # noqa: E402, F401  # sets MKL's code path and thread counts befo
 # isort: split
 import kept_rows  # noqa: E402
 import machine  # noqa: E402
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import widths  # noqa: E402
 from clock import Clock  # noqa: E402
+from layer_tables import line, model, table  # noqa: E402
 
 from mergemoe.artifacts import store  # noqa: E402
 from mergemoe.calibration.activation_file import Reader, Writer  # noqa: E402
@@ -45,6 +46,7 @@ from mergemoe.workflow.planning.resources.refine_resources import refine_held  #
 
 MADE = {"stage": "solve", "inputs": {}, "code": "benchmark"}
 SILU = Activation("silu")
+TABLES = {"table": table, "line": line, "model": model}
 
 
 def measure(method: str, tokens: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def measure(method: str, tokens: int, args: argparse.Namespace) -> dict[str, Any
                 refining = time.perf_counter() - middle
             clock.timed("files", store.write_tensors)(path.with_suffix(".safetensors"), tensors, MADE)
             seconds = time.perf_counter() - start
+    operations = counted(used, tokens, method, options, args)
     return {
         "seconds": seconds,
         "refine_seconds": refining if args.steps else None,
@@ -83,7 +86,8 @@ def measure(method: str, tokens: int, args: argparse.Namespace) -> dict[str, Any
         "rates": {name: clock.operations[name] / rates[name] / max(clock.seconds[name], 1e-9) for name in rates},
         "decompositions": clock.seconds["decompositions"],
         "files": clock.seconds["files"],
-        "counted_seconds": counted(used, tokens, method, options, args) / rates["torch.float32"],
+        "counted_operations": operations,
+        "counted_seconds": operations / rates["torch.float32"],
         "peak_bytes": peak.bytes,
         "output_error": errors,
     }
@@ -118,65 +122,10 @@ def write_capture(path: Path, tokens: Remembered) -> None:
     writer.close({**MADE, "layer": 0})
 
 
-def name(row: kept_rows.Row) -> str:
-    """Return what was measured, in words."""
-    refined = f" + {row['steps']} steps" if row["steps"] else ""
-    threads = f", {row['threads']} threads" if row["threads"] > 1 else ""
-    return f"{row['method']}{refined}, {row['width']} {row['experts']}→{row['kept']}{threads}"
-
-
-def table(rows: list[kept_rows.Row]) -> str:
-    """Return the figures as Markdown."""
-    head = [
-        "processor",
-        "method, layer",
-        "tokens",
-        "s",
-        "counted",
-        "float32 products",
-        "float64 products",
-        "of the rate",
-    ]
-    head += ["decompositions", "files", "other", "MB"]
-    lines: list[list[str]] = []
-    for row in rows:
-        products, rates = row["products"].values(), row["rates"].values()
-        other = row["seconds"] - sum(products) - row["decompositions"] - row["files"]
-        cells = [
-            row["machine"]["processor"],
-            name(row),
-            f"{row['tokens']:,}",
-            f"{row['seconds']:,.1f}",
-            f"{row['counted_seconds']:,.1f}",
-            *(f"{seconds:,.1f}" for seconds in products),
-            " and ".join(f"{rate:.0%}" for rate in rates),
-            *(f"{seconds:,.1f}" for seconds in (row["decompositions"], row["files"], other)),
-            f"{row['peak_bytes'] / 1e6:,.0f}",
-        ]
-        lines.append(cells)
-    return kept_rows.markdown(head, lines)
-
-
-def line(rows: list[kept_rows.Row]) -> str:
-    """Return, for what was measured at three or more numbers of tokens, the straight line nearest to the seconds."""
-    lines: list[list[str]] = []
-    for what in dict.fromkeys(map(name, rows)):
-        own = sorted((row for row in rows if name(row) == what), key=lambda row: row["tokens"])
-        if len(own) < 3:
-            continue
-        tokens, seconds = (np.array([row[key] for row in own]) for key in ("tokens", "seconds"))
-        slope, start = np.polyfit(tokens, seconds, 1)
-        off = np.abs(start + slope * tokens - seconds) / seconds
-        memory = " ".join(f"{row['peak_bytes'] / 1e6:,.0f}" for row in own)
-        counts = " ".join(f"{count:,}" for count in tokens)
-        lines.append([what, counts, f"{start:.1f} + {1000 * slope:.2f} per 1,000 tokens", f"{off.max():.0%}", memory])
-    return kept_rows.markdown(["method, layer", "tokens", "seconds", "farthest off", "MB"], lines)
-
-
 def main() -> None:
     """Read the command line; measure, keep the figures, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="measure", choices=["measure", "table", "line"])
+    parser.add_argument("what", nargs="?", default="measure", choices=["measure", *TABLES])
     parser.add_argument("--methods", nargs="+", default=["mergemoe", "routed", "select"], choices=catalogue.METHODS)
     parser.add_argument("--width", default="qwen1.5-moe", choices=widths.WIDTHS)
     parser.add_argument("--experts", type=int, default=4)
@@ -190,7 +139,7 @@ def main() -> None:
     for method, tokens in itertools.product(args.methods, args.tokens) if args.what == "measure" else ():
         row = {"method": method, "tokens": tokens, **settings, "machine": machine.describe()}
         kept_rows.keep("layer", row, measure(method, tokens, args))
-    print((line if args.what == "line" else table)(kept_rows.read("layer")))
+    print(TABLES.get(args.what, table)(kept_rows.read("layer")))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import memory
 import torch
 import widths
 from clock import Clock
+from torch import Tensor
 from transformers import Qwen3MoeConfig
 
 from mergemoe.calibration.activation_file import Reader
@@ -109,7 +110,7 @@ def measure(stage: str, args: argparse.Namespace) -> dict[str, Any]:
             return solve(experts, places, usage, reader, layer.SILU, method="select", **options)[0]
 
         def grouping() -> None:
-            problem = Problem(experts.to(torch.float32), [], reader, layer.SILU)
+            problem = Problem(experts.map(Tensor.float), [], reader, layer.SILU)
             profiled: Any = {"usage": usage}
             group_experts("selection", args.kept, problem, profiled, used.inner, search="quick")
 

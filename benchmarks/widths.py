@@ -14,18 +14,19 @@ ALIKE = 0.7  # share of an expert's weights that its neighbour has, too
 
 
 class Width(NamedTuple):
-    """The sizes of a layer: H, I, N experts, K per token."""
+    """The sizes of a layer: H, I, N experts, K per token; and the MoE layers of the model."""
 
     hidden: int
     inner: int
     experts: int
     top_k: int
+    layers: int
 
 
 WIDTHS = {
-    "qwen1.5-moe": Width(2048, 1408, 60, 4),
-    "qwen3-30b-a3b": Width(2048, 768, 128, 8),
-    "deepseek-moe-16b": Width(2048, 1408, 64, 6),
+    "qwen1.5-moe": Width(2048, 1408, 60, 4, 24),
+    "qwen3-30b-a3b": Width(2048, 768, 128, 8, 48),
+    "deepseek-moe-16b": Width(2048, 1408, 64, 6, 27),
 }
 
 
