@@ -31,7 +31,7 @@ import machine  # noqa: E402
 import torch  # noqa: E402
 import widths  # noqa: E402
 from clock import Clock  # noqa: E402
-from layer_tables import line, model, table  # noqa: E402
+from layer_tables import chosen, counted, line, model, table  # noqa: E402
 
 from mergemoe.artifacts import store  # noqa: E402
 from mergemoe.calibration.activation_file import Reader, Writer  # noqa: E402
@@ -41,8 +41,6 @@ from mergemoe.moe.expert_forward import Activation  # noqa: E402
 from mergemoe.moe.tokens import Remembered  # noqa: E402
 from mergemoe.reconstruction.options import LAYER  # noqa: E402
 from mergemoe.reconstruction.refine import refine  # noqa: E402
-from mergemoe.workflow.planning.resources.layer_resources import Layer, solve_held  # noqa: E402
-from mergemoe.workflow.planning.resources.refine_resources import refine_held  # noqa: E402
 
 MADE = {"stage": "solve", "inputs": {}, "code": "benchmark"}
 SILU = Activation("silu")
@@ -51,14 +49,12 @@ TABLES = {"table": table, "line": line, "model": model}
 
 def measure(method: str, tokens: int, args: argparse.Namespace) -> dict[str, Any]:
     """Return the seconds of one layer by what they were spent on."""
-    whole = widths.WIDTHS[args.width]
-    used = whole._replace(experts=args.experts, top_k=max(1, round(whole.top_k * args.experts / whole.experts)))
+    used = widths.part(args.width, args.experts)
     experts = widths.random_experts(used)
     rows = widths.random_tokens(used, tokens, held=0.1)
     usage = torch.bincount(rows.rows["expert_index"].flatten().long(), minlength=used.experts).tolist()
-    options = {name: option.default for name, option in catalogue.METHODS[method].options.items()}
-    options = {name: value for name, value in catalogue.complete(method, options).items() if value is not None}
-    rates = {f"torch.{name}": machine.product_rate(getattr(torch, name)) for name in ("float32", "float64")}
+    options = chosen(method)
+    rates = machine.product_rates()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "results/layer_000.h5")
         path.parent.mkdir()
@@ -72,13 +68,14 @@ def measure(method: str, tokens: int, args: argparse.Namespace) -> dict[str, Any
                 tensors, record = solve(experts, places, usage, reader, SILU, method=method, **options)
                 errors, middle = dict(record["output_error"]), time.perf_counter()
                 if args.steps:
-                    chosen = {name: option.default for name, option in LAYER.items()} | {"steps": args.steps}
-                    tensors, refined = refine(experts, tensors, reader, SILU, scratch=Path(folder), **chosen)
+                    settings = {name: option.default for name, option in LAYER.items()} | {"steps": args.steps}
+                    tensors, refined = refine(experts, tensors, reader, SILU, scratch=Path(folder), **settings)
                     errors = dict(refined["output_error"])
                 refining = time.perf_counter() - middle
             clock.timed("files", store.write_tensors)(path.with_suffix(".safetensors"), tensors, MADE)
             seconds = time.perf_counter() - start
-    operations = counted(used, tokens, method, options, args)
+    rates = machine.faster(rates, machine.product_rates())
+    operations = counted({**vars(args), "method": method, "tokens": tokens})
     return {
         "seconds": seconds,
         "refine_seconds": refining if args.steps else None,
@@ -86,31 +83,10 @@ def measure(method: str, tokens: int, args: argparse.Namespace) -> dict[str, Any
         "rates": {name: clock.operations[name] / rates[name] / max(clock.seconds[name], 1e-9) for name in rates},
         "decompositions": clock.seconds["decompositions"],
         "files": clock.seconds["files"],
-        "counted_operations": operations,
         "counted_seconds": operations / rates["torch.float32"],
         "peak_bytes": peak.bytes,
         "output_error": errors,
     }
-
-
-def counted(used: widths.Width, tokens: int, method: str, options: dict[str, Any], args: argparse.Namespace) -> float:
-    """Return the operations that `mergemoe plan` counts for the layer."""
-    numbers = 3 * used.hidden * used.inner * used.experts
-    layer = Layer(
-        experts=used.experts,
-        kept=args.kept,
-        width=used.inner,
-        kept_width=used.inner,
-        largest=-(-used.experts // args.kept),
-        numbers=numbers,
-        bytes=2 * numbers,
-        hidden=used.hidden,
-        top_k=used.top_k,
-        tokens=tokens,
-        inside=True,
-    )
-    refining = {name: option.default for name, option in LAYER.items()} | {"steps": args.steps}
-    return solve_held(layer, method, options).flops + (refine_held(layer, refining).flops if args.steps else 0)
 
 
 def write_capture(path: Path, tokens: Remembered) -> None:

@@ -1,12 +1,47 @@
-"""The tables of benchmarks/layer.py."""
+"""The tables of benchmarks/layer.py, and the operations that `mergemoe plan` counts for one of its layers."""
+
+from typing import Any
 
 import kept_rows
 import numpy as np
 import widths
 
+from mergemoe.methods import catalogue
+from mergemoe.reconstruction.options import LAYER
+from mergemoe.workflow.planning.resources.layer_resources import Layer, solve_held
+from mergemoe.workflow.planning.resources.refine_resources import refine_held
+
 # Operations per second that the data sheet of an H100 SXM names, for float32 and for float64 in tensor cores alike
 # (NVIDIA H100 Tensor Core GPU data sheet). Nothing was measured on one.
 H100 = 67e12
+
+
+def chosen(method: str) -> dict[str, Any]:
+    """Return the options of a method where params.yaml gives none."""
+    options = {name: option.default for name, option in catalogue.METHODS[method].options.items()}
+    return {name: value for name, value in catalogue.complete(method, options).items() if value is not None}
+
+
+def counted(row: kept_rows.Row) -> float:
+    """Return the operations of a layer with these settings, those in float64 counting twice."""
+    used = widths.part(row["width"], row["experts"])
+    numbers = 3 * used.hidden * used.inner * used.experts
+    layer = Layer(
+        experts=used.experts,
+        kept=row["kept"],
+        width=used.inner,
+        kept_width=used.inner,
+        largest=-(-used.experts // row["kept"]),
+        numbers=numbers,
+        bytes=2 * numbers,
+        hidden=used.hidden,
+        top_k=used.top_k,
+        tokens=row["tokens"],
+        inside=True,
+    )
+    refining = {name: option.default for name, option in LAYER.items()} | {"steps": row["steps"]}
+    refined = refine_held(layer, refining).flops if row["steps"] else 0
+    return solve_held(layer, row["method"], chosen(row["method"])).flops + refined
 
 
 def name(row: kept_rows.Row) -> str:
@@ -65,13 +100,13 @@ def line(rows: list[kept_rows.Row]) -> str:
 
 
 def model(rows: list[kept_rows.Row]) -> str:
-    """Return, for whole layers with a known count, what all layers of the model take if all are like the one."""
+    """Return, for whole layers, what all layers of the model take if all are like the one."""
     lines: list[list[str]] = []
     for row in rows:
         width = widths.WIDTHS[row["width"]]
-        if row["experts"] < width.experts or "counted_operations" not in row:
+        if row["experts"] < width.experts:
             continue
-        operations, seconds = row["counted_operations"], row["seconds"]
+        operations, seconds = counted(row), row["seconds"]
         cells = [row["machine"]["processor"], name(row), f"{row['tokens']:,}", f"{operations / 1e12:,.0f}"]
         cells += [f"{seconds / 60:,.0f}", f"{seconds / row['counted_seconds']:.2f}"]
         cells += [f"{row['peak_bytes'] / 1e9:.1f}", str(width.layers), f"{width.layers * seconds / 3600:,.1f}"]

@@ -31,6 +31,16 @@ def product_rate(dtype: torch.dtype, repeat: int = 7) -> float:
     return 2 * 4096 * SIDE**2 / min(seconds)
 
 
+def product_rates() -> dict[str, float]:
+    """Return the rate of both dtypes that a solve computes in."""
+    return {str(dtype): product_rate(dtype) for dtype in (torch.float32, torch.float64)}
+
+
+def faster(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """Return the larger rate of each dtype: what else a machine does makes it slower, and nothing makes it faster."""
+    return {name: max(before[name], after[name]) for name in before}
+
+
 class Peak:
     """The largest resident memory of a block of code, above what there was before it (Linux)."""
 

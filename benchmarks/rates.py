@@ -29,6 +29,7 @@ import memory
 import torch
 import widths
 from clock import Clock
+from layer_tables import chosen
 from torch import Tensor
 from transformers import Qwen3MoeConfig
 
@@ -36,7 +37,6 @@ from mergemoe.calibration.activation_file import Reader
 from mergemoe.calibration.capture import batches_of, capture
 from mergemoe.grouping.cluster import group_experts
 from mergemoe.merging.solve import solve
-from mergemoe.methods import catalogue
 from mergemoe.models.layered_model import LayeredModel
 from mergemoe.models.layout import describe_layout
 from mergemoe.moe.problem import Problem
@@ -49,11 +49,12 @@ LENGTH, BATCH = 256, 2048
 
 def clocked(work: Callable[[Clock], Any]) -> dict[str, Any]:
     """Run a piece of work under a clock; return its figures."""
-    rates = {f"torch.{name}": machine.product_rate(getattr(torch, name)) for name in ("float32", "float64")}
+    rates = machine.product_rates()
     with machine.Peak() as peak, Clock() as clock:
         start = time.perf_counter()
         work(clock)
         seconds = time.perf_counter() - start
+    rates = machine.faster(rates, machine.product_rates())
     products = {name: clock.seconds[name] for name in rates}
     return {
         "seconds": seconds,
@@ -91,8 +92,7 @@ def capture_layers(used: widths.Width, tokens: int, folder: Path) -> Callable[[C
 
 def measure(stage: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return where the time of a stage goes."""
-    used = widths.WIDTHS[args.width]
-    used = used._replace(experts=args.experts, top_k=max(1, round(used.top_k * args.experts / used.experts)))
+    used = widths.part(args.width, args.experts)
     with tempfile.TemporaryDirectory() as name, ExitStack() as opened:
         folder = Path(name)
         if stage == "capture":
@@ -103,11 +103,9 @@ def measure(stage: str, args: argparse.Namespace) -> dict[str, Any]:
         layer.write_capture(folder / "results" / "layer_000.h5", rows)
         reader = opened.enter_context(Reader(folder / "results" / "layer_000.h5"))
         places = [j * args.kept // used.experts for j in range(used.experts)]
-        options = {key: option.default for key, option in catalogue.METHODS["select"].options.items()}
-        options = {key: one for key, one in catalogue.complete("select", options).items() if one is not None}
 
         def solved() -> Any:
-            return solve(experts, places, usage, reader, layer.SILU, method="select", **options)[0]
+            return solve(experts, places, usage, reader, layer.SILU, method="select", **chosen("select"))[0]
 
         def grouping() -> None:
             problem = Problem(experts.map(Tensor.float), [], reader, layer.SILU)
@@ -115,11 +113,11 @@ def measure(stage: str, args: argparse.Namespace) -> dict[str, Any]:
             group_experts("selection", args.kept, problem, profiled, used.inner, search="quick")
 
         start = solved() if stage == "refine" else {}
-        chosen = {key: option.default for key, option in LAYER.items()} | {"steps": args.steps}
+        settings = {key: option.default for key, option in LAYER.items()} | {"steps": args.steps}
         work: dict[str, Callable[[], Any]] = {
             "grouping": grouping,
             "select": solved,
-            "refine": lambda: refine(experts, start, reader, layer.SILU, scratch=folder, **chosen),
+            "refine": lambda: refine(experts, start, reader, layer.SILU, scratch=folder, **settings),
         }
 
         def timed(clock: Clock) -> None:

@@ -30,6 +30,12 @@ WIDTHS = {
 }
 
 
+def part(name: str, experts: int) -> Width:
+    """Return a model's layer cut to so many experts: a token chooses them in the share that it has of all, or one."""
+    whole = WIDTHS[name]
+    return whole._replace(experts=experts, top_k=max(1, round(whole.top_k * experts / whole.experts)))
+
+
 def random_experts(width: Width, seed: int = 0) -> Experts:
     """Return experts in bfloat16; two neighbours (0 and 1, 2 and 3, ...) are alike."""
     draw = torch.Generator().manual_seed(seed)
