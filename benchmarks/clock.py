@@ -13,7 +13,7 @@ DECOMPOSITIONS = ("linalg", "cholesky")
 
 
 class Clock(TorchDispatchMode):
-    """Seconds of matrix products and decompositions, and the operations of the products by dtype."""
+    """Seconds of products of matrices, those with vectors, and decompositions; operations of the first by dtype."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,6 +27,9 @@ class Clock(TorchDispatchMode):
         seconds, name = time.perf_counter() - start, func.overloadpacket.__name__
         if name in PRODUCTS:
             a, b = args[-2:]
+            if 1 in (a.shape[-2], b.shape[-1]):  # with a vector: as fast as memory, whatever the processor multiplies
+                self.seconds["vectors"] += seconds
+                return result
             self.seconds[str(a.dtype)] += seconds
             self.operations[str(a.dtype)] += 2 * math.prod(a.shape) * b.shape[-1]
         elif any(word in name for word in DECOMPOSITIONS):
