@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from mergemoe.grouping.expert_features import ExpertFeatures
 from mergemoe.grouping.quick_search import sketch
 from mergemoe.grouping.union_moments import union_sums
 from mergemoe.merging.group_moments import group_sums
@@ -27,6 +28,7 @@ class Costs:
         """Take one layer, and the most neurons that a group will keep; a quick search counts with a sketch of it."""
         self.quick = search == "quick"
         self.problem, self.widest = sketch(problem) if self.quick else problem, self._counted(widest)
+        self.features = ExpertFeatures(self.problem)
         self.own: dict[Members, Moments] = {}
         self.known: dict[Members, Tensor] = {}  # by neurons kept
 
@@ -53,7 +55,7 @@ class Costs:
             for batch in passes(self.problem, [_group(other + one) for other in others]):
                 theirs = [_group(tuple(union.members[: -len(one)])) for union in batch]
                 own = _group(one)
-                sums = union_sums(self.problem, own, theirs, self._sums([own]), self._sums(theirs))
+                sums = union_sums(self.problem, self.features, own, theirs, self._sums([own]), self._sums(theirs))
                 self._learn(batch, sums)
         return [float(self.known[union_of(other, one)][self._counted(width) - 1]) for other, one in pairs]
 

@@ -15,13 +15,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mergemoe.grouping.expert_features import Chunk, ExpertFeatures
 from mergemoe.merging.group_moments import SLOTS, batches, gathered
 from mergemoe.merging.least_squares import Moments
 from mergemoe.merging.neuron_selection import pool
-from mergemoe.moe.expert_forward import Which, weighted_features
+from mergemoe.moe.expert_forward import Which, weighted_features, with_one
 from mergemoe.moe.experts import joined
 from mergemoe.moe.problem import Group, Problem
-from mergemoe.moe.tokens import Tokens
 from mergemoe.moe.typed_torch import unflatten
 
 
@@ -37,8 +37,11 @@ class Side:
         if experts.down_bias is not None:
             self.down = torch.cat([self.down, experts.down_bias[self.members].mT.double()], 2)
 
-    def neurons(self, x: Tensor, which: Which) -> Tensor:
-        """Return phi [b, n, P] of x [b or 1, n, H], with a last one if there is a down bias."""
+    def neurons(self, chunk: Chunk, rows: Tensor, which: Which) -> Tensor:
+        """Return phi [b, n, P] of tokens [b or 1, n] in float64, with a last one if there is a down bias."""
+        if chunk.hidden is None:
+            return with_one(chunk.of(self.members[which], rows), self.pools).double()
+        x = gathered(chunk.hidden, rows)
         return weighted_features(x, x.new_ones(()), self.pools, which, self.problem.act)
 
     def weighted(self, phi: Tensor, g: Tensor) -> Tensor:
@@ -49,13 +52,21 @@ class Side:
         return q if self.pools.down_bias is None else torch.cat([q, g], -1)
 
 
-def union_sums(problem: Problem, one: Group, others: Sequence[Group], own: Moments, theirs: Moments) -> Moments:
+def union_sums(
+    problem: Problem,
+    experts: ExpertFeatures,
+    one: Group,
+    others: Sequence[Group],
+    own: Moments,
+    theirs: Moments,
+) -> Moments:
     """Return, stacked, group_moments.group_sums over the fitted tokens of the union of one group with each of several.
 
     The neurons are those of the other, then those of `one`.
 
     Args:
         problem: the layer.
+        experts: its features.
         one: a group.
         others: groups of one size, none of whose members is in `one`.
         own: group_moments.group_sums of the pool of `one`.
@@ -66,27 +77,27 @@ def union_sums(problem: Problem, one: Group, others: Sequence[Group], own: Momen
     sums = _beside(theirs, own, left)
     aa, ab, bb = sums.gram[:, :left, :left], sums.gram[:, :left, left:], sums.gram[:, left:, left:]
     by_a, by_b = (ab.new_zeros(len(others), side.down.shape[2], p) for side, p in ((a, bb.shape[2]), (b, left)))
-    for tokens in problem.chunks(heldout=False):
-        g = problem.routing_weights(tokens)
+    for chunk in experts.chunks():
+        g = chunk.weights
         g_a, g_b = g[:, a.members], g[:, b.members[0]]  # [n, G, c], [n, c']
         in_a, in_b = (g_a != 0).any(2), (g_b != 0).any(1)
-        x, weights = tokens.hidden[in_b][None], g_b[in_b][None]
-        phi, t = b.neurons(x, [0]), weights.sum(2, keepdim=True)
-        most = max(1, SLOTS // max(1, x.shape[1]))
+        rows, weights = torch.where(in_b)[0][None], g_b[in_b][None]
+        phi, t = b.neurons(chunk, rows, [0]), weights.sum(2, keepdim=True)
+        most = max(1, SLOTS // max(1, rows.shape[1]))
         for few in (slice(start, start + most) for start in range(0, len(others), most)):
-            f = t * a.neurons(x, few)[..., :left]
+            f = t * a.neurons(chunk, rows, few)[..., :left]
             aa[few] += f.mT @ f
             ab[few] += f.mT @ (t * phi)
             by_b[few] += b.weighted(phi, weights).mT @ f
-        for which, x, weights, _ in _each(tokens, in_a, g_a, g_b):
-            phi, t = a.neurons(x, which), weights.sum(2, keepdim=True)
-            f = t * b.neurons(x, [0])
+        for which, rows, weights, _ in _each(in_a, g_a, g_b):
+            phi, t = a.neurons(chunk, rows, which), weights.sum(2, keepdim=True)
+            f = t * b.neurons(chunk, rows, [0])
             bb[which] += f.mT @ f
             ab[which] += (t * phi[..., :left]).mT @ f
             by_a[which] += a.weighted(phi, weights).mT @ f
         both = in_a & in_b[:, None]
-        for which, x, weights, own_weights in _each(tokens, both, g_a, g_b):
-            phi_a, phi_b = a.neurons(x, which), b.neurons(x, [0])
+        for which, rows, weights, own_weights in _each(both, g_a, g_b):
+            phi_a, phi_b = a.neurons(chunk, rows, which), b.neurons(chunk, rows, [0])
             y_a, y_b = a.weighted(phi_a, weights) @ a.down[which].mT, b.weighted(phi_b, own_weights) @ b.down.mT
             t_a, t_b = (part.sum(2, keepdim=True).double() for part in (weights, own_weights))
             phi = torch.cat([phi_a[..., :left], phi_b], 2)
@@ -100,12 +111,12 @@ def union_sums(problem: Problem, one: Group, others: Sequence[Group], own: Momen
     return sums
 
 
-def _each(tokens: Tokens, used: Tensor, g_a: Tensor, g_b: Tensor) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
-    """Yield batches of others with their tokens [b, T, H] and the members' weights there, 0 in padded slots."""
+def _each(used: Tensor, g_a: Tensor, g_b: Tensor) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
+    """Yield batches of others with the numbers [b, T] of their tokens and the weights there, 0 in padded slots."""
     for batch in batches(used):
         others = torch.tensor(batch.which, device=used.device)[:, None]
         real = batch.real[..., None]
-        yield batch.which, gathered(tokens.hidden, batch.rows), g_a[batch.rows, others] * real, g_b[batch.rows] * real
+        yield batch.which, batch.rows, g_a[batch.rows, others] * real, g_b[batch.rows] * real
 
 
 def _beside(theirs: Moments, own: Moments, left: int) -> Moments:

@@ -9,6 +9,7 @@ from mergemoe.moe.records import TokenNeeds
 
 STEPS = 8  # sizes are measured at every eighth of the experts
 GRAM_BYTES = 1 << 28  # of the pools' Grams held at once; with the cross sums and what is made of both, 5 times as much
+FEATURE_BYTES = 1 << 31  # of all experts' features on all fitted tokens that a grouping by selection keeps
 MIXTURES = 256  # random mixtures of outputs that a ridge is chosen by (merging/output_mixtures.py)
 WIDTH_MULTIPLE = 32  # neurons: the smallest block in which GGUF, GPTQ and AWQ quantize a row
 
@@ -53,6 +54,11 @@ def kept_width(share: float, width: int, multiple: int) -> int:
 def quarter(count: int) -> int:
     """Return a quarter of the neurons or outputs with which a quick search counts, rounded up."""
     return -(-count // 4)
+
+
+def features_fit(experts: int, width: int, tokens: int) -> bool:
+    """Tell whether a grouping by selection keeps the features of all experts on all tokens, in float32."""
+    return 4 * experts * width * tokens <= FEATURE_BYTES
 
 
 def layer_bounds(layers: str) -> tuple[int, float]:

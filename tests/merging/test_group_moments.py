@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergemoe.grouping import costs, union_moments
+from mergemoe.grouping.expert_features import ExpertFeatures
 from mergemoe.merging import averaging, group_moments, neuron_selection, ridge_regression
 from mergemoe.merging.least_squares import Moments, NormalEquations, solve_down
+from mergemoe.moe import layer_sizes
 from mergemoe.moe.experts import joined
 
 
@@ -101,7 +103,9 @@ UNIONS = {
 
 @pytest.mark.parametrize(("one", "others"), UNIONS.values(), ids=UNIONS)
 @pytest.mark.parametrize("case", [{}, {"gated": False}, {"biased": True}], ids=["gated", "un-gated", "biases"])
-def test_the_sums_of_unions_are_those_of_a_loop_over_tokens(case, one, others):
+@pytest.mark.parametrize("room", [1 << 31, 0], ids=["kept", "computed"])
+def test_the_sums_of_unions_are_those_of_a_loop_over_tokens(room, case, one, others, monkeypatch):
+    monkeypatch.setattr(layer_sizes, "FEATURE_BYTES", room)
     problem = problems.problem(expert_map=range(6), top_k=3, **case)
     one, others = costs._group(one), [costs._group(other) for other in others]
     own, theirs = (
@@ -110,7 +114,9 @@ def test_the_sums_of_unions_are_those_of_a_loop_over_tokens(case, one, others):
         )
         for part in ([one], others)
     )
-    found = union_moments.union_sums(problem, one, others, own, theirs)
+    experts = ExpertFeatures(problem)
+    for _ in range(2):  # the second time features are kept already
+        found = union_moments.union_sums(problem, experts, one, others, own, theirs)
     for place, other in enumerate(others):
         union = costs._group((*other.members, *one.members))
         local = type(problem)(problem.experts, [union], problem.reader, problem.act)
