@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from mergemoe.moe.layer_sizes import MIXTURES
+from mergemoe.moe.layer_sizes import MIXTURES, features_fit
 
 if TYPE_CHECKING:
     from mergemoe.workflow.planning.resources.layer_resources import Layer
@@ -86,6 +86,16 @@ def _selection(layer: "Layer") -> float:
     pool = layer.width * layer.experts / layer.kept
     steps = layer.hidden * pool**2 + 6 * pool**2 * layer.kept_width
     return _target(layer) + _choices(layer) * _sums(layer, pool) + DOUBLE * layer.kept * steps
+
+
+def unions_work(layer: "Layer", outputs: int) -> float:
+    """Return the work of comparing all unions of two experts: their features, their sums, their best neurons."""
+    others, square = layer.experts - 1, layer.width**2
+    fit = features_fit(layer.experts, layer.width, layer.tokens)
+    met = layer.tokens * layer.experts if fit else _choices(layer) * others  # an expert meets the tokens of the others
+    sums = DOUBLE * 6 * square * _choices(layer) * others
+    best = DOUBLE * 4 * square * (outputs + 6 * layer.width) * layer.experts * others / 2
+    return met * _features(layer, layer.width) + sums + best
 
 
 def _by_group(layer: "Layer", options: Mapping[str, Any]) -> float:
