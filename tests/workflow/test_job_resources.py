@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.util
 import inspect
+import itertools
 import json
 import math
 import re
@@ -336,3 +337,18 @@ def test_the_work_of_a_joint_solve_is_at_least_its_factors_or_passes(way):
     }
     work = solve_work.solve_work(LAYER._replace(tokens=tokens), "joint", options, way)
     assert least[way] < work < 8 * least[way]
+
+
+@pytest.mark.parametrize("room", [1 << 31, 0], ids=["kept", "computed"])
+def test_the_work_of_unions_is_that_of_a_loop_over_pairs(room, monkeypatch):
+    monkeypatch.setattr(layer_sizes, "FEATURE_BYTES", room)
+    layer, outputs = LAYER, 70
+    n, p, chosen = layer.experts, layer.width, layer.tokens * layer.top_k
+    feature = 2 * 2 * layer.hidden * p  # gate and up of one expert on one token
+    counted = n * layer.tokens * feature if room else 0
+    for _ in itertools.combinations(range(n), 2):
+        tokens = 2 * chosen / n  # of the two
+        counted += (0 if room else tokens * feature) + 2 * tokens * 6 * p**2
+        pool = 2 * p
+        counted += 2 * (outputs * pool**2 + 3 * pool**2 * p * 2)
+    assert solve_work.unions_work(layer, outputs) == pytest.approx(counted)
