@@ -10,7 +10,7 @@ from mergemoe.grouping.quick_search import sketch
 from mergemoe.grouping.union_moments import union_sums
 from mergemoe.merging.group_moments import group_sums
 from mergemoe.merging.least_squares import Moments
-from mergemoe.merging.neuron_selection import best_neurons, passes, pool
+from mergemoe.merging.neuron_selection import best_neurons, passes, pool, pooled_down
 from mergemoe.moe.experts import joined
 from mergemoe.moe.layer_sizes import quarter
 from mergemoe.moe.problem import Group, Problem
@@ -76,7 +76,7 @@ class Costs:
 
     def _learn(self, groups: Sequence[Group], sums: Moments) -> None:
         """Find what groups cost; their pools' neurons are in the order of the members."""
-        _, left = best_neurons(sums, joined([pool(self.problem, group) for group in groups]), self.widest)
+        _, left = best_neurons(sums, torch.cat([pooled_down(self.problem, group) for group in groups]), self.widest)
         self.known |= {tuple(sorted(g.members)): costs for g, costs in zip(groups, left.cpu(), strict=True)}
 
 

@@ -32,7 +32,7 @@ def selected_experts(problem: Problem, groups: Sequence[Group], width: int) -> l
     for batch in passes(problem, larger):
         each = [pool(problem, group) for group in batch]
         pools = joined(each)
-        neurons, _ = best_neurons(group_sums(problem, batch, pools, heldout=False), pools, width)
+        neurons, _ = best_neurons(group_sums(problem, batch, pools, heldout=False), pools.down, width)
         found |= {g.number: keep_neurons(own, kept) for g, own, kept in zip(batch, each, neurons, strict=True)}
     return [found.get(group.number) or pool(problem, group) for group in groups]
 
@@ -57,12 +57,17 @@ def pool(problem: Problem, group: Group) -> Experts:
     return Experts(
         up=up,
         gate=wide(parts.gate),
-        down=parts.down.transpose(0, 1).flatten(1)[None],
+        down=pooled_down(problem, group),
         up_bias=wide(parts.up_bias),
         gate_bias=wide(parts.gate_bias),
         down_bias=None if parts.down_bias is None else group.mean(parts.down_bias),
         norm=None if parts.norm is None else parts.norm[:1],
     )
+
+
+def pooled_down(problem: Problem, group: Group) -> Tensor:
+    """Return the down-projection [1, H, |C| I] of a group's pool."""
+    return problem.experts.down[group.members].transpose(0, 1).flatten(1)[None]
 
 
 def keep_neurons(expert: Experts, neurons: Tensor) -> Experts:
@@ -71,7 +76,7 @@ def keep_neurons(expert: Experts, neurons: Tensor) -> Experts:
     return Experts(**kept, down=expert.down[:, :, neurons], down_bias=expert.down_bias, norm=expert.norm)
 
 
-def best_neurons(moments: Moments, pools: Experts, width: int) -> tuple[Tensor, Tensor]:
+def best_neurons(moments: Moments, down: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Return `width` neurons [G, width], ascending, and the squared errors [G, width] left after each that was taken.
 
     The errors are those of solves at ridge 0, and what is taken first does not depend on `width`. Where fewer have a
@@ -82,10 +87,10 @@ def best_neurons(moments: Moments, pools: Experts, width: int) -> tuple[Tensor, 
 
     Args:
         moments: group_moments.group_sums of the pools.
-        pools: of G groups.
+        down: the pools' down-projections [G, H, P]; a feature more in the moments is that of the bias.
         width: I'.
     """
-    gram, cross, error = _without_constant(moments) if pools.down_bias is not None else _copied(moments)
+    gram, cross, error = _without_constant(moments) if moments.gram.shape[1] > down.shape[2] else _copied(moments)
     outer = torch.zeros_like(gram)
     for squares, own in zip(outer, cross, strict=True):
         add_lower(squares, own)
@@ -119,7 +124,7 @@ def best_neurons(moments: Moments, pools: Experts, width: int) -> tuple[Tensor, 
         gram.baddbmm_(columns, columns.mT, alpha=-1)
         half = products - columns @ inner / 2
         outer.baddbmm_(half, columns.mT, alpha=-1).baddbmm_(columns, half.mT, alpha=-1)
-    energy = start * pools.down.double().square().sum(1)
+    energy = start * down.double().square().sum(1)
     order = torch.where(taken, torch.inf, energy).argsort(dim=1, descending=True, stable=True)
     return order[:, :width].sort(1)[0], errors.clamp_min(0)
 

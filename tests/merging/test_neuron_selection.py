@@ -23,7 +23,9 @@ def test_the_neurons_are_those_of_an_explicit_greedy_search(case, panel, monkeyp
         pool = neuron_selection.pool(problem, group)
         p, y = problems.written_out(problem, [pool], group.members)
         neurons = pool.up.shape[1]
-        (found,), (errors,) = neuron_selection.best_neurons(group_sums(problem, [group], pool, heldout=False), pool, 5)
+        (found,), (errors,) = neuron_selection.best_neurons(
+            group_sums(problem, [group], pool, heldout=False), pool.down, 5
+        )
         always = range(neurons, p.shape[1])
         assert found.tolist() == best_columns(p, y, 5, always)
         expected = [left_over(p[:, [*best_columns(p, y, width, always), *always]], y) for width in range(1, 6)]
@@ -56,8 +58,8 @@ def test_neurons_without_a_residual_left_are_taken_by_energy():
     problem.experts.down[0, :, 0] = 0.0  # the first neuron is the last choice, and taken by no mistake
     group, pool = problem.groups[0], neuron_selection.pool(problem, problem.groups[0])
     moments = group_sums(problem, [group], pool, heldout=False)
-    (first,), _ = neuron_selection.best_neurons(moments, pool, 3)
-    (found,), (errors,) = neuron_selection.best_neurons(moments, pool, 5)
+    (first,), _ = neuron_selection.best_neurons(moments, pool.down, 3)
+    (found,), (errors,) = neuron_selection.best_neurons(moments, pool.down, 5)
     assert (errors[2:] < 1e-9 * moments.energy).all() and errors[1] > 1e-6 * moments.energy
     energy = moments.gram[0].diagonal() * pool.down[0].square().sum(0)
     rest = [j for j in energy.argsort(descending=True).tolist() if j not in first.tolist()]
@@ -73,9 +75,9 @@ def test_a_pool_that_runs_out_stops_beside_one_that_goes_on(panel, monkeypatch):
     few = group_sums(problems.problem(expert_map=(0, 0), top_k=1, tokens=3), problem.groups[:1], pools[0], False)
     for all_of, some in zip(vars(moments).values(), vars(few).values(), strict=True):
         all_of[0] = some[0]
-    found, errors = neuron_selection.best_neurons(moments, joined(pools), 6)
+    found, errors = neuron_selection.best_neurons(moments, joined(pools).down, 6)
     for place, sums in enumerate((few, group_sums(problem, problem.groups[1:], pools[1], False))):
-        (neurons,), (alone,) = neuron_selection.best_neurons(sums, pools[place], 6)
+        (neurons,), (alone,) = neuron_selection.best_neurons(sums, pools[place].down, 6)
         assert torch.equal(found[place], neurons)
         torch.testing.assert_close(errors[place], alone, rtol=1e-9, atol=1e-12)
     assert errors[0, -1] < 1e-9 * moments.energy[0] < errors[1, -1]
