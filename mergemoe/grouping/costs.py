@@ -28,7 +28,7 @@ class Costs:
         """Take one layer, and the most neurons that a group will keep; a quick search counts with a sketch of it."""
         self.quick = search == "quick"
         self.problem, self.widest = sketch(problem) if self.quick else problem, self._counted(widest)
-        self.features = ExpertFeatures(self.problem)
+        self.features = ExpertFeatures(self.problem, torch.float32 if self.quick else torch.float64)
         self.own: dict[Members, Moments] = {}
         self.known: dict[Members, Tensor] = {}  # by neurons kept
 

@@ -33,11 +33,11 @@ class Chunk(NamedTuple):
 
 
 class ExpertFeatures:
-    """The fitted tokens of a layer, chunk by chunk, again and again."""
+    """The fitted tokens of a layer, chunk by chunk, again and again; unions take their products in `dtype`."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, dtype: torch.dtype = torch.float64):
         """Take the layer."""
-        self._problem = problem
+        self._problem, self.dtype = problem, dtype
         self._keeps = features_fit(len(problem.experts), problem.experts.up.shape[1], problem.reader.count())
         self._kept: list[Chunk] = []
 

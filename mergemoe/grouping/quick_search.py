@@ -1,6 +1,7 @@
 """The sketch of a layer with which a quick search counts: a quarter of each expert's neurons and of the outputs.
 
 Which unions are cheapest hardly depends on the rest (docs/log.md), and the work grows with the square of the neurons.
+Products of unions are in float32, summed in float64 over the chunks of tokens.
 """
 
 from dataclasses import replace

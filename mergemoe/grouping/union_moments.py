@@ -19,34 +19,34 @@ from mergemoe.grouping.expert_features import Chunk, ExpertFeatures
 from mergemoe.merging.group_moments import SLOTS, batches, gathered
 from mergemoe.merging.least_squares import Moments
 from mergemoe.merging.neuron_selection import pool
-from mergemoe.moe.expert_forward import Which, weighted_features, with_one
+from mergemoe.moe.expert_forward import Which, features, with_one
 from mergemoe.moe.experts import joined
 from mergemoe.moe.problem import Group, Problem
 from mergemoe.moe.typed_torch import unflatten
 
 
 class Side:
-    """Groups of one size, their pools, and the W [G, H, Q] of y = W q."""
+    """Groups of one size, their pools, and the W [G, H, Q] of y = W q, in the dtype of products."""
 
-    def __init__(self, problem: Problem, groups: Sequence[Group]):
+    def __init__(self, problem: Problem, groups: Sequence[Group], dtype: torch.dtype):
         """Take the groups."""
         self.problem, experts = problem, problem.experts
         self.pools = joined([pool(problem, group) for group in groups])
         self.members = torch.tensor([group.members for group in groups], device=experts.up.device)  # [G, c]
-        self.down = self.pools.down.double()
+        self.down = self.pools.down.to(dtype)
         if experts.down_bias is not None:
-            self.down = torch.cat([self.down, experts.down_bias[self.members].mT.double()], 2)
+            self.down = torch.cat([self.down, experts.down_bias[self.members].mT.to(dtype)], 2)
 
     def neurons(self, chunk: Chunk, rows: Tensor, which: Which) -> Tensor:
-        """Return phi [b, n, P] of tokens [b or 1, n] in float64, with a last one if there is a down bias."""
+        """Return phi [b, n, P] of tokens [b or 1, n], with a last one if there is a down bias."""
         if chunk.hidden is None:
-            return with_one(chunk.of(self.members[which], rows), self.pools).double()
-        x = gathered(chunk.hidden, rows)
-        return weighted_features(x, x.new_ones(()), self.pools, which, self.problem.act)
+            phi = chunk.of(self.members[which], rows)
+        else:
+            phi = features(gathered(chunk.hidden, rows), self.pools, which, self.problem.act)
+        return with_one(phi, self.pools).to(self.down)
 
     def weighted(self, phi: Tensor, g: Tensor) -> Tensor:
         """Return q [b, n, Q] of phi [b, n, P] and the members' weights g [b, n, c]; those of biases are g itself."""
-        g = g.double()
         wide = unflatten(phi[..., : self.pools.up.shape[1]], -1, (g.shape[-1], -1))
         q = (wide * g[..., None]).flatten(-2)
         return q if self.pools.down_bias is None else torch.cat([q, g], -1)
@@ -72,13 +72,13 @@ def union_sums(
         own: group_moments.group_sums of the pool of `one`.
         theirs: those of the others.
     """
-    a, b = Side(problem, others), Side(problem, [one])
+    a, b = (Side(problem, groups, experts.dtype) for groups in (others, [one]))
     left = a.pools.up.shape[1]  # the others' neurons; a bias is counted once, with `one`
     sums = _beside(theirs, own, left)
     aa, ab, bb = sums.gram[:, :left, :left], sums.gram[:, :left, left:], sums.gram[:, left:, left:]
     by_a, by_b = (ab.new_zeros(len(others), side.down.shape[2], p) for side, p in ((a, bb.shape[2]), (b, left)))
     for chunk in experts.chunks():
-        g = chunk.weights
+        g = chunk.weights.to(experts.dtype)
         g_a, g_b = g[:, a.members], g[:, b.members[0]]  # [n, G, c], [n, c']
         in_a, in_b = (g_a != 0).any(2), (g_b != 0).any(1)
         rows, weights = torch.where(in_b)[0][None], g_b[in_b][None]
@@ -99,15 +99,15 @@ def union_sums(
         for which, rows, weights, own_weights in _each(both, g_a, g_b):
             phi_a, phi_b = a.neurons(chunk, rows, which), b.neurons(chunk, rows, [0])
             y_a, y_b = a.weighted(phi_a, weights) @ a.down[which].mT, b.weighted(phi_b, own_weights) @ b.down.mT
-            t_a, t_b = (part.sum(2, keepdim=True).double() for part in (weights, own_weights))
+            t_a, t_b = (part.sum(2, keepdim=True) for part in (weights, own_weights))
             phi = torch.cat([phi_a[..., :left], phi_b], 2)
             sums.gram[which] += (2 * t_a * t_b * phi).mT @ phi
             sums.cross[which] += (t_a * y_b + t_b * y_a).mT @ phi
             sums.energy[which] += 2 * (y_a * y_b).sum((1, 2))
         sums.tokens -= both.sum(0)
     sums.gram[:, left:, :left] = ab.mT
-    sums.cross[..., :left] += b.down @ by_b
-    sums.cross[..., left:] += a.down @ by_a
+    sums.cross[..., :left] += b.down.double() @ by_b
+    sums.cross[..., left:] += a.down.double() @ by_a
     return sums
 
 

@@ -101,37 +101,37 @@ def best_neurons(moments: Moments, down: Tensor, width: int) -> tuple[Tensor, Te
     for first in range(0, width, PANEL):
         size = min(PANEL, width - first)
         left, norms = (sums.diagonal(dim1=1, dim2=2).clone() for sums in (gram, outer))
-        columns, products = gram.new_zeros(2, *start.shape, size)  # L and Z
+        columns, products = gram.new_zeros(2, len(gram), size, start.shape[1])  # of L and Z, one in a row
         inner = gram.new_zeros(len(gram), size, size)  # N
         for step in range(size):
             score = torch.where(taken | (left <= GONE * start), 0.0, norms / left)
             gain, best = score.max(1)
             open_ = gain > 0  # a group that has run out takes no step
             scale = torch.where(open_, left[each, best].rsqrt(), 0.0)[:, None]
-            factor, z = columns[..., :step], products[..., :step]
-            at, n = factor[each, best], inner[:, :step, :step]
+            factor, z = columns[:, :step], products[:, :step]
+            at, n = factor[each, :, best], inner[:, :step, :step]
             column = scale * (gram[each, best] - _apply(factor, at))
             product = scale * (outer[each, best] - _apply(z, at))
-            overlap = scale * (z[each, best] - _apply(n, at))
+            overlap = scale * (z[each, :, best] - _apply(n, at))
             norms -= column * (2 * (product - _apply(factor, overlap)) - column * gain[:, None])
             left -= column.square()
-            columns[..., step], products[..., step] = column, product
+            columns[:, step], products[:, step] = column, product
             inner[:, step, :step] = inner[:, :step, step] = overlap
             inner[:, step, step] = gain
             taken[each, best] |= open_
             error -= gain
             errors[:, first + step] = error
-        gram.baddbmm_(columns, columns.mT, alpha=-1)
-        half = products - columns @ inner / 2
-        outer.baddbmm_(half, columns.mT, alpha=-1).baddbmm_(columns, half.mT, alpha=-1)
+        gram.baddbmm_(columns.mT, columns, alpha=-1)
+        half = products - inner @ columns / 2
+        outer.baddbmm_(half.mT, columns, alpha=-1).baddbmm_(columns.mT, half, alpha=-1)
     energy = start * down.double().square().sum(1)
     order = torch.where(taken, torch.inf, energy).argsort(dim=1, descending=True, stable=True)
     return order[:, :width].sort(1)[0], errors.clamp_min(0)
 
 
-def _apply(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """Return [G, P] of matrices [G, P, k] and vectors [G, k]."""
-    return (matrices @ vectors[..., None])[..., 0]
+def _apply(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted sums [G, P] of rows [G, k, P]; weights [G, k]."""
+    return (weights[:, None] @ rows)[:, 0]
 
 
 def _copied(moments: Moments) -> tuple[Tensor, Tensor, Tensor]:
