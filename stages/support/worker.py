@@ -34,7 +34,7 @@ def start_if_asked() -> None:
     """Start a worker for the stages if the user asks for one, and put its `python` first on PATH.
 
     Raises:
-        UserError: if the variable that asks is neither 0 nor 1.
+        UserError: if the variable that asks is neither 0 nor 1, or as `start`.
     """
     asked = os.environ.get(ASKED) or "0"
     if asked not in ("0", "1"):
@@ -52,10 +52,20 @@ def start(libraries: Iterable[str], served: Iterable[str]) -> Path:
 
     Returns:
         the folder of its `python`, which runs `-m MODULE` in a fork of the worker, and anything else by itself.
+
+    Raises:
+        UserError: if the folder for temporary files will not do.
     """
     folder = Path(tempfile.mkdtemp(prefix="mergemoe-"))  # of mode 700, so that nobody else can ask the worker
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(folder / "worker"))
+        try:
+            _write_python(folder, served)
+            listening.bind(str(folder / "worker"))
+        except OSError as error:
+            shutil.rmtree(folder)
+            raise UserError(
+                f"no worker can be started in {folder.parent}: {error}. Set TMPDIR to another folder, or {ASKED} to 0"
+            ) from None
         listening.listen(128)  # jobs that come while it imports wait
         passed = listening.fileno()
         command = [sys.executable, "-m", "stages.support.worker", str(folder), str(passed), *libraries]
@@ -63,12 +73,22 @@ def start(libraries: Iterable[str], served: Iterable[str]) -> Path:
         # reaches the clients alone, and the worker kills their jobs.
         worker = subprocess.Popen(command, stdin=subprocess.PIPE, cwd=ROOT, pass_fds=[passed], start_new_session=True)
     _started.append(worker)
+    return folder
+
+
+def _write_python(folder: Path, served: Iterable[str]) -> None:
+    """Write the `python` of a worker's folder.
+
+    Raises:
+        OSError: if the folder cannot be written, or nothing there can be executed.
+    """
     client = [sys.executable, "-IS", str(ROOT / "stages" / "support" / "ask_worker.py")]
     client += [str(folder / "worker"), sys.executable, ",".join(served)]
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n', encoding="utf-8")
     python.chmod(0o700)
-    return folder
+    if not os.access(python, os.X_OK):
+        raise OSError("nothing there can be executed")
 
 
 _started: list[subprocess.Popen[bytes]] = []  # keeps their inputs open

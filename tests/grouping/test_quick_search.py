@@ -36,7 +36,8 @@ def test_pairs_are_the_cheapest_of_all_perfect_matchings_of_the_sketch(case, wid
     few, counted = sketch(problem), {12: 3, 5: 2}[width]
     cost = {(i, j): problems.union_cost(few, (i, j), counted) for j in range(6) for i in range(j)}
     assert Costs(problem, 12, "quick").of_unions([((i,), (j,)) for i, j in cost], width) == pytest.approx(
-        list(cost.values()), rel=1e-6  # products in float32
+        list(cost.values()),
+        rel=1e-6,  # products in float32
     )
     cheapest = min(problems.perfect_matchings(range(6)), key=lambda pairs: sum(cost[pair] for pair in pairs))
     expert_map = by_selection(problem, 3, width, search="quick")

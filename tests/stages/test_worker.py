@@ -164,3 +164,16 @@ def test_a_worker_is_started_only_for_who_asks(monkeypatch):
     monkeypatch.delenv(worker.ASKED)
     worker.start_if_asked()
     assert os.environ["PATH"] == before
+
+
+def test_a_folder_for_temporary_files_that_will_not_do_is_named(monkeypatch, tmp_path):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(worker.tempfile, "tempdir", str(long))
+    with pytest.raises(UserError, match=r"no worker can be started in .*x: AF_UNIX path too long. Set TMPDIR"):
+        worker.start([], ["job_"])
+    monkeypatch.setattr(worker.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(worker.os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=f"started in {tmp_path}: nothing there can be executed"):
+        worker.start([], ["job_"])
+    assert not list(long.iterdir()) and not list(tmp_path.glob("mergemoe-*"))
