@@ -56,7 +56,7 @@ def start(libraries: Iterable[str], served: Iterable[str]) -> Path:
     Raises:
         UserError: if the folder for temporary files will not do.
     """
-    folder = Path(tempfile.mkdtemp(prefix="mergemoe-"))  # of mode 700, so that nobody else can ask the worker
+    folder = Path(tempfile.mkdtemp(prefix="mergemoe_worker_"))  # of mode 700, so that nobody else can ask the worker
     with socket.socket(socket.AF_UNIX) as listening:
         try:
             _write_python(folder, served)

@@ -358,7 +358,7 @@ def test_an_audit_that_is_killed_leaves_no_clone_behind(drifting, tmp_path, numb
     else:
         assert audit.returncode in {128 + number, -number}
     assert not list(tmp_path.glob("mergemoe-*"))
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 60  # a crowded machine takes seconds to end what lost its parent
     while working_below(tmp_path):
         assert time.monotonic() < ends
         time.sleep(0.2)

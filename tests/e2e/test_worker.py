@@ -45,4 +45,4 @@ def test_a_dry_run_starts_no_worker(captured, monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     done = snakemake(captured, "--dry-run", "--forcerun", "profile", python=sys.executable)
     assert done.returncode == 0, done.stderr
-    assert not list(tmp_path.glob("mergemoe-*"))
+    assert not list(tmp_path.glob("mergemoe_worker_*"))

@@ -176,4 +176,4 @@ def test_a_folder_for_temporary_files_that_will_not_do_is_named(monkeypatch, tmp
     monkeypatch.setattr(worker.os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match=f"started in {tmp_path}: nothing there can be executed"):
         worker.start([], ["job_"])
-    assert not list(long.iterdir()) and not list(tmp_path.glob("mergemoe-*"))
+    assert not list(long.iterdir()) and not list(tmp_path.glob("mergemoe_worker_*"))
