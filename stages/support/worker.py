@@ -27,7 +27,7 @@ from mergemoe.errors import UserError
 ASKED = "MERGEMOE_WORKER"
 LIBRARIES = ("torch", "h5py", "safetensors.torch")
 ROOT = Path(__file__).resolve().parent.parent.parent
-OWN = ("stages", "mergemoe")  # packages that each job imports anew, as they are in its folder
+OWN = ("stages", "mergemoe")  # packages that each job imports from its own folder
 
 
 def start_if_asked() -> None:
