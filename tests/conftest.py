@@ -13,6 +13,7 @@ import pytest
 import torch
 from browsing import browser  # noqa: F401  # a fixture, one browser per test process
 from filelock import FileLock
+from hypothesis import settings
 from project import commit, put_under_git, run
 from tiny_project import copy_project, make_tiny, snakemake
 
@@ -22,6 +23,9 @@ from mergemoe.models import layout
 from mergemoe.models.layered_model import LayeredModel
 
 HELDOUT = torch.tensor([0, 0, 1, 0, 0, 1])
+
+settings.register_profile("no deadline", deadline=None)  # no test fails because the machine is slow
+settings.load_profile("no deadline")
 
 
 def pytest_collection_modifyitems(items):

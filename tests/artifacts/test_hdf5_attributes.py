@@ -21,7 +21,7 @@ OTHERS = {
 }
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
 @given(text=texts)
 def test_what_is_written_is_read(text, tmp_path):
     with h5py.File(tmp_path / "one.h5", "w") as file:

@@ -17,7 +17,7 @@ def curve(errors, first=1):
 layers = st.lists(st.lists(st.integers(0, 60), min_size=4, max_size=4), min_size=1, max_size=3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn=layers, extra=st.integers(0, 9))
 def test_no_other_way_to_spend_experts_leaves_less_error(drawn, extra):
     curves = {10 * i: curve([error / 7 for error in errors]) for i, errors in enumerate(drawn)}

@@ -93,7 +93,7 @@ def test_the_residual_is_that_of_the_problem_written_out(problem):
     assert 1e-9 < residual <= 1e-6
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 10_000),
     tokens=st.integers(5, 120),

@@ -107,7 +107,7 @@ HARD = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(**HARD)
 def test_products_in_float32_add_no_more_to_the_error_than_is_told(seed, log_scale, alike, tokens, massive):
     problem = layer(seed, log_scale, alike, tokens, massive)
@@ -118,7 +118,7 @@ def test_products_in_float32_add_no_more_to_the_error_than_is_told(seed, log_sca
     assert torch.equal(quick.gram, exact.gram)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(**HARD)
 def test_a_merge_exceeds_the_error_of_float64_by_a_millionth_at_most(seed, log_scale, alike, tokens, massive):
     problem = layer(seed, log_scale, alike, tokens, massive)

@@ -15,7 +15,7 @@ from mergemoe.moe import layer_sizes
 from mergemoe.moe.experts import joined
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(counts=st.lists(st.integers(0, 40), max_size=12), slots=st.integers(1, 200))
 def test_every_token_is_in_one_slot_and_few_slots_are_padded(counts, slots):
     generator = torch.Generator().manual_seed(len(counts))

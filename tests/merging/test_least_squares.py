@@ -149,7 +149,7 @@ def test_the_ridge_of_mergemoe_has_the_unit_of_the_other_methods():
 
 
 @given(batches=st.integers(1, 20), scale=st.floats(0.01, 100))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_batches_add_up_and_a_common_scale_changes_nothing(batches, scale):
     generator = torch.Generator().manual_seed(2)
     p, y = (torch.randn(40, k, generator=generator, dtype=torch.float64) for k in (5, 3))

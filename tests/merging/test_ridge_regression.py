@@ -159,7 +159,7 @@ def test_a_thousandfold_feature_changes_the_penalty_of_no_other():
     )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10_000), tokens=st.integers(5, 120), ridge=st.sampled_from([0.0, 0.01, 1.0]))
 def test_what_is_minimized_is_no_more_than_before(seed, tokens, ridge):
     """Penalized objectives over fitted tokens: joint <= routed <= the prior, where all have one penalty."""

@@ -93,7 +93,7 @@ def test_picked_neurons_that_are_not_solved_keep_their_own_columns():
 
 
 @pytest.mark.parametrize("name", METHODS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 1000))
 def test_one_order_of_neurons_common_to_all_experts_changes_nothing(name, seed):
     problem = problems.problem(seed=seed)
@@ -104,7 +104,7 @@ def test_one_order_of_neurons_common_to_all_experts_changes_nothing(name, seed):
 
 
 @pytest.mark.parametrize("name", ["msmoe", "zipit", "oracle", "joint, aligned", "joint, zipped", "select"])
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 1000))
 def test_an_order_of_its_own_for_each_expert_changes_nothing_either(name, seed):
     problem = problems.problem(seed=seed)

@@ -59,7 +59,7 @@ def test_columns_without_input_are_rounded_to_the_nearest_value():
     assert torch.equal(gptq(w, x.T @ x, 4, 8, 0.01).weights[:, 8:], nearest[:, 8:])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     bits=st.integers(2, 8),
     rows=st.lists(st.lists(st.floats(-1e3, 1e3, width=32), min_size=8, max_size=8), min_size=1, max_size=4),

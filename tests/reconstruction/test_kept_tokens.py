@@ -6,7 +6,7 @@ import itertools
 import problems
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mergemoe.errors import UserError
@@ -47,7 +47,6 @@ def test_the_error_is_relative_to_the_energy(monkeypatch):
 
 
 @given(count=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 3), skip=st.integers(0, 60))
-@settings(deadline=None)
 def test_each_pass_draws_a_row_once_and_a_later_start_draws_the_same(count, batch, seed, skip):
     first = list(itertools.islice(batch_rows(count, batch, seed, 0), skip + 5))
     in_pass = count // min(batch, count)

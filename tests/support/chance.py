@@ -49,7 +49,7 @@ def examples(name: str, strategy: SearchStrategy[Any], check: Callable[[Any], No
     """
     for chance in rounds(name):
         run = seed(chance.getrandbits(64))(given(strategy)(check))
-        every = {"deadline": None, "phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
+        every = {"phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
         settings(max_examples=each, database=None, **every)(run)()
 
 

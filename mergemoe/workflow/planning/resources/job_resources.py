@@ -24,10 +24,9 @@ from mergemoe.workflow.config.evaluate import Evaluate
 from mergemoe.workflow.config.params import Capture, Params
 from mergemoe.workflow.planning import plan
 from mergemoe.workflow.planning.model_counts import model_counts
-from mergemoe.workflow.planning.resources.layer_resources import Held, Layer, halved, solve_held
+from mergemoe.workflow.planning.resources.layer_resources import Held, Layer, halved, solve_held, unions_held
 from mergemoe.workflow.planning.resources.quantize_resources import quantize_held
 from mergemoe.workflow.planning.resources.refine_resources import refine_held
-from mergemoe.workflow.planning.resources.solve_work import unions_work
 
 MARGIN = 1.2  # for other machines, allocators and versions
 GPU_ALLOWANCE = 2000  # MB of context, kernels and workspaces: an assumption, measured on no GPU
@@ -126,15 +125,9 @@ class _Job:
         if not layer.inside:
             return Held(2 * layer.bytes)
         held = 4 * layer.numbers * (2.4 if chosen.by == "weights" else 1.6)  # by weights, some are held in float64, too
-        if chosen.by == "selection":  # every union of two groups is tried
-            outputs = layer.hidden
-            if chosen.search == "quick":  # of a sketch
-                outputs = layer_sizes.quarter(outputs)
-                width, numbers = (layer_sizes.quarter(count) for count in (layer.width, layer.numbers))
-                layer = layer._replace(width=width, numbers=numbers)
-            features = 4 * layer.experts * layer.width * layer.tokens
-            held += features if layer_sizes.features_fit(layer.experts, layer.width, layer.tokens) else 0
-            return Held(held + layer.pools().tensors, flops=unions_work(layer, outputs))
+        if chosen.by == "selection":
+            unions = unions_held(layer, chosen.search == "quick")
+            return unions._replace(tensors=held + unions.tensors)
         return Held(held, flops=layer.flops)
 
     def curve(self) -> Held:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mergemoe.moe import layer_sizes
-from mergemoe.workflow.planning.resources.solve_work import UNSOLVED, Way, pooled, solve_work
+from mergemoe.workflow.planning.resources.solve_work import UNSOLVED, Way, pooled, solve_work, unions_work
 
 GRAM = 6.5  # times the bytes of Gram matrix and cross moments in float64: fitted, held out, damped, factored
 CHUNK = 4096  # tokens that are read at once
@@ -113,6 +113,18 @@ def _joint(layer: Layer, options: Mapping[str, Any]) -> tuple[Held, Way]:
         way = "kernel" if kernel <= memory else "iterative"
     blocks = 8 * layer.kept * layer.kept_width**2
     return Held(memory + 3 * rows, disk=0 if way == "kernel" else 9 * rows + blocks), way  # states and solutions
+
+
+def unions_held(layer: Layer, quick: bool) -> Held:
+    """Return the memory of comparing all unions of two groups, besides experts; a quick search has a sketch of them."""
+    outputs = layer.hidden
+    if quick:
+        outputs = layer_sizes.quarter(outputs)
+        width, numbers = (layer_sizes.quarter(count) for count in (layer.width, layer.numbers))
+        layer = layer._replace(width=width, numbers=numbers)
+    fit = layer_sizes.features_fit(layer.experts, layer.width, layer.tokens)
+    features = 4 * layer.experts * layer.width * layer.tokens if fit else 0
+    return Held(features + layer.pools().tensors, flops=unions_work(layer, outputs))
 
 
 def halved(size: float) -> int:
