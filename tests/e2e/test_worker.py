@@ -6,7 +6,8 @@ import pytest
 from tiny_project import copy_project, snakemake
 
 PROFILE = "results/profile/tiny/mixed/layer_001.json"
-ON_A_NODE = ["--mode", "remote", "--target-jobs", "profile:model=tiny,calibrate=mixed,layer=001", "--nolock"]
+ON_A_NODE = ["--mode", "remote", "--target-jobs", "profile:model=tiny,calibrate=mixed,layer=001"]
+ON_A_NODE += ["--nolock", "--no-hooks"]
 
 
 @pytest.fixture(scope="module")
