@@ -1,13 +1,12 @@
 """A streamed pass holds one layer at a time: its anonymous memory, sampled in a process of its own."""
 
 import multiprocessing
-import os
-import threading
 
 import torch
+from memory_growth import memory_growth
 from transformers import Qwen3MoeConfig
 
-from benchmarks.memory import MB, anonymous, sizes, write_checkpoint
+from benchmarks.memory import MB, sizes, write_checkpoint
 from mergemoe.calibration.capture import batches_of, capture
 from mergemoe.models import layout
 from mergemoe.models.layered_model import LayeredModel
@@ -30,18 +29,7 @@ def growth(tiny, folder, scratch, answer):
     """Send how far a pass's memory rose; a tiny pass before it has imported and started all that it needs."""
     torch.set_num_threads(1)
     run(tiny, scratch / "tiny")
-    done, seen = threading.Event(), [anonymous(os.getpid())]
-
-    def watch():
-        while not done.wait(0.002):
-            seen.append(anonymous(os.getpid()))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    run(folder, scratch / "measured")
-    done.set()
-    watcher.join()
-    answer.send(max(seen) - seen[0])
+    answer.send(memory_growth(lambda: run(folder, scratch / "measured")))
 
 
 def test_a_streamed_pass_takes_the_memory_of_one_layer_and_the_embeddings(tiny, tmp_path):

@@ -1,14 +1,8 @@
 """The joint solve by conjugate gradients: against the direct one, bounded in memory and steps, killed on its way."""
 
-import json
 import multiprocessing
-import os
 import signal
-import subprocess
-import sys
-import threading
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import problems
@@ -16,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_growth import memory_growth
 from problems import CASES, merge
-from tiny_project import ROOT
+from stage_by_hand import StageByHand
 
-from benchmarks.memory import MB, anonymous
+from benchmarks.memory import MB
 from mergemoe.artifacts import store
 from mergemoe.errors import UserError
 from mergemoe.joint_solves import conjugate_gradients, recursion, rows_solver
@@ -301,21 +296,17 @@ def test_a_killed_stage_goes_on_from_its_scratch_folder_and_removes_it(described
     grouping = {"layer": layer, "untouched": False, "expert_map": [0, 0, 1, 2, 2, 2, 3, 1]}
     store.write_json(tmp_path / "cluster.json", grouping, made)
     (tmp_path / "dies.py").write_text(DIES)
-    cfg = json.dumps({"method": "joint", "threads": 1} | catalogue.complete("joint", {"ridge": 0.01, "memory": 0.0003}))
+    cfg = {"method": "joint", "threads": 1} | catalogue.complete("joint", {"ridge": 0.01, "memory": 0.0003})
     inputs = {"layout": "layout.json", "profile": "profile.json", "cluster": "cluster.json", "capture": captured[layer]}
-    options = [part for name, path in inputs.items() for part in (f"--{name}", str(path))]
-    run = partial(
-        subprocess.run, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    command = ["--cfg", cfg, "--code", "0", "--layer", str(layer), *options, "--device", "cpu", "--out"]
-    killed = run([sys.executable, "dies.py", *command, "one/layer.safetensors"])
+    by_hand = StageByHand(tmp_path, layer, cfg, inputs)
+    killed = by_hand.run("dies.py", out="one/layer.safetensors")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (scratch,) = (tmp_path / "scratch" / "solve").iterdir()
     assert (scratch / "rows_00000.safetensors").is_file()
-    done = run([sys.executable, "-c", "from stages import solve; solve.main()", *command, "one/layer.safetensors"])
+    done = by_hand.run("-c", "from stages import solve; solve.main()", out="one/layer.safetensors")
     assert done.returncode == 0, done.stderr
     assert not scratch.exists()
-    whole = run([sys.executable, "-m", "stages.solve", *command, "other/layer.safetensors"])
+    whole = by_hand.run("-m", "stages.solve", out="other/layer.safetensors")
     assert whole.returncode == 0, whole.stderr
     assert (tmp_path / "one/layer.safetensors").read_bytes() == (tmp_path / "other/layer.safetensors").read_bytes()
     assert (tmp_path / "one/layer.json").read_bytes() == (tmp_path / "other/layer.json").read_bytes()
@@ -331,18 +322,7 @@ def growth(memory, tokens, answer):
     small, large = problems.problem(), problems.problem(**SIZES, tokens=tokens)
     merge(joint, small, memory=gigabytes(small, 7))
     merge(joint, small)
-    done, seen = threading.Event(), [anonymous(os.getpid())]
-
-    def watch():
-        while not done.wait(0.002):
-            seen.append(anonymous(os.getpid()))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    merge(joint, large, ridge=0.1, memory=memory)
-    done.set()
-    watcher.join()
-    answer.send(max(seen) - seen[0])
+    answer.send(memory_growth(lambda: merge(joint, large, ridge=0.1, memory=memory)))
 
 
 @pytest.mark.full

@@ -1,14 +1,10 @@
 """A job with a descent that is killed, and started again by the same command."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from functools import partial
 
 import pytest
-from tiny_project import ROOT
+from stage_by_hand import StageByHand
 
 from mergemoe.artifacts import store
 from mergemoe.checkpoints.expert_weights import read_experts
@@ -53,22 +49,18 @@ def test_a_killed_descent_goes_on_from_its_scratch_folder_and_removes_it(describ
     store.write_json(tmp_path / "layout.json", described, made)
     store.write_tensors(tmp_path / "solved.safetensors", solved, made)
     (tmp_path / "dies.py").write_text(DIES.format(stage=stage))
-    cfg = json.dumps({"threads": 1, **CHOICES[stage]})
+    cfg = {"threads": 1, **CHOICES[stage]}
     inputs = {"layout": "layout.json", "solved": "solved.safetensors", "capture": captured[layer]}
-    named = [part for name, path in inputs.items() for part in (f"--{name}", str(path))]
-    run = partial(
-        subprocess.run, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    command = ["--cfg", cfg, "--code", "0", "--layer", str(layer), *named, "--device", "cpu", "--out"]
-    killed = run([sys.executable, "dies.py", *command, "one/layer.safetensors"])
+    by_hand = StageByHand(tmp_path, layer, cfg, inputs)
+    killed = by_hand.run("dies.py", out="one/layer.safetensors")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (scratch,) = (tmp_path / "scratch" / stage).iterdir()
     assert [path.name for path in scratch.iterdir()] == ["state.safetensors"]  # files of tokens have no name
     assert store.read_tensors(scratch / "state.safetensors")["steps"].tolist()[0] == 30
-    done = run([sys.executable, "-m", f"stages.{stage}", *command, "one/layer.safetensors"])
+    done = by_hand.run("-m", f"stages.{stage}", out="one/layer.safetensors")
     assert done.returncode == 0, done.stderr
     assert not scratch.exists()
-    whole = run([sys.executable, "-m", f"stages.{stage}", *command, "other/layer.safetensors"])
+    whole = by_hand.run("-m", f"stages.{stage}", out="other/layer.safetensors")
     assert whole.returncode == 0, whole.stderr
     for name in ("layer.safetensors", "layer.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
