@@ -16,12 +16,17 @@ def check_finite(what: str, *numbers: Tensor | float) -> None:
     Raises:
         UserError: if one is NaN or infinite.
     """
-    if not all(bool(torch.as_tensor(part).isfinite().all()) for part in numbers):
+    if not all(_is_finite(torch.as_tensor(part)) for part in numbers):
         raise UserError(
             f"{what} are NaN or infinite: they exceed the range of float32, or of the dtype in which weights are "
             "stored. Hidden states or weights of this layer are very large, which usually means a damaged checkpoint; "
             "if it computes well otherwise, leave this layer out (`layers`)"
         )
+
+
+def _is_finite(numbers: Tensor) -> bool:
+    """Tell it from the smallest and the largest, NaN if one is: isfinite copies, and Gram matrices are large."""
+    return not numbers.numel() or all(bool(bound.isfinite()) for bound in numbers.aminmax())
 
 
 def stored(what: str, made: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from mergemoe.grouping.by_selection import by_selection
 from mergemoe.grouping.costs import Costs
 from mergemoe.grouping.quick_search import sketch
+from mergemoe.moe import layer_sizes
 
 CASES = {"gated": {}, "un-gated": {"gated": False}, "biases": {"biased": True}}
 
@@ -43,6 +44,17 @@ def test_pairs_are_the_cheapest_of_all_perfect_matchings_of_the_sketch(case, wid
     expert_map = by_selection(problem, 3, width, search="quick")
     assert all(expert_map[i] == expert_map[j] for i, j in cheapest)
     assert sorted(expert_map.count(group) for group in range(3)) == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("room", "passes"), [(1 << 31, 2), (0, 6)], ids=["kept", "computed"])
+def test_tokens_are_read_for_every_union_only_if_features_have_no_room(room, passes, monkeypatch):
+    """Once for the sums of single experts, and once for the features or for each of five experts with those before."""
+    monkeypatch.setattr(layer_sizes, "FEATURE_BYTES", room)
+    problem, read = problems.problem(expert_map=range(6), width=12, hidden_size=16), []
+    chunks = problem.reader.chunks
+    monkeypatch.setattr(problem.reader, "chunks", lambda *args, **options: read.append(1) or chunks(*args, **options))
+    by_selection(problem, 3, 12, search="quick")
+    assert len(read) == passes
 
 
 def test_equal_experts_with_their_neurons_in_another_order_are_joined():

@@ -1,10 +1,14 @@
 """The joint solve in its dual form, against the direct one."""
 
+import multiprocessing
+
 import problems
 import pytest
 import torch
+from memory_growth import memory_growth
 from problems import CASES, merge
 
+from benchmarks.memory import MB
 from mergemoe.errors import UserError
 from mergemoe.joint_solves import conjugate_gradients, kernel_ridge
 from mergemoe.joint_solves.routed_features import RoutedFeatures
@@ -74,3 +78,26 @@ def test_group_by_group_is_tried_only_where_its_sums_have_room_beside_the_featur
     for room, tried in ((1.01 * kept, True), (0.5 * kept, False)):
         record = merge(joint, problem, memory=(sums + room) / 1e9)[0].record
         assert "residual" not in record and ("heldout_error" in record) == tried
+
+
+def growth(answer):
+    """Send what a kernel of 3,000 tokens is said to need, and how far memory rises; a small one comes before it."""
+    torch.set_num_threads(1)
+    sizes = {"expert_map": [0, 0, 1, 2, 3, 4, 5, 6, 7], "hidden_size": 64, "width": 32}
+    small, large = (problems.problem(**sizes, tokens=tokens) for tokens in (50, 3000))
+    experts = feature_rules.merged_experts(large, large.groups, "usage", 32)
+    passes = RoutedFeatures(large, experts, 1e9)
+    kernel_ridge.fit(RoutedFeatures(small, experts, 1e9), experts, 0.1, memory=1.0)
+    grown = memory_growth(lambda: kernel_ridge.fit(passes, experts, 0.1, memory=1.0))
+    answer.send((kernel_ridge.bytes_needed(passes), grown))
+
+
+@pytest.mark.full
+def test_it_holds_what_it_says():
+    mine, its = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=growth, args=(its,))
+    process.start()
+    its.close()
+    said, grown = mine.recv()
+    process.join()
+    assert 0.8 * said < grown < said + 10 * MB

@@ -352,3 +352,9 @@ def test_the_work_of_unions_is_that_of_a_loop_over_pairs(room, monkeypatch):
         pool = 2 * p
         counted += 2 * (outputs * pool**2 + 3 * pool**2 * p * 2)
     assert solve_work.unions_work(layer, outputs) == pytest.approx(counted)
+
+
+def test_the_memory_of_unions_has_the_features_that_are_kept(monkeypatch):
+    kept = layer_resources.unions_held(LAYER, quick=True).tensors
+    monkeypatch.setattr(layer_sizes, "FEATURE_BYTES", 0)
+    assert kept - layer_resources.unions_held(LAYER, quick=True).tensors == 4 * 8 * 25 * 1000  # N, I / 4, T
